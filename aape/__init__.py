@@ -1,0 +1,3 @@
+"""AAPE: dissect audio Transformers neuron by neuron."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,329 @@
+"""M2D (Masked Modeling Duo) and any ViT of the same shape, on today's timm.
+
+Reads the official checkpoints of https://github.com/nttcslab/m2d as they are distributed and computes what that
+code and EVAR's AR_M2D compute: log-mel, patches, class token, chunks of `input_size[1]` frames, and the clip
+embedding made of concatenated frequency bins averaged over time (Niizumi et al. 2023, arXiv 2210.14648).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from aape.encoders.base import Encoder, Stages
+
+NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
+_FRONT_ENDS = {  # sample rate, Hz -> n_fft and window, hop (samples), lowest and highest frequency (Hz)  (M2D)
+    16000: (400, 160, 50, 8000),
+    32000: (800, 320, 50, 16000),
+}
+_PREFIXES = ("module.ar.runtime.backbone.", "backbone.")  # EVAR's fine-tuning, M2D's runtime
+
+
+class LogMel(nn.Module):
+    """Wave [batch, samples] -> normalised natural-log mel spectrogram [batch, 1, mels, samples // hop + 1]."""
+
+    def __init__(self, sample_rate: int = 16000, n_mels: int = 80) -> None:
+        super().__init__()
+        import nnAudio.features  # here: it takes a second, and analyses never need it
+
+        if sample_rate not in _FRONT_ENDS:
+            raise ValueError(f"sample_rate must be one of {sorted(_FRONT_ENDS)} Hz, found {sample_rate}")
+        window, self.hop, f_min, f_max = _FRONT_ENDS[sample_rate]
+        self.window = window
+        self.mel = nnAudio.features.MelSpectrogram(
+            sr=sample_rate,
+            n_fft=window,
+            win_length=window,
+            hop_length=self.hop,
+            n_mels=n_mels,
+            fmin=f_min,
+            fmax=f_max,
+            center=True,
+            power=2,
+            verbose=False,
+        )
+        self.register_buffer("norm_stats", torch.tensor(NORM_STATS), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        log_mel = (self.mel(wave) + torch.finfo(torch.float32).eps).log().unsqueeze(1)
+        return (log_mel - self.norm_stats[0]) / self.norm_stats[1]
+
+
+class M2DViT(VisionTransformer):
+    """The encoder half of M2D: class token and patches of a log-mel through pre-norm Transformer blocks.
+
+    The state dict has the keys of M2D's encoder-only checkpoints. Tokens: the class token, then patches with
+    frequency outermost, [batch, 1 + (mels / patch) * (frames / patch), width].
+    """
+
+    def __init__(
+        self,
+        input_size: tuple[int, int] = (80, 608),
+        patch_size: tuple[int, int] = (16, 16),
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(
+            img_size=input_size,
+            patch_size=patch_size,
+            in_chans=1,
+            num_classes=0,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        self.input_size = (int(input_size[0]), int(input_size[1]))  # mels, frames of a chunk
+        self.grid = (input_size[0] // patch_size[0], input_size[1] // patch_size[1])
+        self.patch = (int(patch_size[0]), int(patch_size[1]))
+        self.norm_stats = nn.Parameter(torch.tensor(NORM_STATS), requires_grad=False)
+
+    def tokens(self, spectrogram: Tensor) -> Tensor:
+        """Log-mel [batch, 1, mels, frames <= input_size[1], a multiple of the patch] -> [batch, 1 + patches, width].
+
+        A short input uses the positions of the first time steps of every frequency row (M2D).
+        """
+        patches = self.patch_embed.proj(spectrogram)  # [batch, width, f, t]
+        f, t = patches.shape[-2:]
+        width = patches.shape[1]
+        positions = self.pos_embed[:, 1:].reshape(1, *self.grid, width)[:, :, :t].reshape(1, f * t, width)
+        sequence = patches.flatten(2).transpose(1, 2) + positions
+        class_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(sequence), -1, -1)
+        return torch.cat((class_token, sequence), dim=1)
+
+    def encode(self, spectrogram: Tensor) -> Tensor:
+        """Log-mel of one chunk -> normalised tokens after the last block [batch, 1 + patches, width]."""
+        return self.norm(self.blocks(self.tokens(spectrogram)))
+
+
+class M2DAudio(nn.Module):
+    """LogMel and M2DViT: wave [batch, samples] -> clip embedding [batch, mel patches * width]."""
+
+    def __init__(self, vit: M2DViT, sample_rate: int = 16000) -> None:
+        super().__init__()
+        self.front_end = LogMel(sample_rate, n_mels=vit.input_size[0])
+        self.vit = vit
+        self.front_end.norm_stats.copy_(vit.norm_stats)
+
+    def chunks(self, wave: Tensor) -> list[Tensor]:
+        """Cut the log-mel into pieces [batch, 1, mels, frames], zero-padded to whole patches at the end (M2D)."""
+        x = self.front_end(wave)
+        unit, step = self.vit.input_size[1], self.vit.patch[1]
+        pad = -(x.shape[-1] % unit) % step
+        return list(nn.functional.pad(x, (0, pad)).split(unit, dim=-1))
+
+    def begin(self, wave: Tensor) -> list[Tensor]:
+        return [self.vit.tokens(chunk) for chunk in self.chunks(wave)]
+
+    def finish(self, sequences: list[Tensor]) -> Tensor:
+        frames = []
+        for x in sequences:
+            x = self.vit.norm(x)[:, 1:]  # no class token: [batch, f * t, width]
+            batch, _, width = x.shape
+            x = x.reshape(batch, self.vit.grid[0], -1, width).transpose(1, 2)  # [batch, t, f, width]
+            frames.append(x.flatten(2))
+        return torch.cat(frames, dim=1).mean(dim=1)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.finish([self.vit.blocks(x) for x in self.begin(wave)])
+
+    def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
+        """Which tokens saw only zero padding, one mask [batch, 1 + patches] a chunk.
+
+        Frame f sees samples from f * hop - window / 2 on, and a patch starts with its first frame: it is padding when
+        even that one begins at or after the last valid sample. The class token never is.
+        """
+        hop, window = self.front_end.hop, self.front_end.window
+        frames = samples // hop + 1
+        rows = self.vit.grid[0]
+        unit, step = self.vit.input_size[1], self.vit.patch[1]
+        masks = []
+        for start in range(0, frames, unit):
+            first = torch.arange(start, min(start + unit, frames), step, device=valid_samples.device)  # [t]
+            silent = (first[None, :] * hop - window // 2) >= valid_samples[:, None]  # [batch, t]
+            silent &= (valid_samples < samples)[:, None]
+            masks.append(nn.functional.pad(silent.repeat(1, rows), (1, 0)))
+        return masks
+
+
+def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] | None:
+    """`m2d_vit_base-80x608p16x16-221006-mr7` -> ((80, 608), (16, 16), 16000); None where the name says nothing."""
+    match = re.search(r"-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+)k)?", name)
+    if match is None:
+        return None
+    mels, frames, patch_f, patch_t = (int(g) for g in match.groups()[:4])
+    return (mels, frames), (patch_f, patch_t), int(match.group(5) or 16) * 1000
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by encoder-only name, without running any code from the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, not a checkpoint, or it needs code that is not allow-listed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}. Expected the file of an official M2D release, e.g. "
+            "m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth; Install.md says where to get it."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            # Full M2D checkpoints carry the training script's arguments beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely: {str(error)[:300]} "
+            "Expected a torch or safetensors file of tensors; a damaged download should be fetched again."
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a mapping of names to tensors")
+    tensors = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            for prefix in _PREFIXES:
+                key = key.removeprefix(prefix)
+            tensors[key] = value
+    return tensors
+
+
+def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Sizes of the ViT that these tensors are of, checked against the folder's (or else the file's) name."""
+    for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "norm.weight"):
+        if key not in tensors:
+            raise ValueError(
+                f"{path} is no M2D encoder: {key!r} is missing. Found {len(tensors)} tensors, "
+                f"e.g. {', '.join(sorted(tensors)[:4]) or 'none'}."
+            )
+    width, channels, *patch = tensors["patch_embed.proj.weight"].shape
+    if channels != 1 or len(patch) != 2:
+        raise ValueError(f"{path}: patch_embed takes {channels} channels, expected 1 (a spectrogram), not an image model")
+    patches = tensors["pos_embed"].shape[1] - 1
+    named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
+    if named is None:
+        mels, sample_rate = 80, 16000
+    else:
+        (mels, _), _, sample_rate = named
+    rows = mels // patch[0]
+    input_size = (mels, patches // rows * patch[1])
+    if named is not None and (named[0] != input_size or named[1] != tuple(patch)):
+        (n_mels, n_frames), (n_f, n_t), _ = named
+        raise ValueError(
+            f"{path}: its name says input {n_mels}x{n_frames} in patches of {n_f}x{n_t}, its tensors hold {patches} "
+            f"positions for patches of {patch[0]}x{patch[1]} (input {input_size[0]}x{input_size[1]}). Rename the "
+            "folder, or find the checkpoint that belongs in it."
+        )
+    if patches % rows:
+        raise ValueError(f"{path}: {patches} positions do not fill {rows} rows of patches")
+    depth = 1 + max(int(m.group(1)) for m in (re.match(r"blocks\.(\d+)\.", k) for k in tensors) if m)
+    return {
+        "input_size": input_size,
+        "patch_size": tuple(patch),
+        "width": width,
+        "depth": depth,
+        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "sample_rate": sample_rate,
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_state(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of a module's state, for weights that no file holds."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(
+    weights_path: str | Path,
+    *,
+    seed: int = 0,
+    input_size: tuple[int, int] = (80, 608),
+    patch_size: tuple[int, int] = (16, 16),
+    width: int = 768,
+    depth: int = 12,
+    name: str = "M2D",
+) -> Encoder:
+    """An M2D encoder, or a ViT of its shape, from a checkpoint or with random weights.
+
+    Args:
+        weights_path: a checkpoint (`.pth` official, full or encoder-only; `.safetensors` with the same keys), or
+            "random". The shape comes from the tensors, and must agree with the folder's name where that speaks
+            (M2D: `<model>-80x608p16x16...`).
+        seed, input_size, patch_size, width, depth: of random weights only; heads have 64 channels each.
+        name: what tables call the model.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; damaged; another architecture; name and tensors disagree.
+    """
+    if str(weights_path) == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vit = M2DViT(tuple(input_size), tuple(patch_size), width, depth, max(1, width // 64))  # type: ignore[arg-type]
+        sample_rate = 16000
+        provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
+    else:
+        path = Path(weights_path).expanduser()
+        tensors = read_checkpoint(path)
+        shape = _shape_of(tensors, path)
+        sample_rate = shape.pop("sample_rate")
+        vit = M2DViT(heads=max(1, shape["width"] // 64), **shape)
+        tensors.setdefault("norm_stats", torch.tensor(NORM_STATS))
+        wanted = vit.state_dict()
+        missing = sorted(set(wanted) - set(tensors))
+        odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+        if missing or odd:
+            found = f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
+            raise ValueError(
+                f"{path} is not a whole encoder of width {shape['width']} and depth {shape['depth']}: "
+                f"{len(missing)} tensors missing ({', '.join(missing[:3])}) {found}"
+            )
+        vit.load_state_dict({k: tensors[k].float() for k in wanted})
+        provenance = {"source": str(weights_path), "sha256": sha256_of(path)}
+    model = M2DAudio(vit, sample_rate).eval()
+    model.requires_grad_(False)
+    return Encoder(
+        name=name,
+        sample_rate=sample_rate,
+        clip_seconds=vit.input_size[1] * model.front_end.hop / sample_rate,
+        module=model,
+        activations={f"blocks.{i}.mlp.act": block.mlp.act for i, block in enumerate(vit.blocks)},
+        embed=model,
+        weights=provenance,
+        chunks=True,
+        padding_masks=model.padding_masks,
+        stages=Stages(model.begin, list(vit.blocks), model.finish),
+    )
