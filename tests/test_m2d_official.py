@@ -1,0 +1,86 @@
+"""Our M2D against sampled numbers of the official code (M2D's runtime inside EVAR's AR_M2D).
+
+tests/data/m2d_official.npz was written by benchmarks/compare_with_evar.py --write, which needs an EVAR clone; weights
+and inputs are drawn again here, by parameter name, from NumPy. The tolerance is for other machines: on the machine
+that wrote the file all values were equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy_weights
+import pytest
+import torch
+
+from aape.encoders import m2d
+
+ROOT = Path(__file__).resolve().parents[1]
+OFFICIAL = ROOT / "tests" / "data" / "m2d_official.npz"
+ESC50 = Path(os.environ.get("AAPE_ESC50", ROOT.parent / "shared" / "data" / "esc50"))
+ACROSS_MACHINES = 1e-4
+
+
+@pytest.fixture(scope="module")
+def official():
+    with np.load(OFFICIAL) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    path = numpy_weights.save_checkpoint(tmp_path_factory.mktemp("official"))
+    loaded = m2d.load(path)
+    path.unlink()  # 340 MB; pytest keeps its last folders
+    return loaded
+
+
+def _record(encoder, wave):
+    seen: dict[str, list[torch.Tensor]] = {}
+    hooks = []
+    for i, block in enumerate(encoder.module.vit.blocks):
+        for name, module in (
+            (f"block.{i:02d}", block),
+            (f"act.{i:02d}", encoder.activations[f"blocks.{i}.mlp.act"]),
+        ):
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, a, out, name=name: seen.setdefault(name, []).append(out)
+                )
+            )
+    with torch.no_grad():
+        tensors = {"embedding": encoder.embed(wave), "log-mel": encoder.module.front_end(wave)}
+    for hook in hooks:
+        hook.remove()
+    return tensors | {name: torch.cat(parts, dim=1) for name, parts in seen.items()}
+
+
+@pytest.mark.parametrize("seconds", numpy_weights.SECONDS)
+@pytest.mark.parametrize("source", ["noise", "real"])
+def test_front_end_blocks_activations_and_embedding_are_the_official_ones(encoder, official, source, seconds):
+    if source == "real" and not (ESC50 / "meta" / "esc50.csv").is_file():
+        pytest.skip(f"no ESC-50 at {ESC50}; AAPE_ESC50 names another place")
+    wave = numpy_weights.noise(seconds) if source == "noise" else numpy_weights.real(ESC50, seconds)
+    tensors = _record(encoder, wave)
+    assert len(tensors) == 2 + 12 + 12
+    for key, tensor in tensors.items():
+        stem = f"{source}-{seconds}/{key}"
+        assert tuple(tensor.shape) == tuple(official[f"{stem}/shape"]), stem
+        ours = tensor.flatten()[torch.from_numpy(official[f"{stem}/index"]).long()].numpy()
+        theirs = official[f"{stem}/value"]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=ACROSS_MACHINES, err_msg=stem)
+        if key.startswith("act"):
+            clear = np.abs(theirs) > 1e-5
+            assert clear.sum() > 100, stem
+            np.testing.assert_array_equal(ours[clear] > 0, theirs[clear] > 0, err_msg=stem)
+
+
+def test_drawn_weights_are_the_ones_the_file_was_made_with():
+    """A change of the drawing would show as differences everywhere; this says where they come from."""
+    assert numpy_weights.draw("blocks.3.mlp.fc1.weight", (2, 2)).tolist() == [
+        [-0.014332640916109085, 0.020983729511499405],
+        [0.010755639523267746, 0.014451276510953903],
+    ]
+    assert abs(float(numpy_weights.noise(1.0).double().sum()) - 19.065932692270508) < 1e-6
