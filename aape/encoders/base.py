@@ -28,11 +28,14 @@ class Stages:
         begin: wave [batch, samples] -> token sequences before block 0, a list of [batch, tokens, width], one a chunk.
         blocks: the blocks in order, [batch, tokens, width] -> [batch, tokens, width].
         finish: the sequences after the last block -> clip embedding [batch, dim].
+        projections: the linear layer of each block that adds the counted activations to the residual stream, so that
+            block(x) = rest(x) + projection(activations), nothing in between; or None.
     """
 
     begin: Callable[[Tensor], list[Tensor]]
     blocks: Sequence[nn.Module]
     finish: Callable[[list[Tensor]], Tensor]
+    projections: Sequence[nn.Linear] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,10 @@ def is_activation(module: nn.Module) -> bool:
         return False
     if type(module).__module__ == "torch.nn.modules.activation":
         return True
-    return re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I) is not None
+    return (
+        re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I)
+        is not None
+    )
 
 
 def from_module(

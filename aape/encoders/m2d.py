@@ -23,9 +23,13 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from aape.artifacts import sha256_of
 from aape.encoders.base import Encoder, Stages
 
-NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
+NORM_STATS = (
+    -7.1,
+    4.2,
+)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
 _FRONT_ENDS = {  # sample rate, Hz -> n_fft and window, hop (samples), lowest and highest frequency (Hz)  (M2D)
     16000: (400, 160, 50, 8000),
     32000: (800, 320, 50, 16000),
@@ -35,6 +39,8 @@ _PREFIXES = ("module.ar.runtime.backbone.", "backbone.")  # EVAR's fine-tuning, 
 
 class LogMel(nn.Module):
     """Wave [batch, samples] -> normalised natural-log mel spectrogram [batch, 1, mels, samples // hop + 1]."""
+
+    norm_stats: Tensor
 
     def __init__(self, sample_rate: int = 16000, n_mels: int = 80) -> None:
         super().__init__()
@@ -69,6 +75,9 @@ class M2DViT(VisionTransformer):
     The state dict has the keys of M2D's encoder-only checkpoints. Tokens: the class token, then patches with
     frequency outermost, [batch, 1 + (mels / patch) * (frames / patch), width].
     """
+
+    pos_embed: nn.Parameter
+    cls_token: nn.Parameter
 
     def __init__(
         self,
@@ -190,9 +199,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             # Full M2D checkpoints carry the training script's arguments beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]):
+            with torch.serialization.safe_globals(
+                [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+            ):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+    ) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely: {str(error)[:300]} "
             "Expected a torch or safetensors file of tensors; a damaged download should be fetched again."
@@ -220,7 +239,9 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
             )
     width, channels, *patch = tensors["patch_embed.proj.weight"].shape
     if channels != 1 or len(patch) != 2:
-        raise ValueError(f"{path}: patch_embed takes {channels} channels, expected 1 (a spectrogram), not an image model")
+        raise ValueError(
+            f"{path}: patch_embed takes {channels} channels, expected 1 (a spectrogram), not an image model"
+        )
     patches = tensors["pos_embed"].shape[1] - 1
     named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
     if named is None:
@@ -247,15 +268,6 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "sample_rate": sample_rate,
     }
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sha256_of_state(module: nn.Module) -> str:
@@ -306,7 +318,11 @@ def load(
         missing = sorted(set(wanted) - set(tensors))
         odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
         if missing or odd:
-            found = f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
+            found = (
+                f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}"
+                if odd
+                else ""
+            )
             raise ValueError(
                 f"{path} is not a whole encoder of width {shape['width']} and depth {shape['depth']}: "
                 f"{len(missing)} tensors missing ({', '.join(missing[:3])}) {found}"
@@ -325,5 +341,5 @@ def load(
         weights=provenance,
         chunks=True,
         padding_masks=model.padding_masks,
-        stages=Stages(model.begin, list(vit.blocks), model.finish),
+        stages=Stages(model.begin, list(vit.blocks), model.finish, [block.mlp.fc2 for block in vit.blocks]),
     )

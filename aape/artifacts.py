@@ -1,0 +1,361 @@
+"""Files on disk: what a collecting pass leaves, checked when it is read back.
+
+A folder of artifacts holds `over_zero.pt` and `classes.txt`, which other tools make too, and from our own pass
+`clip_counts.npy`, `padding_counts.npy`, `features.pt`, `gts.pt` and `manifest.json`. Every file is written under a
+temporary name and renamed when whole; the manifest comes last, so where it stands the rest is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+LARGE = 64 << 20  # bytes; larger files are only verified on request
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, renamed to it when the block ends well and removed when it does not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def save_tensors(path: Path, content: Tensor | dict[str, Tensor]) -> None:
+    """torch.save through an open file, so that the bytes do not depend on the file's name."""
+    with whole_file(path) as file:
+        torch.save(content, file)
+
+
+def load_tensors(path: Path) -> Any:
+    """torch.load without running code.
+
+    Raises:
+        ValueError: not a whole file of tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no whole file of tensors ({str(error)[:200]}); delete its folder and collect again"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Artifacts:
+    """What is known of one model on one task.
+
+    Attributes:
+        path: the folder.
+        classes: class names in the tensor's order.
+        over_zero: conditional activation probabilities, float32 [layers, neurons, classes].
+        manifest: what made it; empty for artifacts of other tools.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    over_zero: Tensor
+    manifest: Mapping[str, Any]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layer names, in order."""
+        return tuple(self.manifest.get("layers", [f"layer {i}" for i in range(len(self.over_zero))]))
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether counts per clip are there for every clip."""
+        return bool(self.manifest) and (self.path / "clip_counts.npy").is_file()
+
+    def _need(self, what: str, file: str) -> Path:
+        path = self.path / file
+        if not self.manifest or not path.is_file():
+            raise ValueError(
+                f"{self.path}: {what} needs {file}, which is not there. These artifacts hold probabilities by class "
+                "only; collect them again with this repository's notebooks."
+            )
+        return path
+
+    def _column(self, name: str) -> np.ndarray:
+        if "clips" not in self.manifest:
+            raise ValueError(
+                f"{self.path}: no manifest.json with clips, so {name} of single clips is not known"
+            )
+        return np.asarray(self.manifest["clips"][name])
+
+    @property
+    def files(self) -> np.ndarray:
+        """File name of each clip, str [clips]."""
+        return self._column("file")
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Split or fold of each clip, str [clips]."""
+        return self._column("split")
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group (recording, speaker, ...) of each clip, str [clips]."""
+        return self._column("group")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class index of each clip, int64 [clips]."""
+        return self._column("label").astype(np.int64)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens per clip, int64 [clips]."""
+        return self._column("tokens").astype(np.int64)
+
+    @property
+    def padding_tokens(self) -> np.ndarray:
+        """Tokens of zero padding per clip, int64 [clips]."""
+        return self._column("padding_tokens").astype(np.int64)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Active tokens per clip, unsigned [clips, layers, neurons], memory-mapped.
+
+        Where only some clips' counts were kept (`manifest["kept_clips"]`), the rows are those clips.
+        """
+        return np.load(self._need("this", "clip_counts.npy"), mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def padding_counts(self) -> np.ndarray | None:
+        """The same over tokens of zero padding; None where no clip is padded."""
+        if self.manifest.get("padding") == "unknown":
+            raise ValueError(
+                f"{self.path}: some clips are padded, but {self.manifest['encoder']} does not say which tokens that "
+                "makes; give its Encoder padding_masks and collect again"
+            )
+        self._need("this", "clip_counts.npy")
+        path = self.path / "padding_counts.npy"
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+
+    @functools.cached_property
+    def features(self) -> dict[str, Tensor]:
+        """Clip embeddings by split, float32 [clips, dim]."""
+        return load_tensors(self._need("this", "features.pt"))
+
+    @functools.cached_property
+    def gts(self) -> dict[str, Tensor]:
+        """Class indices by split, int64 [clips], in the order of `features`."""
+        return load_tensors(self._need("this", "gts.pt"))
+
+    def embeddings(self) -> np.ndarray:
+        """Clip embeddings in the order of the clips, float32 [clips, dim]."""
+        splits = self.splits
+        dim = next(iter(self.features.values())).shape[1]
+        out = np.empty((len(splits), dim), dtype=np.float32)
+        for split, rows in self.features.items():
+            out[splits == split] = rows.numpy()
+        return out
+
+    def rows(self, split: str | Sequence[str] | None = None, clips: np.ndarray | None = None) -> np.ndarray:
+        """Indices of the clips of a split (or several) that are also in `clips` (bool mask or indices).
+
+        Raises:
+            ValueError: no such split.
+        """
+        chosen = np.ones(len(self.splits), dtype=bool)
+        if split is not None:
+            wanted = [split] if isinstance(split, str) else list(split)
+            unknown = sorted(set(wanted) - set(self.splits))
+            if unknown:
+                raise ValueError(
+                    f"{self.path} has no split {unknown[0]!r}; it has {', '.join(sorted(set(self.splits)))}"
+                )
+            chosen &= np.isin(self.splits, wanted)
+        if clips is not None:
+            picked = np.zeros(len(self.splits), dtype=bool)
+            picked[np.asarray(clips)] = True
+            chosen &= picked
+        return np.flatnonzero(chosen)
+
+    def probabilities(
+        self,
+        split: str | Sequence[str] | None = None,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        clips: np.ndarray | None = None,
+        padding: bool = True,
+    ) -> np.ndarray:
+        """Conditional activation probabilities of any regrouping of clips, without the model.
+
+        p[l, n, c] = active tokens / tokens over all clips of class c (paper; the estimate of LAPE, Tang et al. 2024).
+
+        Args:
+            split: one split, several, or None for all.
+            classes: new class name -> old names that it unites; None keeps the task's.
+            clips: bool mask or indices over clips.
+            padding: count tokens of zero padding too, as EVAR does.
+
+        Returns:
+            float64 [layers, neurons, classes].
+
+        Raises:
+            ValueError: no counts, an unknown split or class, a class without a clip or token in the choice.
+        """
+        if "kept_clips" in self.manifest:
+            raise ValueError(
+                f"{self.path}: counts of {len(self.counts)} clips only were kept; use over_zero instead"
+            )
+        rows = self.rows(split, clips)
+        index = {name: i for i, name in enumerate(self.classes)}
+        wanted = {name: [name] for name in self.classes} if classes is None else classes
+        for new, old in wanted.items():
+            unknown = [o for o in old if o not in index]
+            if unknown:
+                raise ValueError(f"class {new!r} is to hold {unknown[0]!r}, which {self.path} does not have")
+        pad = None if padding else self.padding_counts
+        tokens = self.tokens - (0 if padding else self.padding_tokens)
+        out = np.empty((*self.counts.shape[1:], len(wanted)), dtype=np.float64)
+        for c, (new, old) in enumerate(wanted.items()):
+            mine = rows[np.isin(self.labels[rows], [index[o] for o in old])]
+            total = int(tokens[mine].sum())
+            if total == 0:
+                raise ValueError(f"class {new!r} has no clip among the {len(rows)} chosen (split={split})")
+            active = self.counts[mine].sum(axis=0, dtype=np.int64)
+            if pad is not None:
+                active = active - pad[mine].sum(axis=0, dtype=np.int64)
+            out[:, :, c] = active / total
+        return out
+
+    def summary(self) -> pd.DataFrame:
+        """One column of facts: model, task, clips, tokens, disk."""
+        m = self.manifest
+        layers, neurons, classes = self.over_zero.shape
+        facts: dict[str, Any] = {
+            "folder": str(self.path),
+            "layers x neurons": f"{layers} x {neurons}",
+            "classes": classes,
+        }
+        if m:
+            splits = pd.Series(self.splits).value_counts(sort=False)
+            padded, tokens = int(self.padding_tokens.sum()), int(self.tokens.sum())
+            facts |= {
+                "model": m["encoder"],
+                "weights": f"{m['weights'].get('source')} (sha256 {str(m['weights'].get('sha256'))[:12]}...)",
+                "task": f"{m['task']}, clips of {m['clip_seconds']} s",
+                "clips": ", ".join(f"{n} {s}" for s, n in splits.items()),
+                "groups": f"{len(set(self.groups))} by {m['group_column']}"
+                if m["group_column"]
+                else "every clip its own",
+                "tokens": f"{tokens:,}",
+                "of zero padding": "unknown" if m["padding"] == "unknown" else f"{padded / tokens:.1%}",
+                "device, precision": f"{m['hardware']['device']}, {m['precision']}",
+            }
+        facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.4f}"
+        facts["disk"] = f"{sum(f.stat().st_size for f in self.path.glob('*') if f.is_file()) / 2**20:.1f} MiB"
+        return pd.DataFrame({"value": facts})
+
+
+def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
+    """Read a folder of artifacts and check that it is whole and consistent.
+
+    Args:
+        directory: ours, or another tool's over_zero.pt with classes.txt.
+        verify: also verify the checksums of files above 64 MiB; smaller ones always are.
+
+    Raises:
+        FileNotFoundError: no such folder, or an unfinished one.
+        ValueError: a file was changed, is of another shape, or belongs elsewhere.
+    """
+    path = Path(directory)
+    missing = [f for f in ("over_zero.pt", "classes.txt") if not (path / f).is_file()]
+    if missing:
+        unfinished = (path / ".partial").is_dir()
+        raise FileNotFoundError(
+            f"{path} has no {' and no '.join(missing)}; "
+            + (
+                "its collection was cut off: call it again and it goes on. "
+                if unfinished
+                else "collect it first. "
+            )
+            + "Expected over_zero.pt and classes.txt."
+        )
+    manifest_path = path / "manifest.json"
+    manifest: dict[str, Any] = {}
+    if manifest_path.is_file():
+        try:
+            manifest = json.loads(manifest_path.read_text())
+            checksums = manifest["checksums"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise ValueError(f"{manifest_path} is not a manifest ({error}); collect again") from error
+        for name, digest in checksums.items():
+            file = path / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing, its manifest lists it; collect again")
+            if (verify or file.stat().st_size <= LARGE) and sha256_of(file) != digest:
+                raise ValueError(
+                    f"{file} is not the file its manifest describes (SHA-256 {sha256_of(file)[:12]}..., expected "
+                    f"{digest[:12]}...): edited, or of another run. Restore it, or delete the folder and collect again."
+                )
+    classes = tuple((path / "classes.txt").read_text().splitlines())
+    over_zero = load_tensors(path / "over_zero.pt")
+    if not isinstance(over_zero, Tensor) or over_zero.ndim != 3 or over_zero.shape[2] != len(classes):
+        found = tuple(over_zero.shape) if isinstance(over_zero, Tensor) else type(over_zero).__name__
+        raise ValueError(
+            f"{path}/over_zero.pt is {found}, expected [layers, neurons, {len(classes)}] for the classes in classes.txt"
+        )
+    if not bool(torch.isfinite(over_zero).all()) or float(over_zero.min()) < 0 or float(over_zero.max()) > 1:
+        raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
+    artifacts = Artifacts(path, classes, over_zero, manifest)
+    if manifest:
+        if list(classes) != manifest["classes"]:
+            raise ValueError(f"{path}/classes.txt and its manifest name different classes or another order")
+        if artifacts.has_counts:
+            rows = len(manifest.get("kept_clips", artifacts.files))
+            expected = (rows, len(manifest["layers"]), over_zero.shape[1])
+            if artifacts.counts.shape != expected:
+                raise ValueError(f"{path}/clip_counts.npy is {artifacts.counts.shape}, expected {expected}")
+    return artifacts
+
+
+class ArrayWriter:
+    """Append rows to a .npy file of known final shape, without holding or mapping it."""
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._file, self._dtype = file, dtype
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(file, header)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows [k, ...]."""
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).tobytes())

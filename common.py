@@ -1,0 +1,98 @@
+"""Front door of the collecting notebooks: load a study, a model and a task, run the pass, save the artifacts.
+
+From a shell: python common.py collect miniature M2D esc50   (or under torchrun: torchrun ... common.py collect ...)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from aape.artifacts import Artifacts, load_artifacts
+from aape.collect import collect
+from aape.encoders import Encoder, from_module
+from aape.study import Study, load_study
+from aape.tasks import Task, from_metadata
+
+__all__ = [
+    "Artifacts",
+    "collect",
+    "collect_study",
+    "from_metadata",
+    "from_module",
+    "load_artifacts",
+    "load_encoder",
+    "load_study",
+    "load_task",
+]
+
+
+def load_encoder(study: Study, model: str) -> Encoder:
+    """The study's model "M2D", "ViT" or "Untrained".
+
+    Raises:
+        ValueError: no such model, or what its loader returned is no Encoder.
+    """
+    encoder = study.model(model).call()
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"{study.model(model).loader} returned a {type(encoder).__name__}, expected an Encoder"
+        )
+    return encoder
+
+
+def load_task(study: Study, task: str) -> Task:
+    """One of the study's tasks.
+
+    Raises:
+        ValueError: no such task, or what its loader returned is no Task.
+    """
+    loaded = study.task(task).call()
+    if not isinstance(loaded, Task):
+        raise ValueError(f"{study.task(task).loader} returned a {type(loaded).__name__}, expected a Task")
+    return loaded
+
+
+def collect_study(
+    study: str | Path, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
+) -> Artifacts:
+    """Everything a collecting notebook does: load by name and collect with the study's settings."""
+    loaded = load_study(study)
+    settings = loaded.collect
+    out_dir = loaded.artifacts_directory(task, model)
+    return collect(
+        load_encoder(loaded, model),
+        load_task(loaded, task),
+        out_dir,
+        batch_size=settings.batch_size if batch_size is None else batch_size,
+        device=device,
+        splits=settings.splits,
+        keep_clips=settings.keep_clips,
+        on_bad_clip=settings.on_bad_clip,
+        seed=loaded.seed,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("collect", help="one model on one task of a study")
+    run.add_argument("study")
+    run.add_argument("model")
+    run.add_argument("task")
+    run.add_argument("--device")
+    run.add_argument("--batch-size", type=int)
+    options = parser.parse_args(arguments)
+    artifacts = collect_study(
+        options.study, options.model, options.task, device=options.device, batch_size=options.batch_size
+    )
+    print(artifacts.summary().to_string(header=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
