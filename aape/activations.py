@@ -26,7 +26,9 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
     try:
         for index, name in enumerate(layers):
 
-            def hook(_module: object, _inputs: object, output: object, index: int = index, name: str = name) -> None:
+            def hook(
+                _module: object, _inputs: object, output: object, index: int = index, name: str = name
+            ) -> None:
                 see(index, _tensor_of(output, name))
 
             handles.append(encoder.activations[name].register_forward_hook(hook))
@@ -93,7 +95,9 @@ def widths(encoder: Encoder) -> dict[str, int]:
         encoder.embed(torch.zeros(2, samples, device=encoder.device))
     silent = [name for i, name in enumerate(encoder.layers) if i not in seen]
     if silent:
-        raise ValueError(f"{encoder.name}: layer {silent[0]!r} was never called by embed(); check the pattern")
+        raise ValueError(
+            f"{encoder.name}: layer {silent[0]!r} was never called by embed(); check the pattern"
+        )
     return {name: seen[i] for i, name in enumerate(encoder.layers)}
 
 
@@ -167,7 +171,13 @@ def count_batch(
     with hooked(encoder, layers, see), torch.inference_mode():
         embeddings = encoder.embed(wave)
     if embeddings.ndim != 2 or embeddings.shape[0] != batch:
-        raise ValueError(f"{encoder.name}: embed gave {tuple(embeddings.shape)}, expected [batch={batch}, dim]")
+        raise ValueError(
+            f"{encoder.name}: embed gave {tuple(embeddings.shape)}, expected [batch={batch}, dim]"
+        )
     return BatchCounts(
-        embeddings.float().cpu(), counts.cpu(), tokens, None if padding is None else padding.cpu(), padding_tokens
+        embeddings.float().cpu(),
+        counts.cpu(),
+        tokens,
+        None if padding is None else padding.cpu(),
+        padding_tokens,
     )

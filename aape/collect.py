@@ -115,7 +115,7 @@ class _Plan:
 
 
 def read_clips(
-    task: Task, indices: Sequence[int], sample_rate: int
+    task: Task, indices: np.ndarray, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Waves [batch, samples], valid samples [batch], and the complaint about each clip that is bad (valid = 0)."""
     waves = np.zeros((len(indices), task.samples(sample_rate)), dtype=np.float32)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
-MODELS = ("M2D", "ViT", "Untrained")
+MODELS: tuple[Literal["M2D", "ViT", "Untrained"], ...] = ("M2D", "ViT", "Untrained")
 
 
 class _Strict(BaseModel):
@@ -121,7 +121,7 @@ class AblationTarget(_Strict):
 class AblationSettings(_Strict):
     """The deactivation experiment."""
 
-    models: list[Literal["M2D", "ViT", "Untrained"]] = Field(default_factory=lambda: list(MODELS))
+    models: tuple[Literal["M2D", "ViT", "Untrained"], ...] = MODELS
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
     controls: int = 199  # random sets with as many neurons in each layer
@@ -220,11 +220,12 @@ def _explain(error: Any) -> str:
         return f"{where}: {error['msg']}, found {error.get('input')!r}"
     model: Any = Study
     for part in error["loc"][:-1]:
-        if isinstance(model, type) and part in getattr(model, "model_fields", {}):
+        if part in getattr(model, "model_fields", {}):
             model = model.model_fields[part].annotation
         for argument in typing.get_args(model):
             if isinstance(argument, type) and issubclass(argument, BaseModel):
                 model = argument
+                break
     known = list(getattr(model, "model_fields", {}))
     return f"unknown key {where!r}; {_nearest(str(error['loc'][-1]), known)}"
 

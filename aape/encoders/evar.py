@@ -18,7 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,23 +78,25 @@ def clone(path: str | Path | None = None) -> Path:
     return root
 
 
+def has_package(name: str) -> bool:
+    """Whether this Python has a package, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
 def requirements(root: Path) -> list[Requirement]:
     """Everything outside the clone's own files that EVAR needs, present or not."""
 
-    def package(name: str) -> bool:
-        return importlib.util.find_spec(name) is not None
-
     pip = f"{sys.executable} -m pip install"
-    torch_audio = f"{pip} --no-deps torchaudio  # of the torch at hand, or the newest there is"
+    torch_audio = f"{pip} --no-deps torchaudio==2.11.0  # the last release; --no-deps leaves torch alone"
     runtime = root / "external" / "m2d" / "m2d"
     return [
-        Requirement("the package torchaudio", package("torchaudio"), torch_audio, "all of EVAR"),
-        Requirement("the package easydict", package("easydict"), f"{pip} easydict", "all of EVAR"),
-        Requirement("the package nnAudio", package("nnAudio"), f"{pip} nnAudio", "all of EVAR"),
-        Requirement("the package einops", package("einops"), f"{pip} einops", "ar_m2d"),
-        Requirement("the package fire", package("fire"), f"{pip} fire", "lineareval.py"),
+        Requirement("the package torchaudio", has_package("torchaudio"), torch_audio, "all of EVAR"),
+        Requirement("the package easydict", has_package("easydict"), f"{pip} easydict", "all of EVAR"),
+        Requirement("the package nnAudio", has_package("nnAudio"), f"{pip} nnAudio", "all of EVAR"),
+        Requirement("the package einops", has_package("einops"), f"{pip} einops", "ar_m2d"),
+        Requirement("the package fire", has_package("fire"), f"{pip} fire", "lineareval.py"),
         Requirement(
-            "the package torchlibrosa", package("torchlibrosa"), f"{pip} --no-deps torchlibrosa", "ar_cnn14"
+            "the package torchlibrosa", has_package("torchlibrosa"), f"{pip} --no-deps torchlibrosa", "ar_cnn14"
         ),
         Requirement(
             str(root / "evar" / "utils" / "torch_mlp_clf2.py"),
@@ -240,9 +242,8 @@ class _TrainWaves(torch.utils.data.Dataset):
 
     def __init__(self, task: Task, sample_rate: int) -> None:
         self.task, self.sample_rate = task, sample_rate
-        self.rows = [i for i, split in enumerate(task.splits) if split == "train"] or list(
-            range(len(task.files))
-        )
+        held_out = {"test", "valid", "fold1"}  # five-fold tasks: EVAR's first pass holds out the first fold
+        self.rows = [i for i, split in enumerate(task.splits) if split not in held_out]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -339,6 +340,8 @@ def load(
         )
     with importable(root):
         ar = _build(root, module_name, class_name, settings, seed)
+        if module_name == "ar_m2d":  # it cuts longer waves itself
+            seconds = clip_seconds or ar.cfg.input_size[1] * ar.cfg.hop_size / sample_rate
         loader = _NoData() if task is None else _loader(task, sample_rate)
         ar.eval()
         ar.precompute(torch.device("cpu"), loader)
@@ -358,7 +361,9 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{settings['audio_repr']} of EVAR: {error}") from error
-    return encoder
+    # the layers are named as in EVAR's own class
+    activations_of_ar = {layer.removeprefix("ar."): module for layer, module in encoder.activations.items()}
+    return replace(encoder, activations=activations_of_ar)
 
 
 def _prefixed(pattern: str) -> str:
@@ -391,6 +396,7 @@ def _build(
         try:
             return cls(easydict(settings))
         except NameError as error:
+            sys.modules.pop(f"evar.{module_name}", None)  # so that another try imports it again
             # EVAR swallows failed imports of what a model needs; they come back as undefined names (m2d issue 12).
             raise ImportError(
                 f"{module_name}.{class_name} of EVAR at {root}: {error}. An import that this model needs has failed "

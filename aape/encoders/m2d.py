@@ -331,15 +331,16 @@ def load(
         provenance = {"source": str(weights_path), "sha256": sha256_of(path)}
     model = M2DAudio(vit, sample_rate).eval()
     model.requires_grad_(False)
+    blocks: list[Any] = list(vit.blocks)
     return Encoder(
         name=name,
         sample_rate=sample_rate,
         clip_seconds=vit.input_size[1] * model.front_end.hop / sample_rate,
         module=model,
-        activations={f"blocks.{i}.mlp.act": block.mlp.act for i, block in enumerate(vit.blocks)},
+        activations={f"blocks.{i}.mlp.act": block.mlp.act for i, block in enumerate(blocks)},
         embed=model,
         weights=provenance,
         chunks=True,
         padding_masks=model.padding_masks,
-        stages=Stages(model.begin, list(vit.blocks), model.finish, [block.mlp.fc2 for block in vit.blocks]),
+        stages=Stages(model.begin, blocks, model.finish, [block.mlp.fc2 for block in blocks]),
     )

@@ -109,12 +109,16 @@ def _read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         frames = math.ceil((seconds + 0.1) * info.samplerate)
         wave = soundfile.read(path, frames=frames, dtype="float32", always_2d=True)[0].mean(axis=1)
     except (soundfile.SoundFileError, OSError) as error:
-        raise BadClip(f"{path} ({_size(path)}) cannot be read as audio: {error}; replace or remove it") from error
+        raise BadClip(
+            f"{path} ({_size(path)}) cannot be read as audio: {error}; replace or remove it"
+        ) from error
     if len(wave) == 0:
         raise BadClip(f"{path} ({_size(path)}) holds no samples; replace it or remove it from the metadata")
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).argmax())
-        raise BadClip(f"{path}: sample {bad} (at {bad / info.samplerate:.3f} s) is {wave[bad]}, expected numbers")
+        raise BadClip(
+            f"{path}: sample {bad} (at {bad / info.samplerate:.3f} s) is {wave[bad]}, expected numbers"
+        )
     if cached is not None:
         wave = soxr.resample(wave, info.samplerate, sample_rate, quality="HQ").astype(np.float32)
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -169,10 +173,14 @@ def from_metadata(csv_path: str | Path, audio_dir: str | Path, *, clip_seconds: 
     index = {value: i for i, value in enumerate(values)}
     _check_coverage(table.label, splits, csv_path)
     group_column = next((c for c in GROUP_COLUMNS if c in table), None)
-    groups = table[group_column].astype(str) if group_column else pd.Series([str(i) for i in range(len(table))])
+    groups = (
+        table[group_column].astype(str) if group_column else pd.Series([str(i) for i in range(len(table))])
+    )
     if (groups == "").any():
         row = int((groups == "").to_numpy().argmax())
-        raise ValueError(f"{csv_path}, line {row + 2}: empty {group_column}; name the group or drop the column")
+        raise ValueError(
+            f"{csv_path}, line {row + 2}: empty {group_column}; name the group or drop the column"
+        )
     return Task(
         name=name,
         clip_seconds=float(clip_seconds),
@@ -225,7 +233,9 @@ def _splits(table: pd.DataFrame, csv_path: Path) -> tuple[str, ...]:
 
 def _check_files(files: tuple[str, ...], audio_dir: Path, csv_path: Path) -> None:
     if not audio_dir.is_dir():
-        raise FileNotFoundError(f"no audio folder {audio_dir}, which {csv_path} speaks of {len(files)} files in")
+        raise FileNotFoundError(
+            f"no audio folder {audio_dir}, which {csv_path} speaks of {len(files)} files in"
+        )
     absent = [f for f in files if not (audio_dir / f).is_file()]
     if absent:
         raise FileNotFoundError(
