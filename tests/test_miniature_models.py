@@ -1,0 +1,218 @@
+"""The miniature's models: their training script on tiny synthetic data, and the weights that ship."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miniature import encoders, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def crops() -> train.Crops:
+    """Twelve clips of four classes: a class is a pair of steady bands over noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % 4
+    logmels = rng.normal(-9.0, 0.5, (12, 80, 260))
+    for clip, label in enumerate(labels):
+        logmels[clip, 18 * label : 18 * label + 6] += 6.0
+        logmels[clip, 18 * label + 10 : 18 * label + 12, ::4] += 4.0
+    return train.Crops.from_logmels(logmels.astype(np.float16), labels, digest="synthetic")
+
+
+def tiny(kind: str, steps: int, **options) -> train.Settings:
+    defaults = dict(batch_size=8, width=64, depth=2, heads=1, decoder_width=32, decoder_depth=1, folds=(1,))
+    return train.Settings(kind=kind, steps=steps, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("kind", ["ssl", "sl"])
+def test_killed_run_ends_with_the_same_weights(kind, crops, tmp_path):
+    settings = tiny(kind, steps=7)
+    whole = train.train(settings, crops, tmp_path / "whole", checkpoint_every=2, record_every=3)
+    # stopped after step 3, one step past its last checkpoint, then once more
+    cut = tmp_path / "cut"
+    assert train.train(settings, crops, cut, checkpoint_every=2, record_every=3, stop_after=3) is None
+    assert not (cut / f"{kind}.safetensors").exists()
+    assert train.train(settings, crops, cut, checkpoint_every=2, record_every=3, stop_after=3) is None
+    resumed = train.train(settings, crops, cut, checkpoint_every=2, record_every=3)
+    assert whole is not None and resumed is not None
+    first, second = load_file(whole), load_file(resumed)
+    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+
+    def losses(folder):
+        with (folder / "curve.csv").open() as file:
+            return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+
+    assert losses(tmp_path / "whole") == losses(cut)
+    assert [step for step, _ in losses(cut)] == ["3", "6", "7"]
+    report = json.loads((cut / "run.json").read_text())
+    assert report["seed"] == 1 and report["cpu_minutes"] >= 0 and (cut / "curve.png").stat().st_size > 1000
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_seed_and_the_step_decide_the_batch(crops):
+    model, _ = train._build(tiny("ssl", steps=3), crops)
+    other, _ = train._build(tiny("ssl", steps=3, seed=2), crops)
+    with torch.no_grad():
+        first, again, later = (train.batch_loss(model, crops, step).item() for step in (0, 0, 1))
+    assert first == again != later
+    assert not torch.equal(model.encoder.patch_embed.proj.weight, other.encoder.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("ssl", 0.92), ("sl", 0.75)])
+def test_loss_falls(kind, factor, crops, tmp_path):
+    settings = tiny(kind, steps=60, learning_rate=3e-3, mix=0.05, label_smoothing=0.0)
+    train.train(settings, crops, tmp_path, record_every=10)
+    with (tmp_path / "curve.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < factor * losses[0]
+
+
+def test_trained_encoder_loads_and_the_training_pass_is_the_encoders(crops, tmp_path):
+    """The pass used in training, with every patch kept, gives what the public encoder computes."""
+    from aape.encoders import m2d
+
+    settings = tiny("ssl", steps=2)
+    weights = train.train(settings, crops, tmp_path)
+    encoder = m2d.load(weights, name="tiny")
+    assert tuple(encoder.activations) == ("blocks.0.mlp.act", "blocks.1.mlp.act")
+    assert encoder.clip_seconds == pytest.approx(2.08)
+    model, _ = train._build(settings, crops)
+    model.encoder.load_state_dict(encoder.module.vit.state_dict())
+    spectrograms = torch.randn(2, *train.INPUT_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = model.encode(spectrograms, torch.arange(65).expand(2, -1))
+        theirs = encoder.module.vit.encode(spectrograms[:, None])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder.module.vit.norm_stats, torch.tensor([-7.1, 4.2]))
+
+
+def test_another_run_in_the_folder_is_refused(crops, tmp_path):
+    train.train(tiny("sl", steps=4), crops, tmp_path, checkpoint_every=1, stop_after=2)
+    with pytest.raises(ValueError, match=r"belongs to another run.*another --out"):
+        train.train(tiny("sl", steps=4, seed=5), crops, tmp_path)
+
+
+def test_crops_avoid_silence_and_short_clips_are_refused():
+    logmels = np.full((1, 80, 501), train.FLOOR, np.float16)
+    logmels[0, :, 100:150] = -3.0  # half a second of sound
+    crops = train.Crops.from_logmels(logmels, np.zeros(1, np.int64), "x")
+    assert crops.starts[0].min() == 0 and crops.starts[0].max() == 149
+    drawn = crops.draw(np.zeros(50, int), np.random.default_rng(0), gain_db=0.0)
+    assert (drawn.max(axis=(1, 2)) > -4.0).all()
+    with pytest.raises(ValueError, match="100 frames"):
+        train.Crops.from_logmels(logmels[:, :, :100], np.zeros(1, np.int64), "x")
+
+
+def esc50_folder(root, clips=6):
+    """A folder laid out as ESC-50 with a few seconds of noise."""
+    import soundfile
+
+    (root / "audio").mkdir(parents=True)
+    (root / "meta").mkdir()
+    rows = ["filename,fold,target,category,esc10,src_file,take"]
+    rng = np.random.default_rng(1)
+    for i in range(clips):
+        soundfile.write(root / "audio" / f"{i}.wav", rng.normal(0, 0.05 * (1 + i % 2), 48_000), 16_000)
+        rows.append(f"{i}.wav,{i % 3 + 1},{i % 2},class{i % 2},False,{i},A")
+    (root / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_command_line_trains_on_the_folds_given(tmp_path, monkeypatch):
+    esc50 = esc50_folder(tmp_path / "esc50")
+    command = [
+        "sl",
+        "--esc50",
+        str(esc50),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
+    small = functools.partial(train.Settings, width=64, depth=1, heads=1)
+    monkeypatch.setattr(train, "Settings", small)
+    train.main(command + ["--folds", "1", "2"])
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert report["data"].startswith("ESC-50 folds 1, 2, 4 clips")
+    with pytest.raises(SystemExit):  # the test fold is refused
+        train.main(command + ["--folds", "4", "5"])
+
+
+def test_log_mels_are_cached_and_a_damaged_cache_is_made_again(tmp_path):
+    esc50 = esc50_folder(tmp_path / "esc50")
+    first = train.load_crops(esc50, (1, 2), tmp_path / "cache")
+    assert first.logmels.shape == (4, 80, 501) and first.labels.tolist() == [0, 1, 1, 0]
+    (stored,) = (tmp_path / "cache").glob("*.npy")
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[: len(whole) // 2])
+    again = train.load_crops(esc50, (1, 2), tmp_path / "cache")
+    assert stored.read_bytes() == whole and np.array_equal(first.logmels, again.logmels)
+    other = train.load_crops(esc50, (3,), tmp_path / "cache")
+    assert other.digest != first.digest and len(other.labels) == 2
+    with pytest.raises(FileNotFoundError, match=r"esc50\.csv"):
+        train.load_crops(tmp_path, (1,), tmp_path / "cache")
+
+
+needs_weights = pytest.mark.skipif(
+    not (encoders.WEIGHTS / "SHA256SUMS").is_file(), reason="the miniature's weights are not there yet"
+)
+
+
+@needs_weights
+def test_shipped_models_have_one_shape_and_differ():
+    models = [encoders.load_ssl(), encoders.load_sl(), encoders.load_untrained(seed=0)]
+    wave = 0.1 * torch.randn(1, 80_000, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for model in models:
+        assert len(model.activations) == 6 and model.sample_rate == 16_000
+        assert sum(block.mlp.fc1.out_features for block in model.module.vit.blocks) == 4608
+        with torch.inference_mode():
+            outputs.append(model.embed(wave))
+        assert outputs[-1].shape == (1, 960) and torch.isfinite(outputs[-1]).all()
+    assert [m.name for m in models[:2]] == ["MSM-MAE (miniature)", "supervised ViT (miniature)"]
+    assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[1], outputs[2])
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["ssl", "sl"])
+def test_damaged_weights_fail_by_their_hash(name, tmp_path):
+    copy = tmp_path / "weights"
+    shutil.copytree(encoders.WEIGHTS, copy)
+    load = getattr(encoders, f"load_{name}")
+    load(copy)
+    path = copy / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # one bit of one weight
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors is damaged.*expected SHA-256.*git checkout"):
+        load(copy)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="restore"):
+        load(copy)
+
+
+@needs_weights
+def test_model_card_states_hash_and_run_of_the_weights():
+    card = (encoders.WEIGHTS.parent / "README.md").read_text()
+    for name in ("ssl", "sl"):
+        report = json.loads((encoders.WEIGHTS / f"{name}.json").read_text())
+        assert report["sha256"] in card and report["sha256"] in (encoders.WEIGHTS / "SHA256SUMS").read_text()
+        assert 5 not in report["settings"]["folds"]
