@@ -87,7 +87,9 @@ def requirements(root: Path) -> list[Requirement]:
     """Everything outside the clone's own files that EVAR needs, present or not."""
 
     pip = f"{sys.executable} -m pip install"
-    torch_audio = f"{pip} --no-deps torchaudio==2.11.0  # the last release; --no-deps leaves torch alone"
+    torch_audio = (
+        f"{pip} --no-deps torchaudio==2.11.0  # newest seen in November 2026; --no-deps leaves torch alone"
+    )
     runtime = root / "external" / "m2d" / "m2d"
     return [
         Requirement("the package torchaudio", has_package("torchaudio"), torch_audio, "all of EVAR"),
@@ -96,7 +98,10 @@ def requirements(root: Path) -> list[Requirement]:
         Requirement("the package einops", has_package("einops"), f"{pip} einops", "ar_m2d"),
         Requirement("the package fire", has_package("fire"), f"{pip} fire", "lineareval.py"),
         Requirement(
-            "the package torchlibrosa", has_package("torchlibrosa"), f"{pip} --no-deps torchlibrosa", "ar_cnn14"
+            "the package torchlibrosa",
+            has_package("torchlibrosa"),
+            f"{pip} --no-deps torchlibrosa",
+            "ar_cnn14",
         ),
         Requirement(
             str(root / "evar" / "utils" / "torch_mlp_clf2.py"),

@@ -1,0 +1,275 @@
+"""EVAR's models and tasks through the bridge: a tiny package of the same layout always, the real clone where EVAR is set."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from aape.activations import count_batch, widths
+from aape.encoders import evar, m2d
+from aape.tasks import evar as evar_tasks
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Written for this test: the few things of EVAR's layout that the bridge touches.
+MODEL = """
+import os
+import torch
+from torch import nn
+
+try:
+    import a_package_that_is_not_there
+except Exception:
+    pass
+
+
+class AR_Toy(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.where = os.getcwd(), os.environ["EVAR"]
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.GELU()) for _ in range(2)])
+
+    def precompute(self, device, data_loader):
+        self.mean = 0.0 if self.cfg.mean is not None else torch.cat(list(data_loader)).mean()
+
+    def forward(self, wave):
+        frames = wave[:, : wave.shape[1] // self.cfg.width * self.cfg.width].reshape(len(wave), -1, self.cfg.width)
+        return self.layers(frames - self.mean).mean(dim=1)
+
+
+class AR_Frames(AR_Toy):
+    def forward(self, wave):
+        return super().forward(wave).unsqueeze(-1)
+
+
+class AR_Unfinished(AR_Toy):
+    def __init__(self, cfg):
+        a_package_that_is_not_there.build()
+"""
+CONFIG = """
+audio_repr: ar_toy.AR_Toy
+weight_file:
+sample_rate: 1000
+width: 8
+mean: 0.0
+std: 1.0
+"""
+TASKS = """
+raise RuntimeError("the table is read, not run")
+_defs = {'toy': [1, 0.5, None, False], 'toy_pitch': [1, 0.25, 'toy', False], 'lost': [1, 1.0, None, False]}
+_defs.update({'added': [5, 0.5, 'toy', False]})
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    root = tmp_path / "evar"
+    (root / "evar" / "metadata").mkdir(parents=True)
+    (root / "config").mkdir()
+    audio = root / "work" / "16k" / "toy"
+    audio.mkdir(parents=True)
+    (root / "easydict.py").write_text("class EasyDict(dict):\n    __getattr__ = dict.__getitem__\n")
+    (root / "evar" / "__init__.py").write_text("")
+    (root / "evar" / "ar_toy.py").write_text(MODEL)
+    (root / "evar" / "ds_tasks.py").write_text(TASKS)
+    (root / "config" / "toy.yaml").write_text(CONFIG)
+    rows = ["file_name,label,split,speaker_id"]
+    for i in range(6):
+        soundfile.write(audio / f"{i}.wav", np.random.RandomState(i).random_sample(8000) - 0.5, 16000)
+        rows.append(
+            f"{i}.wav,{10 - i % 2 * 8},{('train', 'train', 'valid', 'valid', 'test', 'test')[i]},s{i // 2}"
+        )
+    (root / "evar" / "metadata" / "toy.csv").write_text("\n".join(rows))
+    (root / "evar" / "metadata" / "toy_pitch.csv.csv").write_text("\n".join(rows))
+    monkeypatch.setenv("EVAR", str(root))
+    monkeypatch.setattr(evar, "has_package", lambda name: True)
+    before = set(sys.modules)
+    known = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] in ("evar", "easydict")}
+    yield root
+    for name in set(sys.modules) - before | {"easydict"}:
+        if name.split(".")[0] in ("evar", "easydict"):
+            sys.modules.pop(name, None)
+    sys.modules.update(known)
+
+
+def test_a_model_is_built_by_its_own_class_and_counts_are_those_of_its_modules(fake):
+    folder, paths = os.getcwd(), list(sys.path)
+    encoder = evar.load("config/toy.yaml", activations="layers.*.1")
+    assert (os.getcwd(), sys.path) == (folder, paths)
+    assert encoder.layers == ("layers.0.1", "layers.1.1")
+    assert encoder.module.ar.where == (str(fake), str(fake))  # relative paths in EVAR's code are the clone's
+    assert (encoder.name, encoder.sample_rate, encoder.chunks) == ("AR_Toy", 1000, False)
+    assert set(widths(encoder).values()) == {8}
+    wave = torch.from_numpy(np.random.RandomState(0).random_sample((3, 80)) - 0.5).float()
+    counted = count_batch(encoder, wave, torch.full((3,), 80), encoder.layers, 8)
+    x = wave.reshape(3, 10, 8)
+    for layer, block in enumerate(encoder.module.ar.layers):
+        x = block(x)
+        assert torch.equal(counted.counts[:, layer], (x > 0).sum(1).int())
+
+
+def test_weights_are_drawn_by_seed_and_named_by_hash(fake):
+    same, again, other = (
+        evar.load("config/toy.yaml", activations="layers.*.1", seed=seed).weights["sha256"]
+        for seed in (1, 1, 2)
+    )
+    assert same == again != other
+
+
+def test_options_are_data_and_unknown_ones_are_errors(fake):
+    assert evar.read_config(fake, "config/toy.yaml", "width=4,+layers=[1, 2],mean=")["layers"] == [1, 2]
+    assert evar.read_config(fake, "config/toy.yaml", "width=__import__('os').getcwd()")["width"].startswith(
+        "__"
+    )
+    with pytest.raises(ValueError, match="did you mean 'width'"):
+        evar.read_config(fake, "config/toy.yaml", {"widht": 4})
+    with pytest.raises(FileNotFoundError, match="Did you mean: toy"):
+        evar.read_config(fake, "config/toi.yaml")
+
+
+def test_statistics_of_training_data_need_a_task_and_use_its_training_clips(fake):
+    options = {"mean": None, "sample_rate": 16000}
+    with pytest.raises(ValueError, match="pass task="):
+        evar.load("config/toy.yaml", options=options, activations="layers.*.1")
+    task = evar_tasks.load_task("toy")
+    encoder = evar.load("config/toy.yaml", options=options, activations="layers.*.1", task=task)
+    expected = np.mean([task.read(i, 16000)[0] for i in (0, 1)])
+    assert float(encoder.module.ar.mean) == pytest.approx(expected, abs=1e-6)
+    assert encoder.clip_seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"audio_repr": "ar_nothing.AR_X"}, ValueError, "it has ar_toy"),
+        ({"audio_repr": "ar_toy.AR_X"}, ValueError, "it has AR_Toy"),
+        ({"audio_repr": "ar_toy.AR_Unfinished"}, ImportError, "a_package_that_is_not_there"),
+        ({"weight_file": "external/model.pth"}, FileNotFoundError, "Preparing-models.md"),
+        ({"+return_filename": True}, ValueError, "reads files"),
+    ],
+)
+def test_what_cannot_be_built_is_named(fake, options, error, words):
+    with pytest.raises(error, match=words):
+        evar.load("config/toy.yaml", options=options, activations="layers.*.1")
+
+
+def test_neurons_must_be_known_or_given_and_embeddings_must_be_per_clip(fake):
+    with pytest.raises(ValueError, match="pass activations="):
+        evar.load("config/toy.yaml")
+    with pytest.raises(ValueError, match=r"ar\.layers\.0\.1"):  # lists what there is
+        evar.load("config/toy.yaml", activations="blocks.*.mlp.act")
+    encoder = evar.load(
+        "config/toy.yaml", options={"audio_repr": "ar_toy.AR_Frames"}, activations="layers.*.1"
+    )
+    with pytest.raises(ValueError, match=r"expected embeddings \[2, dim\], found \(2, 8, 1\)"):
+        encoder.embed(torch.zeros(2, 80))
+
+
+def test_what_is_missing_is_named_with_its_command(fake, monkeypatch):
+    monkeypatch.setattr(evar, "has_package", lambda name: name != "torchaudio")
+    with pytest.raises(ImportError) as caught:
+        evar.require(fake, "lineareval.py", "ar_m2d")
+    message = str(caught.value)
+    for words in (
+        "pip install --no-deps torchaudio",
+        "torch_mlp_clf2.py -o",
+        "sampler.py -o",
+        "git clone",
+        "external/m2d",
+    ):
+        assert words in message
+    assert "easydict" not in message
+    assert "/master/" not in message  # addresses are pinned
+    with pytest.raises(ImportError, match="torchaudio"):
+        evar.load("config/toy.yaml", activations="layers.*.1")
+
+
+def test_no_clone(tmp_path, monkeypatch):
+    monkeypatch.delenv("EVAR", raising=False)
+    with pytest.raises(FileNotFoundError, match="EVAR is not set"):
+        evar.load()
+    monkeypatch.setenv("EVAR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is no EVAR clone"):
+        evar_tasks.load_task("esc50")
+
+
+def test_a_task_is_read_from_the_table_the_metadata_and_the_folder(fake):
+    task = evar_tasks.load_task("toy")
+    assert (len(task), task.clip_seconds, task.group_column) == (6, 0.5, "speaker_id")
+    assert task.classes == ("2", "10")  # numbers in their order
+    assert task.splits == ("train", "train", "valid", "valid", "test", "test")
+    wave, valid = task.read(3, 16000)
+    assert (len(wave), valid) == (8000, 8000)
+    assert evar_tasks.load_task("toy_pitch").clip_seconds == 0.25  # metadata written as .csv.csv
+    assert evar_tasks.definitions()["added"].folds == 5
+
+
+def test_tasks_that_are_not_there(fake):
+    with pytest.raises(ValueError, match="Did you mean: toy"):
+        evar_tasks.load_task("tooy")
+    with pytest.raises(ValueError, match=r"register_tasks\.py"):
+        evar_tasks.load_task("gise51")
+    with pytest.raises(FileNotFoundError, match="make_metadata"):
+        evar_tasks.load_task("lost")
+    with pytest.raises(FileNotFoundError, match="prepare_wav"):
+        evar_tasks.load_task("toy", sample_rate=48000)
+    (fake / "evar" / "ds_tasks.py").write_text("nothing = 1\n")
+    with pytest.raises(ValueError, match="expected a table _defs"):
+        evar_tasks.definitions()
+
+
+def test_nothing_of_evar_is_imported_before_it_is_asked_for():
+    code = "import sys, aape.encoders.evar, aape.tasks.evar; sys.exit('evar' in sys.modules or 'easydict' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+# --- the real one ------------------------------------------------------------------------------------------------
+
+real = pytest.mark.skipif(
+    not os.environ.get("EVAR") or importlib.util.find_spec("torchaudio") is None,
+    reason="needs the environment variable EVAR (a clone of EVAR with M2D in external/m2d) and torchaudio",
+)
+
+
+@real
+def test_m2d_through_the_real_evar_gives_the_counts_of_our_loader(tmp_path):
+    import numpy_weights
+
+    checkpoint = numpy_weights.save_checkpoint(tmp_path)
+    through_evar = evar.load("config/m2d.yaml", options={"weight_file": str(checkpoint)})
+    ours = m2d.load(checkpoint)
+    checkpoint.unlink()
+    assert (through_evar.clip_seconds, through_evar.chunks) == (ours.clip_seconds, ours.chunks)
+    assert through_evar.weights["sha256"] == ours.weights["sha256"]
+    wave = torch.cat([numpy_weights.noise(1.0), numpy_weights.noise(1.0).flip(1)])
+    valid = torch.tensor([16000, 16000])
+    a, b = (count_batch(encoder, wave, valid, encoder.layers, 3072) for encoder in (through_evar, ours))
+    assert torch.equal(a.counts, b.counts)
+    assert torch.equal(a.tokens, b.tokens)
+    assert float((a.embeddings - b.embeddings).abs().max()) <= 1e-5
+
+
+@real
+def test_the_real_task_table_is_read_as_evar_has_it():
+    found = evar_tasks.definitions()
+    code = textwrap.dedent("""
+        import json, evar.ds_tasks as tasks
+        print("TABLE" + json.dumps({k: [v[0], v[1], v[2] or k, v[3]] for k, v in tasks._defs.items()}))
+    """)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=evar.clone(), check=True, capture_output=True, text=True
+    ).stdout
+    import json
+
+    table = json.loads(answer[answer.index("TABLE") + 5 :])
+    assert {k: [d.folds, d.clip_seconds, d.folder, d.balanced] for k, d in found.items()} == table
