@@ -6,9 +6,15 @@ From a shell: python common.py collect miniature M2D esc50   (or under torchrun:
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from aape import figures_activity as figures
 from aape.artifacts import Artifacts, load_artifacts
 from aape.collect import collect
 from aape.encoders import Encoder, from_module
@@ -17,8 +23,11 @@ from aape.tasks import Task, from_metadata
 
 __all__ = [
     "Artifacts",
+    "check_parameters",
     "collect",
     "collect_study",
+    "describe",
+    "figures",
     "from_metadata",
     "from_module",
     "load_artifacts",
@@ -72,6 +81,33 @@ def collect_study(
         on_bad_clip=settings.on_bad_clip,
         seed=loaded.seed,
     )
+
+
+def check_parameters(namespace: Mapping[str, Any], known: str) -> None:
+    """Refuse a notebook parameter that no cell reads, such as a misspelt one given on papermill's command line.
+
+    Args:
+        namespace: the notebook's globals(). known: names of its parameters, separated by blanks.
+
+    Raises:
+        ValueError: names the stranger and the nearest known parameter.
+    """
+    names = known.split()
+    for name, value in namespace.items():
+        literal = value is None or isinstance(value, (str, int, float, bool, list, tuple, dict))
+        if literal and not name.startswith("_") and name not in (*names, "In", "Out"):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            raise ValueError(f"unknown parameter {name!r}; {hint}")
+
+
+def describe(study: str | Path, artifacts: Artifacts) -> pd.DataFrame:
+    """The artifacts' summary, with the study's note where its results are stand-ins."""
+    table = artifacts.summary()
+    loaded = load_study(study)
+    if loaded.stand_in:
+        table.loc["note"] = f"STAND-IN: {loaded.note}"
+    return table
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Source of the committed notebooks: a template, a table, a generator and a runner."""
