@@ -1,0 +1,119 @@
+"""Shared fixtures: a toy encoder whose counts can be worked out by hand, and a folder of tiny clips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
+
+from aape.encoders import Encoder, from_module
+from aape.tasks import Task, from_metadata
+
+matplotlib.use("agg")
+REPOSITORY = Path(__file__).resolve().parent.parent
+RATE = 1000  # Hz, of the toy
+
+
+class Toy(nn.Module):
+    """Three layers on "tokens" of 100 samples each: [batch, samples] -> [batch, tokens, 8] -> ... -> [batch, 8]."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for width in (100, 8, 8):
+            layer = nn.Module()
+            layer.fc = nn.Linear(width, 8)
+            layer.act = nn.ReLU()
+            self.layers.append(layer)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        x = wave.unflatten(1, (-1, 100))
+        for layer in self.layers:
+            x = layer.act(layer.fc(x))
+        return x.mean(dim=1)
+
+
+def toy_padding(valid: Tensor, samples: int) -> list[Tensor]:
+    """A token is padding when all of its 100 samples are."""
+    return [torch.arange(0, samples, 100)[None, :] >= valid[:, None]]
+
+
+def make_toy(seed: int = 0, **options: object) -> Encoder:
+    """The toy as an Encoder of 3 layers x 8 neurons."""
+    module = Toy(seed)
+    return from_module(
+        module,
+        activations="layers.*.act",
+        embed=module,
+        sample_rate=RATE,
+        clip_seconds=1.0,
+        name="toy",
+        weights={"source": "toy", "sha256": f"toy-{seed}"},
+        padding_masks=toy_padding,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def write_clips(folder: Path, clips: int = 24, seed: int = 0, rate: int = RATE) -> Path:
+    """`clips` noise files of 0.35 to 1.2 s in three classes, five folds and six groups; returns the metadata file."""
+    rng = np.random.default_rng(seed)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    lines = ["file_name,label,fold,group"]
+    for i in range(clips):
+        seconds = (0.35, 1.0, 1.2)[i % 3] if i % 4 else 1.0
+        wave = rng.normal(0, 0.1 + 0.1 * (i % 3), round(seconds * rate))
+        soundfile.write(folder / "audio" / f"{i:03d}.wav", wave, rate, subtype="FLOAT")
+        lines.append(f"{i:03d}.wav,class{i % 3},{i % 5 + 1},g{i % 6}")
+    path = folder / "clips.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def make_task(folder: Path, clips: int = 24, seconds: float = 1.0, **options: int) -> Task:
+    """The clips of `write_clips` as a Task of `seconds` a clip."""
+    return from_metadata(
+        write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise"
+    )
+
+
+@pytest.fixture
+def toy() -> Encoder:
+    return make_toy()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return make_task(tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache of resampled audio."""
+    if "AAPE_CACHE" not in os.environ:
+        monkeypatch.setenv("AAPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def esc50_folder() -> Path | None:
+    """Where ESC-50 lies: $AAPE_ESC50, or beside the repository; None where it does not."""
+    for path in (os.environ.get("AAPE_ESC50"), REPOSITORY.parent / "shared" / "data" / "esc50"):
+        if path and (Path(path) / "meta" / "esc50.csv").is_file():
+            return Path(path)
+    return None
+
+
+@pytest.fixture
+def esc50() -> Path:
+    folder = esc50_folder()
+    if folder is None:
+        pytest.skip("ESC-50 is not here: set AAPE_ESC50 to its folder")
+    return folder

@@ -1,0 +1,276 @@
+"""Encoders: M2D's own loader, and any torch module."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import make_toy
+from torch import nn
+
+from aape.activations import count_active, count_batch, hooked, widths
+from aape.encoders import from_module, m2d
+
+SMALL = {"width": 64, "depth": 2}
+FOLDER = "small-80x64p16x16-0"
+
+
+def save(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    encoder = m2d.load("random", seed=3, input_size=(80, 64), **SMALL)
+    return dict(encoder.module.vit.state_dict())
+
+
+def test_count_active_equals_a_plain_sum_over_more_tokens_than_a_byte_holds():
+    active = torch.rand(2, 700, 24, generator=torch.Generator().manual_seed(0)) > 0.1
+    active[:, :, 0] = True
+    assert torch.equal(count_active(active), active.sum(dim=1).int())
+    odd = active[:, :, :5]
+    assert torch.equal(count_active(odd), odd.sum(dim=1).int())
+
+
+def test_toy_counts_by_hand():
+    """Weights that copy two samples of every token: counts can be read off the wave."""
+    toy = make_toy()
+    with torch.no_grad():
+        for layer in toy.module.layers:
+            layer.fc.weight.zero_()
+            layer.fc.bias.zero_()
+            layer.fc.weight[0, 0] = layer.fc.weight[1, 1] = 1.0
+            layer.fc.weight[2, 0] = -1.0
+    wave = torch.zeros(1, 300)
+    wave[0, 0] = wave[0, 100] = 0.5  # neuron 0 copies the first sample of a token: active in tokens 0 and 1
+    wave[0, 201] = 0.5  # neuron 1 copies the second: active in token 2
+    wave[0, 200] = -0.5  # neuron 2 of the first layer is the first sample negated: active in token 2
+    counted = count_batch(toy, wave, torch.tensor([200]), toy.layers, 8)
+    assert counted.counts[0, :, 0].tolist() == [2, 2, 2]
+    assert counted.counts[0, :, 1].tolist() == [1, 1, 1]
+    assert counted.counts[0, :, 2].tolist() == [1, 0, 0]  # layer 1 negates neuron 0, which is never below 0 any more
+    assert counted.counts[0, :, 3:].sum() == 0
+    assert counted.tokens.tolist() == [3] and counted.padding_tokens.tolist() == [1]
+    assert counted.padding is not None
+    assert counted.padding[0, :, 1].tolist() == [1, 1, 1]  # the third token lies behind 200 valid samples
+    assert counted.padding[0, :, 0].tolist() == [0, 0, 0]
+
+
+def test_counting_leaves_no_hook_behind_even_after_an_error():
+    toy = make_toy()
+    modules = list(toy.activations.values())
+    count_batch(toy, torch.zeros(1, 1000), torch.tensor([1000]), toy.layers, 8)
+    assert all(not m._forward_hooks for m in modules)
+    with pytest.raises(KeyboardInterrupt), hooked(toy, toy.layers, lambda *_: None):
+        assert all(m._forward_hooks for m in modules)
+        raise KeyboardInterrupt
+    assert all(not m._forward_hooks for m in modules)
+
+
+def test_timm_vit_matches_a_literal_count():
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2)
+    encoder = from_module(
+        vit,
+        activations="blocks.*.mlp.act",
+        embed=lambda wave: vit(wave.unflatten(1, (1, 64, 64))),
+        sample_rate=4096,
+        clip_seconds=1.0,
+        name="timm",
+    )
+    assert encoder.layers == ("blocks.0.mlp.act", "blocks.1.mlp.act")
+    wave = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
+    counted = count_batch(encoder, wave, torch.full((3,), 4096), encoder.layers, 768)
+    with torch.no_grad():  # the blocks by hand
+        x = vit._pos_embed(vit.patch_embed(wave.unflatten(1, (1, 64, 64))))
+        for layer, block in enumerate(vit.blocks):
+            x = x + block.attn(block.norm1(x))
+            hidden = block.mlp.act(block.mlp.fc1(block.norm2(x)))
+            x = x + block.mlp.fc2(hidden)
+            clear = (hidden.abs() > 1e-5).all(dim=1)  # rounding may move a sign near zero
+            assert clear.float().mean() > 0.9
+            assert torch.equal(counted.counts[:, layer][clear], (hidden > 0).sum(dim=1).int()[clear])
+    assert counted.padding is None and counted.tokens.tolist() == [17, 17, 17]
+
+
+def test_transformers_ast_and_whisper_encoder():
+    transformers = pytest.importorskip("transformers")
+    ast = transformers.ASTModel(
+        transformers.ASTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_length=48, num_mel_bins=32
+        )
+    )
+    names = [n for n, m in ast.named_modules() if "GELU" in type(m).__name__]
+    assert len(names) == 2
+    pattern = names[0].replace(".0.", ".*.")
+    encoder = from_module(
+        ast,
+        activations=pattern,
+        embed=lambda wave: ast(wave.unflatten(1, (48, 32))).pooler_output,
+        sample_rate=1536,
+        clip_seconds=1.0,
+        name="AST",
+    )
+    assert widths(encoder) == dict.fromkeys(names, 64)
+    whisper = transformers.WhisperModel(
+        transformers.WhisperConfig(
+            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1,
+            decoder_attention_heads=2, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20, vocab_size=50,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        )
+    ).encoder  # fmt: skip
+    encoder = from_module(
+        whisper,
+        activations="layers.*.activation_fn",
+        embed=lambda wave: whisper(wave.unflatten(1, (8, 40))).last_hidden_state.mean(dim=1),
+        sample_rate=320,
+        clip_seconds=1.0,
+        name="Whisper",
+    )
+    counted = count_batch(encoder, torch.randn(2, 320), torch.tensor([320, 320]), encoder.layers, 64)
+    assert counted.counts.shape == (2, 2, 64)
+    assert counted.tokens.tolist() == [20, 20]
+    assert 0 < counted.counts.sum() < 2 * 2 * 64 * 20
+
+
+def test_the_linear_before_the_activation_counts_the_same_and_warns():
+    toy = make_toy()
+    with pytest.warns(UserWarning, match="silencing there is refused"):
+        linear = from_module(
+            toy.module, activations="layers.*.fc", embed=toy.module, sample_rate=1000, clip_seconds=1.0, name="linear"
+        )
+    wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(1))
+    full = torch.full((4,), 1000)
+    ours, theirs = (count_batch(e, wave, full, e.layers, 8).counts for e in (toy, linear))
+    assert torch.equal(ours, theirs) and linear.preactivation and not toy.preactivation
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("blocks.*.mlp.act", "matches no module of Toy.*layers.0.act"),
+        ("layers.*", "must match activation functions.*layers.0"),
+        (r"layers\.\d+\.(fc|act)", "must match activation functions"),
+        ("layers.(", "no regular expression"),
+    ],
+)
+def test_patterns_that_hit_nothing_or_the_wrong_thing(pattern: str, message: str):
+    module = make_toy().module
+    with pytest.raises(ValueError, match=message):
+        from_module(module, activations=pattern, embed=module, sample_rate=1000, clip_seconds=1.0, name="toy")
+
+
+def test_a_shared_activation_module_and_unequal_widths_are_refused():
+    shared = nn.ReLU()
+    module = nn.ModuleDict({"a": nn.ModuleDict({"act": shared}), "b": nn.ModuleDict({"act": shared})})
+    with pytest.raises(ValueError, match="one and the same module"):
+        from_module(module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared")
+    uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
+    encoder = from_module(
+        uneven, activations="1|3", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven"
+    )
+    from aape.activations import common_width
+
+    with pytest.raises(ValueError, match="1 has 8, 3 has 16"):
+        common_width(encoder, encoder.layers)
+    assert common_width(encoder, ["3"]) == 16
+
+
+@pytest.mark.parametrize("layout", ["model key", "top level", "full with args", "EVAR prefix", "safetensors"])
+def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, torch.Tensor], layout: str):
+    path = tmp_path / FOLDER / "checkpoint-300.pth"
+    if layout == "model key":
+        save(path, {"model": tensors})
+    elif layout == "top level":
+        save(path, {k: v for k, v in tensors.items() if k != "norm_stats"})
+    elif layout == "full with args":
+        extra = {"decoder_embed.weight": torch.zeros(3, 3), "mask_token": torch.zeros(1)}
+        args = argparse.Namespace(lr=0.1, output_dir=Path("x"))
+        save(path, {"model": tensors | extra, "args": args, "epoch": 300, "optimizer": {"state": {}}})
+    elif layout == "EVAR prefix":
+        save(path, {"module.ar.runtime.backbone." + k: v for k, v in tensors.items()})
+    else:
+        from safetensors.torch import save_file
+
+        path = path.with_suffix(".safetensors")
+        path.parent.mkdir()
+        save_file(tensors, path)
+    encoder = m2d.load(path)
+    wave = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    expected = m2d.load("random", seed=3, input_size=(80, 64), **SMALL)
+    with torch.no_grad():
+        assert torch.equal(encoder.embed(wave), expected.embed(wave))
+    assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
+    assert expected.weights["sha256"] != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
+
+
+class Payload:
+    """Would run code when unpickled."""
+
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*Install.md"):
+        m2d.load(tmp_path / "nothing.pth")
+    whole = save(tmp_path / FOLDER / "a.pth", {"model": tensors})
+    cut = tmp_path / FOLDER / "cut.pth"
+    cut.write_bytes(whole.read_bytes()[:5000])
+    text = tmp_path / FOLDER / "text.pth"
+    text.write_text("<html>not found</html>")
+    evil = save(tmp_path / FOLDER / "evil.pth", {"model": tensors, "args": Payload()})
+    for path in (cut, text, evil):
+        with pytest.raises(ValueError, match=f"{path.name}.* is not a checkpoint that can be read safely"):
+            m2d.load(path)
+    assert "code ran" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is no M2D encoder.*patch_embed"):
+        m2d.load(save(tmp_path / FOLDER / "other.pth", {"conv1.weight": torch.zeros(2)}))
+    less = {k: v for k, v in tensors.items() if k != "blocks.1.attn.qkv.bias"}
+    with pytest.raises(ValueError, match=r"1 tensors missing \(blocks.1.attn.qkv.bias"):
+        m2d.load(save(tmp_path / FOLDER / "less.pth", less))
+    odd = tensors | {"blocks.1.norm1.weight": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"):
+        m2d.load(save(tmp_path / FOLDER / "odd.pth", odd))
+    with pytest.raises(ValueError, match="name says input 80x608 .* tensors hold 20 positions"):
+        m2d.load(save(tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "c.pth", tensors))
+
+
+def test_a_name_that_says_nothing_leaves_the_size_to_the_tensors(tmp_path: Path, tensors):
+    encoder = m2d.load(save(tmp_path / "mine" / "weights.pth", tensors))
+    assert encoder.module.vit.input_size == (80, 64)
+    assert m2d.sizes_from_name("m2d_vit_base-80x608p16x16-221006-mr7") == ((80, 608), (16, 16), 16000)
+    assert m2d.sizes_from_name("m2d_vit_base-80x1001p16x16p32k-240413") == ((80, 1001), (16, 16), 32000)
+
+
+def test_padding_masks_agree_with_what_the_tokens_see():
+    """Changing only what lies behind the valid samples moves no token that is said to be sound, and only those."""
+    encoder = m2d.load("random", input_size=(80, 64), **SMALL)
+    rng = np.random.default_rng(0)
+    samples = 16000  # 101 frames: chunks of 64 and 37
+    for valid in (3000, 9000, 10240, 15990):
+        wave = torch.zeros(1, samples)
+        wave[0, :valid] = torch.from_numpy(rng.normal(0, 0.1, valid).astype(np.float32))
+        silence = encoder.module.begin(torch.zeros(1, samples))
+        masks = encoder.padding_masks(torch.tensor([valid]), samples)
+        for mask, tokens, silent in zip(masks, encoder.module.begin(wave), silence, strict=True):
+            same = (tokens == silent).all(dim=-1)[0]
+            same[0] = False  # the class token is no padding
+            assert torch.equal(mask[0], same)
+    assert not any(m.any() for m in encoder.padding_masks(torch.tensor([samples]), samples))
+
+
+def test_stages_give_the_same_embedding():
+    encoder = m2d.load("random", input_size=(80, 64), **SMALL)
+    wave = torch.randn(2, 20000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sequences = encoder.stages.begin(wave)
+        for block in encoder.stages.blocks:
+            sequences = [block(x) for x in sequences]
+        assert torch.equal(encoder.stages.finish(sequences), encoder.embed(wave))
