@@ -603,7 +603,7 @@ def _write_artifacts(
 
 
 def _sibling(plan: _Plan, out_dir: Path) -> Artifacts | None:
-    """Artifacts beside `out_dir` in which the same encoder has heard all of our clips in the same way."""
+    """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
     same = (
         "encoder",
         "weights",
@@ -617,7 +617,9 @@ def _sibling(plan: _Plan, out_dir: Path) -> Artifacts | None:
     )
     for path in sorted(out_dir.parent.glob("*/manifest.json")):
         manifest = json.loads(path.read_text())
-        if "kept_clips" in manifest or any(manifest["settings"].get(k) != plan.settings[k] for k in same):
+        if manifest["task"] == plan.task.name or "kept_clips" in manifest:
+            continue
+        if any(manifest["settings"].get(k) != plan.settings[k] for k in same):
             continue
         if set(plan.fingerprints) <= set(manifest["clips"]["fingerprint"]):
             return load_artifacts(path.parent)

@@ -55,7 +55,11 @@ def test_toy_counts_by_hand():
     counted = count_batch(toy, wave, torch.tensor([200]), toy.layers, 8)
     assert counted.counts[0, :, 0].tolist() == [2, 2, 2]
     assert counted.counts[0, :, 1].tolist() == [1, 1, 1]
-    assert counted.counts[0, :, 2].tolist() == [1, 0, 0]  # layer 1 negates neuron 0, which is never below 0 any more
+    assert counted.counts[0, :, 2].tolist() == [
+        1,
+        0,
+        0,
+    ]  # layer 1 negates neuron 0, which is never below 0 any more
     assert counted.counts[0, :, 3:].sum() == 0
     assert counted.tokens.tolist() == [3] and counted.padding_tokens.tolist() == [1]
     assert counted.padding is not None
@@ -75,7 +79,9 @@ def test_counting_leaves_no_hook_behind_even_after_an_error():
 
 
 def test_timm_vit_matches_a_literal_count():
-    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2
+    )
     encoder = from_module(
         vit,
         activations="blocks.*.mlp.act",
@@ -103,7 +109,12 @@ def test_transformers_ast_and_whisper_encoder():
     transformers = pytest.importorskip("transformers")
     ast = transformers.ASTModel(
         transformers.ASTConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_length=48, num_mel_bins=32
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_length=48,
+            num_mel_bins=32,
         )
     )
     names = [n for n, m in ast.named_modules() if "GELU" in type(m).__name__]
@@ -143,7 +154,12 @@ def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
     with pytest.warns(UserWarning, match="silencing there is refused"):
         linear = from_module(
-            toy.module, activations="layers.*.fc", embed=toy.module, sample_rate=1000, clip_seconds=1.0, name="linear"
+            toy.module,
+            activations="layers.*.fc",
+            embed=toy.module,
+            sample_rate=1000,
+            clip_seconds=1.0,
+            name="linear",
         )
     wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(1))
     full = torch.full((4,), 1000)
@@ -170,7 +186,9 @@ def test_a_shared_activation_module_and_unequal_widths_are_refused():
     shared = nn.ReLU()
     module = nn.ModuleDict({"a": nn.ModuleDict({"act": shared}), "b": nn.ModuleDict({"act": shared})})
     with pytest.raises(ValueError, match="one and the same module"):
-        from_module(module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared")
+        from_module(
+            module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared"
+        )
     uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
     encoder = from_module(
         uneven, activations="1|3", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven"
@@ -207,7 +225,10 @@ def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, tor
     with torch.no_grad():
         assert torch.equal(encoder.embed(wave), expected.embed(wave))
     assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
-    assert expected.weights["sha256"] != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
+    assert (
+        expected.weights["sha256"]
+        != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
+    )
 
 
 class Payload:

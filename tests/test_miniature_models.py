@@ -216,3 +216,30 @@ def test_model_card_states_hash_and_run_of_the_weights():
         report = json.loads((encoders.WEIGHTS / f"{name}.json").read_text())
         assert report["sha256"] in card and report["sha256"] in (encoders.WEIGHTS / "SHA256SUMS").read_text()
         assert 5 not in report["settings"]["folds"]
+
+
+def test_probe_finds_what_is_there_and_nothing_in_noise():
+    from miniature import probe
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    splits = np.array(["train"] * 60 + ["valid"] * 20 + ["test"] * 40)
+    noise = rng.normal(size=(120, 10)).astype(np.float32)
+    told = noise + 4.0 * np.eye(10, dtype=np.float32)[labels]
+    right, penalty = probe.linear_probe(told, labels, splits, inner="valid", test="test")
+    assert right.shape == (40,) and right.mean() > 0.9 and penalty in probe.PENALTIES
+    assert probe.linear_probe(noise, labels, splits, inner="valid", test="test")[0].mean() < 0.6
+    with pytest.raises(ValueError, match="no clip in split 'fold5'"):
+        probe.linear_probe(noise, labels, splits, inner="valid", test="fold5")
+
+
+def test_bootstrap_resamples_groups_not_clips():
+    from miniature import probe
+
+    correct = np.tile(np.array([True, False]), 50)[None]  # accuracy 0.5
+    single = probe.group_bootstrap(correct, np.arange(100))
+    assert single.mean() == pytest.approx(0.5, abs=0.01) and single.std() == pytest.approx(0.05, rel=0.15)
+    # ten groups of ten clips that are all right or all wrong: the interval must widen to that of ten
+    blocks = np.repeat(np.arange(10), 10)
+    grouped = probe.group_bootstrap((blocks % 2 == 0)[None], blocks)
+    assert grouped.std() == pytest.approx(0.158, rel=0.15)
