@@ -65,6 +65,7 @@ class ModelSpec(Loader):
 
     label: str
     folder: Literal["analysis", "vit", "untrained"]
+    heard: dict[str, list[str]] = Field(default_factory=dict)  # task -> splits that the weights were trained on
 
 
 class TaskSpec(Loader):
