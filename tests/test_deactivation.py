@@ -163,7 +163,7 @@ def test_require_effect() -> None:
         for neuron in (1, 0)
     )
     assert require_effect(alive[0], alive[1], "neuron 0") == 4.0
-    with pytest.raises(RuntimeError, match="neuron 1.*1 clips"):
+    with pytest.raises(RuntimeError, match=r"neuron 1.*1 clips"):
         require_effect(dead[0], dead[1], "neuron 1")
 
 
