@@ -13,7 +13,7 @@ from aape.tasks.builders.source import Rows, Source
 
 def esc50(source: Source) -> Rows:
     """ESC-50 (Piczak 2015): `meta/esc50.csv` and `audio/`, five official folds; group = Freesound recording."""
-    meta = source.companion("esc50.csv")
+    meta = source.companion("esc50.csv") or next(iter(sorted(source.root.glob("*/meta/esc50.csv"))), None)
     if meta is None:
         raise FileNotFoundError(
             f"no meta/esc50.csv under {source.root}; give the unpacked folder of ESC-50 (ESC-50-<commit>/)"
@@ -32,7 +32,15 @@ def esc50(source: Source) -> Rows:
             "group": table.src_file,
         }
     )
-    return Rows(rows, origin="meta/esc50.csv of the dataset, official folds", bases=("", ".."), shortest=4.9)
+    # Unpacked, the archive is a folder of its own: ESC-50-<commit>/ or ESC-50-master/.
+    inside = meta.parent.parent
+    base = inside.relative_to(source.root).as_posix() if inside.is_relative_to(source.root) else "."
+    return Rows(
+        rows,
+        origin="meta/esc50.csv of the dataset, official folds",
+        bases=("" if base == "." else base, ""),
+        shortest=4.9,
+    )
 
 
 _GISE_SPLITS = {"train": "train", "val": "valid", "eval": "test"}
