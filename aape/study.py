@@ -120,17 +120,22 @@ class AblationTarget(_Strict):
 
 
 class AblationSettings(_Strict):
-    """The deactivation experiment."""
+    """The deactivation experiment (`aape.ablation`)."""
 
     models: tuple[Literal["M2D", "ViT", "Untrained"], ...] = MODELS
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
-    controls: int = 199  # random sets with as many neurons in each layer
-    rate_matched: int = 199  # the same, of like activation rate
-    target_rate_matched: int = 1
+    controls: int = Field(199, ge=0)  # random sets with as many neurons in each layer
+    controls_elsewhere: int | None = Field(None, ge=0)  # of them, also tested on other classes; None: all
+    rate_matched: int = Field(199, ge=0)  # random sets that are also of like activation rate
+    target_rate_matched: int = Field(1, ge=0)  # of like activation rate in the target's classes
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
-    bootstrap: int = 2000
-    refits: int = 20
+    mean_replacement: bool = True  # also replace the neurons by their means over the training clips
+    off_target: bool = True  # silence each class's neurons, measure every class
+    bootstrap: int = Field(2000, ge=0)
+    refits: int = Field(20, ge=0)
+    # model -> task -> splits that the model's encoder was trained on, which are marked wherever they are tested
+    in_sample: dict[Literal["M2D", "ViT", "Untrained"], dict[str, list[str]]] = Field(default_factory=dict)
 
 
 class Study(_Strict):
