@@ -273,3 +273,28 @@ def test_the_real_task_table_is_read_as_evar_has_it():
 
     table = json.loads(answer[answer.index("TABLE") + 5 :])
     assert {k: [d.folds, d.clip_seconds, d.folder, d.balanced] for k, d in found.items()} == table
+
+
+@real
+def test_evars_steering_and_our_silencing_are_the_same(tmp_path):
+    import numpy_weights
+
+    from aape.deactivation import silenced
+
+    checkpoint = numpy_weights.save_checkpoint(tmp_path)
+    # the published set of CREMA-D, ANG and HAP, one of each of its layers
+    neurons = [[0, 112], [3, 2233], [5, 1430], [6, 1196], [7, 2499], [8, 386], [9, 347], [10, 2663]]
+    ours = m2d.load(checkpoint)
+    wave = numpy_weights.noise(1.0)
+    for gain in (0.0, 0.5):
+        config = evar.write_config(tmp_path / "steer.yaml", neurons, gain=gain, weight_file=str(checkpoint))
+        steered = evar.load(config).embed(wave)
+        plain = ours.embed(wave)
+        with silenced(ours, neurons, gain=gain):
+            changed = ours.embed(wave)
+        assert float((changed - plain).abs().max()) > 1e-3  # the set acts
+        assert float((changed - steered).abs().max()) <= 1e-5
+    assert torch.equal(
+        evar.load(evar.write_config(config, [], weight_file=str(checkpoint))).embed(wave), plain
+    )
+    checkpoint.unlink()

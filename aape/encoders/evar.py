@@ -14,6 +14,8 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import itertools
+import math
 import os
 import sys
 import warnings
@@ -22,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -44,6 +47,33 @@ NEURONS = {
     "ar_wavlm": "backbone.encoder.layers.*.feed_forward.intermediate_act_fn",
     "ar_data2vec": "backbone.encoder.layers.*.feed_forward.intermediate_act_fn",
     "ar_wav2vec2": "backbone.wav2vec2.encoder.layers.*.feed_forward.intermediate_act_fn",
+}
+
+# What lineareval.py and M2D's runtime read from a configuration: M2D's front end and EVAR's
+# settings for its linear evaluation.
+_M2D_SETTINGS: dict[str, Any] = {
+    "feature_d": 3840,
+    "sample_rate": 16000,
+    "n_fft": 400,
+    "window_size": 400,
+    "hop_size": 160,
+    "n_mels": 80,
+    "f_min": 50,
+    "f_max": 8000,
+    "window": "hanning",
+    "mean": -7.1,
+    "std": 4.2,
+    "output_layers": [-1],
+    "encoder_only": True,
+    "dur_frames": None,
+    "freeze_embed": None,
+    "flat_features": False,
+    "batch_size": 128,
+    "lr_lineareval": 0.00003,
+    "report_per_epochs": 50,
+    "early_stop_epochs": 20,
+    "training_mask": 0.0,
+    "warmup_epochs": 5,
 }
 
 
@@ -346,7 +376,7 @@ def load(
     with importable(root):
         ar = _build(root, module_name, class_name, settings, seed)
         if module_name == "ar_m2d":  # it cuts longer waves itself
-            seconds = clip_seconds or ar.cfg.input_size[1] * ar.cfg.hop_size / sample_rate
+            seconds = clip_seconds or float(ar.cfg.input_size[1] * ar.cfg.hop_size / sample_rate)
         loader = _NoData() if task is None else _loader(task, sample_rate)
         ar.eval()
         ar.precompute(torch.device("cpu"), loader)
@@ -378,7 +408,7 @@ def _prefixed(pattern: str) -> str:
 
 def _build(
     root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int
-) -> nn.Module:
+) -> Any:
     try:
         module = importlib.import_module(f"evar.{module_name}")
     except ModuleNotFoundError as error:
@@ -421,3 +451,56 @@ def _provenance(ar: nn.Module, settings: Mapping[str, Any], config: str | Path) 
         return {"source": str(weight_file), "sha256": sha256_of(Path(weight_file)), "evar": str(config)}
     source = str(weight_file or settings.get("pretrained_model") or settings["audio_repr"])
     return {"source": source, "sha256": sha256_of_state(ar), "evar": str(config)}
+
+
+def write_config(
+    path: str | Path,
+    neurons: Any,
+    *,
+    gain: float = 0.0,
+    weight_file: str = "external/m2d/m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth",
+    note: str = "",
+) -> Path:
+    """Write an EVAR configuration that steers these neurons of M2D, for lineareval.py and add_to_evar/le_eval_only.py.
+
+        selection = select(probabilities, classes=classes)
+        write_config("config/cremad_ang.yaml", selection.neurons("ANG"), note="cremad: ANG")
+
+    Args:
+        path: the .yaml to write, usually in the clone's config folder.
+        neurons: integers [k, 2] of (layer, neuron), both from 0, e.g. `Selection.neurons(...)`; their intersection for
+            two classes is `np.argwhere(members[:, :, a] & members[:, :, b])`. Empty: the unchanged model.
+        gain: factor on their activations, `int_gain`.
+        weight_file: of M2D, relative to the clone or absolute.
+        note: a line for the reader, written as a comment.
+
+    Raises:
+        ValueError: not integers [k, 2], a pair twice or negative, or a gain that is no number of 0 or more.
+    """
+    pairs = np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons)
+    if pairs.size == 0:
+        pairs = pairs.reshape(0, 2).astype(np.int64)
+    if (
+        pairs.ndim != 2
+        or pairs.shape[1] != 2
+        or not np.issubdtype(pairs.dtype, np.integer)
+        or (pairs < 0).any()
+    ):
+        raise ValueError(
+            f"neurons must be integers [k, 2] of (layer, neuron), found {pairs.dtype} {list(pairs.shape)}"
+        )
+    ordered = sorted((int(layer), int(neuron)) for layer, neuron in pairs)
+    twice = [pair for pair, following in itertools.pairwise(ordered) if pair == following]
+    if twice:
+        raise ValueError(f"neuron {list(twice[0])} is in the set more than once")
+    if not (math.isfinite(gain) and gain >= 0):
+        raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
+    settings = {"audio_repr": "ar_m2d.AR_M2D_Steering_Neurons", "weight_file": weight_file} | _M2D_SETTINGS
+    lines = [f"# {line}" for line in (f"{len(ordered)} neurons of M2D times {gain:g}", *note.splitlines())]
+    lines += [yaml.safe_dump(settings, sort_keys=False).rstrip()]
+    lines += [f"int_gain: {float(gain)}", f"int_neurons: [{', '.join(f'[{i}, {j}]' for i, j in ordered)}]"]
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
