@@ -65,7 +65,9 @@ class ModelSpec(Loader):
 
     label: str
     folder: Literal["analysis", "vit", "untrained"]
-    heard: dict[str, list[str]] = Field(default_factory=dict)  # task -> splits that the weights were trained on
+    heard: dict[str, list[str]] = Field(
+        default_factory=dict
+    )  # task -> splits that the weights were trained on
 
 
 class TaskSpec(Loader):
@@ -125,15 +127,17 @@ class AblationSettings(_Strict):
     models: tuple[Literal["M2D", "ViT", "Untrained"], ...] = MODELS
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
-    controls: int = Field(199, ge=0)  # random sets with as many neurons in each layer
-    controls_elsewhere: int | None = Field(None, ge=0)  # of them, also tested on other classes; None: all
-    rate_matched: int = Field(199, ge=0)  # random sets that are also of like activation rate
-    target_rate_matched: int = Field(1, ge=0)  # of like activation rate in the target's classes
+    controls: int = Field(default=199, ge=0)  # random sets with as many neurons in each layer
+    controls_elsewhere: int | None = Field(
+        default=None, ge=0
+    )  # of them, also tested on other classes; None: all
+    rate_matched: int = Field(default=199, ge=0)  # random sets that are also of like activation rate
+    target_rate_matched: int = Field(default=1, ge=0)  # of like activation rate in the target's classes
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
     mean_replacement: bool = True  # also replace the neurons by their means over the training clips
     off_target: bool = True  # silence each class's neurons, measure every class
-    bootstrap: int = Field(2000, ge=0)
-    refits: int = Field(20, ge=0)
+    bootstrap: int = Field(default=2000, ge=0)
+    refits: int = Field(default=20, ge=0)
     # model -> task -> splits that the model's encoder was trained on, which are marked wherever they are tested
     in_sample: dict[Literal["M2D", "ViT", "Untrained"], dict[str, list[str]]] = Field(default_factory=dict)
 
