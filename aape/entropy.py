@@ -212,7 +212,7 @@ def select(
     weak_threshold = threshold if weak_filter == "lape" else _paper_weak_threshold(largest)
     eligible = (largest > weak_threshold) & np.isfinite(entropy)
 
-    keep = round(rate * n_layers * n_neurons)
+    keep = round(rate * (n_layers * n_neurons))
     selected = _lowest(entropy, eligible, keep)
     members = selected[:, :, None] & (p > threshold)
     return Selection(

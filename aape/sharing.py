@@ -22,7 +22,7 @@ import numpy as np
 from aape.entropy import as_numpy, like
 from aape.statistics import benjamini_hochberg, pooled_p
 
-ROUNDS = 30  # rounds of trades before a draw is taken; each round trades every neuron once
+ROUNDS = 20  # rounds of trades before a draw is taken; each round trades every neuron once
 
 
 def jaccard(a: Any, b: Any) -> Any:
@@ -154,42 +154,51 @@ def redeal(members: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndar
     rows = members.reshape(-1, members.shape[2])
     where = np.flatnonzero(rows.any(axis=1))
     layer = where // members.shape[1]
-    state = np.broadcast_to(rows[where], (draws, len(where), rows.shape[1])).copy()
     by_layer = [np.flatnonzero(layer == index) for index in np.unique(layer)]
-    for _ in range(ROUNDS):
-        left, right = [], []
-        for group in by_layer:
-            shuffled = rng.permutation(group)
-            half = len(shuffled) // 2
-            left.append(shuffled[:half])
-            right.append(shuffled[half : 2 * half])
-        _trade(state, np.concatenate(left or [where[:0]]), np.concatenate(right or [where[:0]]), rng)
-    return state
+    dealt = np.empty((draws, len(where), rows.shape[1]), dtype=bool)
+    step = max(1, 2**18 // max(1, len(where)))  # draws at a time: one class of them fits into the cache
+    for start in range(0, draws, step):
+        block = dealt[start : start + step]
+        state = np.repeat(rows[where].T[:, None], len(block), axis=1)  # [classes, draws, k]
+        for _ in range(ROUNDS):
+            left, right = [where[:0]], [where[:0]]
+            for group in by_layer:
+                shuffled = rng.permutation(group)
+                half = len(shuffled) // 2
+                left.append(shuffled[:half])
+                right.append(shuffled[half : 2 * half])
+            _trade(state, np.concatenate(left), np.concatenate(right), rng)
+        block[:] = state.transpose(1, 2, 0)
+    return dealt
 
 
 def _trade(state: np.ndarray, left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> None:
     """One curveball trade for every pair (left[i], right[i]) of neurons, in every draw, in place.
 
-    Classes that only one of the two has are pooled and dealt back at random, each keeping its number:
-    sampling without replacement, class after class (need / remaining), vectorised over draws and pairs.
+    state: bool [classes, draws, k]. Classes that only one of the two has are pooled and dealt back at
+    random, each keeping its number: sampling without replacement, class after class (need / remaining),
+    vectorised over draws and pairs.
     """
     if not len(left):
         return
-    one, two = state[:, left], state[:, right]  # [draws, pairs, classes]
+    one, two = state[:, :, left], state[:, :, right]  # [classes, draws, pairs]
     pool = one ^ two
-    need = (one & pool).sum(axis=2).astype(np.float32)
-    remaining = pool.sum(axis=2).astype(np.float32)
-    for index in range(state.shape[2]):
-        open_ = pool[:, :, index]
+    need = (one & pool).sum(axis=0, dtype=np.float32)
+    remaining = pool.sum(axis=0, dtype=np.float32)
+    for index in range(len(state)):
+        open_ = pool[index]
         if not open_.any():
             continue
-        take = open_ & (rng.random(need.shape, dtype=np.float32) * remaining < need)
-        one[:, :, index] = np.where(open_, take, one[:, :, index])
-        two[:, :, index] = np.where(open_, ~take, two[:, :, index])
+        draw = rng.random(need.shape, dtype=np.float32)
+        draw *= remaining
+        take = draw < need
+        take &= open_
         need -= take
         remaining -= open_
-    state[:, left] = one
-    state[:, right] = two
+        np.copyto(one[index], take, where=open_)
+        np.copyto(two[index], ~take, where=open_)
+    state[:, :, left] = one
+    state[:, :, right] = two
 
 
 @dataclass(frozen=True)

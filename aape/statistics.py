@@ -70,9 +70,10 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
     p = np.ones(values.shape[1])
     for index in np.unique(bins[varies]):
         chosen = np.flatnonzero((bins == index) & varies)
-        pool = np.sort(z[:, chosen], axis=None)
-        # the draws are rounded differently from the observed value: ties count as ties
-        p[chosen] = (pool.size - np.searchsorted(pool, z[0, chosen] - 1e-6, side="left")) / pool.size
+        pool = np.sort(z[1:, chosen], axis=None)
+        # the draws may be rounded differently from the observed value: ties count as ties
+        above = pool.size - np.searchsorted(pool, z[0, chosen] - 1e-6, side="left")
+        p[chosen] = (1 + above) / (1 + pool.size)
     return p
 
 
@@ -285,7 +286,7 @@ def permutation_null(
 
     _in_threads(one, labelled(), total, threads, progress, "permutations")
 
-    pair_p, discoveries = _pair_values(cells, scale, q)
+    pair_p, discoveries = _pair_values(cells, q)
     observed = run.cell_of_pair(units.label)  # int32 [classes, layers * neurons], -1 where untestable
     p = np.where(observed >= 0, pair_p[np.maximum(observed, 0)], np.nan)
     p = np.moveaxis(p.reshape(n_classes, layers, neurons), 0, -1).astype(np.float64)
@@ -467,28 +468,34 @@ def _fast_aape(p: np.ndarray) -> np.ndarray:
     return np.where(active, np.log(safe) - logs.sum(axis=0) / safe, np.float32(np.inf))
 
 
-def _pair_values(cells: np.ndarray, scale: _Scale, q: float) -> tuple[np.ndarray, np.ndarray]:
-    """p of every cell, and the Benjamini-Hochberg discoveries of every labelling against all of them.
+def _pair_values(cells: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
+    """p of every cell for the data's labels, and the Benjamini-Hochberg discoveries of every labelling.
 
-    cells: uint32 [1 + permutations, cells]: how many pairs fell into each. Returns float64 [cells], int64
-    [1 + permutations].
+    cells: uint32 [labellings, cells]: how many pairs fell into each; row 0 has the data's labels. Each
+    labelling is tested against all others, so that all are treated alike. Returns float64 [cells], int64
+    [labellings].
     """
-    total = cells.sum(axis=0, dtype=np.int64).reshape(-1, Z_CELLS)  # [bins, cells of z]
-    above = np.cumsum(total[:, ::-1], axis=1)[:, ::-1]
-    size = above[:, :1]
-    p = np.where(size > 0, above / np.maximum(size, 1), 1.0).reshape(-1)
+    total = _at_least(cells.sum(axis=0, dtype=np.int64))
     tests = int(cells[0].sum(dtype=np.int64))
-    small = np.flatnonzero(p <= q)  # only these can be discoveries
-    order = small[np.argsort(p[small], kind="stable")]
     found = np.zeros(len(cells), dtype=np.int64)
-    if len(order):
-        p_sorted = p[order]
-        last_of_tie = np.append(p_sorted[1:] > p_sorted[:-1], True)
-        for index in range(len(cells)):
-            count = np.cumsum(cells[index, order], dtype=np.int64)
-            passed = np.flatnonzero(last_of_tie & (p_sorted * tests <= q * count))
-            found[index] = count[passed[-1]] if len(passed) else 0
-    return p, found
+    first = np.ones(cells.shape[1])
+    for index in range(len(cells)):
+        others = total - _at_least(cells[index])  # [bins, cells of z]
+        p = ((1 + others) / (1 + others[:, :1])).reshape(-1)
+        if index == 0:
+            first = p
+        small = np.flatnonzero((p <= q) & (cells[index] > 0))  # only these can be discoveries
+        order = small[np.argsort(p[small], kind="stable")]
+        count = np.cumsum(cells[index, order], dtype=np.int64)
+        # the last cell of equal p has the full count; the largest count that passes is the same
+        passed = p[order] * tests <= q * count
+        found[index] = count[passed].max(initial=0)
+    return first, found
+
+
+def _at_least(cells: np.ndarray) -> np.ndarray:
+    """int64 [bins, cells of z]: pairs in this cell of the bin or in a higher one."""
+    return np.cumsum(cells.reshape(-1, Z_CELLS)[:, ::-1], axis=1, dtype=np.int64)[:, ::-1]
 
 
 def _neuron_p(entropy: np.ndarray, bins: np.ndarray) -> np.ndarray:
