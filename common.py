@@ -1,6 +1,10 @@
 """Front door of the collecting notebooks: load a study, a model and a task, run the pass, save the artifacts.
 
-From a shell: python common.py collect miniature M2D esc50   (or under torchrun: torchrun ... common.py collect ...)
+From a shell:
+    python common.py collect miniature M2D esc50     one pass (or torchrun --nproc_per_node 2 common.py collect ...)
+    python common.py doctor paper                    what is installed, found, missing, and the next step
+    python common.py download m2d esc50              fetch checkpoints and datasets that may be fetched freely
+    python common.py metadata gtzan FOLDER OUT.csv   EVAR-format metadata of a dataset as it is distributed
 """
 
 from __future__ import annotations
@@ -110,24 +114,38 @@ def describe(study: str | Path, artifacts: Artifacts) -> pd.DataFrame:
     return table
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+def _collect_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="common.py collect", description="One model on one task of a study."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("collect", help="one model on one task of a study")
-    run.add_argument("study")
-    run.add_argument("model")
-    run.add_argument("task")
-    run.add_argument("--device")
-    run.add_argument("--batch-size", type=int)
+    for name in ("study", "model", "task"):
+        parser.add_argument(name)
+    parser.add_argument("--device")
+    parser.add_argument("--batch-size", type=int)
     options = parser.parse_args(arguments)
     artifacts = collect_study(
         options.study, options.model, options.task, device=options.device, batch_size=options.batch_size
     )
     print(artifacts.summary().to_string(header=False))
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: the first word names the command, the rest is its own."""
+    from aape import doctor, download
+    from aape.tasks import builders
+
+    commands = {
+        "collect": _collect_command,
+        "doctor": doctor.main,
+        "download": download.main,
+        "metadata": builders.main,
+    }
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] not in commands:
+        print(__doc__)
+        return 0 if words in ([], ["-h"], ["--help"]) else 2
+    return commands[words[0]](words[1:])
 
 
 if __name__ == "__main__":

@@ -65,9 +65,6 @@ class ModelSpec(Loader):
 
     label: str
     folder: Literal["analysis", "vit", "untrained"]
-    heard: dict[str, list[str]] = Field(
-        default_factory=dict
-    )  # task -> splits that the weights were trained on
 
 
 class TaskSpec(Loader):
@@ -138,8 +135,6 @@ class AblationSettings(_Strict):
     off_target: bool = True  # silence each class's neurons, measure every class
     bootstrap: int = Field(default=2000, ge=0)
     refits: int = Field(default=20, ge=0)
-    # model -> task -> splits that the model's encoder was trained on, which are marked wherever they are tested
-    in_sample: dict[Literal["M2D", "ViT", "Untrained"], dict[str, list[str]]] = Field(default_factory=dict)
 
 
 class Study(_Strict):
