@@ -65,6 +65,8 @@ class ModelSpec(Loader):
 
     label: str
     folder: Literal["analysis", "vit", "untrained"]
+    # task -> splits that the weights were trained on, marked as in-sample wherever they are tested
+    heard: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class TaskSpec(Loader):
