@@ -167,6 +167,7 @@ class M2DAudio(nn.Module):
         masks = []
         for start in range(0, frames, unit):
             first = torch.arange(start, min(start + unit, frames), step, device=valid_samples.device)  # [t]
+            first = first[: self.vit.grid[1]]  # frames behind the last whole patch of a chunk are not seen
             silent = (first[None, :] * hop - window // 2) >= valid_samples[:, None]  # [batch, t]
             silent &= (valid_samples < samples)[:, None]
             masks.append(nn.functional.pad(silent.repeat(1, rows), (1, 0)))
@@ -250,6 +251,8 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         (mels, _), _, sample_rate = named
     rows = mels // patch[0]
     input_size = (mels, patches // rows * patch[1])
+    if named is not None and named[0][1] - named[0][1] % patch[1] == input_size[1]:
+        input_size = named[0]  # 80x1001: chunks of 1,001 frames, of which patches cover the first 992 (M2D)
     if named is not None and (named[0] != input_size or named[1] != tuple(patch)):
         (n_mels, n_frames), (n_f, n_t), _ = named
         raise ValueError(
