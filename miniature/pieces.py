@@ -120,7 +120,7 @@ GENRES: dict[str, Genre] = {
 
 def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
     """One stroke of a piece's kit: the kit's seed decides how the drum sounds."""
-    rec = np.random.default_rng([kit, sorted(events.EVENTS).index("bass_drum"), len(name), ord(name[0])])
+    rec = np.random.default_rng([kit, *name.encode()])
     if name == "kick":
         return events.kick(rec, clip)
     if name == "deep":  # the long bass drum of a drum machine
@@ -144,9 +144,9 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
         return 0.5 * events.hat(rec, clip, opened=rec.uniform(0.08, 0.16))
     if name == "ride":
         f = rec.uniform(2500, 3800)
-        return 0.3 * events.hat(rec, clip, opened=0.2) + 0.5 * events.ring(
-            clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)
-        )
+        hit = 0.3 * events.hat(rec, clip, opened=0.2)
+        events.put(hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0)
+        return hit
     if name == "crash":
         return 0.5 * events.cymbal(rec, clip)
     raise ValueError(f"expected a drum of a piece, found {name!r}")
@@ -193,7 +193,7 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
         root, intervals = style.chords[(bar + b) % len(style.chords)]
         low = 28 + (key + root - 4) % 12
         bass += _bass(style.bass, low + (12 if style.bass == "long" else 0), intervals, sixteenth, start, rng)
-        middle = (low + 12 if intervals is POWER else 52 + (key + root - 4) % 12)
+        middle = low + 12 if intervals is POWER else 52 + (key + root - 4) % 12
         if style.comping == "arpeggio":
             for step in range(0, 16, 2):
                 up = intervals[(0, 1, 2, 1)[step // 2 % 4] % len(intervals)]

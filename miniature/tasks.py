@@ -438,13 +438,21 @@ def cache_dir() -> Path:
     return (Path(root) if root else Path(__file__).resolve().parent.parent / ".cache") / "miniature"
 
 
+# Modules whose text decides how a renderer sounds; a change of one renders anew what uses it
+_MODULES = {
+    "note": ("events", "midi"),
+    "phrase": ("events", "midi"),
+    "patch": ("events",),
+    "event": ("events",),
+    "piece": ("events", "midi", "pieces"),
+    "speech": ("events", "speech"),
+}
+
+
 @functools.cache
-def _code() -> str:
-    """Hash of the modules that make the sounds; a change of them renders anew."""
-    digest = hashlib.sha256()
-    for name in ("events", "midi", "pieces", "speech"):
-        digest.update((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8").encode())
-    return digest.hexdigest()[:16]
+def _text_hash(module: str) -> str:
+    text = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -460,7 +468,7 @@ def _key(clips: Sequence[Clip]) -> dict[str, Any]:
     return {
         "format": 1,
         "plan": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "code": _code(),
+        "code": {module: _text_hash(module) for module in sorted({m for c in clips for m in _MODULES[c.renderer]})},
         "packages": _packages(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -504,6 +512,9 @@ def build(folder: Path, clips: Sequence[Clip], tables: dict[str, Sequence[Clip]]
     if folder.exists():
         log.warning("rendering %s again: %s", folder, reason)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed; a live one's is young
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "audio").mkdir(parents=True)
@@ -570,7 +581,10 @@ def _work(partial: Path, part: int, parts: int) -> None:
     """A worker's share: every ``parts``-th clip of the plan."""
     clips = [Clip(**row) for row in json.loads((partial / "plan.json").read_text(encoding="utf-8"))]
     files = {}
+    parent = os.getppid()
     for clip in clips[part::parts]:
+        if os.getppid() != parent:  # killed: nobody would use what is made here
+            sys.exit("the process that started this worker is gone")
         path = partial / "audio" / clip.file_name
         soundfile.write(path, sound(clip), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         data = path.read_bytes()
