@@ -125,7 +125,9 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
         return events.kick(rec, clip)
     if name == "deep":  # the long bass drum of a drum machine
         t = events.seconds(0.7)
-        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(-t / rec.uniform(0.18, 0.35))
+        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(
+            -t / rec.uniform(0.18, 0.35)
+        )
     if name == "snare":
         return events.snare(rec, clip)
     if name == "rim":
@@ -145,14 +147,18 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
     if name == "ride":
         f = rec.uniform(2500, 3800)
         hit = 0.3 * events.hat(rec, clip, opened=0.2)
-        events.put(hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0)
+        events.put(
+            hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0
+        )
         return hit
     if name == "crash":
         return 0.5 * events.cymbal(rec, clip)
     raise ValueError(f"expected a drum of a piece, found {name!r}")
 
 
-def _bass(style: str, root: int, intervals: tuple[int, ...], sixteenth: float, start: float, rng: Generator) -> list[Note]:
+def _bass(
+    style: str, root: int, intervals: tuple[int, ...], sixteenth: float, start: float, rng: Generator
+) -> list[Note]:
     """The bass notes of one bar from ``start`` (s). ``root``: MIDI key."""
     third = intervals[1] if intervals[1] < 7 else 7
     steps: dict[str, list[tuple[int, int, float]]] = {  # (step of 16, semitones, length in steps)
@@ -197,7 +203,9 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
         if style.comping == "arpeggio":
             for step in range(0, 16, 2):
                 up = intervals[(0, 1, 2, 1)[step // 2 % 4] % len(intervals)]
-                chords.append(Note(start + step * sixteenth, 2.2 * sixteenth, middle + up, int(rng.integers(60, 84))))
+                chords.append(
+                    Note(start + step * sixteenth, 2.2 * sixteenth, middle + up, int(rng.integers(60, 84)))
+                )
         else:
             for step, mark in enumerate(style.comping):
                 if mark == ".":
@@ -216,11 +224,15 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
                 octave, step_of_scale = divmod(degree, len(style.scale))
                 pitch = style.line_from + (key - 4) % 12 + 12 * octave + style.scale[step_of_scale]
                 moved = start + _swung(step, style.swing) * sixteenth
-                line.append(Note(moved, rng.choice([1.7, 1.7, 3.5]) * sixteenth, pitch, int(rng.integers(78, 110))))
+                line.append(
+                    Note(moved, rng.choice([1.7, 1.7, 3.5]) * sixteenth, pitch, int(rng.integers(78, 110)))
+                )
     volumes = [min(127, round(80 * level)) for level in style.levels[1:]]
     parts = [
         Part(program, tuple(notes), volume=volume, pan=64)
-        for program, notes, volume in zip((bass_program, chord_program, line_program), (bass, chords, line), volumes)
+        for program, notes, volume in zip(
+            (bass_program, chord_program, line_program), (bass, chords, line), volumes, strict=True
+        )
         if notes
     ]
     return parts, sixteenth, kit

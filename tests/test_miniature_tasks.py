@@ -1,0 +1,254 @@
+"""The miniature's stand-in tasks: plans without leaks, sounds that are what they say, a cache that repairs itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("midirenderer")
+pytest.importorskip("espeakng_loader")
+
+from miniature import midi, speech, tasks
+from miniature.sentences import NEUTRAL, SENTENCES, share
+
+RATE = midi.SAMPLE_RATE
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {task: tasks.plan(task) for task in tasks.TASKS}
+
+
+# --- plans ---
+
+
+def test_plans_are_complete_and_repeatable(plans):
+    assert set(plans) == {
+        "esc50", "gise51", "voxforge", "vc1_gender", "vc1_country", "cremad", "cremad_gender", "gtzan", "nspitch",
+        "surge",
+    }  # fmt: skip
+    audio = {(tasks.audio_set(task), clip.file_name) for task, clips in plans.items() for clip in clips}
+    assert len(audio) <= 6500
+    for task, clips in plans.items():
+        assert clips == tasks.plan(task)
+        assert len({clip.file_name for clip in clips}) == len(clips)
+        assert min(Counter(clip.label for clip in clips).values()) >= 24
+        assert json.loads(json.dumps(clips[0].parameters))  # parameters survive the way to a worker
+    for task in ("cremad", "gtzan"):
+        assert set(Counter(c.label for c in plans[task] if c.split == "test").values()) == {40}
+    assert len(set(tasks.ESC50) & set(tasks.GISE51)) == 12
+
+
+def test_tasks_that_share_audio_differ_in_labels_only(plans):
+    for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):
+        assert tasks.audio_set(first) == tasks.audio_set(second)
+        for a, b in zip(plans[first], plans[second], strict=True):
+            assert (a.file_name, a.split, a.group, a.parameters) == (
+                b.file_name,
+                b.split,
+                b.group,
+                b.parameters,
+            )
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_nothing_of_the_test_split_is_heard_before(plans, task):
+    clips = plans[task]
+    groups, samples, seeds, voices, texts = (defaultdict(set) for _ in range(5))
+    for clip in clips:
+        groups[clip.split].add(clip.group)
+        samples[clip.split] |= midi.samples_played(tasks.parts_of(clip))
+        if "seed" in clip.parameters:
+            seeds[clip.split].add(clip.parameters["seed"])
+        if "voice" in clip.parameters:
+            voices[clip.split].add(clip.parameters["voice"].split("+")[1])
+            texts[clip.split].add(clip.parameters["text"].rstrip("!?.,"))
+    assert not groups["train"] & groups["valid"]
+    for heard in (groups, samples, seeds, voices, texts):
+        assert not heard["test"] & (heard["train"] | heard["valid"])
+    for label in {clip.label for clip in clips}:
+        for split in ("train", "test"):
+            assert len({c.group for c in clips if c.label == label and c.split == split}) >= 4
+
+
+def test_every_note_of_a_plan_has_a_recorded_sample(plans):
+    # The soundfont's alto saxophone has no E4, for example.
+    for clips in plans.values():
+        for clip in clips:
+            for part in tasks.parts_of(clip):
+                silent = [
+                    n
+                    for n in part.notes
+                    if not midi.samples_played([midi.Part(part.program, (n,), part.drums)])
+                ]
+                assert not silent, (clip.file_name, part.program, silent)
+
+
+def test_splits_have_sentences_of_their_own():
+    for sentences in (*SENTENCES.values(), NEUTRAL):
+        parts = [set(share(sentences, split)) for split in tasks.SPLITS]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == len(sentences)
+
+
+# --- sounds ---
+
+
+def _one(plans, task, **wanted):
+    for clip in plans[task]:
+        if all(getattr(clip, key) == value for key, value in wanted.items()):
+            return clip
+    raise LookupError(wanted)
+
+
+def test_every_clip_sounds_and_comes_out_the_same_twice_in_any_order(plans):
+    clips = [clips[k] for clips in plans.values() for k in (0, len(clips) // 2, -1)]
+    first = [tasks.sound(clip) for clip in clips]
+    again = [tasks.sound(clip) for clip in reversed(clips)][::-1]
+    for clip, a, b in zip(clips, first, again, strict=True):
+        assert a.dtype == np.float32
+        assert 0.2 * RATE < len(a) <= 2 * RATE, clip.file_name
+        assert 0.005 < np.abs(a).max() < 1.0, clip.file_name
+        np.testing.assert_array_equal(a, b, err_msg=clip.file_name)
+
+
+@pytest.mark.parametrize("task", ["nspitch", "surge"])
+def test_pitch_is_the_label(plans, task):
+    groups = sorted({clip.group for clip in plans[task]})
+    for k, group in enumerate(groups[::3]):
+        pitch = 48 + 5 * (k % 6)
+        wave = tasks.sound(_one(plans, task, group=group, label=str(pitch)))[: RATE // 2][1200:]
+        # Energy at the harmonics of the pitch against that of its neighbours a semitone away
+        spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 1 << 16)) ** 2
+
+        def harmonics(semitones: float, spectrum=spectrum) -> float:
+            f = 440 * 2 ** ((semitones - 69) / 12) * np.arange(1, 6)
+            return float(
+                sum(spectrum[round(h * (1 << 16) / RATE) + d] for h in f[f < 7500] for d in (-3, 0, 3))
+            )
+
+        assert harmonics(pitch) > 3 * max(harmonics(pitch - 1), harmonics(pitch + 1)), group
+
+
+def _f0(wave: np.ndarray) -> float:
+    """Median fundamental frequency in Hz by autocorrelation of the louder 40 ms frames."""
+    frames = np.lib.stride_tricks.sliding_window_view(wave, 640)[::320]
+    loud = frames[np.mean(frames**2, 1) > 0.3 * np.max(np.mean(frames**2, 1))]
+    found = []
+    for frame in loud:
+        power = np.abs(np.fft.rfft(frame * np.hanning(640), 2048)) ** 2
+        correlation = np.fft.irfft(power)[:320]
+        found.append(RATE / (40 + np.argmax(correlation[40:250])))
+    return float(np.median(found))
+
+
+def test_women_speak_higher_than_men_and_feelings_move_the_voice():
+    text = "We have to go there again."
+    women = [_f0(speech.speak(text, f"en-us+{v}")) for v in tasks.VOICES["test"]["female"]]
+    men = [_f0(speech.speak(text, f"en-us+{v}")) for v in tasks.VOICES["test"]["male"]]
+    assert min(women) > 150 > 130 > max(men)
+    length = {}
+    for emotion, (rate, pitch, pitch_range, *_) in tasks.EMOTIONS.items():
+        wave = speech.speak(text, "en-us+m4", rate=rate, pitch=pitch, pitch_range=pitch_range)
+        length[emotion] = len(wave)
+    assert max(length["FEA"], length["ANG"]) < length["NEU"] < min(length["DIS"], length["SAD"])
+    afraid, sad = (
+        _f0(speech.speak(text, "en-us+m4", rate=170, pitch=tasks.EMOTIONS[e][1], pitch_range=20))
+        for e in ("FEA", "SAD")
+    )
+    assert afraid > 1.2 * sad
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ValueError, match="expected a task of esc50"):
+        tasks.plan("esc51")
+    with pytest.raises(ValueError, match="no voice"):
+        speech.speak("Hello.", "xx-nowhere+m1")
+
+
+# --- cache ---
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory, plans):
+    """A small mixed set rendered by two worker processes."""
+    clips = [c for task in ("esc50", "nspitch", "cremad") for c in plans[task] if c.split != "valid"][::150]
+    folder = tmp_path_factory.mktemp("cache") / "mixed"
+    tasks.build(folder, clips, {"mixed": clips})
+    return folder, clips
+
+
+def _hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.*"))}
+
+
+def test_rendering_is_complete_and_leaves_nothing_else(rendered):
+    folder, clips = rendered
+    assert tasks.whole(folder, clips) is None
+    assert sorted(p.name for p in folder.iterdir()) == ["audio", "manifest.json", "mixed.csv"]
+    assert [p.name for p in folder.parent.iterdir()] == ["mixed"]
+    assert (folder / "mixed.csv").read_text().splitlines()[0] == "file_name,label,split,group"
+    info = soundfile.info(folder / "audio" / clips[0].file_name)
+    assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    audio = {c.split: set() for c in clips}
+    for clip in clips:
+        digest = hashlib.sha256((folder / "audio" / clip.file_name).read_bytes()).hexdigest()
+        assert manifest["files"][clip.file_name][1] == digest
+        audio[clip.split].add(digest)
+    assert not audio["train"] & audio["test"]
+    assert sum(map(len, audio.values())) == len(clips)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "shortened", "removed", "other plan", "not JSON"])
+def test_a_damaged_cache_is_rebuilt_to_the_same_bytes(rendered, damage):
+    folder, clips = rendered
+    before = _hashes(folder)
+    victim = folder / "audio" / clips[3].file_name
+    manifest = folder / "manifest.json"
+    if damage == "cut off":
+        manifest.unlink()
+    elif damage == "shortened":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "removed":
+        victim.unlink()
+    elif damage == "other plan":
+        manifest.write_text(manifest.read_text().replace('"plan": "', '"plan": "0'))
+    else:
+        manifest.write_text("{")
+    assert tasks.whole(folder, clips) is not None
+    tasks.build(folder, clips, {"mixed": clips}, workers=1)
+    assert _hashes(folder) == before
+
+
+def test_a_whole_cache_is_left_alone(rendered):
+    folder, clips = rendered
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    tasks.build(folder, clips, {"mixed": clips})
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
+    bad = tasks.Clip(
+        "a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"}
+    )
+    with pytest.raises(RuntimeError, match="no voice 'xx-no"):
+        tasks.build(tmp_path / "bad", [bad], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_set_loads_as_a_task(rendered):
+    from aape.tasks import from_metadata
+
+    folder, clips = rendered
+    task = from_metadata(
+        folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed"
+    )
+    assert task.files == tuple(clip.file_name for clip in clips)
+    assert task.groups == tuple(clip.group for clip in clips)
+    wave, valid = task.read(0, RATE)
+    assert len(wave) == 2 * RATE and 0 < valid <= len(wave)
