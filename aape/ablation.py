@@ -644,7 +644,7 @@ def _plan(
         other = "all clips" if settings.identify == "train" else "training clips"
         effect(f"silenced, chosen on {other}", {f: target_neurons(s, target) for f, s in others.items()})
     for gain in settings.gains:
-        plan.gains[gain] = add(f"gain {gain:g}", sets, gain=gain)
+        plan.gains[gain] = add(f"gain {gain:g}", sets, clips=here, gain=gain)
 
     rates: dict[str, dict[str, np.ndarray]] = {"rate-matched": {}, "rate-matched in the classes": {}}
     for fold in bench.folds:
@@ -705,7 +705,7 @@ class AblationResult:
     effects: a row per task, model, target, kind of change, class and measure.
     controls: a row per control set, class and measure.
     off_target: the change in each class when another class's neurons are silenced.
-    gains: the change in each class by gain.
+    gains: the change in each class of a target by gain.
     classifier: accuracy of the intact classifier by class, clips in the encoder's training data set apart.
     identification: size and overlap of the sets chosen on training clips and on all clips.
     neurons: the silenced neurons.
@@ -862,11 +862,11 @@ def _one(
     """All targets of one task on one model: rows for the tables."""
     settings = study.ablation
     artifacts = bench.artifacts
-    trained_on = settings.in_sample.get(model, {}).get(task, [])  # type: ignore[call-overload]
+    trained_on = study.model(model).heard.get(task, [])
     unknown = sorted(set(trained_on) - set(artifacts.splits.tolist()))
     if unknown:
         raise ValueError(
-            f"ablation.in_sample: {task} has no split {unknown[0]!r}; it has {', '.join(sorted(set(artifacts.splits)))}"
+            f"models.{model}.heard: {task} has no split {unknown[0]!r}; it has {', '.join(sorted(set(artifacts.splits)))}"
         )
     in_sample = np.isin(artifacts.splits, trained_on)
     how: dict[str, Any] = {
@@ -917,7 +917,8 @@ def _one(
         rows["effects"] += _effects(bench, study, plan, outcomes, in_sample, target_at)
         rows["controls"] += _control_rows(bench, plan, outcomes, target_at)
         for gain, name in plan.gains.items():
-            rows["gains"] += _changes(bench, before, outcomes[name], target_at | {"gain": gain}, plan.classes)
+            changed = _changes(bench, before, outcomes[name], target_at | {"gain": gain}, plan.classes)
+            rows["gains"] += [row for row in changed if row["targeted"]]
     for name, variant in off_target.items():
         index = [artifacts.classes.index(name)]
         size = float(np.mean([0 if s is None else len(s.neurons) for s in variant.sets.values()]))

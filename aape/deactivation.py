@@ -147,11 +147,13 @@ def neuron_set(
 
 
 def _hook(
-    encoder: Encoder, change: NeuronSet, layer: int, ran: set[int] | None = None
+    encoder: Encoder, change: NeuronSet, layer: int, ran: set[int] | None = None, spare: bool = False
 ) -> Callable[[nn.Module, Any, Any], Any]:
     """A forward hook that hands on a changed copy of the activations of one layer.
 
-    The copy is needed: an activation function may hand on its input, which is not ours to write to.
+    The copy is needed: an activation function may hand on its input, and other hooks may keep its output, neither of
+    which is ours to write to. With `spare`, where nobody else looks on, it is saved unless input and output share
+    memory.
     """
     index = torch.from_numpy(change.neurons_of(layer)).to(encoder.device)
     replacement = change.values_of(layer)
@@ -161,7 +163,12 @@ def _hook(
         if ran is not None:
             ran.add(layer)
         activations: Tensor = output[0] if isinstance(output, tuple) else output
-        changed = activations.clone()
+        shared = not spare or any(
+            isinstance(a, Tensor)
+            and a.untyped_storage().data_ptr() == activations.untyped_storage().data_ptr()
+            for a in args
+        )
+        changed = activations.clone() if shared else activations
         if values is None:
             changed[..., index] = activations[..., index] * change.gain
         else:
@@ -173,7 +180,11 @@ def _hook(
 
 @contextlib.contextmanager
 def _hooked(
-    encoder: Encoder, change: NeuronSet, above: int = -1, ran: set[int] | None = None
+    encoder: Encoder,
+    change: NeuronSet,
+    above: int = -1,
+    ran: set[int] | None = None,
+    spare: bool = False,
 ) -> Iterator[list[RemovableHandle]]:
     """Hooks for the changed layers above index `above`, removed on the way out whatever happens."""
     handles: list[RemovableHandle] = []
@@ -181,7 +192,7 @@ def _hooked(
         for layer in np.unique(change.neurons[:, 0]).tolist():
             if layer > above:
                 module = encoder.activations[encoder.layers[layer]]
-                handles.append(module.register_forward_hook(_hook(encoder, change, layer, ran)))
+                handles.append(module.register_forward_hook(_hook(encoder, change, layer, ran, spare)))
         yield handles
     finally:
         for handle in handles:
@@ -338,7 +349,7 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
 
 def _climb(encoder: Encoder, stages: Stages, change: NeuronSet, start: int, state: Tensor) -> Tensor:
     """The blocks from index `start` on, with the set's neurons of those layers changed."""
-    with _hooked(encoder, change, above=start - 1):
+    with _hooked(encoder, change, above=start - 1, spare=True):
         for block in stages.blocks[start:]:
             state = block(state)
     return state

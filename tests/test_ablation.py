@@ -132,6 +132,12 @@ def make_study(
     )
 
 
+def hearing(study: Study, splits: list[str]) -> Study:
+    """The study with M2D's encoder trained on some splits."""
+    model = study.models["M2D"].model_copy(update={"heard": {"tones": splits}})
+    return study.model_copy(update={"models": study.models | {"M2D": model}})
+
+
 def collected(study: Study) -> Study:
     for model in study.models:
         out = study.artifacts_directory("tones", model)
@@ -353,13 +359,8 @@ def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_five_folds(tmp_path: Path) -> None:
     """Each clip tested once, neurons chosen anew for each fold, clips that the encoder knows marked."""
-    study = make_study(
-        tmp_path,
-        folds=True,
-        controls=3,
-        rate_matched=1,
-        refits=0,
-        in_sample={"M2D": {"tones": ["fold1", "fold2"]}},
+    study = hearing(
+        make_study(tmp_path, folds=True, controls=3, rate_matched=1, refits=0), ["fold1", "fold2"]
     )
     result = ablate(collected(study), device="cpu")
     row = result.effects.query(
@@ -374,11 +375,8 @@ def test_five_folds(tmp_path: Path) -> None:
     assert parts.clips.to_dict() == {"all": 90, "unseen by the encoder": 54}
     theirs = result.classifier[result.classifier.model == "Untrained"]
     assert (theirs.in_sample == 0).all()
-    wrong = study.model_copy(
-        update={"ablation": study.ablation.model_copy(update={"in_sample": {"M2D": {"tones": ["fold9"]}}})}
-    )
     with pytest.raises(ValueError, match="no split 'fold9'"):
-        ablate(wrong, device="cpu")
+        ablate(hearing(study, ["fold9"]), device="cpu")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------
