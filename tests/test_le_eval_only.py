@@ -585,3 +585,82 @@ def test_registering_where_evar_has_changed(tmp_path):
         assert done.returncode == 1
         assert words in done.stderr
         assert table.read_text() == text
+
+
+# --- the real one ------------------------------------------------------------------------------------------------
+
+REAL = """
+import sys
+sys.path.insert(0, CLONE)
+import evar.ds_tasks
+evar.ds_tasks._defs.update({"tiny": [1, 0.2, None, False], "tinyfolds": [2, 0.2, "tiny", False]})
+import lineareval, runpy, logging
+import pandas as pd
+from pathlib import Path
+
+for task in TASKS:
+    lineareval.lineareval_downstream("plain.yaml", task, seed=3, lr=0.001, epochs=30)
+    folder = next(p for p in Path("logs").iterdir() if f"_{task}_" in p.name)
+    program = runpy.run_path("le_eval_only.py")["le_eval_only"]
+    for config in ("empty.yaml", "many.yaml"):
+        program(config, task, folder)
+    print("SCORE", task, pd.read_csv("results/scores.csv").score.iloc[-1])
+"""
+
+
+@pytest.mark.skipif(
+    not os.environ.get("EVAR") or importlib.util.find_spec("torchaudio") is None,
+    reason="needs the environment variable EVAR (a clone of EVAR with M2D in external/m2d) and torchaudio",
+)
+def test_in_the_real_evar(tmp_path):
+    """Nothing is written into the clone: its code runs in a folder that has metadata, audio and logs of its own."""
+    import numpy_weights
+    import soundfile
+
+    root = bridge.clone()
+    # pandas 3 stops EVAR at tasks without a valid split; without one it cuts a tenth of the training clips, in which
+    # every class must be
+    tasks = ["tiny"] + (["tinyfolds"] if int(pd.__version__.split(".")[0]) < 3 else [])
+    (tmp_path / "external").mkdir()
+    (tmp_path / "external" / "m2d").symlink_to(root / "external" / "m2d")
+    (tmp_path / "evar" / "metadata").mkdir(parents=True)
+    audio = tmp_path / "work" / "16k" / "tiny"
+    audio.mkdir(parents=True)
+    rows = []
+    for i in range(72):
+        draws = np.random.RandomState(i)
+        tone = (
+            np.sin(np.arange(4000) * (0.1 + 0.15 * (i % 3))) * draws.random_sample()
+            + draws.random_sample(4000)
+            - 0.5
+        )
+        soundfile.write(audio / f"{i}.wav", 0.4 * tone, 16000)
+        split = ("train", "train", "valid", "test")[i // 3 % 4]
+        rows.append((f"{i}.wav", "abc"[i % 3], split, i // 3 % 2 + 1))
+    table = pd.DataFrame(rows, columns=["file_name", "label", "split", "fold"])
+    table.drop(columns="fold").to_csv(tmp_path / "evar" / "metadata" / "tiny.csv", index=False)
+    table.drop(columns="split").to_csv(tmp_path / "evar" / "metadata" / "tinyfolds.csv", index=False)
+    checkpoint = numpy_weights.save_checkpoint(tmp_path)
+    empty = bridge.write_config(tmp_path / "empty.yaml", [], weight_file=str(checkpoint))
+    settings = yaml.safe_load(empty.read_text()) | {"audio_repr": "ar_m2d.AR_M2D"}
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(settings))
+    many = [[layer, n] for layer in range(12) for n in range(0, 3072, 2)]
+    bridge.write_config(tmp_path / "many.yaml", many, weight_file=str(checkpoint))
+    shutil.copy(ROOT / "add_to_evar" / "le_eval_only.py", tmp_path)
+    (tmp_path / "go.py").write_text(f"CLONE = {str(root)!r}\nTASKS = {tasks!r}\n{REAL}")
+    environment = os.environ | {"EVAR": str(tmp_path), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "go.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    checkpoint.unlink()
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task in tasks:
+        (folder,) = (p for p in (tmp_path / "logs").iterdir() if f"_{task}_" in p.name)
+        (first,) = folder.glob("le_eval_only-empty-*[0-9a-f].csv")
+        (steered,) = folder.glob("le_eval_only-many-*[0-9a-f]-predictions.csv")
+        assert (pd.read_csv(first).difference_points == 0).all()
+        predictions = pd.read_csv(steered)
+        assert (predictions.before != predictions.prediction).any()
+        unsteered = predictions.GT.eq(predictions.before).groupby(predictions.fold).mean().mean()
+        (said,) = (line.split()[2] for line in done.stdout.splitlines() if line.startswith(f"SCORE {task} "))
+        assert unsteered == float(said)  # lineareval.py's score, to the last digit
