@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint notebooks clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m miniature.demo
+	$(BIN)/python -m notebooks_src.run miniature
+	$(BIN)/python -m notebooks_src.report miniature
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -q

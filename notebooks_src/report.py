@@ -1,0 +1,267 @@
+"""What a study found, in short: a plain summary with yes or no, and a page that gathers tables and figures.
+
+python -m notebooks_src.report miniature             # writes outputs/miniature/summary.md and index.html
+python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/, for the repository
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from aape.ablation import load_result
+from aape.artifacts import write_text
+from aape.study import ROOT, Study, load_study
+
+GALLERY = ROOT / "gallery"
+MODEL_FOLDERS = {"M2D": "analysis", "ViT": "vit", "Untrained": "untrained"}
+LABELS = {"M2D": "SSL", "ViT": "SL", "Untrained": "untrained"}
+
+PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ study.description }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+img { max-width: 100%; } figure { margin: 2rem 0; } figcaption { color: #555; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+td, th { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; }
+.note { background: #fff4d6; padding: .75rem 1rem; border-left: 4px solid #e0a800; }
+</style></head><body>
+<h1>{{ study.description }}</h1>
+{% if study.stand_in %}<p class="note"><strong>Stand-ins.</strong> {{ study.note }}</p>{% endif %}
+<h2>In short</h2>
+{% for finding in findings %}
+<p><strong>{{ finding.question }}</strong> {{ finding.answer }}. {{ finding.numbers }}</p>
+{% endfor %}
+<h2>Figures</h2>
+{% for figure in figures %}
+<figure><img src="{{ figure }}" alt="{{ figure }}" loading="lazy">
+<figcaption>{{ figure }}{% if pdfs[figure] %}, <a href="{{ pdfs[figure] }}">PDF</a>{% endif %}</figcaption></figure>
+{% endfor %}
+<h2>Tables</h2>
+{% for name, table in tables.items() %}
+<h3 id="{{ name }}"><a href="{{ name }}">{{ name }}</a></h3>
+<div class="scroll">{{ table | safe }}</div>
+{% endfor %}
+<h2>Executed notebooks</h2>
+<ul>{% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>
+</body></html>
+"""
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question the paper asks, the study's answer in a word or two, and the numbers behind it."""
+
+    question: str
+    answer: str
+    numbers: str
+
+
+def _statistics(study: Study) -> dict[str, pd.DataFrame]:
+    tables = {}
+    for model, folder in MODEL_FOLDERS.items():
+        path = study.directory / f"task_level_neuron_statistics_{folder}.csv"
+        if path.is_file():
+            tables[model] = pd.read_csv(path).set_index("task")
+    return tables
+
+
+def _coverage(study: Study) -> list[Finding]:
+    tables = _statistics(study)
+    if not {"M2D", "ViT"} <= set(tables):
+        return []
+    question = "Does the self-supervised encoder cover more classes than the supervised one?"
+    parts = {
+        f"{LABELS[m]} {t.coverage.mean():.0%} (calibrated {t.calibrated_coverage.mean():.0%})"
+        for m, t in tables.items()
+    }
+    means = {m: t.coverage.mean() for m, t in tables.items()}
+    sharper = {m: t.mean_aape.mean() for m, t in tables.items()}
+    permuted = {m: t.coverage_null_mean.mean() for m, t in tables.items()}
+    answer = "Yes" if means["M2D"] > means["ViT"] else "No"
+    if abs(means["M2D"] - means["ViT"]) < 0.005:
+        answer = "No difference"
+    return [
+        Finding(
+            question,
+            answer,
+            f"Mean share of classes with a class-specific neuron: {', '.join(sorted(parts))}. Permuted labels give "
+            + ", ".join(f"{LABELS[m]} {v:.0%}" for m, v in permuted.items())
+            + ", so coverage alone says little; the mean AAPE of the selected neurons is "
+            + ", ".join(f"{LABELS[m]} {v:.2f}" for m, v in sharper.items())
+            + " nats (lower is more specific).",
+        )
+    ]
+
+
+def _sharing(study: Study) -> list[Finding]:
+    path = study.directory / "sharing_summary.csv"
+    if not path.is_file():
+        return []
+    summary = pd.read_csv(path)
+    findings = []
+    for name, question in (
+        (
+            "cross_task-surge-nspitch",
+            "Do nspitch and surge share more neurons between the same pitches and octaves?",
+        ),
+        (
+            "cross_task-vc1-cremad_gender",
+            "Do vc1_gender and cremad_gender share neurons for the same gender?",
+        ),
+        ("cross_task-esc50-gise51", "Do like events of esc50 and gise51 share neurons?"),
+    ):
+        rows = summary[summary.figure == name]
+        if rows.empty:
+            continue
+        if name == "cross_task-surge-nspitch":
+            findings.append(_octaves(study, question, name))
+            continue
+        findings.append(_same_class(study, question, name))
+    return findings
+
+
+def _octaves(study: Study, question: str, name: str) -> Finding:
+    table = pd.read_csv(study.directory / "sharing_by_distance.csv")
+    table = table[table.figure == name]
+    said, answers = [], []
+    for model, mine in table.groupby("model", sort=False):
+        mine = mine.assign(distance=mine.semitones.abs())
+        same = mine[mine.distance == 0]
+        octave = mine[mine.distance == 12]
+        above_chance = bool((octave.mean_jaccard > octave.chance_high).all())
+        peak = bool((octave.above_neighbours > 0).all())
+        answers.append(above_chance and peak)
+        said.append(
+            f"{LABELS.get(str(model), str(model))}: Jaccard {same.mean_jaccard.mean():.3f} at the same pitch, "
+            f"{octave.mean_jaccard.mean():.3f} an octave apart (chance {octave.chance.mean():.3f} to "
+            f"{octave.chance_high.mean():.3f}; {octave.above_neighbours.mean():+.3f} against one semitone off)"
+        )
+    answer = "Octaves: " + ("yes" if answers and answers[0] else "no") + " for the SSL encoder"
+    return Finding(question, answer, "; ".join(said) + ".")
+
+
+def _same_class(study: Study, question: str, name: str) -> Finding:
+    pairs = pd.read_csv(study.directory / "sharing_pairs.csv", dtype={"rows": str, "columns": str})
+    pairs = pairs[pairs.figure == name]
+    said, first = [], False
+    for number, (model, mine) in enumerate(pairs.groupby("model", sort=False)):
+        same = mine[mine["rows"].str.lower().str[:4] == mine["columns"].str.lower().str[:4]]
+        other = mine.drop(same.index)
+        survive = int((same.q < study.chance.q).sum())
+        if number == 0:
+            first = survive > 0 and same.jaccard.mean() > other.jaccard.mean()
+        said.append(
+            f"{LABELS.get(str(model), str(model))}: mean Jaccard {same.jaccard.mean():.3f} between classes of the same "
+            f"name, {other.jaccard.mean():.3f} between others; {survive} of {len(same)} same-name pairs above chance "
+            f"(q < {study.chance.q:g})"
+        )
+    return Finding(question, ("Yes" if first else "No") + " for the SSL encoder", "; ".join(said) + ".")
+
+
+def _ablations(study: Study) -> list[Finding]:
+    question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
+    try:
+        result = load_result(study)
+    except FileNotFoundError:
+        return []
+    table = result.summary("log_probability")
+    mine = table[(table.model == "M2D") & table.layer_p.notna()]
+    hits = mine[(mine.layer_q < study.chance.q) & (mine.difference < mine.layer_mean)]
+    answer = (
+        f"{'Yes' if len(hits) == len(mine) > 0 else 'No' if hits.empty else 'In part'} for the SSL encoder"
+    )
+    return [Finding(question, answer, result.verdict().replace("\n", " "))]
+
+
+def findings(study: Study) -> list[Finding]:
+    """Answers to the paper's questions from the study's CSV files; a question without its files is left out."""
+    return [*_coverage(study), *_sharing(study), *_ablations(study)]
+
+
+def summary_text(study: Study, found: list[Finding]) -> str:
+    """The findings as Markdown."""
+    lines = [f"# {study.description}", ""]
+    if study.stand_in:
+        lines += [f"Stand-ins: {study.note}", ""]
+    lines += [f"- **{f.question}** {f.answer}. {f.numbers}" for f in found]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(study: Study) -> list[Finding]:
+    """Write summary.md and index.html into the study's folder; returns the findings."""
+    folder = study.directory
+    found = findings(study)
+    figures = sorted(p.name for p in folder.glob("*.png"))
+    tables = {}
+    for path in sorted(folder.glob("*.csv")):
+        table = pd.read_csv(path)
+        shown = table.head(40).to_html(index=False, float_format=lambda v: f"{v:.4g}", border=0, na_rep="")
+        more = f"<p>{len(table) - 40:,} more rows in the file.</p>" if len(table) > 40 else ""
+        tables[path.name] = shown + more
+    page = PAGE.render(
+        study=study,
+        findings=found,
+        figures=figures,
+        pdfs={
+            f: f"{Path(f).stem}.pdf" if (folder / f"{Path(f).stem}.pdf").is_file() else "" for f in figures
+        },
+        tables=tables,
+        notebooks=sorted(p.name for p in (folder / "notebooks").glob("*.ipynb")),
+    )
+    write_text(folder / "index.html", page)
+    write_text(folder / "summary.md", summary_text(study, found))
+    return found
+
+
+def write_gallery(study: Study) -> None:
+    """Copy what one wants to see without running to gallery/, with the date and what made it."""
+    shutil.rmtree(GALLERY, ignore_errors=True)
+    GALLERY.mkdir()
+    names = sorted(p.name for p in study.directory.glob("*.png"))
+    for name in [*names, *(p.name for p in study.directory.glob("task_level_*.csv")), "summary.md"]:
+        shutil.copy(study.directory / name, GALLERY / name)
+    lines = [
+        f"# Gallery: {study.description}",
+        "",
+        f"Made on {datetime.date.today().isoformat()} by `python -m notebooks_src.report {study.name} --gallery`, after "
+        f"all notebooks of the study `{study.name}` were executed."
+        + (f" **Every number and figure here is of stand-ins.** {study.note}" if study.stand_in else ""),
+        "",
+        "What they say in short: [summary.md](summary.md).",
+        "",
+        *(f"## {Path(name).stem}\n\n![{Path(name).stem}]({name})\n" for name in names),
+    ]
+    write_text(GALLERY / "README.md", "\n".join(lines))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", nargs="?", default="miniature")
+    parser.add_argument("--gallery", action="store_true")
+    options = parser.parse_args(arguments)
+    study = load_study(options.study)
+    found = write_report(study)
+    print(summary_text(study, found))
+    print(f"page: {study.directory / 'index.html'}")
+    if options.gallery:
+        write_gallery(study)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
