@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     from aape import doctor, download
     from aape.tasks import builders
 
-    commands = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "collect": _collect_command,
         "doctor": doctor.main,
         "download": download.main,
