@@ -1,5 +1,7 @@
 """What the doctor finds, misses and recommends."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +9,9 @@ import torch
 import yaml
 
 from aape import doctor
+from aape.download import ITEMS
+from aape.study import load_study
+from aape.tasks import builders
 
 
 @pytest.fixture
@@ -169,3 +174,21 @@ def test_shipped_studies_can_be_examined(name, capsys, monkeypatch):
     monkeypatch.delenv("AAPE_ESC50", raising=False)
     assert doctor.main([name]) in (0, 1)
     assert f"study {name}:" in capsys.readouterr().out
+
+
+def test_install_md_names_what_exists():
+    """Every download, metadata and doctor command of Install.md, and the lengths of clips in the study `paper`."""
+    text = (doctor.ROOT / "Install.md").read_text(encoding="utf-8")
+    studies = load_study("paper")
+    for line in re.findall(r"python common\.py download ([^`#\n|]+)", text):
+        assert {w for w in line.split() if not w.startswith("-")} <= set(ITEMS), line
+    for task, root, csv in re.findall(r"python common\.py metadata (\w+) (\S+) ([\w./]+)", text):
+        options = studies.tasks[task].options
+        assert (options["audio_dir"], options["csv_path"]) == (root, csv)
+    for task, seconds in builders.CLIP_SECONDS.items():
+        assert studies.tasks[task].options["clip_seconds"] == seconds
+        assert f"python common.py metadata {task} " in text
+    for item in ITEMS:
+        assert item in text, f"Install.md does not mention download {item}"
+    for file in ITEMS["gtzan"].files:
+        assert file.checksum.removeprefix("md5:") in text
