@@ -119,9 +119,9 @@ def sharing_against_chance(a: Any, b: Any = None, *, draws: int = 1000, seed: in
         )
         np.divide(shared, either - shared, out=null[block], where=(either - shared) > 0, casting="unsafe")
 
-    tested = (either > 0) & (first.any(axis=(0, 1))[:, None] & second.any(axis=(0, 1))[None, :])
+    tested: np.ndarray = (either > 0) & (np.outer(first.any(axis=(0, 1)), second.any(axis=(0, 1))))
     if within:
-        tested &= np.triu(np.ones_like(tested), k=1)
+        tested = np.triu(tested, k=1)
     p = np.full(observed.shape, np.nan)
     if tested.any():
         expected = null.mean(axis=0)[tested]

@@ -40,15 +40,20 @@ def literal_select(p, rate, quantile, weak_filter):
     return threshold, eligible, entropy, min(round(rate * len(neurons)), len(eligible))
 
 
-def check_against_literal(counts: np.ndarray, tokens: np.ndarray, rate=0.1, quantile=0.95, weak_filter="lape"):
+def check_against_literal(
+    counts: np.ndarray, tokens: np.ndarray, rate=0.1, quantile=0.95, weak_filter="lape"
+):
     """counts [L, N, C] of tokens [C]: the same neurons per class, up to which of the tied at the cut."""
     p = counts / tokens
-    exact = [[[Fraction(int(x), int(t)) for x, t in zip(row, tokens)] for row in layer] for layer in counts]
+    exact = [
+        [[Fraction(int(x), int(t)) for x, t in zip(row, tokens, strict=True)] for row in layer]
+        for layer in counts
+    ]
     threshold, eligible, entropy, keep = literal_select(exact, rate, quantile, weak_filter)
     chosen = select(p, rate=rate, quantile=quantile, weak_filter=weak_filter)
     assert chosen.threshold == float(threshold)
     assert int(chosen.selected.sum()) == keep
-    selected = set(zip(*(axis.tolist() for axis in np.nonzero(chosen.selected))))
+    selected = set(zip(*(axis.tolist() for axis in np.nonzero(chosen.selected)), strict=True))
     assert selected <= set(eligible)
     ranked = sorted(eligible, key=entropy.__getitem__)
     if keep:
@@ -63,7 +68,9 @@ def check_against_literal(counts: np.ndarray, tokens: np.ndarray, rate=0.1, quan
         assert chosen.members[key].tolist() == expected
     assert not chosen.members[~chosen.selected].any()
     for key, value in entropy.items():
-        assert chosen.entropy[key] == pytest.approx(value, abs=1e-12) or chosen.entropy[key] == value == math.inf
+        assert (
+            chosen.entropy[key] == pytest.approx(value, abs=1e-12) or chosen.entropy[key] == value == math.inf
+        )
 
 
 def random_table(rng: np.random.Generator):

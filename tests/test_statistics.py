@@ -41,7 +41,9 @@ def noise(seed, clips=240, layers=2, neurons=150, groups=None):
 
 def null_of(counts, labels, groups, **settings):
     settings = {"permutations": 99, "rate": 0.05, "seed": 3, "progress": False} | settings
-    return permutation_null(counts, np.full(len(counts), TOKENS), exchangeable_units(labels, groups), **settings)
+    return permutation_null(
+        counts, np.full(len(counts), TOKENS), exchangeable_units(labels, groups), **settings
+    )
 
 
 def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
@@ -64,7 +66,7 @@ def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
 def test_permutations_are_seeded():
     units = exchangeable_units(np.arange(50) % 5, np.arange(50))
     first, again = (list(permuted_labels(units, 5, seed=7)) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], next(permuted_labels(units, 1, seed=8)))
 
 
@@ -120,7 +122,9 @@ def test_the_fast_entropy_and_selection_equal_the_exact_ones():
     for weak_filter in ("lape", "paper"):
         units = exchangeable_units(labels, np.arange(240))
         sums, tokens = unit_sums(counts, np.full(240, TOKENS), units)
-        run = _Permutation(sums, tokens, units, _standardisation(sums, tokens, units), 0.05, 0.95, weak_filter)
+        run = _Permutation(
+            sums, tokens, units, _standardisation(sums, tokens, units), 0.05, 0.95, weak_filter
+        )
         entropy, _, per_class, (coverage, per_neuron, mean_aape, selected) = run(labels)
         p = np.stack([counts[labels == c].sum(axis=0) / (60 * TOKENS) for c in range(4)], axis=-1)
         exact = select(p, rate=0.05, weak_filter=weak_filter)

@@ -1,0 +1,35 @@
+"""Front door of the analysis notebook: artifacts in, tables and figures out. No model and no audio is needed.
+
+analysis = analyze("miniature")           # everything of a study
+analysis.side_by_side                     # a table
+analysis.figures["within_task-gtzan"]     # a figure, PNG beside the PDF
+
+artifacts = load_artifacts("outputs/miniature/esc50_analysis")
+artifacts.probabilities(split="train", classes={"animal": ["dog", "cat"], "rest": ["rain"]})
+"""
+
+from __future__ import annotations
+
+from aape.analysis import Analysis, TaskResult, analyze
+from aape.artifacts import Artifacts, load_artifacts
+from aape.calibration import Calibrated, calibrate
+from aape.entropy import Selection, aape, select
+from aape.sharing import jaccard, sharing_against_chance
+from aape.study import Study, load_study
+
+__all__ = [
+    "Analysis",
+    "Artifacts",
+    "Calibrated",
+    "Selection",
+    "Study",
+    "TaskResult",
+    "aape",
+    "analyze",
+    "calibrate",
+    "jaccard",
+    "load_artifacts",
+    "load_study",
+    "select",
+    "sharing_against_chance",
+]
