@@ -439,6 +439,17 @@ def test_evars_gtzan_keeps_its_rows_without_a_split_out(tmp_path):
     assert any("1 rows of gtzan.csv have no split" in note for note in report.notes)
 
 
+def test_evars_gtzan_as_a_task_without_any_builder(tmp_path):
+    root = gtzan_tree(tmp_path / "g")
+    rows = "blues/blues.00029.wav,blues,train\njazz/jazz.00054.wav,jazz,\njazz/jazz.00001.wav,jazz,train\n"
+    (tmp_path / "gtzan.csv").write_text("file_name,label,split\n" + rows)
+    with pytest.warns(UserWarning, match="1 row.s. without a split are left out"):
+        task = from_metadata(tmp_path / "gtzan.csv", root / "genres", clip_seconds=30.0, name="gtzan")
+    assert task.files == ("blues/blues.00029.wav", "jazz/jazz.00001.wav")
+    assert task.labels.tolist() == [0, 1]
+    assert task.groups == ("0", "1")
+
+
 def test_evars_voxforge_gets_speakers(tmp_path):
     root = voxforge_tree(tmp_path / "voxforge")
     clone = evar_clone(
