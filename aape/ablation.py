@@ -52,6 +52,10 @@ NEAREST = 10  # a rate-matched control takes each neuron from this many nearest 
 SETS_AT_ONCE = 64  # sets between two writes to disk
 MEASURES = {"accuracy": "accuracy (points)", "log_probability": "log-probability (nats)"}
 TABLES = ("effects", "controls", "off_target", "gains", "classifier", "identification", "neurons")
+_NO_CLIPS = (
+    "{}: the deactivation experiment needs manifest.json and features.pt, which artifacts of other tools do not have. "
+    "Collect them with this repository's notebooks."
+)
 _FORMAT = 1  # of the files that keep progress
 
 Sets = Mapping[str, np.ndarray]  # fold name -> neurons [k, 2] of (layer, neuron) in the artifacts' layers
@@ -495,10 +499,7 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
     """
     manifest = artifacts.manifest
     if "clips" not in manifest or not (artifacts.path / "features.pt").is_file():
-        raise ValueError(
-            f"{artifacts.path}: the deactivation experiment needs manifest.json and features.pt, which artifacts of "
-            "other tools do not have. Collect them with this repository's notebooks."
-        )
+        raise ValueError(_NO_CLIPS.format(artifacts.path))
     theirs, ours = manifest.get("weights", {}).get("sha256"), encoder.weights.get("sha256")
     if theirs != ours:
         raise ValueError(
@@ -818,36 +819,30 @@ def ablate(
     models = [name for name in settings.models if name in study.models]
     if not models:
         raise ValueError(f"study {study.name!r} has none of the models {', '.join(settings.models)}")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-    sizes: dict[tuple[str, str], int] = {}
     tasks = {name: study.task(name).call() for name in dict.fromkeys(t.task for t in settings.targets)}
+    artifacts = {
+        (str(model), task): load_artifacts(study.artifacts_directory(task, model))
+        for model in models
+        for task in tasks
+    }
+    chosen = {place: _selections(found, study, place[1]) for place, found in artifacts.items()}
+    _require_neurons(study, chosen)  # before hours of work
     on = choose_device(device)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for model in models:
         encoder = study.model(model).call().to(on)
         for name, task in tasks.items():
             bench = Bench(
                 encoder,
                 task,
-                load_artifacts(study.artifacts_directory(name, model)),
+                artifacts[model, name],
                 study.directory / "ablations" / f"{name}_{study.model(model).folder}",
                 refit_count=settings.refits,
                 seed=study.seed,
                 batch_size=study.collect.batch_size if batch_size is None else batch_size,
             )
-            targets = [t for t in settings.targets if t.task == name]
-            found = _one(bench, study, model, name, targets)
-            for table, new in found.items():
+            for table, new in _one(bench, study, model, name, chosen[model, name]).items():
                 rows[table] += new
-            for row in found["neurons"]:
-                place = (name, row["target"])
-                sizes[place] = sizes.get(place, 0) + 1
-    empty = [t for t in settings.targets if not sizes.get((t.task, label_of(t)))]
-    if empty:
-        raise ValueError(
-            f"no model of study {study.name!r} has a neuron for the target {label_of(empty[0])!r} of "
-            f"{empty[0].task} ({empty[0].mode}): the set is empty. Choose other classes, another mode or a higher "
-            "selection rate. What was computed for other targets is kept."
-        )
     tables = {name: pd.DataFrame(new) for name, new in rows.items()}
     _add_q(tables["effects"])
     study.directory.mkdir(parents=True, exist_ok=True)
@@ -856,11 +851,47 @@ def ablate(
     return _result(study, tables)
 
 
+_Choice = tuple[dict[str, Selection], dict[str, Selection] | None]
+
+
+def _selections(artifacts: Artifacts, study: Study, task: str) -> _Choice:
+    """Selections by fold as the study asks for them, and in the other way (training or all clips) where there are counts."""
+    how: dict[str, Any] = {
+        "rate": study.rate(task),
+        "quantile": study.selection.quantile,
+        "weak_filter": study.selection.weak_filter,
+    }
+    if "clips" not in artifacts.manifest:
+        raise ValueError(_NO_CLIPS.format(artifacts.path))
+    parts = folds(artifacts.splits, artifacts.labels, artifacts.classes)
+    selections = identify(artifacts, parts, study.ablation.identify, **how)
+    other = "all" if study.ablation.identify == "train" else "train"
+    can_train = artifacts.has_counts and "kept_clips" not in artifacts.manifest
+    return selections, identify(artifacts, parts, other, **how) if other == "all" or can_train else None
+
+
+def _require_neurons(study: Study, chosen: Mapping[tuple[str, str], _Choice]) -> None:
+    """A target that is empty in every model, so that there is nothing to silence, is an error in the study."""
+    for target in study.ablation.targets:
+        found = [
+            target_neurons(selection, target)
+            for (_, task), (selections, _) in chosen.items()
+            if task == target.task
+            for selection in selections.values()
+        ]
+        if not any(len(neurons) for neurons in found):
+            raise ValueError(
+                f"no model of study {study.name!r} has a neuron for the target {label_of(target)!r} of {target.task} "
+                f"({target.mode}): the set is empty. Choose other classes, another mode or a higher selection rate."
+            )
+
+
 def _one(
-    bench: Bench, study: Study, model: str, task: str, targets: Sequence[AblationTarget]
+    bench: Bench, study: Study, model: str, task: str, chosen: _Choice
 ) -> dict[str, list[dict[str, Any]]]:
     """All targets of one task on one model: rows for the tables."""
     settings = study.ablation
+    targets = [t for t in settings.targets if t.task == task]
     artifacts = bench.artifacts
     trained_on = study.model(model).heard.get(task, [])
     unknown = sorted(set(trained_on) - set(artifacts.splits.tolist()))
@@ -869,16 +900,7 @@ def _one(
             f"models.{model}.heard: {task} has no split {unknown[0]!r}; it has {', '.join(sorted(set(artifacts.splits)))}"
         )
     in_sample = np.isin(artifacts.splits, trained_on)
-    how: dict[str, Any] = {
-        "rate": study.rate(task),
-        "quantile": study.selection.quantile,
-        "weak_filter": study.selection.weak_filter,
-    }
-    selections = identify(artifacts, bench.folds, settings.identify, **how)
-    other = "all" if settings.identify == "train" else "train"
-    can_train = artifacts.has_counts and "kept_clips" not in artifacts.manifest
-    others = identify(artifacts, bench.folds, other, **how) if other == "all" or can_train else None
-
+    selections, others = chosen
     plans = [_plan(bench, study, target, selections, others) for target in targets]
     off_target = _off_target_variants(bench, selections) if settings.off_target else {}
     intact = Variant("intact", {fold.name: None for fold in bench.folds}, bench.tested, refit=True)

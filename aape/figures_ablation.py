@@ -72,12 +72,12 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
             here = here.reindex(classes)
             x = np.arange(len(classes))
             colour = COLOURS.get(model, "#009E73")
-            alpha = [1.0 if t else 0.45 for t in here.targeted.fillna(False)]
+            alpha = [1.0 if t else 0.45 for t in here.targeted]
             for i, value in enumerate(here.difference):
-                axis.bar(i, value, width=0.62, color=colour, alpha=alpha[i], zorder=2)
+                axis.bar(i - 0.2, value, width=0.36, color=colour, alpha=alpha[i], zorder=2)
             errors = np.stack([here.difference - here.low, here.high - here.difference])
             axis.errorbar(
-                x,
+                x - 0.2,
                 here.difference,
                 np.nan_to_num(errors).clip(0),
                 fmt="none",
@@ -93,7 +93,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
                 other = mine[(mine.kind == kind) & (mine.model == model) & (mine.measure == measure)]
                 values = other.set_index("class").reindex(classes).difference
                 axis.scatter(
-                    x + 0.36, values, s=16, marker=marker, c=face, edgecolors="black", lw=0.7, zorder=6
+                    x + 0.38, values, s=16, marker=marker, c=face, edgecolors="black", lw=0.7, zorder=6
                 )
             axis.axhline(0, color="black", lw=0.8)
             axis.spines[["top", "right"]].set_visible(False)
@@ -104,12 +104,14 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
             if column == 0:
                 axis.set_ylabel(f"change in {UNITS[measure]}", fontsize=8)
             axis.tick_params(labelsize=8)
-            axis.set_xticks(x, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-            for label, aimed in zip(axis.get_xticklabels(), here.targeted.fillna(False), strict=True):
-                label.set_fontweight("bold" if aimed else "normal")
+            if row == 1:
+                axis.set_xticks(x, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+                for label, aimed in zip(axis.get_xticklabels(), alpha, strict=True):
+                    label.set_fontweight("bold" if aimed == 1 else "normal")
     note = "bars: silenced, 95 % interval; grey: layer-matched controls; diamond: index plus one; triangle: at the mean"
     if cut:
-        note += f"\ntargeted classes (bold) and the {len(classes) - int(silenced.targeted.groupby(silenced['class']).any().sum())} others that change most"
+        aimed_at = silenced[silenced.targeted]["class"].nunique()
+        note += f"\ntargeted classes (bold) and the {len(classes) - aimed_at} others that change most"
     figure.supxlabel(note, fontsize=7)
     return figure
 
@@ -124,7 +126,13 @@ def _control_points(
     for i, name in enumerate(classes):
         values = here[here["class"] == name].difference.to_numpy()
         axis.scatter(
-            i + rng.uniform(-0.27, 0.27, len(values)), values, s=5, color=_GREY, alpha=0.6, lw=0, zorder=4
+            i + 0.14 + rng.uniform(-0.1, 0.1, len(values)),
+            values,
+            s=5,
+            color="#555555",
+            alpha=0.5,
+            lw=0,
+            zorder=4,
         )
 
 
@@ -143,7 +151,7 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
     figure = Figure(figsize=(2.7 * len(models) + 0.8, 1.35 * len(keys) + 0.9), layout="constrained")
     axes = figure.subplots(len(keys), len(models), squeeze=False)
     figure.suptitle(
-        f"Change in {UNITS[measure].replace(chr(10), ' ')}: targeted neurons (line) against random sets{_mark(result)}",
+        f"Change in {UNITS[measure].replace(chr(10), ' ')}: \ntargeted neurons (line) against random sets{_mark(result)}",
         fontsize=10,
     )
     kinds = (("layer-matched", _GREY, "matched by layer"), ("rate-matched", "#56B4E9", "and by rate"))
