@@ -452,6 +452,8 @@ def train(
     bar.close()
 
     tensors = {key: value.detach().clone().contiguous() for key, value in model.encoder.state_dict().items()}
+    # Half precision halves the files; everything that is later computed starts from the rounded weights.
+    tensors = {name: tensor.half() for name, tensor in tensors.items()}
     tensors["norm_stats"] = torch.tensor([MEAN, STD])
     header: dict[str, Any] = {
         "name": "MSM-MAE (miniature)" if settings.kind == "ssl" else "supervised ViT (miniature)",
