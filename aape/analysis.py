@@ -25,7 +25,7 @@ from aape.calibration import Counted, calibrate_counts, counted_clips
 from aape.entropy import Selection, select
 from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
 from aape.statistics import Stability, exchangeable_units, shuffled_clip_labels, stability, unit_sums
-from aape.study import Study, load_study
+from aape.study import MODELS, Study, load_study
 
 CACHE_FORMAT = 1  # raise it when the meaning of what is kept changes
 SHARING_DRAWS = 1000
@@ -223,7 +223,9 @@ def _weights(artifacts: Artifacts) -> str | None:
 
 
 def _models(study: Study) -> list[str]:
-    return [str(model) for model in study.models]
+    return [
+        model for model in MODELS if model in study.models
+    ]  # SSL, SL, untrained, whatever the file's order
 
 
 def _key(*parts: Any) -> str:

@@ -60,8 +60,7 @@ def sharing_figure(
     else:
         order, trees = _clustered(known, within)
     shown = [
-        np.where(np.eye(len(f.observed)) > 0, np.nan, f.observed) if within else f.observed
-        for f in known
+        np.where(np.eye(len(f.observed)) > 0, np.nan, f.observed) if within else f.observed for f in known
     ]
     top = max([float(np.nanmax(s)) for s in shown if not np.isnan(s).all()] + [1e-3])
     if max(len(rows), len(columns)) > ANNOTATED_TO:  # one outlying pair must not flatten the picture
@@ -150,13 +149,9 @@ def _panel(
         axes.text(0.5, 0.5, f"{label}:\nno artifacts", ha="center", va="center", fontsize=9)
         axes.set_axis_off()
         return None
-    heights = [0.09, 1] + ([0.32] if list_pairs else [])
-    if trees[1] is None:
-        heights[0] = 0.001
-    grid = cell.add_gridspec(
-        len(heights), 2, height_ratios=heights, width_ratios=[0.07 if trees[0] is not None else 0.001, 1]
-    )
-    axes = cell.add_subplot(grid[1, 1])
+    heights = [1.0, 0.32] if list_pairs else [1.0]
+    grid = cell.add_gridspec(len(heights), 1, height_ratios=heights)
+    axes = cell.add_subplot(grid[0])
     values = found.observed[np.ix_(*order)]
     if found.within:
         values = np.where(order[0][:, None] == order[1][None, :], np.nan, values)
@@ -172,10 +167,11 @@ def _panel(
     q = found.q[np.ix_(*order)]
     y, x = np.nonzero(np.nan_to_num(q, nan=1.0) < level)
     n = max(values.shape)
+    annotated = pitches is None and n <= ANNOTATED_TO
     axes.scatter(
         x,
-        y,
-        s=min(26.0, 900.0 / n**1.35),
+        y + (0.28 if annotated else 0.0),
+        s=min(16.0, 900.0 / n**1.35),
         marker="o",
         facecolor="white",
         edgecolor="black",
@@ -183,32 +179,24 @@ def _panel(
     )
     survivors = len(x) // 2 if found.within else len(x)
     tested = int((~np.isnan(found.p)).sum()) // (2 if found.within else 1)
-    if trees[1] is None:
-        axes.set_title(f"{label}\n{survivors} of {tested} pairs above chance (q < {level:g})", fontsize=8)
+    titled = axes
     if pitches is not None:
         _octave_axes(axes, pitches, order, titles)
     else:
         _names(axes, rows, columns, order, values)
-        if n <= ANNOTATED_TO:
-            for i, j in np.ndindex(values.shape):
-                if not np.isnan(values[i, j]):
-                    dark = values[i, j] < 0.6 * top
-                    axes.text(
-                        j,
-                        i - 0.18,
-                        f"{values[i, j]:.2f}",
-                        ha="center",
-                        va="center",
-                        fontsize=5.5,
-                        color="white" if dark else "black",
-                    )
+        for i, j in np.ndindex(values.shape) if annotated else ():
+            if not np.isnan(values[i, j]):
+                colour = "white" if values[i, j] < 0.6 * top else "black"
+                axes.text(
+                    j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=colour
+                )
+    side = 0.12 if n <= STACKED_FROM else 0.06
     if trees[1] is not None:
-        above = cell.add_subplot(grid[0, 1], sharex=axes)
-        _tree(above, trees[1], upright=True)
-        above.set_title(f"{label}\n{survivors} of {tested} pairs above chance (q < {level:g})", fontsize=8)
-    if trees[0] is not None:
-        left = cell.add_subplot(grid[1, 0], sharey=axes)
-        _tree(left, trees[0], upright=False)
+        titled = axes.inset_axes((0, 1.01, 1, side))
+        _tree(titled, trees[1], len(columns), upright=True)
+    if trees[0] is not None and not found.within:
+        _tree(axes.inset_axes((1.01, 0, side, 1)), trees[0], len(rows), upright=False)
+    titled.set_title(f"{label}\n{survivors} of {tested} pairs above chance (q < {level:g})", fontsize=8)
     bar = cell.colorbar(
         image,
         ax=axes,
@@ -219,7 +207,7 @@ def _panel(
     bar.set_label("Jaccard index", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     if list_pairs:
-        words = cell.add_subplot(grid[2, :])
+        words = cell.add_subplot(grid[1])
         words.set_axis_off()
         words.text(
             0,
@@ -308,7 +296,7 @@ def _octave_axes(
     axes.set_ylim(-0.5, len(y) - 0.5)
 
 
-def _tree(axes: Axes, tree: Any, *, upright: bool) -> None:
+def _tree(axes: Axes, tree: Any, leaves: int, *, upright: bool) -> None:
     drawn = dendrogram(tree, no_plot=True)
     for leaf, height in zip(drawn["icoord"], drawn["dcoord"], strict=True):
         position = np.asarray(leaf) / 10 - 0.5  # leaves lie at 5, 15, 25, ...
@@ -316,8 +304,12 @@ def _tree(axes: Axes, tree: Any, *, upright: bool) -> None:
             axes.plot(position, height, color="#555555", lw=0.6)
         else:
             axes.plot(height, position, color="#555555", lw=0.6)
-    if not upright:
-        axes.invert_xaxis()
+    lowest = min(min(h) for h in drawn["dcoord"])
+    highest = max(max(h) for h in drawn["dcoord"]) or 1.0
+    if upright:
+        axes.set(xlim=(-0.5, leaves - 0.5), ylim=(lowest, 1.03 * highest))
+    else:
+        axes.set(ylim=(leaves - 0.5, -0.5), xlim=(lowest, 1.03 * highest))
     axes.set_axis_off()
 
 
@@ -344,7 +336,7 @@ def _curves(
         axes.tick_params(labelsize=6)
         axes.set_ylim(0, None)
     panels[0].set_ylabel("mean Jaccard index", fontsize=7)
-    panels[-1].legend(frameon=False, fontsize=6)
+    panels[-1].legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=6, loc="upper left")
 
 
 def layer_figure(
