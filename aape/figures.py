@@ -26,9 +26,11 @@ ANNOTATED_TO = 12  # up to so many classes the numbers are written into the cell
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
     """Write `name`.pdf and `name`.png (the bytes carry no time stamp); returns the path of the PNG."""
-    for suffix, options in (("pdf", {"metadata": {"CreationDate": None}}), ("png", {"dpi": 130})):
-        with whole_file(directory / f"{name}.{suffix}") as file:
-            figure.savefig(file, format=suffix, **options)  # type: ignore[arg-type]
+    with whole_file(directory / f"{name}.pdf") as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    figure.set_layout_engine("none")  # it is laid out: no need to do it again
+    with whole_file(directory / f"{name}.png") as file:
+        figure.savefig(file, format="png", dpi=130)
     return directory / f"{name}.png"
 
 
@@ -96,7 +98,7 @@ def _size(
     """Inches."""
     if is_pitch:
         return 3.6 * count, 6.0
-    lines = 1.5 if list_pairs else 0.0
+    lines = 1.2 if list_pairs else 0.0
     if stacked:  # 0.125 inch a class: 6 point names
         return max(7.0, 0.125 * n_columns + 2.6), count * (0.125 * n_rows + 1.9 + lines) + 0.4
     cell = 0.34 if max(n_rows, n_columns) <= ANNOTATED_TO else 0.2
@@ -149,7 +151,7 @@ def _panel(
         axes.text(0.5, 0.5, f"{label}:\nno artifacts", ha="center", va="center", fontsize=9)
         axes.set_axis_off()
         return None
-    heights = [1.0, 0.32] if list_pairs else [1.0]
+    heights = [1.0, 0.17 if max(found.observed.shape) > STACKED_FROM else 0.4] if list_pairs else [1.0]
     grid = cell.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = cell.add_subplot(grid[0])
     values = found.observed[np.ix_(*order)]
@@ -213,7 +215,8 @@ def _panel(
             0,
             1,
             strongest_pairs_text(found, rows, columns, level),
-            fontsize=6,
+            fontsize=5.5,
+            family="monospace",
             va="top",
             ha="left",
             transform=words.transAxes,
