@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -532,7 +532,9 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
     return None
 
 
-def build(folder: Path, clips: Sequence[Clip], tables: dict[str, Sequence[Clip]], workers: int = 2) -> None:
+def build(
+    folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2
+) -> None:
     """Render ``clips`` into ``folder`` unless it is whole: audio/*.flac, a CSV per entry of ``tables``, manifest.json.
 
     Everything is made in a folder beside it and renamed when complete. Worker processes are started afresh (the
