@@ -121,6 +121,32 @@ def probe_task(models: Mapping[str, Encoder], task: Task, *, data: str) -> pd.Da
     return pd.DataFrame(rows)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """The table of the model card: accuracy of each model with its interval, and the trained ones' gain."""
+    lines = [
+        "| task | classes | test clips (groups) | SSL | SL | untrained | SSL above untrained | SL above untrained |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, task), rows in table.groupby(["data", "task"], sort=False):
+        by_model = {row.model: row for row in rows.itertuples()}
+        first = by_model[UNTRAINED]
+        cells = [
+            f"{by_model[m].accuracy:.3f} [{by_model[m].low:.3f}, {by_model[m].high:.3f}]" for m in by_model
+        ]
+        gains = [
+            f"{by_model[m].above_untrained:+.3f} [{by_model[m].above_low:+.3f}, {by_model[m].above_high:+.3f}]"
+            for m in by_model
+            if m != UNTRAINED
+        ]
+        title = f"{task} ({data})" if data == "stand-in" else f"**{data}**"
+        lines.append(
+            f"| {title} | {first.classes} | {first.test_clips} ({first.test_groups}) | "
+            + " | ".join(cells + gains)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -157,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
             if task.name != name:
                 raise ValueError(f"study {given.study}: task {name!r} loads one named {task.name!r}")
             probe(task, "stand-in" if given.study == "miniature" else given.study)
+    print(markdown(pd.read_csv(given.out)))
 
 
 if __name__ == "__main__":
