@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -540,7 +541,7 @@ def _load_kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
             if str(file["key"]) != key:
                 return None
             return {name: file[name] for name in file.files if name != "key"}
-    except (ValueError, OSError, KeyError, EOFError):  # damaged: computed again
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: computed again
         return None
 
 

@@ -67,19 +67,25 @@ def write_artifacts(
 
 
 def planted_counts(
-    labels: np.ndarray, n_classes: int, *, seed: int, layers: int = 3, neurons: int = 100, each: int = 3, share=None
+    labels: np.ndarray,
+    n_classes: int,
+    *,
+    seed: int,
+    layers: int = 3,
+    neurons: int = 100,
+    each: int = 3,
+    share=None,
 ) -> np.ndarray:
     """uint8 [clips, layers, neurons]: noise, and `each` neurons that prefer each class (0: none).
 
     share: class -> index of the set of neurons that it uses; classes with one index share neurons.
     """
     rng = np.random.default_rng([seed, 1])
-    rate = np.repeat(rng.beta(0.6, 2.5, layers * neurons)[None], len(labels), axis=0)
+    rate = np.repeat(rng.beta(0.6, 5, layers * neurons)[None], len(labels), axis=0)
     rate *= rng.gamma(8, 1 / 8, rate.shape)
     share = np.arange(n_classes) if share is None else np.asarray(share)
-    place = np.random.default_rng(7)  # the same neurons whatever the seed
+    mine = np.random.default_rng(7).permutation(layers * neurons)  # the same neurons whatever the seed
     for c in range(n_classes):
-        mine = place.permutation(layers * neurons) if c == 0 else mine
         chosen = mine[each * share[c] : each * share[c] + each]
         prefers = share[labels] == share[c]
         rate[:, chosen] = np.where(prefers[:, None], 0.6, 0.05) * rng.gamma(8, 1 / 8, (len(labels), each))
@@ -105,5 +111,5 @@ def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str,
         "chance": {"permutations": 40, "resamples": 3},
         "sharing": [{"name": n, "rows": r, "columns": c, "title": "things"} for n, r, c in sharing],
     } | settings
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

@@ -1,0 +1,333 @@
+"""From artifacts to tables and figures, calibrated selection, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
+
+from aape.analysis import PUBLISHED_LISTS, pitch_of, published_comparison, published_neurons
+from aape.calibration import calibrate_counts, counted_clips
+from aape.entropy import select
+from aape.statistics import exchangeable_units, shuffled_clip_labels
+from aape.study import load_study
+from common_analyze import analyze, calibrate, load_artifacts
+
+EVENTS = ["dog", "rain", "siren", "sea_waves"]
+PITCHES = [str(p) for p in range(48, 74)]
+
+
+def fill(root: Path, models=("analysis", "vit", "untrained")) -> Path:
+    """A study of two tasks; the pitch task shares neurons between octaves."""
+    path = write_study(
+        root / "study.yaml",
+        {"events": "event", "notes": "pitch"},
+        [("within_task-events", "events", "events"), ("cross_task-notes", "notes", "notes")],
+        models={
+            name: {"loader": "nowhere:load", "label": name, "folder": folder}
+            for name, folder in (("M2D", "analysis"), ("ViT", "vit"), ("Untrained", "untrained"))
+        },
+    )
+    for seed, folder in enumerate(models):
+        each = 0 if folder == "untrained" else 6
+        labels = np.repeat(np.arange(4), 36)
+        counts = planted_counts(labels, 4, seed=seed, each=each)
+        write_artifacts(
+            root / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events",
+            groups=np.arange(144) // 2, padded=20, weights=folder,
+        )  # fmt: skip
+        labels = np.repeat(np.arange(26), 8)
+        share = [int(p) % 12 for p in PITCHES]
+        counts = planted_counts(labels, 26, seed=seed, each=2 * bool(each), share=share)
+        write_artifacts(
+            root / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("analysis"))
+
+
+@pytest.fixture(scope="module")
+def analysis(study_file):
+    return analyze(study_file, progress=False)
+
+
+def test_every_table_has_ssl_sl_and_untrained(analysis):
+    assert set(analysis.statistics) == {"M2D", "ViT", "Untrained"}
+    assert analysis.side_by_side.columns.get_level_values(1).unique().tolist() == ["SSL", "SL", "Untrained"]
+    assert analysis.missing == []
+    for name in ("analysis", "vit", "untrained"):
+        table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{name}.csv")
+        assert table.task.tolist() == ["events", "notes"]
+        assert {"coverage", "per_class_mean", "classes_per_neuron", "threshold", "tokens"} <= set(table)
+        assert table.loc[0, "tokens"] == 144 * TOKENS
+        assert table.filter(regex=r"^layer_\d").sum(axis=1).tolist() == [
+            analysis.results[t, {"analysis": "M2D", "vit": "ViT", "untrained": "Untrained"}[name]]
+            .members.any(axis=2)
+            .sum()
+            for t in ("events", "notes")
+        ]
+    assert {"SSL", "SL", "Untrained"} <= set(analysis.chance.model)
+
+
+def test_planted_structure_survives_and_noise_does_not(analysis):
+    ssl, untrained = analysis.statistics["M2D"].loc["events"], analysis.statistics["Untrained"].loc["events"]
+    assert ssl.calibrated_coverage == 1 and untrained.calibrated_coverage == 0
+    assert ssl.mean_aape < ssl.mean_aape_null_low and ssl.p_mean_aape == pytest.approx(1 / 41, abs=1e-9)
+    assert ssl.coverage_null_mean == pytest.approx(1, abs=0.05)
+    assert ssl.permutation == "labels permuted among 72 groups"
+    planted = analysis.results["events", "M2D"]
+    assert planted.row["calibrated_neurons"] >= 18  # of 24
+    classes = analysis.classes
+    assert (classes[(classes.model == "M2D") & (classes.task == "events")].calibrated >= 3).all()
+
+
+def test_neurons_csv_lists_every_class_specific_neuron(analysis):
+    result = analysis.results["events", "M2D"]
+    table = pd.read_csv(analysis.study.directory / "events_analysis" / "neurons.csv")
+    assert table.columns[:4].tolist() == ["layer", "neuron", "class", "p"]
+    assert {"aape", "q", "q_neuron", "p_outside", "calibrated"} <= set(table)
+    assert len(table) == result.members.sum() and table.calibrated.sum() == result.calibrated.sum()
+    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
+    p = artifacts.probabilities()
+    index = table["class"].map(EVENTS.index)
+    assert table.p.to_numpy() == pytest.approx(p[table.layer, table.neuron, index], rel=1e-5)
+    others = [artifacts.counts[artifacts.labels != c].mean(axis=0) / TOKENS for c in range(4)]
+    expected = [others[c][layer, n] for c, layer, n in zip(index, table.layer, table.neuron, strict=True)]
+    assert table.p_outside.to_numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_octaves_are_shared_in_the_planted_pitches(analysis):
+    curve = analysis.octaves[
+        (analysis.octaves.model == "M2D") & analysis.octaves.semitones.isin([11, 12, 13])
+    ]
+    eleven, twelve, thirteen = curve.mean_jaccard
+    assert twelve > 1.5 * max(eleven, thirteen)
+    assert curve.chance_high.iloc[1] < twelve
+    row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "SSL"]
+    assert row["pairs with q < 0.05"] >= 5
+
+
+def test_figures_are_written_as_pdf_and_png_with_something_on_them(analysis):
+    assert {"within_task-events", "cross_task-notes", "neurons_by_layer", "chance"} == set(analysis.figures)
+    for path in analysis.figures.values():
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+        pixels = matplotlib.image.imread(path)[..., :3]
+        assert pixels.std() > 0.02 and min(pixels.shape[:2]) > 200
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same(study_file, analysis, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("aape.analysis.task_result", refuse)
+    monkeypatch.setattr("aape.analysis.sharing_against_chance", refuse)
+    again = analyze(study_file, draw=False, progress=False)
+    pd.testing.assert_frame_equal(again.chance, analysis.chance)
+    pd.testing.assert_frame_equal(again.sensitivity, analysis.sensitivity)
+    pd.testing.assert_frame_equal(again.sharing_summary, analysis.sharing_summary)
+    assert np.array_equal(again.results["notes", "ViT"].members, analysis.results["notes", "ViT"].members)
+
+
+def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis):
+    table = pd.read_csv(analysis.study.directory / "sensitivity.csv")
+    mine = table[(table.task == "events") & (table.model == "M2D")]
+    assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "clips per class", "zero padding"]  # fmt: skip
+    assert mine.overlap.iloc[0] == 1 and (mine.overlap.iloc[1:6] < 1).any()
+    assert mine.note.iloc[-1] == "11.1% of the tokens"  # 20 of 60 in every third clip
+    other = table[(table.task == "notes") & (table.model == "M2D")]
+    assert other.note.iloc[-1] == "no clip is padded"
+
+
+def test_stand_ins_are_not_compared_with_the_paper(analysis):
+    assert analysis.published.empty or (analysis.published.remark != "comparable").all()
+
+
+def test_unequal_classes_are_resampled(tmp_path):
+    labels = np.array([0] * 60 + [1] * 20 + [2] * 12)
+    path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
+    write_artifacts(
+        tmp_path / "fake" / "events_analysis",
+        planted_counts(labels, 3, seed=0),
+        labels,
+        EVENTS[:3],
+        task="events",
+    )
+    found = analyze(path, draw=False, progress=False)
+    row = found.results["events", "M2D"].sensitivity.set_index("setting").loc["clips per class"]
+    assert row.note == "12 instead of 12 to 60" and 0 < row.overlap < 1
+    assert found.missing == [("events", "ViT"), ("events", "Untrained")]
+
+
+def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
+    """Probabilities whose selection is the published set of ANG and HAP, and one neuron too many."""
+    path = write_study(
+        tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, selection={"rate": 23 / 36864}
+    )
+    p = np.full((12, 3072, 3), 0.05)
+    for layer, neuron in [*published_neurons("cremad", "ANG", "HAP"), (11, 7)]:
+        p[layer, neuron] = [0.9, 0.0, 0.9]
+    import torch
+
+    folder = tmp_path / "fake" / "cremad_analysis"
+    folder.mkdir(parents=True)
+    torch.save(torch.from_numpy(p.astype(np.float32)), folder / "over_zero.pt")
+    (folder / "classes.txt").write_text("ANG\nDIS\nHAP\n")
+    found = analyze(path, draw=False, progress=False)
+    assert (found.published_lists.remark == "not comparable: weights random or unknown").all()
+    assert "no counts per clip" in found.notes[0]
+    artifacts = load_artifacts(folder)
+    known = type(artifacts)(
+        artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}}
+    )
+    _, lists = published_comparison(load_study(path), found.results, {("cremad", "M2D"): known})
+    assert lists["published"].tolist() == [22, 22]
+    assert lists.set_index("filter").loc["lape", ["ours", "in both"]].tolist() == [23, 22]
+
+
+def test_published_lists_have_the_published_sizes():
+    assert [len(published_neurons(*key)) for key in PUBLISHED_LISTS] == [22, 26]
+
+
+def test_regrouping_without_the_model(analysis):
+    artifacts = load_artifacts(analysis.study.directory / "notes_analysis")
+    p = artifacts.probabilities(split="train", classes={"low": PITCHES[:13], "high": PITCHES[13:]})
+    rows = (artifacts.splits == "train") & (artifacts.labels < 13)
+    assert p[..., 0] == pytest.approx(artifacts.counts[rows].mean(axis=0) / TOKENS)
+
+
+def test_calibrated_selection_is_a_part_of_the_selection(analysis):
+    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
+    chosen = select(artifacts.probabilities(), rate=0.1, classes=artifacts.classes)
+    result = calibrate(artifacts, chosen, permutations=40, effect=0.3, progress=False)
+    assert result.members.any() and not (result.members & ~chosen.members).any()
+    gap = chosen.probabilities - result.outside
+    assert gap[result.members].min() >= 0.3
+    assert result.coverage == 1 and result.table().calibrated.sum() == result.members.sum()
+    train = select(artifacts.probabilities(split="train"), rate=0.1)
+    assert calibrate(artifacts, train, split="train", permutations=20, progress=False).clips == 108
+    with pytest.raises(ValueError, match="make it from these artifacts"):
+        calibrate(artifacts, select(artifacts.probabilities()[:, :50]), permutations=20)
+
+
+def test_shuffled_labels_give_no_discovery():
+    """The promise of the calibrated pipeline, small: at most 5 % of shuffles, here at most 3 of 16."""
+    labels = np.repeat(np.arange(5), 24)
+    groups = np.arange(120) // 2
+    found = 0
+    for seed in range(16):
+        counts = planted_counts(labels, 5, seed=seed, each=5)
+        units = exchangeable_units(labels, groups)
+        mixed = shuffled_clip_labels(units, seed)
+        p = np.stack([counts[mixed == c].mean(axis=0) / TOKENS for c in range(5)], axis=-1)
+        data = type("Data", (), {})()
+        data.counts, data.labels, data.tokens, data.groups = counts, mixed, np.full(120, TOKENS), groups
+        result = calibrate_counts(data, select(p, rate=0.1), permutations=39, effect=0.0, progress=False)
+        found += bool(result.members.any())
+    assert found <= 3
+
+
+def test_nothing_collected_is_an_error(tmp_path):
+    path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
+    with pytest.raises(FileNotFoundError, match="run a collecting notebook first"):
+        analyze(path)
+
+
+def test_edited_and_misplaced_artifacts_are_refused(tmp_path):
+    path = fill(tmp_path, models=("analysis",))
+    folder = tmp_path / "fake"
+    counts = folder / "events_analysis" / "clip_counts.npy"
+    whole = counts.read_bytes()
+    counts.write_bytes(whole[:-1] + b"\x07")
+    with pytest.raises(ValueError, match="clip_counts.npy is not the file its manifest describes"):
+        analyze(path)
+    counts.write_bytes(whole)
+    os.rename(folder / "events_analysis", folder / "spare")
+    os.rename(folder / "notes_analysis", folder / "events_analysis")
+    with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):
+        analyze(path)
+
+
+def test_artifacts_of_two_models_in_one_slot_are_refused(tmp_path):
+    path = fill(tmp_path, models=("analysis",))
+    labels = np.repeat(np.arange(26), 8)
+    write_artifacts(
+        tmp_path / "fake" / "notes_analysis", planted_counts(labels, 26, seed=0), labels, PITCHES, task="notes",
+        weights="another",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="weights differ: .*Collect again"):
+        analyze(path)
+
+
+def test_another_order_of_classes_is_refused(tmp_path):
+    path = fill(tmp_path, models=("analysis", "vit"))
+    labels = np.repeat(np.arange(4), 36)
+    write_artifacts(
+        tmp_path / "fake" / "events_vit", planted_counts(labels, 4, seed=0), labels, EVENTS[::-1], task="events",
+        weights="vit",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'events' have different classes or another order"):
+        analyze(path)
+
+
+def test_edges_have_defined_results(tmp_path):
+    """One class; a class with one clip; dead layers; all probabilities equal."""
+    path = write_study(
+        tmp_path / "s.yaml",
+        {"one": "event", "lone": "event", "dead": "event", "equal": "event"},
+        [("within_task-one", "one", "one"), ("cross_task-dead-equal", "dead", "equal")],
+    )
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 30, (40, 2, 60)).astype(np.uint8)
+    two = np.arange(40) % 2
+    lone = np.minimum(np.arange(40), 1) * (1 + two)
+    dead = noise.copy()
+    dead[:, 0] = 0
+    for name, counts, labels, classes in (
+        ("one", noise, two * 0, ["all"]),
+        ("lone", noise, lone, ["a", "b", "c"]),
+        ("dead", dead * 0, two, ["a", "b"]),
+        ("equal", noise * 0 + 9, two, ["a", "b"]),
+    ):
+        write_artifacts(tmp_path / "fake" / f"{name}_analysis", counts, labels, classes, task=name)
+    found = analyze(path, progress=False)
+    rows = found.statistics["M2D"]
+    assert rows.calibrated_coverage.tolist() == [0, 0, 0, 0]
+    assert rows.coverage[["dead", "equal"]].tolist() == [0, 0]
+    assert rows.neurons_selected["dead"] == 0 and np.isnan(rows.mean_aape["dead"])
+    assert rows.p_task.tolist() == [1, 1, 1, 1]
+    assert {p.stem for p in found.figures.values()} >= {"within_task-one", "cross_task-dead-equal"}
+
+
+def test_changed_settings_are_computed_again(tmp_path):
+    path = fill(tmp_path, models=("analysis",))
+    first = analyze(path, draw=False, progress=False)
+    path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.05"))
+    second = analyze(path, draw=False, progress=False)
+    kept = [a.results["events", "M2D"].row["neurons_selected"] for a in (first, second)]
+    assert kept == [30, 15]
+    damaged = tmp_path / "fake" / ".analysis" / "events_analysis.npz"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    third = analyze(path, draw=False, progress=False)
+    assert third.results["events", "M2D"].row == json.loads(json.dumps(second.results["events", "M2D"].row))
+
+
+def test_pitch_of_a_class_name():
+    assert [pitch_of(n) for n in ("60", "pitch_021", "C4_060")] == [60, 21, 60]
+    with pytest.raises(ValueError, match="'dog' of a pitch task"):
+        pitch_of("dog")
+
+
+def test_counted_clips_of_a_split(analysis):
+    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
+    data = counted_clips(artifacts, "test")
+    assert len(data.labels) == 36 and data.counts.shape == (36, 3, 100)
