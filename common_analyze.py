@@ -1,4 +1,6 @@
-"""Front door of the analysis notebook: artifacts in, tables and figures out. No model and no audio is needed.
+"""Front door of the analysis and ablation notebooks: artifacts in, tables and figures out.
+
+Only `ablate` needs the models and their audio.
 
 analysis = analyze("miniature")           # everything of a study
 analysis.side_by_side                     # a table
@@ -10,6 +12,7 @@ artifacts.probabilities(split="train", classes={"animal": ["dog", "cat"], "rest"
 
 from __future__ import annotations
 
+from aape.ablation import AblationResult, ablate
 from aape.analysis import Analysis, TaskResult, analyze
 from aape.artifacts import Artifacts, load_artifacts
 from aape.calibration import Calibrated, calibrate
@@ -18,6 +21,7 @@ from aape.sharing import jaccard, sharing_against_chance
 from aape.study import Study, load_study
 
 __all__ = [
+    "AblationResult",
     "Analysis",
     "Artifacts",
     "Calibrated",
@@ -25,6 +29,7 @@ __all__ = [
     "Study",
     "TaskResult",
     "aape",
+    "ablate",
     "analyze",
     "calibrate",
     "jaccard",

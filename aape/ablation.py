@@ -45,7 +45,7 @@ from aape.deactivation import NeuronSet, embed_with_sets, mean_activations, neur
 from aape.encoders.base import Encoder
 from aape.entropy import Selection, select
 from aape.probe import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
-from aape.study import AblationTarget, Study
+from aape.study import AblationTarget, Study, load_study
 from aape.tasks import BadClip, Task
 
 NEAREST = 10  # a rate-matched control takes each neuron from this many nearest in rate that are still free
@@ -796,7 +796,7 @@ def _result(study: Study, tables: Mapping[str, pd.DataFrame]) -> AblationResult:
 
 
 def ablate(
-    study: Study, *, device: str | torch.device | None = None, batch_size: int | None = None
+    study: str | Path | Study, *, device: str | torch.device | None = None, batch_size: int | None = None
 ) -> AblationResult:
     """The deactivation experiment of a study, for every model and task that its targets name.
 
@@ -810,6 +810,8 @@ def ablate(
             in every model; too few candidates for a control. What was computed until then is kept.
         FileNotFoundError: artifacts that have not been collected.
     """
+    if not isinstance(study, Study):
+        study = load_study(study)
     settings = study.ablation
     if not settings.targets:
         raise ValueError(
