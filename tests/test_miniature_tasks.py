@@ -176,7 +176,7 @@ def test_unknown_names_are_told():
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory, plans):
     """A small mixed set rendered by two worker processes."""
-    clips = [c for task in ("esc50", "nspitch", "cremad") for c in plans[task] if c.split != "valid"][::150]
+    clips = [c for task in ("esc50", "nspitch", "cremad") for c in plans[task] if c.split != "valid"][::400]
     folder = tmp_path_factory.mktemp("cache") / "mixed"
     tasks.build(folder, clips, {"mixed": clips})
     return folder, clips
