@@ -281,7 +281,7 @@ def car_horn(rec: Generator, clip: Generator) -> np.ndarray:
     for _ in range(count):
         t = seconds(clip.uniform(0.7, 1.5) if count == 1 else clip.uniform(0.2, 0.45))
         tone = sum(polyblep_saw(np.full(len(t), g)) for g in tones)
-        put(wave, np.tanh(1.5 * band(tone, 250, 5000)) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02), at)  # type: ignore[arg-type]  # type: ignore[arg-type]
+        put(wave, np.tanh(1.5 * band(tone, 250, 5000)) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02), at)  # type: ignore[arg-type]
         at += t[-1] + clip.uniform(0.08, 0.2)
     return wave[: round(min(2.0, at) * SAMPLE_RATE)]
 
@@ -442,7 +442,7 @@ def hat(rec: Generator, clip: Generator, opened: float | None = None) -> np.ndar
     base, decay = rec.uniform(280, 460), rec.uniform(0.015, 0.045) if opened is None else opened
     t = seconds(min(1.5, 7 * decay))
     metal = sum(np.sign(np.sin(2 * np.pi * base * r * t)) for r in (2, 3, 4.16, 5.43, 6.79, 8.21))
-    wave = band(metal, 5000, 8000) + 0.5 * noise(clip, len(t) / SAMPLE_RATE, 5500, 8000)[: len(t)]  # type: ignore[arg-type]  # type: ignore[arg-type]
+    wave = band(metal, 5000, 8000) + 0.5 * noise(clip, len(t) / SAMPLE_RATE, 5500, 8000)[: len(t)]  # type: ignore[arg-type]
     return wave * np.exp(-t / decay)
 
 
@@ -573,7 +573,7 @@ def patch(rec: Generator, clip: Generator, pitch: int, velocity: float) -> np.nd
         sustain *= 0.3
     cutoff = np.clip(rec.uniform(3, 12) * float(f[0]) * (0.5 + 0.5 * velocity), 300, 7000)
     if kind in (0, 1, 4):
-        wave = band(wave, 0, float(cutoff), 2)  # type: ignore[arg-type]  # type: ignore[arg-type]
+        wave = band(wave, 0, float(cutoff), 2)  # type: ignore[arg-type]
     shape = np.minimum(1, t / attack) * (sustain + (1 - sustain) * np.exp(-np.maximum(0, t - attack) / decay))
     shape *= np.where(t > hold, np.exp(-(t - hold) / (0.3 * release)), 1)
     return wave * shape

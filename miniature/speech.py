@@ -57,7 +57,7 @@ class _Engine:
 
     def close(self) -> None:
         self.library.espeak_Terminate()
-        unload = getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary  # type: ignore[attr-defined]  # type: ignore[attr-defined]
+        unload = getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary  # type: ignore[attr-defined]
         unload(self.library._handle)
 
 
