@@ -309,7 +309,7 @@ def task_result(
     data = counted_clips(artifacts)
     calibrated = calibrate_counts(
         data, chosen, permutations=chance.permutations, seed=study.seed, q=chance.q, effect=chance.effect,
-        progress=progress,
+        progress=progress and data.counts.nbytes > 2**26,  # what takes seconds needs no bar of its own
     )  # fmt: skip
     null = calibrated.null
     row["groups"] = len(np.unique(data.groups))
@@ -587,7 +587,7 @@ def chance_table(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 ("coverage", "coverage", 2),
                 ("per_class_mean", "neurons per class", 1),
                 ("classes_per_neuron", "classes per neuron", 1),
-                ("mean_aape", "mean AAPE", 2),
+                ("mean_aape", "mean AAPE", 4),
             ):
                 entry[title] = round(row[name], digits)
                 entry[f"{title}, permuted"] = (

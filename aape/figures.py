@@ -26,11 +26,12 @@ ANNOTATED_TO = 12  # up to so many classes the numbers are written into the cell
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
     """Write `name`.pdf and `name`.png (the bytes carry no time stamp); returns the path of the PNG."""
+    figure.draw_without_rendering()  # the layout settles in the second pass
     with whole_file(directory / f"{name}.pdf") as file:
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-    figure.set_layout_engine("none")  # it is laid out: no need to do it again
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None}, bbox_inches="tight")
+    figure.set_layout_engine("none")
     with whole_file(directory / f"{name}.png") as file:
-        figure.savefig(file, format="png", dpi=130)
+        figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
     return directory / f"{name}.png"
 
 
@@ -74,7 +75,8 @@ def sharing_figure(
     whole = Figure(figsize=(width, height), layout="constrained")
     within_words = f"within {titles[0]}" if within else f"{titles[0]} (rows) and {titles[1]} (columns)"
     whole.suptitle(
-        f"Shared neurons, {what}: {within_words}" + (f" [{mark}]" if mark and mark not in titles[0] else ""),
+        f"Shared neurons, {what}: {within_words}"
+        + (f" [{mark}]" if mark and mark.rstrip("s") not in titles[0] else ""),
         fontsize=10,
     )
     below = pitches is not None and curves is not None
@@ -240,7 +242,7 @@ def strongest_pairs_text(
     for index in best:
         i, j = np.unravel_index(index, values.shape)
         star = "*" if np.nan_to_num(found.q[i, j], nan=1.0) < level else " "
-        lines.append(f"{values[i, j]:.2f}{star} {rows[i]} - {columns[j]}")
+        lines.append(f"{values[i, j]:.2f}{star} {_plain_name(rows[i])} - {_plain_name(columns[j])}")
     half = (len(lines) + 1) // 2
     widest = max(len(line) for line in lines[:half]) + 4
     pairs = [a.ljust(widest) + b for a, b in zip(lines[:half], lines[half:] + [""] * half, strict=False)]
@@ -339,7 +341,7 @@ def _curves(
         axes.tick_params(labelsize=6)
         axes.set_ylim(0, None)
     panels[0].set_ylabel("mean Jaccard index", fontsize=7)
-    panels[-1].legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=6, loc="upper left")
+    panels[-1].legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=6, loc="upper right")
 
 
 def layer_figure(
