@@ -1,8 +1,8 @@
 """Our M2D beside the official one, number by number. Needs an EVAR clone with M2D in external/m2d.
 
-    EVAR=~/evar python benchmarks/compare_with_evar.py                 # drawn weights, noise and ESC-50 clips
-    EVAR=~/evar python benchmarks/compare_with_evar.py --weights /data/m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth
-    EVAR=~/evar python benchmarks/compare_with_evar.py --write tests/data/m2d_official.npz   # what the test replays
+    EVAR=~/evar python -m benchmarks.compare_with_evar                 # drawn weights, noise and ESC-50 clips
+    EVAR=~/evar python -m benchmarks.compare_with_evar --weights /data/m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth
+    EVAR=~/evar python -m benchmarks.compare_with_evar --write tests/data/m2d_official.npz   # what the test replays
 
 Compares log-mel, the output of each block, the activations of each layer and the clip embedding, all values of
 them, and exits with 1 where the clip embedding differs by more than 1e-5 or a sign differs where |activation| > 1e-5.

@@ -1,6 +1,6 @@
 """Seconds from audio files to embeddings: EVAR's own pass, which counts nothing, against `collect`, which counts.
 
-    EVAR=~/evar python benchmarks/time_against_evar.py --clips 80 --repeats 3
+    EVAR=~/evar python -m benchmarks.time_against_evar --clips 80 --repeats 3
 
 Both read the same 16 kHz WAV files of ESC-50, made for this in a temporary folder, with the same drawn ViT-Base
 weights, on the same device. EVAR: its WavDataset and DataLoader (eight workers) through lineareval.to_embeddings. Ours:
