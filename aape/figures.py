@@ -446,7 +446,7 @@ def chance_figure(
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", lw=0.3)
     panels[0].set_yticks(np.arange(len(tasks)), tasks)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(tasks) - 0.5, -0.5)
     panels[0].set_xlim(-0.03, 1.03)
     handles, labels = panels[0].get_legend_handles_labels()
     whole.legend(

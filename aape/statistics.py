@@ -533,7 +533,8 @@ def _in_threads(
 class Stability:
     """Do two halves of the groups give the same neurons? Means over the splits.
 
-    by_class: float64 [classes], Jaccard of the class's two sets; NaN where a half lacks the class.
+    by_class: float64 [classes], Jaccard of the class's two sets; NaN where a half lacks the class, 0 where
+    neither half has a neuron for it (so a low coverage lowers the mean).
     mean: over classes. overlap: Jaccard of the selected neurons, whatever their class.
     """
 
