@@ -3,9 +3,8 @@
     python -m miniature.probe --esc50 ../shared/data/esc50                  # the real recordings
     python -m miniature.probe --esc50 ../shared/data/esc50 --study miniature   # and every stand-in task
 
-A probe is a logistic regression on standardised clip embeddings of the frozen encoder. Its penalty is chosen on data
-inside the training part (ESC-50: trained on folds 1 to 3, looked at on fold 4; tasks: valid), then it is fitted on all
-that is not test. Accuracy comes with a 95 % interval from a bootstrap over groups (recordings, voices, instruments)
+A probe is a logistic regression on standardised clip embeddings of the frozen encoder, with one penalty for all, set in
+advance, fitted on all that is not test (folds 1 to 4; train and valid). Accuracy comes with a 95 % interval from a bootstrap over groups (recordings, voices, instruments)
 of the test clips, and with its difference to the untrained model on the same resamples.
 """
 
@@ -23,13 +22,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
+from aape.artifacts import load_artifacts
 from aape.encoders import Encoder
 from aape.tasks import Task, from_metadata
 from miniature import encoders
 from miniature.train import _write
 
-PENALTIES = (0.001, 0.01, 0.1)  # C of scikit-learn's LogisticRegression
+PENALTY = 0.01  # C of scikit-learn's LogisticRegression
 UNTRAINED = "untrained"
+SLOTS = {"ssl": "M2D", "sl": "ViT", UNTRAINED: "Untrained"}  # the models' places in a study
 
 
 def clip_embeddings(encoder: Encoder, task: Task, batch_size: int = 32) -> np.ndarray:
@@ -44,29 +45,28 @@ def clip_embeddings(encoder: Encoder, task: Task, batch_size: int = 32) -> np.nd
     return np.concatenate(rows)
 
 
-def _fit(embeddings: np.ndarray, labels: np.ndarray, penalty: float):  # type: ignore[no-untyped-def]
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500))
-    return probe.fit(embeddings.astype(np.float64), labels)
+def collected_embeddings(encoder: Encoder, task: Task, folder: Path) -> np.ndarray | None:
+    """The same embeddings from artifacts that the collecting pass left; None unless they are of these weights and clips."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    artifacts = load_artifacts(folder)
+    same = artifacts.manifest.get("weights", {}).get("sha256") == encoder.weights.get("sha256")
+    if not same or tuple(artifacts.files) != task.files or not np.array_equal(artifacts.labels, task.labels):
+        return None
+    return artifacts.embeddings()
 
 
-def linear_probe(
-    embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray, *, inner: str, test: str
-) -> tuple[np.ndarray, float]:
-    """Which test clips are classified rightly, bool [test clips], and the penalty chosen.
+def linear_probe(embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray, test: str) -> np.ndarray:
+    """Which clips of the split `test` are classified rightly by a probe fitted on the others: bool [test clips].
 
-    Raises ValueError if a split that is needed has no clip.
+    Raises ValueError if there is no such clip.
     """
-    for split in (inner, test):
-        if not (splits == split).any():
-            raise ValueError(f"no clip in split {split!r}; found {sorted(set(splits))}")
-    outer, look = (splits != inner) & (splits != test), splits == inner
-    scores = [
-        _fit(embeddings[outer], labels[outer], c).score(embeddings[look], labels[look]) for c in PENALTIES
-    ]
-    penalty = PENALTIES[int(np.argmax(scores))]
-    fitted = _fit(embeddings[splits != test], labels[splits != test], penalty)
     chosen = splits == test
-    return fitted.predict(embeddings[chosen]) == labels[chosen], penalty
+    if not chosen.any():
+        raise ValueError(f"no clip in split {test!r}; found {sorted(set(splits))}")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=300, tol=1e-3))
+    probe.fit(embeddings[~chosen], labels[~chosen])
+    return probe.predict(embeddings[chosen]) == labels[chosen]
 
 
 def group_bootstrap(
@@ -82,16 +82,21 @@ def group_bootstrap(
     return (right @ drawn.T) / (size @ drawn.T)
 
 
-def probe_task(models: Mapping[str, Encoder], task: Task, *, data: str) -> pd.DataFrame:
-    """One row a model; `models` holds one under "untrained", which the others are compared with."""
+def probe_task(
+    models: Mapping[str, Encoder], task: Task, *, data: str, folders: Mapping[str, Path] | None = None
+) -> pd.DataFrame:
+    """One row a model; `models` holds one under "untrained", which the others are compared with.
+
+    folders: where each model's artifacts on this task would lie, to take the embeddings from.
+    """
     splits = np.array(task.splits)
-    folds = "test" not in splits
-    inner, test = ("fold4", "fold5") if folds else ("valid", "test")
-    correct, penalties = {}, {}
+    test = "test" if "test" in splits else "fold5"
+    correct = {}
     for key, encoder in models.items():
-        correct[key], penalties[key] = linear_probe(
-            clip_embeddings(encoder, task), task.labels, splits, inner=inner, test=test
-        )
+        embeddings = collected_embeddings(encoder, task, folders[key]) if folders else None
+        if embeddings is None:
+            embeddings = clip_embeddings(encoder, task)
+        correct[key] = linear_probe(embeddings, task.labels, splits, test)
     groups = np.array(task.groups)[splits == test]
     draws = dict(zip(models, group_bootstrap(np.stack([correct[k] for k in models]), groups), strict=True))
     rows = []
@@ -108,7 +113,6 @@ def probe_task(models: Mapping[str, Encoder], task: Task, *, data: str) -> pd.Da
                 "fitted_clips": int((splits != test).sum()),
                 "test_clips": len(groups),
                 "test_groups": len(set(groups)),
-                "penalty": penalties[key],
                 "accuracy": correct[key].mean(),
                 "low": low,
                 "high": high,
@@ -164,12 +168,20 @@ def main(arguments: list[str] | None = None) -> None:
         "sl": encoders.load_sl(given.weights),
         UNTRAINED: encoders.load_untrained(),
     }
-    tables = []
+    digests = {str(encoder.weights.get("sha256", ""))[:16] for encoder in models.values()}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
+    if given.out.is_file():  # what an earlier call found out about the same weights stays
+        earlier = pd.read_csv(given.out)
+        if set(earlier.weights_sha256) == digests:
+            tables = {
+                (str(d), str(t)): rows for (d, t), rows in earlier.groupby(["data", "task"], sort=False)
+            }
 
-    def probe(task: Task, data: str) -> None:
-        tables.append(probe_task(models, task, data=data))
-        print(tables[-1].drop(columns=["data", "name", "weights_sha256"]).round(3).to_string(), flush=True)
-        table = pd.concat(tables).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    def probe(task: Task, data: str, folders: Mapping[str, Path] | None = None) -> None:
+        found = probe_task(models, task, data=data, folders=folders)
+        tables[data, task.name] = found
+        print(found.drop(columns=["data", "name", "weights_sha256"]).round(3).to_string(), flush=True)
+        table = pd.concat(tables.values()).to_csv(index=False, float_format="%.4f", lineterminator="\n")
         _write(given.out, table.encode())
 
     if given.esc50 is not None:
@@ -178,11 +190,13 @@ def main(arguments: list[str] | None = None) -> None:
     if given.study is not None:
         from aape.study import load_study
 
-        for name, spec in load_study(given.study).tasks.items():
+        study = load_study(given.study)
+        for name, spec in study.tasks.items():
             task = spec.call()
             if task.name != name:
                 raise ValueError(f"study {given.study}: task {name!r} loads one named {task.name!r}")
-            probe(task, "stand-in" if given.study == "miniature" else given.study)
+            folders = {key: study.artifacts_directory(name, slot) for key, slot in SLOTS.items()}
+            probe(task, "stand-in" if given.study == "miniature" else given.study, folders)
     print(markdown(pd.read_csv(given.out)))
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -218,6 +219,19 @@ def test_model_card_states_hash_and_run_of_the_weights():
         assert 5 not in report["settings"]["folds"]
 
 
+@needs_weights
+def test_model_card_shows_the_probes_of_these_weights():
+    from miniature import probe
+
+    table = pd.read_csv(encoders.WEIGHTS / "probes.csv")
+    assert probe.markdown(table) in (encoders.WEIGHTS.parent / "README.md").read_text()
+    for name in ("ssl", "sl"):
+        (digest,) = set(table.weights_sha256[table.model == name])
+        assert digest in (encoders.WEIGHTS / "SHA256SUMS").read_text()
+    fold5 = table[table.data == "ESC-50, fold 5"].set_index("model")
+    assert (fold5.above_low[["ssl", "sl"]] > 0.05).all()  # training pays, beyond the interval
+
+
 def test_probe_finds_what_is_there_and_nothing_in_noise():
     from miniature import probe
 
@@ -226,11 +240,11 @@ def test_probe_finds_what_is_there_and_nothing_in_noise():
     splits = np.array(["train"] * 60 + ["valid"] * 20 + ["test"] * 40)
     noise = rng.normal(size=(120, 10)).astype(np.float32)
     told = noise + 4.0 * np.eye(10, dtype=np.float32)[labels]
-    right, penalty = probe.linear_probe(told, labels, splits, inner="valid", test="test")
-    assert right.shape == (40,) and right.mean() > 0.9 and penalty in probe.PENALTIES
-    assert probe.linear_probe(noise, labels, splits, inner="valid", test="test")[0].mean() < 0.6
+    right = probe.linear_probe(told, labels, splits, "test")
+    assert right.shape == (40,) and right.mean() > 0.9
+    assert probe.linear_probe(noise, labels, splits, "test").mean() < 0.6
     with pytest.raises(ValueError, match="no clip in split 'fold5'"):
-        probe.linear_probe(noise, labels, splits, inner="valid", test="fold5")
+        probe.linear_probe(noise, labels, splits, "fold5")
 
 
 def test_bootstrap_resamples_groups_not_clips():
