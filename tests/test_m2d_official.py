@@ -1,9 +1,8 @@
 """Our M2D against sampled numbers of the official code (M2D's runtime inside EVAR's AR_M2D).
 
 tests/data/m2d_official.npz was written by `python -m benchmarks.compare_with_evar --write`, which needs an EVAR clone;
-weights
-and inputs are drawn again here, by parameter name, from NumPy. The tolerance is for other machines: on the machine
-that wrote the file all values were equal to the last bit.
+weights and inputs are drawn again here, by parameter name, from NumPy. The tolerance is for other machines: on the
+machine that wrote the file all values were equal to the last bit.
 """
 
 from __future__ import annotations

@@ -406,9 +406,7 @@ def _prefixed(pattern: str) -> str:
     return f"ar.{pattern}" if not pattern.startswith("^") else rf"ar\.{pattern[1:]}"
 
 
-def _build(
-    root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int
-) -> Any:
+def _build(root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int) -> Any:
     try:
         module = importlib.import_module(f"evar.{module_name}")
     except ModuleNotFoundError as error:
