@@ -176,7 +176,12 @@ def test_unknown_names_are_told():
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory, plans):
     """A small mixed set rendered by two worker processes."""
-    clips = [c for task in ("esc50", "nspitch", "cremad") for c in plans[task] if c.split != "valid"][::400]
+    every = [clip for task in ("esc50", "nspitch", "cremad") for clip in plans[task]]
+    clips = [
+        c
+        for split, step in (("train", 400), ("test", 250))
+        for c in [x for x in every if x.split == split][::step]
+    ]
     folder = tmp_path_factory.mktemp("cache") / "mixed"
     tasks.build(folder, clips, {"mixed": clips})
     return folder, clips
