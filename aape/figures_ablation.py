@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aape.ablation import AblationResult
 from aape.figures import COLOURS, save
@@ -97,9 +98,11 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
                 )
             axis.axhline(0, color="black", lw=0.8)
             axis.spines[["top", "right"]].set_visible(False)
+            if not here.difference.notna().any():
+                axis.text(0.5, 0.5, "no such neurons", ha="center", transform=axis.transAxes, fontsize=8)
             if row == 0:
                 size = here.neurons.dropna()
-                count = f"{size.iloc[0]:.4g} neurons" if len(size) else "no neurons"
+                count = f"{size.iloc[0]:.4g} neurons" if size.sum() else "no neurons"
                 axis.set_title(f"{result.labels.get(model, model)}\n{count}", fontsize=8)
             if column == 0:
                 axis.set_ylabel(f"change in {UNITS[measure]}", fontsize=8)
@@ -148,7 +151,7 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
     rows = effects[(effects.kind == "silenced") & effects.targeted & (effects.measure == measure)]
     keys = list(dict.fromkeys(zip(rows.task, rows.target, rows["mode"], rows["class"], strict=True)))
     models = _models(rows)
-    figure = Figure(figsize=(2.7 * len(models) + 0.8, 1.35 * len(keys) + 0.9), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(models) + 1.3, 1.35 * len(keys) + 0.9), layout="constrained")
     axes = figure.subplots(len(keys), len(models), squeeze=False)
     figure.suptitle(
         f"Change in {UNITS[measure].replace(chr(10), ' ')}: \ntargeted neurons (line) against random sets{_mark(result)}",
@@ -210,7 +213,10 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
                 )
             axis.axvline(0, color="black", lw=0.6, ls=":")
             axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.set_yticks([])
+            if not row.difference.notna().any():
+                axis.set_xticks([])
             axis.spines[["top", "right", "left"]].set_visible(False)
             if c == 0:
                 axis.set_ylabel(
