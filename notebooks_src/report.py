@@ -1,7 +1,7 @@
 """What a study found, in short: a plain summary with yes or no, and a page that gathers tables and figures.
 
 python -m notebooks_src.report miniature             # writes outputs/miniature/summary.md and index.html
-python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/, for the repository
+python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/ and README.md
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aape.artifacts import write_text
 from aape.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
+RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- end of results -->"
 MODEL_FOLDERS = {"M2D": "analysis", "ViT": "vit", "Untrained": "untrained"}
 LABELS = {"M2D": "SSL", "ViT": "SL", "Untrained": "untrained"}
 
@@ -157,7 +158,7 @@ def _same_class(study: Study, question: str, name: str) -> Finding:
     pairs = pairs[pairs.figure == name]
     said, first = [], False
     for number, (model, mine) in enumerate(pairs.groupby("model", sort=False)):
-        same = mine[mine["rows"].str.lower().str[:4] == mine["columns"].str.lower().str[:4]]
+        same = mine[mine["rows"].str.lower() == mine["columns"].str.lower()]
         other = mine.drop(same.index)
         survive = int((same.q < study.chance.q).sum())
         if number == 0:
@@ -225,6 +226,69 @@ def write_report(study: Study) -> list[Finding]:
     return found
 
 
+def results_table(study: Study) -> str:
+    """SSL, SL and untrained side by side, with what permuted labels give, as a Markdown table."""
+    tables = _statistics(study)
+    head = ["task", "classes"]
+    for model in tables:
+        name = LABELS[model]
+        head += [
+            f"{name} coverage (permuted)",
+            f"{name} neurons per class (permuted)",
+            f"{name} calibrated per class",
+        ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for task in tables[next(iter(tables))].index:
+        cells = [str(task), str(tables[next(iter(tables))].classes[task])]
+        for table in tables.values():
+            row = table.loc[task]
+            cells += [
+                f"{row.coverage:.0%} ({row.coverage_null_mean:.0%})",
+                f"{row.per_class_mean:.1f} ({row.per_class_mean_null_mean:.1f})",
+                f"{row.calibrated_per_class_mean:.1f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_readme_results(study: Study, found: list[Finding]) -> None:
+    """Put table, figures and findings between the README's result markers."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text().split(RESULTS_START)
+    after = rest.split(RESULTS_END)[1]
+    today = datetime.date.today().isoformat()
+    lines = [
+        RESULTS_START,
+        f"The study `{study.name}`, made on {today} by `python -m notebooks_src.report {study.name} --gallery`. "
+        + (
+            f"**Stand-ins:** {study.note} They are not comparable with the paper's figures."
+            if study.stand_in
+            else ""
+        ),
+        "",
+        results_table(study),
+        "",
+        "*Permuted*: the mean over permuted labels. *Calibrated*: class-specific neurons that also pass q < "
+        f"{study.chance.q:g} and differ by {study.chance.effect:g} in activation probability between class and rest. "
+        "Beside the paper: there the SSL ViT covers about 100 % of the classes of every task, with 172.0 class-specific "
+        "neurons per class of CREMA-D and 37.9 of ESC-50, and the SL ViT covers 49 % of the VoxCeleb1 countries. "
+        "Permuted labels cover about as many classes here, so coverage is not what tells a specific neuron from chance; and neurons of the untrained encoder pass the "
+        "calibration too, so its column is the floor that training has to beat.",
+        "",
+        "![What chance gives](gallery/chance.png)",
+        "",
+        *(f"- **{f.question}** {f.answer}. {f.numbers}" for f in found),
+        "",
+        "![Shared neurons of events](gallery/cross_task-esc50-gise51.png)",
+        "",
+        "![Silenced neurons against random sets](gallery/ablation_controls.png)",
+        "",
+        "All figures: [gallery](gallery/README.md).",
+        RESULTS_END,
+    ]
+    write_text(path, before + "\n".join(lines) + after)
+
+
 def write_gallery(study: Study) -> None:
     """Copy what one wants to see without running to gallery/, with the date and what made it."""
     shutil.rmtree(GALLERY, ignore_errors=True)
@@ -252,7 +316,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", nargs="?", default="miniature")
-    parser.add_argument("--gallery", action="store_true")
+    parser.add_argument(
+        "--gallery", action="store_true", help="also into the repository: gallery/ and README.md"
+    )
     options = parser.parse_args(arguments)
     study = load_study(options.study)
     found = write_report(study)
@@ -260,6 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"page: {study.directory / 'index.html'}")
     if options.gallery:
         write_gallery(study)
+        write_readme_results(study, found)
     return 0
 
 
