@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,20 +47,45 @@ def _tensor_of(output: object, layer: str) -> Tensor:
     return first
 
 
-def count_active(active: Tensor) -> Tensor:
-    """Sum booleans [batch, tokens, neurons] over tokens -> int32 [batch, neurons].
+def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """How many tokens of each clip are active, and how many of those that a mask marks.
 
-    On the CPU eight neighbouring booleans are added as the bytes of one 64-bit word, in blocks of 255 tokens so that
-    no byte overflows into the next: three to five times faster than torch's sum of booleans.
+    On the CPU each clip is compared while it is in the cache, and eight neighbouring booleans are added as the bytes of
+    one 64-bit word, in blocks of 255 tokens so that no byte overflows into the next: twice as fast as comparing the
+    whole batch and ten times as fast as torch's sum of booleans.
+
+    Args:
+        output: activations [batch, tokens, neurons].
+        mask: bool [batch, tokens], or None.
+
+    Returns:
+        int32 [batch, neurons], and the same over marked tokens (None without a mask).
     """
-    batch, tokens, neurons = active.shape
-    if active.device.type != "cpu" or neurons % 8 or not active.is_contiguous():
-        return active.sum(dim=1, dtype=torch.int32)
-    words = active.view(torch.int64)  # [batch, tokens, neurons / 8]
-    counts = torch.zeros(batch, neurons, dtype=torch.int32)
-    for start in range(0, tokens, 255):
-        counts += words[:, start : start + 255].sum(dim=1).view(torch.uint8)
-    return counts
+    batch, _, neurons = output.shape
+    if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
+        active = output > 0
+        marked = None if mask is None else (active & mask[:, :, None]).sum(dim=1, dtype=torch.int32)
+        return active.sum(dim=1, dtype=torch.int32), marked
+    values = output.detach().numpy()
+    counts = np.zeros((batch, neurons), dtype=np.int32)
+    marked_counts = None if mask is None else np.zeros_like(counts)
+    for clip in range(batch):
+        is_active = values[clip] > 0  # [tokens, neurons]
+        counts[clip] = _column_sums(is_active)
+        if marked_counts is not None and mask is not None:
+            marked_counts[clip] = _column_sums(is_active[mask[clip].numpy()])
+    return torch.from_numpy(counts), None if marked_counts is None else torch.from_numpy(marked_counts)
+
+
+def _column_sums(booleans: np.ndarray) -> np.ndarray:
+    """Sum booleans [tokens, neurons] over tokens; see `count_active`."""
+    if booleans.shape[1] % 8:
+        return booleans.sum(axis=0, dtype=np.int32)
+    words = booleans.view(np.int64)  # [tokens, neurons / 8]
+    total = np.zeros(booleans.shape[1], dtype=np.int32)
+    for start in range(0, len(words), 255):
+        total += np.add.reduce(words[start : start + 255], axis=0).view(np.uint8)
+    return total
 
 
 @dataclass
@@ -150,23 +176,23 @@ def count_batch(
                 f"layer {layers[layer]!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}] "
                 "([batch, ..., neurons])"
             )
-        active = (output > 0).reshape(batch, -1, neurons)
-        counts[:, layer] += count_active(active)
         call = calls[layer]
         calls[layer] += 1
+        values = output.reshape(batch, -1, neurons)
+        if masks and (call >= len(masks) or masks[call].shape[1] != values.shape[1]):
+            raise ValueError(
+                f"{encoder.name}: padding_masks speaks of {len(masks)} calls, call {call} of layer "
+                f"{layers[layer]!r} has {values.shape[1]} tokens; make padding_masks agree with embed"
+            )
+        mask = masks[call] if masks and padded[call] else None
+        active, marked = count_active(values, mask)
+        counts[:, layer] += active
+        if padding is not None and marked is not None:
+            padding[:, layer] += marked
         if layer == 0:
-            tokens += active.shape[1]
-        if masks:
-            if call >= len(masks) or masks[call].shape[1] != active.shape[1]:
-                raise ValueError(
-                    f"{encoder.name}: padding_masks speaks of {len(masks)} calls, call {call} of layer "
-                    f"{layers[layer]!r} has {active.shape[1]} tokens; make padding_masks agree with embed"
-                )
-            if padded[call]:
-                assert padding is not None  # set above whenever any mask is
-                padding[:, layer] += count_active(active & masks[call][:, :, None])
-                if layer == 0:
-                    padding_tokens += masks[call].sum(dim=1).cpu()
+            tokens += values.shape[1]
+            if mask is not None:
+                padding_tokens += mask.sum(dim=1).cpu()
 
     with hooked(encoder, layers, see), torch.inference_mode():
         embeddings = encoder.embed(wave)

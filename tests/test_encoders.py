@@ -31,12 +31,20 @@ def tensors() -> dict[str, torch.Tensor]:
     return dict(encoder.module.vit.state_dict())
 
 
-def test_count_active_equals_a_plain_sum_over_more_tokens_than_a_byte_holds():
-    active = torch.rand(2, 700, 24, generator=torch.Generator().manual_seed(0)) > 0.1
-    active[:, :, 0] = True
-    assert torch.equal(count_active(active), active.sum(dim=1).int())
-    odd = active[:, :, :5]
-    assert torch.equal(count_active(odd), odd.sum(dim=1).int())
+@pytest.mark.parametrize("neurons", [24, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_count_active_equals_a_plain_sum_over_more_tokens_than_a_byte_holds(neurons: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.rand(3, 700, neurons, generator=generator) - 0.1).to(dtype)
+    values[:, :, 0] = 1.0
+    values[:, :300, 1] = 0.0
+    mask = torch.rand(3, 700, generator=generator) > 0.5
+    mask[2] = False
+    counts, marked = count_active(values, mask)
+    assert torch.equal(counts, (values > 0).sum(dim=1).int())
+    assert marked is not None and torch.equal(marked, ((values > 0) & mask[:, :, None]).sum(dim=1).int())
+    assert count_active(values)[1] is None
+    assert torch.equal(count_active(values.transpose(1, 2))[0], (values.transpose(1, 2) > 0).sum(dim=1).int())
 
 
 def test_toy_counts_by_hand():
