@@ -461,7 +461,7 @@ def audio_set(task: str) -> str:
 # --- rendering and cache ---
 
 
-def cache_dir() -> Path:
+def default_cache() -> Path:
     """Where rendered tasks are kept: $AAPE_CACHE/miniature, else .cache/miniature in the repository."""
     root = os.environ.get("AAPE_CACHE")
     return (Path(root) if root else Path(__file__).resolve().parent.parent / ".cache") / "miniature"
@@ -636,7 +636,7 @@ def render(task: str, cache_dir: str | Path | None = None, workers: int = 2) -> 
 
     Returns the folder: audio/, <task>.csv (columns file_name, label, split, group), manifest.json.
     """
-    folder = (Path(cache_dir) if cache_dir is not None else globals()["cache_dir"]()) / audio_set(task)
+    folder = (Path(cache_dir) if cache_dir is not None else default_cache()) / audio_set(task)
     tables = {name: plan(name) for name in TASKS if audio_set(name) == audio_set(task)}
     build(folder, tables[task], tables, workers)
     return folder
