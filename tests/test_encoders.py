@@ -35,10 +35,10 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_count_active_equals_a_plain_sum_over_more_tokens_than_a_byte_holds(neurons: int, dtype: torch.dtype):
     generator = torch.Generator().manual_seed(0)
-    values = (torch.rand(3, 700, neurons, generator=generator) - 0.1).to(dtype)
+    values = (torch.rand(3, 704, neurons, generator=generator) - 0.1).to(dtype)
     values[:, :, 0] = 1.0
     values[:, :300, 1] = 0.0
-    mask = torch.rand(3, 700, generator=generator) > 0.5
+    mask = torch.rand(3, 704, generator=generator) > 0.5
     mask[2] = False
     counts, marked = count_active(values, mask)
     assert torch.equal(counts, (values > 0).sum(dim=1).int())
