@@ -1,7 +1,7 @@
 """What a study found, in short: a plain summary with yes or no, and a page that gathers tables and figures.
 
 python -m notebooks_src.report miniature             # writes outputs/miniature/summary.md and index.html
-python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/ and README.md
+python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/miniature/ and README.md
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from aape.ablation import load_result
+from aape.ablation import AblationResult, load_result
 from aape.artifacts import write_text
 from aape.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
-RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- end of results -->"
 MODEL_FOLDERS = {"M2D": "analysis", "ViT": "vit", "Untrained": "untrained"}
 LABELS = {"M2D": "SSL", "ViT": "SL", "Untrained": "untrained"}
 
@@ -42,6 +41,9 @@ td:first-child, th:first-child { text-align: left; }
 <h2>In short</h2>
 {% for finding in findings %}
 <p><strong>{{ finding.question }}</strong> {{ finding.answer }}. {{ finding.numbers }}</p>
+{% if finding.table is not none %}
+<div class="scroll">{{ finding.table.to_html(index=False, border=0) | safe }}</div>
+{% endif %}
 {% endfor %}
 <h2>Figures</h2>
 {% for figure in figures %}
@@ -62,11 +64,18 @@ td:first-child, th:first-child { text-align: left; }
 
 @dataclass(frozen=True)
 class Finding:
-    """A question the paper asks, the study's answer in a word or two, and the numbers behind it."""
+    """A question the paper asks, the study's answer in a word or two, and the numbers behind it, if many in a table."""
 
     question: str
     answer: str
     numbers: str
+    table: pd.DataFrame | None = None
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of ready strings as Markdown."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def _statistics(study: Study) -> dict[str, pd.DataFrame]:
@@ -177,13 +186,54 @@ def _ablations(study: Study) -> list[Finding]:
         result = load_result(study)
     except FileNotFoundError:
         return []
-    table = result.summary("log_probability")
-    mine = table[(table.model == "M2D") & table.layer_p.notna()]
-    hits = mine[(mine.layer_q < study.chance.q) & (mine.difference < mine.layer_mean)]
-    answer = (
-        f"{'Yes' if len(hits) == len(mine) > 0 else 'No' if hits.empty else 'In part'} for the SSL encoder"
-    )
-    return [Finding(question, answer, result.verdict().replace("\n", " "))]
+    said, answer = [], ""
+    for measure, unit in (("log_probability", "nats"), ("accuracy", "points of accuracy")):
+        for model, mine in result.summary(measure).groupby("model", sort=False):
+            mine = mine[mine.layer_p.notna()]
+            name = LABELS.get(str(model), str(model))
+            if mine.empty:
+                said.append(f"{name}: no target has neurons")
+                continue
+            hits = mine[(mine.layer_q < study.chance.q) & (mine.difference < mine.layer_mean)]
+            if not answer:
+                answer = "Yes" if len(hits) == len(mine) > 0 else "No" if hits.empty else "In part"
+                answer += f" for the {name} encoder"
+            said.append(
+                f"{name}: {len(hits)} of {len(mine)} targeted classes fall further than "
+                f"with layer-matched random sets (q < {study.chance.q:g}), on average {mine.difference.mean():+.3f} "
+                f"{unit} against {mine.layer_mean.mean():+.3f}"
+            )
+    return [Finding(question, answer, "; ".join(said) + ".", ablation_table(result))]
+
+
+def ablation_table(result: AblationResult) -> pd.DataFrame:
+    """A row of strings per target, class and model: the drop in accuracy and log-probability beside the controls'."""
+    keys = ["task", "target", "class", "model", "clips", "neurons"]
+    both = result.summary("accuracy").merge(result.summary("log_probability"), on=keys, suffixes=("", "_log"))
+    rows = []
+    for row in both.to_dict("records"):
+        named = {
+            "target (class)": f"{row['task']}: {row['target']}"
+            + ("" if row["target"] == row["class"] else f" ({row['class']})"),
+            "model": LABELS.get(row["model"], row["model"]),
+            "neurons": f"{row['neurons']:.0f}",
+            "accuracy before": f"{row['before']:.1f} %",
+        }
+        for suffix, unit, digits in (("", "points", 1), ("_log", "nats", 3)):
+            difference, mean = row[f"difference{suffix}"], row[f"layer_mean{suffix}"]
+            low, high = row[f"layer_low{suffix}"], row[f"layer_high{suffix}"]
+            tested = pd.notna(row[f"layer_p{suffix}"])
+            named[f"change, {unit}"] = f"{difference:+.{digits}f}" if tested else "no neurons"
+            named[f"random sets, {unit}"] = (
+                f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" if tested else ""
+            )
+            named[f"p, q ({unit})"] = (
+                f"{row[f'layer_p{suffix}']:.3f}, {row[f'layer_q{suffix}']:.3f}" if tested else ""
+            )
+            if "rate_p" in row:
+                named[f"p, rate-matched ({unit})"] = f"{row[f'rate_p{suffix}']:.3f}" if tested else ""
+        rows.append(named)
+    return pd.DataFrame(rows)
 
 
 def findings(study: Study) -> list[Finding]:
@@ -196,8 +246,14 @@ def summary_text(study: Study, found: list[Finding]) -> str:
     lines = [f"# {study.description}", ""]
     if study.stand_in:
         lines += [f"Stand-ins: {study.note}", ""]
-    lines += [f"- **{f.question}** {f.answer}. {f.numbers}" for f in found]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, findings_text(found)]) + "\n"
+
+
+def findings_text(found: list[Finding]) -> str:
+    """A Markdown list of the findings, and the tables behind it."""
+    lines = [f"- **{f.question}** {f.answer}. {f.numbers}" for f in found]
+    lines += [f"\n{markdown(f.table)}" for f in found if f.table is not None]
+    return "\n".join(lines)
 
 
 def write_report(study: Study) -> list[Finding]:
@@ -226,80 +282,84 @@ def write_report(study: Study) -> list[Finding]:
     return found
 
 
-def results_table(study: Study) -> str:
-    """SSL, SL and untrained side by side, with what permuted labels give, as a Markdown table."""
+def results_table(study: Study) -> pd.DataFrame:
+    """SSL, SL and untrained side by side, with what permuted labels give, as strings."""
     tables = _statistics(study)
-    head = ["task", "classes"]
-    for model in tables:
-        name = LABELS[model]
-        head += [
-            f"{name} coverage (permuted)",
-            f"{name} neurons per class (permuted)",
-            f"{name} calibrated per class",
-        ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for task in tables[next(iter(tables))].index:
-        cells = [str(task), str(tables[next(iter(tables))].classes[task])]
-        for table in tables.values():
-            row = table.loc[task]
-            cells += [
-                f"{row.coverage:.0%} ({row.coverage_null_mean:.0%})",
-                f"{row.per_class_mean:.1f} ({row.per_class_mean_null_mean:.1f})",
-                f"{row.calibrated_per_class_mean:.1f}",
-            ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    first = next(iter(tables.values()))
+    rows = []
+    for task in first.index:
+        named = {"task": str(task), "classes": str(first.classes[task])}
+        for model, table in tables.items():
+            row, name = table.loc[task], LABELS[model]
+            named[f"{name} coverage (permuted)"] = f"{row.coverage:.0%} ({row.coverage_null_mean:.0%})"
+            named[f"{name} neurons per class (permuted)"] = (
+                f"{row.per_class_mean:.1f} ({row.per_class_mean_null_mean:.1f})"
+            )
+            named[f"{name} calibrated per class"] = f"{row.calibrated_per_class_mean:.1f}"
+        rows.append(named)
+    return pd.DataFrame(rows)
 
 
-def write_readme_results(study: Study, found: list[Finding]) -> None:
-    """Put table, figures and findings between the README's result markers."""
-    path = ROOT / "README.md"
-    before, rest = path.read_text().split(RESULTS_START)
-    after = rest.split(RESULTS_END)[1]
-    today = datetime.date.today().isoformat()
+def readme_results(study: Study, found: list[Finding], today: datetime.date) -> str:
+    """A study's section of README's results."""
+    pictures = {
+        "chance": "What chance gives",
+        "cross_task-esc50-gise51": "Shared neurons of events",
+        "ablation_controls": "Silenced neurons against random sets",
+    }
+    shown = [
+        f"![{title}](gallery/{study.name}/{name}.png)\n"
+        for name, title in pictures.items()
+        if (study.directory / f"{name}.png").is_file()
+    ]
     lines = [
-        RESULTS_START,
+        f"### {study.description}\n",
         f"The study `{study.name}`, made on {today} by `python -m notebooks_src.report {study.name} --gallery`. "
         + (
             f"**Stand-ins:** {study.note} They are not comparable with the paper's figures."
             if study.stand_in
-            else ""
-        ),
-        "",
-        results_table(study),
-        "",
+            else study.note
+        )
+        + "\n",
+        markdown(results_table(study)) + "\n",
         "*Permuted*: the mean over permuted labels. *Calibrated*: class-specific neurons that also pass q < "
-        f"{study.chance.q:g} and differ by {study.chance.effect:g} in activation probability between class and rest. "
-        "Beside the paper: there the SSL ViT covers about 100 % of the classes of every task, with 172.0 class-specific "
-        "neurons per class of CREMA-D and 37.9 of ESC-50, and the SL ViT covers 49 % of the VoxCeleb1 countries. "
-        "Permuted labels cover about as many classes here, so coverage is not what tells a specific neuron from chance; and neurons of the untrained encoder pass the "
-        "calibration too, so its column is the floor that training has to beat.",
-        "",
-        "![What chance gives](gallery/chance.png)",
-        "",
-        *(f"- **{f.question}** {f.answer}. {f.numbers}" for f in found),
-        "",
-        "![Shared neurons of events](gallery/cross_task-esc50-gise51.png)",
-        "",
-        "![Silenced neurons against random sets](gallery/ablation_controls.png)",
-        "",
-        "All figures: [gallery](gallery/README.md).",
-        RESULTS_END,
+        f"{study.chance.q:g} and differ by {study.chance.effect:g} in activation probability between class and rest.\n",
+        *shown[:1],
+        findings_text(found) + "\n",
+        *shown[1:],
+        f"All figures: [gallery/{study.name}](gallery/{study.name}/README.md).",
     ]
-    write_text(path, before + "\n".join(lines) + after)
+    return "\n".join(lines)
+
+
+def write_readme_results(study: Study, found: list[Finding]) -> None:
+    """Put a study's section between its markers in README.
+
+    Raises:
+        ValueError: README has no markers for this study.
+    """
+    path = ROOT / "README.md"
+    start, end = f"<!-- results of {study.name} -->\n", f"\n<!-- end of results of {study.name} -->"
+    text = path.read_text()
+    if start not in text or end not in text:
+        raise ValueError(f"{path} has no place for the results: expected {start.strip()} and {end.strip()}")
+    before, rest = text.split(start)
+    section = readme_results(study, found, datetime.date.today())
+    write_text(path, before + start + section + end + rest.split(end)[1])
 
 
 def write_gallery(study: Study) -> None:
-    """Copy what one wants to see without running to gallery/, with the date and what made it."""
-    shutil.rmtree(GALLERY, ignore_errors=True)
-    GALLERY.mkdir()
+    """Copy what one wants to see without running to gallery/<study>/, with the date and what made it."""
+    folder = GALLERY / study.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     names = sorted(p.name for p in study.directory.glob("*.png"))
     for name in [*names, *(p.name for p in study.directory.glob("task_level_*.csv")), "summary.md"]:
-        shutil.copy(study.directory / name, GALLERY / name)
+        shutil.copy(study.directory / name, folder / name)
     lines = [
         f"# Gallery: {study.description}",
         "",
-        f"Made on {datetime.date.today().isoformat()} by `python -m notebooks_src.report {study.name} --gallery`, after "
+        f"Made on {datetime.date.today()} by `python -m notebooks_src.report {study.name} --gallery`, after "
         f"all notebooks of the study `{study.name}` were executed."
         + (f" **Every number and figure here is of stand-ins.** {study.note}" if study.stand_in else ""),
         "",
@@ -307,7 +367,7 @@ def write_gallery(study: Study) -> None:
         "",
         *(f"## {Path(name).stem}\n\n![{Path(name).stem}]({name})\n" for name in names),
     ]
-    write_text(GALLERY / "README.md", "\n".join(lines))
+    write_text(folder / "README.md", "\n".join(lines))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -317,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("study", nargs="?", default="miniature")
     parser.add_argument(
-        "--gallery", action="store_true", help="also into the repository: gallery/ and README.md"
+        "--gallery", action="store_true", help="also into the repository: gallery/<study>/ and README.md"
     )
     options = parser.parse_args(arguments)
     study = load_study(options.study)

@@ -26,3 +26,13 @@ def test_your_model_your_sounds(
     exec(compile("\n".join(code), "README", "exec"), {})
     assert (tmp_path / "outputs/mine/mine_analysis/manifest.json").is_file()
     assert re.search(r"class[012]", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "Install.md", "benchmarks/README.md", "gallery/miniature/README.md"]
+)
+def test_links_lead_somewhere(page: str):
+    path = REPOSITORY / page
+    links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())
+    lost = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not lost
