@@ -51,7 +51,17 @@ from aape.tasks import BadClip, Task
 NEAREST = 10  # a rate-matched control takes each neuron from this many nearest in rate that are still free
 SETS_AT_ONCE = 64  # sets between two writes to disk
 MEASURES = {"accuracy": "accuracy (points)", "log_probability": "log-probability (nats)"}
-TABLES = ("effects", "controls", "off_target", "gains", "classifier", "identification", "neurons")
+_AT = ("task", "model", "target", "mode")
+_CHANGE = ("class", "targeted", "measure", "before", "after", "difference")
+TABLES = {  # name -> columns that it has even without a row
+    "effects": (*_AT, "kind", *_CHANGE),
+    "controls": (*_AT, "control", "number", *_CHANGE),
+    "off_target": ("task", "model", "silenced", "neurons", *_CHANGE),
+    "gains": (*_AT, "gain", *_CHANGE),
+    "classifier": ("task", "model"),
+    "identification": (*_AT, "fold", "training_clips", "all_clips", "both", "jaccard"),
+    "neurons": (*_AT, "fold", "layer", "neuron", "name"),
+}
 _NO_CLIPS = (
     "{}: the deactivation experiment needs manifest.json and features.pt, which artifacts of other tools do not have. "
     "Collect them with this repository's notebooks."
@@ -756,7 +766,7 @@ class AblationResult:
                 label = self.labels.get(str(model), str(model))
                 tested = mine[mine.layer_p.notna()]
                 if tested.empty:
-                    lines.append(f"{label}: no target has neurons, nothing to test.")
+                    lines.append(f"{label}: nothing to test (no target has neurons, or no controls).")
                     continue
                 hits = tested[(tested.layer_q < q) & (tested.difference < tested.layer_mean)]
                 best = tested.loc[tested.layer_p.idxmin()]
@@ -845,7 +855,9 @@ def ablate(
             )
             for table, new in _one(bench, study, model, name, chosen[model, name]).items():
                 rows[table] += new
-    tables = {name: pd.DataFrame(new) for name, new in rows.items()}
+    tables = {
+        name: pd.DataFrame(new, columns=None if new else list(TABLES[name])) for name, new in rows.items()
+    }
     _add_q(tables["effects"])
     study.directory.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

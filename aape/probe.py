@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
 _ATTEMPTS = 100  # to draw bootstrapped groups in which no class is missing
@@ -132,7 +133,8 @@ def _pipeline(
     strength: float, embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> Pipeline:
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
-    with warnings.catch_warnings():
+    # One BLAS thread: at these sizes two are several times slower, more so beside other work.
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         # Weak regularisation of separable classes has no optimum to converge to; validation decides between strengths.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return pipeline.fit(

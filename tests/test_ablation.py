@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import nn
 
-from aape import ablation
+from aape import ablation, figures_ablation
 from aape.ablation import (
     ablate,
     false_discovery,
@@ -306,6 +306,18 @@ def test_loads_without_the_models(study: Study, result: ablation.AblationResult)
     again = load_result(study)
     for name in ablation.TABLES:
         pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_dtype=False)
+
+
+def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
+    nothing = {"controls": 0, "rate_matched": 0, "target_rate_matched": 0, "gains": [], "off_target": False}
+    study = collected(make_study(tmp_path, refits=0, **nothing))
+    result = ablate(study, device="cpu")
+    again = load_result(study)
+    for name in ("controls", "off_target", "gains"):
+        assert len(getattr(result, name)) == len(getattr(again, name)) == 0
+        assert {"task", "model", "class", "measure"} <= set(getattr(again, name).columns)
+    assert again.summary().layer_p.isna().all() and "nothing to test" in again.verdict()
+    assert figures_ablation.all_figures(again)
 
 
 def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
