@@ -20,6 +20,8 @@ from aape.artifacts import write_json
 from aape.study import ROOT, Study, load_study
 from notebooks_src.collecting import DATASETS, MODELS, SHARED_AUDIO
 
+KERNEL_STARTS = 3
+
 
 @dataclass(frozen=True)
 class Job:
@@ -107,14 +109,23 @@ def execute(job: Job, study: Study, threads: int | None = None) -> float:
     folder = study.directory / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    papermill.execute_notebook(
-        str(source),
-        str(folder / job.executed),
-        parameters=job.parameters,
-        cwd=str(ROOT),
-        progress_bar=False,
-        kernel_name="python3",
-    )
+    for attempt in range(1, KERNEL_STARTS + 1):
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(folder / job.executed),
+                parameters=job.parameters,
+                cwd=str(ROOT),
+                progress_bar=False,
+                kernel_name="python3",
+                extra_arguments=["--log-level=ERROR"],
+            )
+            break
+        except RuntimeError as error:
+            # Two kernels that start at the same moment may be given the same port; the later one dies at once.
+            if "before replying" not in str(error) or attempt == KERNEL_STARTS:
+                raise
+            print(f"{job.executed}: the kernel did not start ({error}); trying again", flush=True)
     write_json(folder / f".{job.executed}.json", {"stamp": _stamp(job, study)})
     return time.monotonic() - start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -50,6 +51,33 @@ def test_unknown_parameters_are_refused():
         ValueError, match="M2D_ESC50.ipynb has no parameter 'modell'; it has study, model, task"
     ):
         execute(job, load_study("miniature"))
+
+
+@pytest.mark.parametrize(
+    ("failures", "message", "starts", "raises"),
+    [
+        (2, "Kernel died before replying to kernel_info", 3, False),
+        (3, "Kernel died before replying to kernel_info", 3, True),
+        (1, "Kernel died", 1, True),  # in the middle: out of memory, say; another try would only do it again
+    ],
+)
+def test_a_kernel_that_does_not_start_is_started_again(
+    failures: int, message: str, starts: int, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+
+    def starting(*_: object, **__: object) -> None:
+        calls.append(None)
+        if len(calls) <= failures:
+            raise RuntimeError(message)
+
+    monkeypatch.setenv("AAPE_OUTPUT", str(tmp_path))
+    monkeypatch.setattr("papermill.execute_notebook", starting)
+    job = Job("M2D_ESC50.ipynb", "x.ipynb", {"study": "miniature"})
+    with pytest.raises(RuntimeError, match=message) if raises else contextlib.nullcontext():
+        execute(job, load_study("miniature"))
+    assert len(calls) == starts
+    assert (tmp_path / "miniature/notebooks/.x.ipynb.json").is_file() != raises
 
 
 def small_study(folder: Path) -> Path:
