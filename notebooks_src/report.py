@@ -96,12 +96,14 @@ def _coverage(study: Study) -> list[Finding]:
         f"{LABELS[m]} {t.coverage.mean():.0%} (calibrated {t.calibrated_coverage.mean():.0%})"
         for m, t in tables.items()
     }
-    means = {m: t.coverage.mean() for m, t in tables.items()}
     sharper = {m: t.mean_aape.mean() for m, t in tables.items()}
     permuted = {m: t.coverage_null_mean.mean() for m, t in tables.items()}
-    answer = "Yes" if means["M2D"] > means["ViT"] else "No"
-    if abs(means["M2D"] - means["ViT"]) < 0.005:
-        answer = "No difference"
+    answers = []
+    for column in ("coverage", "calibrated_coverage"):
+        more = tables["M2D"][column].mean() - tables["ViT"][column].mean()
+        answers.append("No difference" if abs(more) < 0.005 else "Yes" if more > 0 else "No")
+    raw, calibrated = answers
+    answer = raw if raw == calibrated else f"{raw} by the percentiles, {calibrated.lower()} when calibrated"
     return [
         Finding(
             question,
@@ -180,60 +182,113 @@ def _same_class(study: Study, question: str, name: str) -> Finding:
     return Finding(question, ("Yes" if first else "No") + " for the SSL encoder", "; ".join(said) + ".")
 
 
+def _signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # no "-0.0"
+
+
+def _targeted(result: AblationResult, measure: str) -> pd.DataFrame:
+    """Effects on the targeted classes, a row per target, class and model, with the other ways of silencing beside."""
+    keys = ["task", "target", "mode", "model", "class"]
+    rows = result.effects[result.effects.targeted & (result.effects.measure == measure)]
+    silenced = rows[rows.kind == "silenced"].set_index(keys)
+    silenced["at_mean"] = rows[rows.kind == "replaced by mean"].set_index(keys).difference
+    return silenced.reset_index()
+
+
+def _fallen(study: Study, effects: pd.DataFrame, digits: int) -> tuple[str, int, int]:
+    """Mean change "against" that of the random sets, how many classes fall below them, and how many were tested."""
+    tested = effects[effects.layer_p.notna()]
+    fallen = (tested.layer_q < study.chance.q) & (tested.difference < tested.layer_mean)
+    change = (
+        f"{_signed(tested.difference.mean(), digits)} against {_signed(tested.layer_mean.mean(), digits)}"
+    )
+    return change, int(fallen.sum()), len(tested)
+
+
 def _ablations(study: Study) -> list[Finding]:
     question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
     try:
         result = load_result(study)
     except FileNotFoundError:
         return []
-    said, answer = [], ""
-    for measure, unit in (("log_probability", "nats"), ("accuracy", "points of accuracy")):
-        for model, mine in result.summary(measure).groupby("model", sort=False):
-            mine = mine[mine.layer_p.notna()]
-            name = LABELS.get(str(model), str(model))
-            if mine.empty:
-                said.append(f"{name}: no target has neurons")
-                continue
-            hits = mine[(mine.layer_q < study.chance.q) & (mine.difference < mine.layer_mean)]
-            if not answer:
-                answer = "Yes" if len(hits) == len(mine) > 0 else "No" if hits.empty else "In part"
-                answer += f" for the {name} encoder"
+    said, answer = [], "Nothing to test"
+    for model, nats in _targeted(result, "log_probability").groupby("model", sort=False):
+        name = LABELS.get(str(model), str(model))
+        change, fallen, tested = _fallen(study, nats, 3)
+        if not tested:
+            said.append(f"{name}: nothing to test.")
+            continue
+        points = _targeted(result, "accuracy").query("model == @model and layer_p.notna()")
+        point_change, point_fallen, _ = _fallen(study, points, 1)
+        if model == "M2D":
+            answer = "Yes" if fallen == tested else "In part" if fallen else "No"
+            answer += f" for the {name} encoder"
+        line = (
+            f"{name}: {point_change} points of accuracy ({point_fallen} of {tested} targeted classes below the random "
+            f"sets, q < {study.chance.q:g}), {change} nats of log-probability ({fallen} of {tested})"
+        )
+        for column, meaning in (
+            ("target_rate_mean", "a set as active in the class, whatever its AAPE"),
+            ("at_mean", "the same neurons at their mean in place of 0"),
+        ):
+            if column in points and points[column].notna().any():
+                line += f"; {meaning}: {_signed(points[column].mean(), 1)} points"
+        said.append(line + ".")
+        if model == "Untrained" and fallen:
             said.append(
-                f"{name}: {len(hits)} of {len(mine)} targeted classes fall further than "
-                f"with layer-matched random sets (q < {study.chance.q:g}), on average {mine.difference.mean():+.3f} "
-                f"{unit} against {mine.layer_mean.mean():+.3f}"
+                "Neurons selected in the untrained encoder hurt their classes as well: such a drop shows that a set "
+                "acts on its class, not that training put it there."
             )
-    return [Finding(question, answer, "; ".join(said) + ".", ablation_table(result))]
+    return [
+        Finding(
+            question,
+            answer,
+            f"Mean change, against layer-matched random sets. {' '.join(said)}",
+            ablation_table(result),
+        )
+    ]
 
 
 def ablation_table(result: AblationResult) -> pd.DataFrame:
-    """A row of strings per target, class and model: the drop in accuracy and log-probability beside the controls'."""
-    keys = ["task", "target", "class", "model", "clips", "neurons"]
-    both = result.summary("accuracy").merge(result.summary("log_probability"), on=keys, suffixes=("", "_log"))
+    """A row of strings per target, class and model: the change in accuracy and log-probability beside the controls'."""
+    keys = ["task", "target", "mode", "class", "model"]
+    both = _targeted(result, "accuracy").merge(
+        _targeted(result, "log_probability"), on=keys, suffixes=("", "_log")
+    )
     rows = []
     for row in both.to_dict("records"):
+        target = f"{row['task']}: {row['target']}"
         named = {
-            "target (class)": f"{row['task']}: {row['target']}"
-            + ("" if row["target"] == row["class"] else f" ({row['class']})"),
+            "target (class)": target if row["target"] == row["class"] else f"{target} ({row['class']})",
             "model": LABELS.get(row["model"], row["model"]),
             "neurons": f"{row['neurons']:.0f}",
             "accuracy before": f"{row['before']:.1f} %",
         }
         for suffix, unit, digits in (("", "points", 1), ("_log", "nats", 3)):
-            difference, mean = row[f"difference{suffix}"], row[f"layer_mean{suffix}"]
-            low, high = row[f"layer_low{suffix}"], row[f"layer_high{suffix}"]
-            tested = pd.notna(row[f"layer_p{suffix}"])
-            named[f"change, {unit}"] = f"{difference:+.{digits}f}" if tested else "no neurons"
-            named[f"random sets, {unit}"] = (
-                f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" if tested else ""
+            found = {
+                key: row[f"{key}{suffix}"]
+                for key in ("difference", "layer_p", "layer_q", "target_rate_mean", "at_mean")
+            }
+            tested = pd.notna(found["layer_p"])
+            mean, low, high = (
+                _signed(row[f"layer_{key}{suffix}"], digits) for key in ("mean", "low", "high")
             )
-            named[f"p, q ({unit})"] = (
-                f"{row[f'layer_p{suffix}']:.3f}, {row[f'layer_q{suffix}']:.3f}" if tested else ""
-            )
-            if "rate_p" in row:
-                named[f"p, rate-matched ({unit})"] = f"{row[f'rate_p{suffix}']:.3f}" if tested else ""
+            cells = {
+                "change": _signed(found["difference"], digits) if tested else "no neurons",
+                "random sets": f"{mean} [{low}, {high}]" if tested else "",
+                "p, q": f"{found['layer_p']:.3f}, {found['layer_q']:.3f}" if tested else "",
+                "p, rate-matched": _if_there("{:.3f}", row[f"rate_p{suffix}"]),
+                "as active in the class": _if_there(f"{{:+.{digits}f}}", found["target_rate_mean"]),
+                "at their mean": _if_there(f"{{:+.{digits}f}}", found["at_mean"]),
+            }
+            named |= {f"{key} ({unit})": cell for key, cell in cells.items()}
         rows.append(named)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()]
+
+
+def _if_there(form: str, value: float) -> str:
+    return form.format(value) if pd.notna(value) else ""
 
 
 def findings(study: Study) -> list[Finding]:

@@ -37,10 +37,8 @@ def effect(model: str, measure: str, difference: float, p: float, q: float, mean
         "layer_high": mean + 0.5,
         "layer_p": p,
         "layer_q": q,
-        "rate_controls": 0,
+        "target_rate_mean": -7.0 if tested else np.nan,
         "rate_p": np.nan,
-        "rate_q": np.nan,
-        "rate_mean": np.nan,
     }
 
 
@@ -79,7 +77,7 @@ def study(tmp_path: Path) -> Study:
     return made
 
 
-def write_effects(study: Study, log_p_q: float) -> None:
+def write_effects(study: Study, log_p_q: float, untrained: tuple[float, float] | None = None) -> None:
     for name in TABLES:
         pd.DataFrame({"class": [], "silenced": [], "target": []}).to_csv(
             study.directory / f"ablation_{name}.csv", index=False
@@ -87,9 +85,17 @@ def write_effects(study: Study, log_p_q: float) -> None:
     rows = [
         effect("M2D", "accuracy", -5.0, 0.2, 0.4),
         effect("M2D", "log_probability", -0.2, 0.005, log_p_q),
-        effect("Untrained", "accuracy", np.nan, np.nan, np.nan, np.nan),
-        effect("Untrained", "log_probability", np.nan, np.nan, np.nan, np.nan),
     ]
+    if untrained is None:
+        rows += [
+            effect("Untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")
+        ]
+    else:
+        rows += [
+            effect("Untrained", "accuracy", -5.0, 0.2, 0.4),
+            effect("Untrained", "log_probability", -0.2, *untrained),
+        ]
+    rows += [row | {"kind": "replaced by mean", "difference": -1.5} for row in rows if row["neurons"]]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
 
 
@@ -117,16 +123,31 @@ def test_ablation_answer_follows_q(study: Study, q: float, answer: str):
     found = report.findings(study)[-1]
     assert found.answer == f"{answer} for the SSL encoder"
     hits = int(answer == "Yes")
-    assert f"SSL: {hits} of 1 targeted classes fall further" in found.numbers
+    assert "SSL: -5.0 against +0.0 points of accuracy (0 of 1 targeted" in found.numbers  # no "-0.0"
     assert (
-        "-0.200 nats against -0.010" in found.numbers and "untrained: no target has neurons" in found.numbers
+        f"-0.200 against -0.010 nats of log-probability ({hits} of 1); a set as active in the class"
+        in found.numbers
     )
+    assert (
+        "whatever its AAPE: -7.0 points; the same neurons at their mean in place of 0: -1.5 points."
+        in found.numbers
+    )
+    assert "untrained: nothing to test" in found.numbers and "as well" not in found.numbers
     assert found.table is not None
     ours, theirs = found.table.to_dict("records")
-    assert ours["change, points"] == "-5.0" and ours["p, q (points)"] == "0.200, 0.400"
-    assert ours["random sets, nats"] == "-0.010 [-0.510, +0.490]"
-    assert theirs["change, nats"] == "no neurons" and theirs["p, q (nats)"] == ""
+    assert ours["change (points)"] == "-5.0" and ours["p, q (points)"] == "0.200, 0.400"
+    assert ours["as active in the class (points)"] == "-7.0" and ours["at their mean (points)"] == "-1.5"
+    assert "p, rate-matched (points)" not in ours  # the study has no such controls
+    assert ours["random sets (nats)"] == "-0.010 [-0.510, +0.490]"
+    assert theirs["change (nats)"] == "no neurons" and theirs["p, q (nats)"] == ""
     assert report.markdown(found.table).count("\n") == 3
+
+
+def test_an_untrained_encoder_that_falls_is_said(study: Study):
+    write_effects(study, 0.04, untrained=(0.01, 0.02))
+    numbers = report.findings(study)[-1].numbers
+    assert "untrained: -5.0 against +0.0 points of accuracy (0 of 1" in numbers
+    assert "not that training put it there" in numbers
 
 
 def test_report_gallery_and_readme(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
