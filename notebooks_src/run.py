@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from traitlets.config import Config
+
 from aape.artifacts import write_json
 from aape.study import ROOT, Study, load_study
 from notebooks_src.collecting import DATASETS, MODELS, SHARED_AUDIO
-
-KERNEL_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,15 @@ def _is_done(job: Job, study: Study) -> bool:
     )
 
 
+def _kernel_config(sockets: Path) -> Config:
+    """Kernels talk through sockets in a folder of their own: of two that start at once, TCP may give both one port."""
+    config = Config()
+    if os.name == "posix":
+        config.KernelManager.transport = "ipc"
+        config.KernelManager.ip = str(sockets / "socket")
+    return config
+
+
 def execute(job: Job, study: Study, threads: int | None = None) -> float:
     """Execute one notebook headless; returns seconds.
 
@@ -109,23 +119,16 @@ def execute(job: Job, study: Study, threads: int | None = None) -> float:
     folder = study.directory / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    for attempt in range(1, KERNEL_STARTS + 1):
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(folder / job.executed),
-                parameters=job.parameters,
-                cwd=str(ROOT),
-                progress_bar=False,
-                kernel_name="python3",
-                extra_arguments=["--log-level=ERROR"],
-            )
-            break
-        except RuntimeError as error:
-            # Two kernels that start at the same moment may be given the same port; the later one dies at once.
-            if "before replying" not in str(error) or attempt == KERNEL_STARTS:
-                raise
-            print(f"{job.executed}: the kernel did not start ({error}); trying again", flush=True)
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        papermill.execute_notebook(
+            str(source),
+            str(folder / job.executed),
+            parameters=job.parameters,
+            cwd=str(ROOT),
+            progress_bar=False,
+            kernel_name="python3",
+            config=_kernel_config(Path(sockets)),
+        )
     write_json(folder / f".{job.executed}.json", {"stamp": _stamp(job, study)})
     return time.monotonic() - start
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -14,12 +13,13 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import REPOSITORY
+from jupyter_client.manager import KernelManager
 
 from aape.artifacts import load_artifacts
 from aape.study import load_study
 from notebooks_src.collecting import DATASETS, MODELS
 from notebooks_src.generate import all_notebooks
-from notebooks_src.run import Job, collecting_jobs, execute
+from notebooks_src.run import Job, _kernel_config, collecting_jobs, execute
 
 
 def test_committed_notebooks_are_what_their_source_gives():
@@ -53,31 +53,20 @@ def test_unknown_parameters_are_refused():
         execute(job, load_study("miniature"))
 
 
-@pytest.mark.parametrize(
-    ("failures", "message", "starts", "raises"),
-    [
-        (2, "Kernel died before replying to kernel_info", 3, False),
-        (3, "Kernel died before replying to kernel_info", 3, True),
-        (1, "Kernel died", 1, True),  # in the middle: out of memory, say; another try would only do it again
-    ],
-)
-def test_a_kernel_that_does_not_start_is_started_again(
-    failures: int, message: str, starts: int, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    calls = []
-
-    def starting(*_: object, **__: object) -> None:
-        calls.append(None)
-        if len(calls) <= failures:
-            raise RuntimeError(message)
-
-    monkeypatch.setenv("AAPE_OUTPUT", str(tmp_path))
-    monkeypatch.setattr("papermill.execute_notebook", starting)
-    job = Job("M2D_ESC50.ipynb", "x.ipynb", {"study": "miniature"})
-    with pytest.raises(RuntimeError, match=message) if raises else contextlib.nullcontext():
-        execute(job, load_study("miniature"))
-    assert len(calls) == starts
-    assert (tmp_path / "miniature/notebooks/.x.ipynb.json").is_file() != raises
+@pytest.mark.skipif(os.name != "posix", reason="kernels talk over TCP there")
+def test_a_kernel_takes_no_port_that_another_may_be_given(tmp_path: Path):
+    manager = KernelManager(config=_kernel_config(tmp_path), kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        assert client.execute_interactive("1 + 1", timeout=60)["content"]["status"] == "ok"
+        assert manager.transport == "ipc"
+        assert len(list(tmp_path.glob("socket-*"))) == 5  # shell, iopub, stdin, control, heartbeat
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def small_study(folder: Path) -> Path:
