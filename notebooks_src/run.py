@@ -139,6 +139,7 @@ def run_study(name: str, workers: int = 2) -> int:
     todo = [job for job in collecting_jobs(study, name) if not _is_done(job, study)]
     if todo:
         _prepare_tasks(study, name)
+        workers = min(workers, len(todo))
         threads = max(1, (os.cpu_count() or 1) // workers)
         with ProcessPoolExecutor(workers) as pool:
             futures = {pool.submit(execute, job, study, threads): job for job in todo}
