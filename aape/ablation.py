@@ -709,6 +709,12 @@ def _off_target_variants(bench: Bench, selections: Mapping[str, Selection]) -> d
 # -- the experiment ---------------------------------------------------------------------------------------------
 
 
+def judged(effects: pd.DataFrame, q: float) -> tuple[pd.DataFrame, int]:
+    """The rows of silenced targets that were tested, and how many of them fall below their layer-matched controls."""
+    tested = effects[effects.layer_p.notna()]
+    return tested, int(((tested.layer_q < q) & (tested.difference < tested.layer_mean)).sum())
+
+
 @dataclass(frozen=True, eq=False)
 class AblationResult:
     """Tables of the experiment; each is also a CSV file `ablation_<name>.csv` in `directory`.
@@ -764,14 +770,13 @@ class AblationResult:
             table = self.summary(measure)
             for model, mine in table.groupby("model", sort=False):
                 label = self.labels.get(str(model), str(model))
-                tested = mine[mine.layer_p.notna()]
+                tested, fallen = judged(mine, q)
                 if tested.empty:
                     lines.append(f"{label}: nothing to test (no target has neurons, or no controls).")
                     continue
-                hits = tested[(tested.layer_q < q) & (tested.difference < tested.layer_mean)]
-                best = tested.loc[tested.layer_p.idxmin()]
+                best = tested.iloc[tested.layer_p.argmin()]
                 lines.append(
-                    f"{label}, {unit}: {len(hits)} of {len(tested)} targeted classes fall "
+                    f"{label}, {unit}: {fallen} of {len(tested)} targeted classes fall "
                     f"below their layer-matched controls (q < {q:g}); on average {tested.difference.mean():+.3g} "
                     f"against {tested.layer_mean.mean():+.3g} for the controls; smallest p = {best.layer_p:.3g} "
                     f"(q = {best.layer_q:.3g}, {best['class']} in {best.task}: {best.difference:+.3g} against "

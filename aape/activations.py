@@ -70,9 +70,8 @@ def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
     counts = np.zeros((batch, neurons), dtype=np.int32)
     marked_counts = None if mask is None else np.zeros_like(counts)
     for clip in range(batch):
-        is_active = np.greater(
-            values[clip], 0, order="C"
-        )  # [tokens, neurons], whatever the strides of the output
+        # [tokens, neurons], contiguous whatever the strides of the output
+        is_active = np.greater(values[clip], 0, order="C")
         counts[clip] = _column_sums(is_active)
         if marked_counts is not None and mask is not None:
             marked_counts[clip] = _column_sums(is_active[mask[clip].numpy()])

@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from aape.ablation import AblationResult, load_result
+from aape.ablation import AblationResult, judged, load_result
 from aape.artifacts import write_text
 from aape.study import ROOT, Study, load_study
 
@@ -183,7 +183,7 @@ def _same_class(study: Study, question: str, name: str) -> Finding:
 
 
 def _signed(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}"  # no "-0.0"
+    return "" if pd.isna(value) else f"{round(value, digits) + 0.0:+.{digits}f}"  # no "-0.0"
 
 
 def _targeted(result: AblationResult, measure: str) -> pd.DataFrame:
@@ -197,12 +197,11 @@ def _targeted(result: AblationResult, measure: str) -> pd.DataFrame:
 
 def _fallen(study: Study, effects: pd.DataFrame, digits: int) -> tuple[str, int, int]:
     """Mean change "against" that of the random sets, how many classes fall below them, and how many were tested."""
-    tested = effects[effects.layer_p.notna()]
-    fallen = (tested.layer_q < study.chance.q) & (tested.difference < tested.layer_mean)
+    tested, fallen = judged(effects, study.chance.q)
     change = (
         f"{_signed(tested.difference.mean(), digits)} against {_signed(tested.layer_mean.mean(), digits)}"
     )
-    return change, int(fallen.sum()), len(tested)
+    return change, fallen, len(tested)
 
 
 def _ablations(study: Study) -> list[Finding]:
@@ -212,13 +211,14 @@ def _ablations(study: Study) -> list[Finding]:
     except FileNotFoundError:
         return []
     said, answer = [], "Nothing to test"
+    accuracy = _targeted(result, "accuracy")
     for model, nats in _targeted(result, "log_probability").groupby("model", sort=False):
         name = LABELS.get(str(model), str(model))
         change, fallen, tested = _fallen(study, nats, 3)
         if not tested:
             said.append(f"{name}: nothing to test.")
             continue
-        points = _targeted(result, "accuracy").query("model == @model and layer_p.notna()")
+        points = accuracy[(accuracy.model == model) & accuracy.layer_p.notna()]
         point_change, point_fallen, _ = _fallen(study, points, 1)
         if model == "M2D":
             answer = "Yes" if fallen == tested else "In part" if fallen else "No"
@@ -255,6 +255,8 @@ def ablation_table(result: AblationResult) -> pd.DataFrame:
     both = _targeted(result, "accuracy").merge(
         _targeted(result, "log_probability"), on=keys, suffixes=("", "_log")
     )
+    columns = ["difference", "rate_p", "target_rate_mean", "at_mean"]
+    columns += [f"layer_{key}" for key in ("mean", "low", "high", "p", "q")]
     rows = []
     for row in both.to_dict("records"):
         target = f"{row['task']}: {row['target']}"
@@ -265,30 +267,21 @@ def ablation_table(result: AblationResult) -> pd.DataFrame:
             "accuracy before": f"{row['before']:.1f} %",
         }
         for suffix, unit, digits in (("", "points", 1), ("_log", "nats", 3)):
-            found = {
-                key: row[f"{key}{suffix}"]
-                for key in ("difference", "layer_p", "layer_q", "target_rate_mean", "at_mean")
-            }
-            tested = pd.notna(found["layer_p"])
-            mean, low, high = (
-                _signed(row[f"layer_{key}{suffix}"], digits) for key in ("mean", "low", "high")
-            )
+            at = {key: row[f"{key}{suffix}"] for key in columns}
+            mean, low, high = (_signed(at[f"layer_{key}"], digits) for key in ("mean", "low", "high"))
+            tested = pd.notna(at["layer_p"])
             cells = {
-                "change": _signed(found["difference"], digits) if tested else "no neurons",
+                "change": _signed(at["difference"], digits) or "no neurons",
                 "random sets": f"{mean} [{low}, {high}]" if tested else "",
-                "p, q": f"{found['layer_p']:.3f}, {found['layer_q']:.3f}" if tested else "",
-                "p, rate-matched": _if_there("{:.3f}", row[f"rate_p{suffix}"]),
-                "as active in the class": _if_there(f"{{:+.{digits}f}}", found["target_rate_mean"]),
-                "at their mean": _if_there(f"{{:+.{digits}f}}", found["at_mean"]),
+                "p, q": f"{at['layer_p']:.3f}, {at['layer_q']:.3f}" if tested else "",
+                "p, rate-matched": f"{at['rate_p']:.3f}" if pd.notna(at["rate_p"]) else "",
+                "as active in the class": _signed(at["target_rate_mean"], digits),
+                "at their mean": _signed(at["at_mean"], digits),
             }
             named |= {f"{key} ({unit})": cell for key, cell in cells.items()}
         rows.append(named)
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()]
-
-
-def _if_there(form: str, value: float) -> str:
-    return form.format(value) if pd.notna(value) else ""
 
 
 def findings(study: Study) -> list[Finding]:
