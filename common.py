@@ -18,12 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-from aape import figures_activity as figures
 from aape.artifacts import Artifacts, load_artifacts
-from aape.collect import collect
-from aape.encoders import Encoder, from_module
-from aape.study import Study, load_study
-from aape.tasks import Task, from_metadata
+from aape.collecting import collect
+from aape.encoder import from_module
+from aape.figures import activity as figures
+from aape.study import load_encoder, load_study, load_task
+from aape.task import from_metadata
 
 __all__ = [
     "Artifacts",
@@ -39,32 +39,6 @@ __all__ = [
     "load_study",
     "load_task",
 ]
-
-
-def load_encoder(study: Study, model: str) -> Encoder:
-    """The study's model "M2D", "ViT" or "Untrained".
-
-    Raises:
-        ValueError: no such model, or what its loader returned is no Encoder.
-    """
-    encoder = study.model(model).call()
-    if not isinstance(encoder, Encoder):
-        raise ValueError(
-            f"{study.model(model).loader} returned a {type(encoder).__name__}, expected an Encoder"
-        )
-    return encoder
-
-
-def load_task(study: Study, task: str) -> Task:
-    """One of the study's tasks.
-
-    Raises:
-        ValueError: no such task, or what its loader returned is no Task.
-    """
-    loaded = study.task(task).call()
-    if not isinstance(loaded, Task):
-        raise ValueError(f"{study.task(task).loader} returned a {type(loaded).__name__}, expected a Task")
-    return loaded
 
 
 def collect_study(
@@ -115,9 +89,7 @@ def describe(study: str | Path, artifacts: Artifacts) -> pd.DataFrame:
 
 
 def _collect_command(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="common.py collect", description="One model on one task of a study."
-    )
+    parser = argparse.ArgumentParser(prog="common.py collect", description="One model on one task of a study.")
     for name in ("study", "model", "task"):
         parser.add_argument(name)
     parser.add_argument("--device")
@@ -132,8 +104,8 @@ def _collect_command(arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the first word names the command, the rest is its own."""
-    from aape import doctor, download
-    from aape.tasks import builders
+    from aape import datasets as builders
+    from aape.datasets import doctor, download
 
     commands: dict[str, Callable[[list[str]], int]] = {
         "collect": _collect_command,

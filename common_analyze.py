@@ -15,8 +15,8 @@ from __future__ import annotations
 from aape.ablation import AblationResult, ablate
 from aape.analysis import Analysis, TaskResult, analyze
 from aape.artifacts import Artifacts, load_artifacts
-from aape.calibration import Calibrated, calibrate
-from aape.entropy import Selection, aape, select
+from aape.chance import Calibrated, calibrate
+from aape.selection import Selection, entropy, select
 from aape.sharing import jaccard, sharing_against_chance
 from aape.study import Study, load_study
 
@@ -28,10 +28,10 @@ __all__ = [
     "Selection",
     "Study",
     "TaskResult",
-    "aape",
     "ablate",
     "analyze",
     "calibrate",
+    "entropy",
     "jaccard",
     "load_artifacts",
     "load_study",

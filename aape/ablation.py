@@ -39,14 +39,15 @@ import torch
 from scipy.stats import false_discovery_control
 from tqdm.auto import tqdm
 
-from aape.artifacts import Artifacts, load_artifacts, whole_file, write_text
-from aape.collect import choose_device, full_precision, prefetched
-from aape.deactivation import NeuronSet, embed_with_sets, mean_activations, neuron_set
-from aape.encoders.base import Encoder
-from aape.entropy import Selection, select
-from aape.probe import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
+from aape.artifacts import Artifacts, load_artifacts
+from aape.classifier import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
+from aape.collecting import choose_device, full_precision, prefetched
+from aape.encoder import Encoder
+from aape.files import whole_file, write_text
+from aape.selection import Selection, select
+from aape.silencing import NeuronSet, embed_with_sets, mean_activations, neuron_set
 from aape.study import AblationTarget, Study, load_study
-from aape.tasks import BadClip, Task
+from aape.task import BadClip, Task
 
 NEAREST = 10  # a rate-matched control takes each neuron from this many nearest in rate that are still free
 SETS_AT_ONCE = 64  # sets between two writes to disk
@@ -291,9 +292,7 @@ class Bench:
         }
         self.identity = json.dumps(identity, sort_keys=True)
 
-    def set_of(
-        self, neurons: np.ndarray, gain: float = 0.0, replace_by: np.ndarray | None = None
-    ) -> NeuronSet | None:
+    def set_of(self, neurons: np.ndarray, gain: float = 0.0, replace_by: np.ndarray | None = None) -> NeuronSet | None:
         """A checked set from neurons [k, 2] in the artifacts' layers; None if there is none, or if gain is 1."""
         if len(neurons) == 0 or (gain == 1 and replace_by is None):
             return None
@@ -301,7 +300,7 @@ class Bench:
         return neuron_set(self.encoder, theirs, gain, replace_by)
 
     def classifier_scores(self, in_sample: np.ndarray) -> pd.DataFrame:
-        """The classifiers on the artifacts' own embeddings, each clip tested once: `aape.probe.scores`."""
+        """The classifiers on the artifacts' own embeddings, each clip tested once: `aape.classifier.scores`."""
         log_p = np.full((len(self.labels), len(self.artifacts.classes)), np.nan)
         for fold in self.folds:
             log_p[fold.test] = self.classifiers[fold.name].log_probabilities(self.embeddings[fold.test])
@@ -362,10 +361,7 @@ class Bench:
             return outcomes
         total = sum(len(missing) * len(batches[number][1]) for number, _, _, missing in work)
         bar = tqdm(
-            total=total,
-            unit="pass",
-            desc=f"{self.encoder.name} on {self.task.name}, neurons silenced",
-            disable=None,
+            total=total, unit="pass", desc=f"{self.encoder.name} on {self.task.name}, neurons silenced", disable=None
         )
         self.store.mkdir(parents=True, exist_ok=True)
         reader = prefetched(
@@ -375,9 +371,7 @@ class Bench:
             for (number, path, saved, missing), (wave, _, complaints) in zip(work, reader, strict=True):
                 fold, clips, indices = batches[number]
                 if complaints:
-                    raise BadClip(
-                        f"{next(iter(complaints.values()))} What was computed is kept; mend it, call again."
-                    )
+                    raise BadClip(f"{next(iter(complaints.values()))} What was computed is kept; mend it, call again.")
                 keys = list(missing)
                 for start in range(0, len(keys), SETS_AT_ONCE):
                     some = {key: missing[key] for key in keys[start : start + SETS_AT_ONCE]}
@@ -395,17 +389,11 @@ class Bench:
         return self.store / f"{fold.name}-{digest.hexdigest()[:24]}.npz"
 
     def _compute(
-        self,
-        fold: Fold,
-        clips: np.ndarray,
-        wave: torch.Tensor,
-        sets: Mapping[str, tuple[NeuronSet | None, bool]],
+        self, fold: Fold, clips: np.ndarray, wave: torch.Tensor, sets: Mapping[str, tuple[NeuronSet | None, bool]]
     ) -> dict[str, np.ndarray]:
         """Key -> [3 or 3 + 2 * refits, batch]: truth, right, change, then truth and right of each refit."""
         changes = [None] + [change for change, _ in sets.values()]
-        embedded = (
-            next(embed_with_sets(self.encoder, [wave], changes)).cpu().numpy()
-        )  # [1 + sets, batch, dim]
+        embedded = next(embed_with_sets(self.encoder, [wave], changes)).cpu().numpy()  # [1 + sets, batch, dim]
         self._check_intact(embedded[0], clips)
         labels = self.labels[clips]
         flat = embedded[1:].reshape(-1, embedded.shape[-1])
@@ -519,9 +507,7 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
         )
     unknown = [name for name in artifacts.layers if name not in encoder.layers]
     if unknown:
-        raise ValueError(
-            f"{artifacts.path} has layer {unknown[0]!r}, {encoder.name} has {', '.join(encoder.layers)}"
-        )
+        raise ValueError(f"{artifacts.path} has layer {unknown[0]!r}, {encoder.name} has {', '.join(encoder.layers)}")
     if artifacts.classes != task.classes:
         raise ValueError(
             f"{artifacts.path} has {len(artifacts.classes)} classes ({', '.join(artifacts.classes[:4])}, ...), task "
@@ -604,11 +590,7 @@ class _Plan:
     gains: dict[float, str]
 
 
-CONTROLS = {
-    "layer-matched": "layer",
-    "rate-matched": "rate",
-    "rate-matched in the classes": "target_rate",
-}
+CONTROLS = {"layer-matched": "layer", "rate-matched": "rate", "rate-matched in the classes": "target_rate"}
 
 
 def _plan(
@@ -633,8 +615,7 @@ def _plan(
         refit = options.pop("refit", False)
         values = options.pop("values", {})
         chosen = {
-            fold: bench.set_of(neurons, replace_by=values.get(fold), **options)
-            for fold, neurons in members.items()
+            fold: bench.set_of(neurons, replace_by=values.get(fold), **options) for fold, neurons in members.items()
         }
         plan.variants.append(Variant(name, chosen, clips, refit))
         return name
@@ -744,17 +725,7 @@ class AblationResult:
         """A row per task, target, model and class of the target: before, change, controls, p and q."""
         rows = self.effects
         rows = rows[(rows.kind == "silenced") & rows.targeted & (rows.measure == measure)]
-        columns = [
-            "task",
-            "target",
-            "model",
-            "class",
-            "clips",
-            "in_sample",
-            "neurons",
-            "before",
-            "difference",
-        ]
+        columns = ["task", "target", "model", "class", "clips", "in_sample", "neurons", "before", "difference"]
         columns += ["low", "high", "refit_sd", "layer_mean", "layer_low", "layer_high", "layer_p", "layer_q"]
         if rows.rate_controls.gt(0).any():
             columns += ["rate_mean", "rate_p", "rate_q"]
@@ -763,10 +734,7 @@ class AblationResult:
     def verdict(self, q: float = 0.05) -> str:
         """Plain sentences: for each encoder, whether silencing the targets costs more than the controls do."""
         lines = []
-        for measure, unit in (
-            ("accuracy", "points of accuracy"),
-            ("log_probability", "nats of log-probability"),
-        ):
+        for measure, unit in (("accuracy", "points of accuracy"), ("log_probability", "nats of log-probability")):
             table = self.summary(measure)
             for model, mine in table.groupby("model", sort=False):
                 label = self.labels.get(str(model), str(model))
@@ -838,9 +806,7 @@ def ablate(
         raise ValueError(f"study {study.name!r} has none of the models {', '.join(settings.models)}")
     tasks = {name: study.task(name).call() for name in dict.fromkeys(t.task for t in settings.targets)}
     artifacts = {
-        (str(model), task): load_artifacts(study.artifacts_directory(task, model))
-        for model in models
-        for task in tasks
+        (str(model), task): load_artifacts(study.artifacts_directory(task, model)) for model in models for task in tasks
     }
     chosen = {place: _selections(found, study, place[1]) for place, found in artifacts.items()}
     _require_neurons(study, chosen)  # before hours of work
@@ -860,9 +826,7 @@ def ablate(
             )
             for table, new in _one(bench, study, model, name, chosen[model, name]).items():
                 rows[table] += new
-    tables = {
-        name: pd.DataFrame(new, columns=None if new else list(TABLES[name])) for name, new in rows.items()
-    }
+    tables = {name: pd.DataFrame(new, columns=None if new else list(TABLES[name])) for name, new in rows.items()}
     _add_q(tables["effects"])
     study.directory.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
@@ -905,9 +869,7 @@ def _require_neurons(study: Study, chosen: Mapping[tuple[str, str], _Choice]) ->
             )
 
 
-def _one(
-    bench: Bench, study: Study, model: str, task: str, chosen: _Choice
-) -> dict[str, list[dict[str, Any]]]:
+def _one(bench: Bench, study: Study, model: str, task: str, chosen: _Choice) -> dict[str, list[dict[str, Any]]]:
     """All targets of one task on one model: rows for the tables."""
     settings = study.ablation
     targets = [t for t in settings.targets if t.task == task]
@@ -937,8 +899,7 @@ def _one(
             neurons = plan.sets[fold.name]
             for layer, neuron in neurons.tolist():
                 rows["neurons"].append(
-                    target_at
-                    | {"fold": fold.name, "layer": layer, "neuron": neuron, "name": artifacts.layers[layer]}
+                    target_at | {"fold": fold.name, "layer": layer, "neuron": neuron, "name": artifacts.layers[layer]}
                 )
             if others is not None:
                 theirs = target_neurons(others[fold.name], plan.target)
@@ -983,8 +944,7 @@ def _require_change(bench: Bench, plan: _Plan, outcomes: Mapping[str, Outcome]) 
 def _by_class(bench: Bench, values: np.ndarray) -> np.ndarray:
     """Means over the tested clips of each class, [..., clips] -> [..., classes]; NaN where a clip was not run."""
     columns = [
-        values[..., bench.tested & (bench.labels == c)].mean(axis=-1)
-        for c in range(len(bench.artifacts.classes))
+        values[..., bench.tested & (bench.labels == c)].mean(axis=-1) for c in range(len(bench.artifacts.classes))
     ]
     return np.stack(columns, axis=-1)
 
@@ -1019,11 +979,7 @@ def _control_rows(
     for kind, names in plan.controls.items():
         for number, name in enumerate(names):
             changed = _changes(
-                bench,
-                outcomes["intact"],
-                outcomes[name],
-                {**at, "control": kind, "number": number},
-                plan.classes,
+                bench, outcomes["intact"], outcomes[name], {**at, "control": kind, "number": number}, plan.classes
             )
             rows += [row for row in changed if np.isfinite(row["difference"])]
     return rows

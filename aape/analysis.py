@@ -20,12 +20,21 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from aape import figures
-from aape.artifacts import Artifacts, load_artifacts, whole_file, write_text
-from aape.calibration import Counted, calibrate_counts, counted_clips
-from aape.entropy import Selection, select
+from aape.artifacts import Artifacts, load_artifacts
+from aape.chance import (
+    Counted,
+    Stability,
+    calibrate_counts,
+    counted_clips,
+    exchangeable_units,
+    shuffled_clip_labels,
+    stability,
+    unit_sums,
+)
+from aape.figures import sharing as figures
+from aape.files import whole_file, write_text
+from aape.selection import Selection, select
 from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
-from aape.statistics import Stability, exchangeable_units, shuffled_clip_labels, stability, unit_sums
 from aape.study import MODELS, Study, load_study
 
 CACHE_FORMAT = 1  # raise it when the meaning of what is kept changes
@@ -113,8 +122,7 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     classes = classes[["task", "model", *[c for c in classes.columns if c not in ("task", "model")]]]
     _write_csv(classes, loaded.directory / "class_level_neuron_statistics.csv")
     variants = pd.concat(
-        [r.sensitivity.assign(task=task, model=model) for (task, model), r in results.items()],
-        ignore_index=True,
+        [r.sensitivity.assign(task=task, model=model) for (task, model), r in results.items()], ignore_index=True
     )
     _write_csv(variants, loaded.directory / "sensitivity.csv")
 
@@ -170,9 +178,7 @@ def find_artifacts(study: Study) -> tuple[dict[tuple[str, str], Artifacts], list
             artifacts = load_artifacts(path)
             named = artifacts.manifest.get("task", task)
             if named != task and named in study.tasks:
-                raise ValueError(
-                    f"{path} holds artifacts of the task {named!r}, expected {task!r}; collect it again"
-                )
+                raise ValueError(f"{path} holds artifacts of the task {named!r}, expected {task!r}; collect it again")
             found[task, model] = artifacts
     if not found:
         raise FileNotFoundError(
@@ -224,9 +230,7 @@ def _weights(artifacts: Artifacts) -> str | None:
 
 
 def _models(study: Study) -> list[str]:
-    return [
-        model for model in MODELS if model in study.models
-    ]  # SSL, SL, untrained, whatever the file's order
+    return [model for model in MODELS if model in study.models]  # SSL, SL, untrained, whatever the file's order
 
 
 def _key(*parts: Any) -> str:
@@ -249,9 +253,7 @@ def probabilities_of(artifacts: Artifacts) -> np.ndarray:
     return artifacts.over_zero.double().numpy()
 
 
-def _task_result(
-    study: Study, task: str, model: str, artifacts: Artifacts, cache: Path, progress: bool
-) -> TaskResult:
+def _task_result(study: Study, task: str, model: str, artifacts: Artifacts, cache: Path, progress: bool) -> TaskResult:
     settings = {
         "format": CACHE_FORMAT,
         "rate": study.rate(task),
@@ -269,9 +271,7 @@ def _task_result(
     return result
 
 
-def task_result(
-    study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True
-) -> TaskResult:
+def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
     """Selection, null, stability and sensitivity of one model on one task."""
     chance = study.chance
     p = probabilities_of(artifacts)
@@ -321,9 +321,7 @@ def task_result(
     observed_aape, observed_spread = row["mean_aape"], row["classes_per_neuron"]
     row["p_mean_aape"] = _p_low(observed_aape, null.mean_aape)
     row["p_classes_per_neuron"] = _p_low(observed_spread, null.classes_per_neuron)
-    row["neurons_differing"] = float(
-        (np.nan_to_num(null.neuron_q, nan=1.0) < chance.q).mean()
-    )  # of all neurons
+    row["neurons_differing"] = float((np.nan_to_num(null.neuron_q, nan=1.0) < chance.q).mean())  # of all neurons
     row["pairs_differing"] = null.discoveries
     row["p_task"] = null.task_p
     row["effect"] = chance.effect
@@ -332,9 +330,7 @@ def task_result(
     row["calibrated_coverage"] = calibrated.coverage
     row["calibrated_per_class_mean"] = float(calibrated.per_class.mean())
     row["calibrated_per_class_median"] = float(np.median(calibrated.per_class))
-    row["calibrated_classes_per_neuron"] = (
-        float(calibrated.members.sum() / alive.sum()) if alive.any() else np.nan
-    )
+    row["calibrated_classes_per_neuron"] = float(calibrated.members.sum() / alive.sum()) if alive.any() else np.nan
     same, shuffled = _stabilities(data, len(artifacts.classes), options, chance.resamples, study.seed)
     row["stability"], row["stability_shuffled"] = same.mean, shuffled.mean
     row |= _by_layer("layer", per_layer) | _by_layer("several_classes_layer", several)
@@ -479,10 +475,7 @@ def _pack(result: TaskResult) -> dict[str, np.ndarray]:
     text = {
         "row": result.row,
         "class_names": result.class_names,
-        **{
-            name: getattr(result, name).to_dict(orient="list")
-            for name in ("neurons", "classes", "sensitivity")
-        },
+        **{name: getattr(result, name).to_dict(orient="list") for name in ("neurons", "classes", "sensitivity")},
     }
     shape = np.array(result.members.shape)
     return {
@@ -614,21 +607,14 @@ def sensitivity_table(variants: pd.DataFrame) -> pd.DataFrame:
         "overlap": "overlap with stated",
     }
     kept = variants.assign(
-        variant=[
-            s if s == "as stated" else f"{s}: {v}"
-            for s, v in zip(variants.setting, variants.value, strict=True)
-        ],
+        variant=[s if s == "as stated" else f"{s}: {v}" for s, v in zip(variants.setting, variants.value, strict=True)],
         model=[names.get(m, m) for m in variants.model],
     )
     order = list(dict.fromkeys(kept.variant))
     models = list(dict.fromkeys(kept.model))
-    table = kept.pivot_table(
-        index="variant", columns="model", values=list(columns), aggfunc="mean", dropna=False
-    )
+    table = kept.pivot_table(index="variant", columns="model", values=list(columns), aggfunc="mean", dropna=False)
     table = table.rename(columns=columns, level=0).reindex(order)
-    return table[[(name, model) for name in columns.values() for model in models]].rename_axis(
-        columns=[None, None]
-    )
+    return table[[(name, model) for name in columns.values() for model in models]].rename_axis(columns=[None, None])
 
 
 # Sharing
@@ -809,9 +795,7 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
 
 
 def published_comparison(
-    study: Study,
-    results: dict[tuple[str, str], TaskResult],
-    artifacts: dict[tuple[str, str], Artifacts],
+    study: Study, results: dict[tuple[str, str], TaskResult], artifacts: dict[tuple[str, str], Artifacts]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The paper's values beside the study's, and its two neuron lists beside ours under both filters."""
     rows = []

@@ -7,12 +7,9 @@ temporary name and renamed when whole; the manifest comes last, so where it stan
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,39 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from aape.files import sha256_of, whole_file
+
 LARGE = 64 << 20  # bytes; larger files are only verified on request
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, renamed to it when the block ends well and removed when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as file:
-        file.write(text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def save_tensors(path: Path, content: Tensor | dict[str, Tensor]) -> None:
@@ -114,9 +81,7 @@ class Artifacts:
 
     def _column(self, name: str) -> np.ndarray:
         if "clips" not in self.manifest:
-            raise ValueError(
-                f"{self.path}: no manifest.json with clips, so {name} of single clips is not known"
-            )
+            raise ValueError(f"{self.path}: no manifest.json with clips, so {name} of single clips is not known")
         return np.asarray(self.manifest["clips"][name])
 
     @property
@@ -233,9 +198,7 @@ class Artifacts:
             ValueError: no counts, an unknown split or class, a class without a clip or token in the choice.
         """
         if "kept_clips" in self.manifest:
-            raise ValueError(
-                f"{self.path}: counts of {len(self.counts)} clips only were kept; use over_zero instead"
-            )
+            raise ValueError(f"{self.path}: counts of {len(self.counts)} clips only were kept; use over_zero instead")
         rows = self.rows(split, clips)
         index = {name: i for i, name in enumerate(self.classes)}
         wanted = {name: [name] for name in self.classes} if classes is None else classes
@@ -303,11 +266,7 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
         unfinished = (path / ".partial").is_dir()
         raise FileNotFoundError(
             f"{path} has no {' and no '.join(missing)}; "
-            + (
-                "its collection was cut off: call it again and it goes on. "
-                if unfinished
-                else "collect it first. "
-            )
+            + ("its collection was cut off: call it again and it goes on. " if unfinished else "collect it first. ")
             + "Expected over_zero.pt and classes.txt."
         )
     manifest_path = path / "manifest.json"

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from aape.entropy import as_numpy, like
-from aape.statistics import benjamini_hochberg, pooled_p
+from aape.chance import benjamini_hochberg, pooled_p
+from aape.selection import as_numpy, like
 
 ROUNDS = 20  # rounds of trades before a draw is taken; each round trades every neuron once
 
@@ -47,9 +47,7 @@ def _checked(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     first, second = as_numpy(a), as_numpy(b)
     for name, members in (("first", first), ("second", second)):
         if members.ndim != 3:
-            raise ValueError(
-                f"{name}: expected members [layers, neurons, classes], found shape {members.shape}"
-            )
+            raise ValueError(f"{name}: expected members [layers, neurons, classes], found shape {members.shape}")
         if members.dtype != np.bool_:
             raise ValueError(f"{name}: expected members as bool, found {members.dtype}")
     if first.shape[:2] != second.shape[:2]:
@@ -221,13 +219,9 @@ def by_distance(sharing: Sharing, rows: Any, columns: Any) -> DistanceCurve:
     """
     first, second = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
     if (len(first), len(second)) != sharing.observed.shape:
-        raise ValueError(
-            f"expected pitches for {sharing.observed.shape} classes, found {len(first)}, {len(second)}"
-        )
+        raise ValueError(f"expected pitches for {sharing.observed.shape} classes, found {len(first)}, {len(second)}")
     apart = np.abs(first[:, None] - second[None, :])
-    counted = (
-        np.triu(np.ones_like(apart, dtype=bool), k=1) if sharing.within else np.ones_like(apart, dtype=bool)
-    )
+    counted = np.triu(np.ones_like(apart, dtype=bool), k=1) if sharing.within else np.ones_like(apart, dtype=bool)
     distance = np.arange(apart.max() + 1)
     pairs = np.bincount(apart[counted], minlength=len(distance))
     weight = np.zeros((counted.sum(), len(distance)), dtype=np.float32)

@@ -16,6 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from aape.encoder import Encoder
+from aape.task import Task
+
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
 MODELS: tuple[Literal["M2D", "ViT", "Untrained"], ...] = ("M2D", "ViT", "Untrained")
 
@@ -54,9 +57,7 @@ def resolve_path(key: str, value: Any) -> Any:
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))
     if "$" in expanded:
-        raise ValueError(
-            f"{key}: {value!r} needs an environment variable that is not set; set it or write the path"
-        )
+        raise ValueError(f"{key}: {value!r} needs an environment variable that is not set; set it or write the path")
     return ROOT / expanded  # an absolute path stays absolute
 
 
@@ -127,9 +128,7 @@ class AblationSettings(_Strict):
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
     controls: int = Field(default=199, ge=0)  # random sets with as many neurons in each layer
-    controls_elsewhere: int | None = Field(
-        default=None, ge=0
-    )  # of them, also tested on other classes; None: all
+    controls_elsewhere: int | None = Field(default=None, ge=0)  # of them, also tested on other classes; None: all
     rate_matched: int = Field(default=199, ge=0)  # random sets that are also of like activation rate
     target_rate_matched: int = Field(default=1, ge=0)  # of like activation rate in the target's classes
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
@@ -204,9 +203,7 @@ def load_study(name_or_path: str | Path) -> Study:
         path = ROOT / "studies" / f"{name_or_path}.yaml"
     if not path.is_file():
         shipped = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))
-        raise FileNotFoundError(
-            f"no study {str(name_or_path)!r} at {path}; shipped: {', '.join(shipped)}, or a file"
-        )
+        raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {', '.join(shipped)}, or a file")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -248,3 +245,27 @@ def _check_references(study: Study, path: Path) -> None:
     folders = [m.folder for m in study.models.values()]
     if len(set(folders)) != len(folders):
         raise ValueError(f"{path}: two models share a folder ({', '.join(folders)})")
+
+
+def load_encoder(study: Study, model: str) -> Encoder:
+    """The study's model "M2D", "ViT" or "Untrained".
+
+    Raises:
+        ValueError: no such model, or what its loader returned is no Encoder.
+    """
+    encoder = study.model(model).call()
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"{study.model(model).loader} returned a {type(encoder).__name__}, expected an Encoder")
+    return encoder
+
+
+def load_task(study: Study, task: str) -> Task:
+    """One of the study's tasks.
+
+    Raises:
+        ValueError: no such task, or what its loader returned is no Task.
+    """
+    loaded = study.task(task).call()
+    if not isinstance(loaded, Task):
+        raise ValueError(f"{study.task(task).loader} returned a {type(loaded).__name__}, expected a Task")
+    return loaded

@@ -117,9 +117,7 @@ def read_run(folder):
         if match:
             found = match.group(1)
     if found is None:
-        raise ValueError(
-            f"{log}: expected a line with the run's configuration (a dict with runtime_cfg), found none"
-        )
+        raise ValueError(f"{log}: expected a line with the run's configuration (a dict with runtime_cfg), found none")
     return EasyDict(ast.literal_eval(found))
 
 
@@ -157,13 +155,9 @@ def check_neurons(cfg, ar):
     for layer, neuron in neurons:
         fc1 = next((m for n, m in modules.items() if n.endswith(f".{layer}.mlp.fc1")), None)
         if fc1 is None:
-            raise ValueError(
-                f"int_neurons [{layer}, {neuron}]: the model has no MLP in layer {layer}, counted from 0"
-            )
+            raise ValueError(f"int_neurons [{layer}, {neuron}]: the model has no MLP in layer {layer}, counted from 0")
         if not 0 <= neuron < fc1.out_features:
-            raise ValueError(
-                f"int_neurons [{layer}, {neuron}]: layer {layer} has neurons 0 to {fc1.out_features - 1}"
-            )
+            raise ValueError(f"int_neurons [{layer}, {neuron}]: layer {layer} has neurons 0 to {fc1.out_features - 1}")
     twice = sorted({n for n in neurons if neurons.count(n) > 1})
     if twice:
         raise ValueError(f"int_neurons names {list(twice[0])} {neurons.count(twice[0])} times")
@@ -184,9 +178,7 @@ def fit(run, task, folder, n_folds, device):
     seed_everything(settings.seed)
     emb_ar, folds = None, []
     for fold in range(1, n_folds + 1):
-        loaders = create_dataloader(
-            run, fold=fold, seed=settings.seed, balanced_random=False, pin_memory=False
-        )
+        loaders = create_dataloader(run, fold=fold, seed=settings.seed, balanced_random=False, pin_memory=False)
         if loaders[3]:
             raise ValueError(f"{task} is a multi-label task: it has no class-wise accuracy to compare")
         if emb_ar is None:
@@ -218,9 +210,7 @@ def compare_with_run(folder, df, score, n_classes):
     """Say whether the repeated run gave what lineareval.py left in the folder: last fold's predictions, mean score."""
     written = sorted(folder.glob("*-LE_*.csv"), key=lambda p: p.stat().st_mtime)
     if n_classes == 2:
-        print(
-            " ** Two classes: lineareval.py's own score of this run means nothing with the public classifier. **"
-        )
+        print(" ** Two classes: lineareval.py's own score of this run means nothing with the public classifier. **")
     elif written:
         theirs = pd.read_csv(written[-1], dtype=str)
         same = 0
@@ -285,16 +275,10 @@ def le_eval_only(config_file, task, run_folder, options=""):
     if evar_clf is not None:
         folds = [{"fold": n_folds, "classifier": None}]
         if n_folds > 1:
-            print(
-                f" ** EVAR saved the classifier of fold {n_folds} only: the other folds cannot be evaluated. **"
-            )
+            print(f" ** EVAR saved the classifier of fold {n_folds} only: the other folds cannot be evaluated. **")
     else:
         saved = folder / SAVED
-        state = (
-            torch.load(saved, weights_only=True)
-            if saved.is_file()
-            else fit(run, task, folder, n_folds, device)
-        )
+        state = torch.load(saved, weights_only=True) if saved.is_file() else fit(run, task, folder, n_folds, device)
         if state["run"] != json.dumps(run.runtime_cfg):
             print(f"{saved} is of an earlier run in this folder.")
             state = fit(run, task, folder, n_folds, device)
@@ -309,9 +293,7 @@ def le_eval_only(config_file, task, run_folder, options=""):
             neurons = check_neurons(cfg, ar)
         clf = evar_clf or Classifier.from_state(entry["classifier"])
         if entry.get("classes", [str(c) for c in classes]) != [str(c) for c in classes]:
-            raise ValueError(
-                f"{folder}: the classifier knows the classes {entry['classes']}, {task} has {classes}"
-            )
+            raise ValueError(f"{folder}: the classifier knows the classes {entry['classes']}, {task} has {classes}")
         X, y = lineareval.to_embeddings(emb_ar, loaders[2], device, cfg.id, fold=entry["fold"])
         if X.shape[1] != input_size(clf):
             raise ValueError(
@@ -319,9 +301,7 @@ def le_eval_only(config_file, task, run_folder, options=""):
             )
         files = [str(f) for f in loaders[2].dataset.df.file_name]
         if entry.get("files", files) != files:
-            raise ValueError(
-                f"{folder}: the test split of {task} has changed since the classifier was trained"
-            )
+            raise ValueError(f"{folder}: the test split of {task} has changed since the classifier was trained")
         score, df = clf.score(X, y, classes)
         scores.append(score)
         df = df.assign(file_name=files, fold=entry["fold"])
@@ -338,16 +318,12 @@ def le_eval_only(config_file, task, run_folder, options=""):
     if len(folds) > 1:
         print(f"\nAll {len(folds)} folds, each clip tested once, against the same classifiers unsteered:")
         before = (every.GT.astype(str) == every.before).groupby(every.GT).mean()
-        lineareval.report_classwise_accuracy(
-            every[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()])
-        )
+        lineareval.report_classwise_accuracy(every[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()]))
         table = pd.concat([table, class_table(every, before).assign(scope="all folds")], ignore_index=True)
     stem = f"le_eval_only-{Path(config_file).stem}-"
     stem += hashlib.sha256(repr((neurons, cfg.get("int_gain"))).encode()).hexdigest()[:8]
     table.to_csv(folder / f"{stem}.csv", index=None)
-    every[["file_name", "fold", "GT", "before", "prediction"]].to_csv(
-        folder / f"{stem}-predictions.csv", index=None
-    )
+    every[["file_name", "fold", "GT", "before", "prediction"]].to_csv(folder / f"{stem}-predictions.csv", index=None)
     unsteered = [entry["score"] for entry in folds if "score" in entry]
     print(f"{task}: {len(neurons)} neurons with gain {cfg.get('int_gain')}: score {np.mean(scores):.5f}"
           + (f", unsteered {np.mean(unsteered):.5f}" if unsteered else ""))  # fmt: skip

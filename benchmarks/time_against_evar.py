@@ -30,9 +30,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy_weights  # noqa: E402
 
-from aape.collect import collect  # noqa: E402
-from aape.encoders import evar, m2d  # noqa: E402
-from aape.tasks import from_metadata  # noqa: E402
+from aape.collecting import collect  # noqa: E402
+from aape.encoders import m2d  # noqa: E402
+from aape.task import from_metadata  # noqa: E402
+from add_to_evar import bridge as evar  # noqa: E402
 
 
 def prepare(folder: Path, esc50: Path, clips: int) -> None:
@@ -47,13 +48,9 @@ def prepare(folder: Path, esc50: Path, clips: int) -> None:
     rows = pd.DataFrame({"file_name": names, "label": "clip", "split": "test"})
     (folder / "evar" / "metadata").mkdir(parents=True)
     # EVAR makes all three loaders, and pandas 3 stops it at an empty one
-    others = [
-        {"file_name": rows.file_name.iloc[0], "label": "clip", "split": split} for split in ("train", "valid")
-    ]
+    others = [{"file_name": rows.file_name.iloc[0], "label": "clip", "split": split} for split in ("train", "valid")]
     rows.to_csv(folder / "ours.csv", index=False)
-    pd.concat([rows, pd.DataFrame(others)]).to_csv(
-        folder / "evar" / "metadata" / "esc50timing.csv", index=False
-    )
+    pd.concat([rows, pd.DataFrame(others)]).to_csv(folder / "evar" / "metadata" / "esc50timing.csv", index=False)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from aape.encoders import Encoder, m2d
+from aape.encoder import Encoder
+from aape.encoders import m2d
 
 WEIGHTS = Path(__file__).parent / "weights"
 SSL_NAME = "MSM-MAE (miniature)"

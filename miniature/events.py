@@ -76,9 +76,7 @@ def spray(wave: np.ndarray, hit: np.ndarray, onsets: np.ndarray, levels: np.ndar
     wave += signal.oaconvolve(train, hit)[: len(wave)]
 
 
-def ring(
-    rng: Generator, n: float, frequencies: np.ndarray, decays: np.ndarray, levels: np.ndarray
-) -> np.ndarray:
+def ring(rng: Generator, n: float, frequencies: np.ndarray, decays: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """A struck body: decaying partials (Hz, s, linear level) of random phase."""
     t = seconds(n)
     wave = np.zeros_like(t)
@@ -103,9 +101,7 @@ def steady(rng: Generator, period: float, jitter: float = 0.03, start: float | N
     return [float(max(0, x + period * jitter * rng.standard_normal())) for x in onsets]
 
 
-def finish(
-    wave: np.ndarray, rec: Generator, *, reverb: tuple[float, float], tilt: float, level: float
-) -> np.ndarray:
+def finish(wave: np.ndarray, rec: Generator, *, reverb: tuple[float, float], tilt: float, level: float) -> np.ndarray:
     """The room and the microphone of a recording: reverberation (s), spectral tilt (+-), faint hiss, a peak level (at most 0.98)."""
     wave = np.asarray(wave, dtype=np.float64)
     seconds_60 = rec.uniform(*reverb)
@@ -184,12 +180,7 @@ def water_drops(rec: Generator, clip: Generator) -> np.ndarray:
 
 
 def crickets(rec: Generator, clip: Generator) -> np.ndarray:
-    f, pulses, rate, chirps = (
-        rec.uniform(3300, 5800),
-        rec.integers(2, 6),
-        rec.uniform(35, 70),
-        rec.uniform(0.28, 0.6),
-    )
+    f, pulses, rate, chirps = (rec.uniform(3300, 5800), rec.integers(2, 6), rec.uniform(35, 70), rec.uniform(0.28, 0.6))
     wave = 0.01 * noise(clip, 2.0, 500, 7000)
     for at in steady(clip, chirps, 0.02):
         for k in range(pulses):
@@ -264,9 +255,7 @@ def siren(rec: Generator, clip: Generator) -> np.ndarray:
     low, ratio, period = rec.uniform(450, 800), rec.uniform(1.3, 2.1), rec.uniform(0.35, 1.9)
     kind, t = rec.integers(0, 3), seconds(2.0)
     phase = (t / period + clip.random()) % 1
-    shape = (0.5 - 0.5 * np.cos(2 * np.pi * phase), (phase < 0.5).astype(float), 1 - np.abs(2 * phase - 1))[
-        kind
-    ]
+    shape = (0.5 - 0.5 * np.cos(2 * np.pi * phase), (phase < 0.5).astype(float), 1 - np.abs(2 * phase - 1))[kind]
     f = low * ratio**shape
     tone = sum(sweep(k * f) * np.where(k * f < 7500, 1 / k**1.3, 0) for k in range(1, 7))
     return tone * (0.8 + 0.2 * wander(clip, 2.0, 4)) + 0.02 * noise(clip, 2.0, 100, 4000)
@@ -368,11 +357,7 @@ def keyboard_typing(rec: Generator, clip: Generator) -> np.ndarray:
         level = clip.uniform(0.4, 1)
         press = burst(clip, click, f * clip.uniform(0.6, 0.9), 7600)
         put(wave, level * press, at)
-        put(
-            wave,
-            0.5 * level * ring(clip, 0.05, np.array([f * 0.15, f * 0.33]), np.full(2, 0.008), np.ones(2)),
-            at,
-        )
+        put(wave, 0.5 * level * ring(clip, 0.05, np.array([f * 0.15, f * 0.33]), np.full(2, 0.008), np.ones(2)), at)
         put(wave, 0.5 * level * burst(clip, 0.002, f, 7600), at + clip.uniform(0.05, 0.09))
         at += clip.gamma(4, 1 / (4 * speed)) + 0.03
     return wave
@@ -429,11 +414,7 @@ def kick(rec: Generator, clip: Generator) -> np.ndarray:
 def snare(rec: Generator, clip: Generator) -> np.ndarray:
     f, rattle, decay = rec.uniform(150, 240), rec.uniform(0.4, 1.0), rec.uniform(0.05, 0.14)
     wave = np.zeros(round(0.7 * SAMPLE_RATE))
-    put(
-        wave,
-        ring(clip, 0.5, f * np.array([1, 1.6, 2.3]), np.array([0.09, 0.06, 0.04]), np.array([1, 0.6, 0.3])),
-        0,
-    )
+    put(wave, ring(clip, 0.5, f * np.array([1, 1.6, 2.3]), np.array([0.09, 0.06, 0.04]), np.array([1, 0.6, 0.3])), 0)
     put(wave, 0.9 * rattle * burst(clip, decay, rec.uniform(900, 2000), 7600), 0)
     return wave
 
@@ -565,9 +546,7 @@ def patch(rec: Generator, clip: Generator, pitch: int, velocity: float) -> np.nd
     elif kind == 3:  # drawbars
         levels = rec.random(6)
         levels[0] = 1.0
-        wave = sum(
-            a * sweep(k * f, clip.uniform(0, 6)) for k, a in zip((1, 2, 3, 4, 6, 8), levels, strict=True)
-        )
+        wave = sum(a * sweep(k * f, clip.uniform(0, 6)) for k, a in zip((1, 2, 3, 4, 6, 8), levels, strict=True))
     else:  # saw and its sub-square mixed low, plucked
         wave = polyblep_saw(f, clip.random()) + 0.5 * np.tanh(4 * sweep(f))
         sustain *= 0.3

@@ -123,9 +123,7 @@ def _records(data: bytes, name: bytes, layout: str) -> list[tuple]:
     return list(struct.iter_unpack(layout, data[at + 8 : at + 8 + size]))
 
 
-def _zones(
-    bags: list[tuple], generators: list[tuple], first: int, last: int
-) -> Iterable[dict[int, tuple[int, int]]]:
+def _zones(bags: list[tuple], generators: list[tuple], first: int, last: int) -> Iterable[dict[int, tuple[int, int]]]:
     for zone in range(first, last):
         yield {kind: (low, high) for kind, low, high in generators[bags[zone][0] : bags[zone + 1][0]]}
 
@@ -137,9 +135,7 @@ def _presets() -> dict[tuple[bool, int], list[tuple[tuple[int, int], tuple[int, 
     presets, preset_bags = _records(data, b"phdr", "<20sHHHIII"), _records(data, b"pbag", "<HH")
     preset_generators, instruments = _records(data, b"pgen", "<HBB"), _records(data, b"inst", "<20sH")
     bags, generators = _records(data, b"ibag", "<HH"), _records(data, b"igen", "<HBB")
-    samples = [
-        row[0].split(b"\0")[0].decode("latin1").strip() for row in _records(data, b"shdr", "<20sIIIIIBbHH")
-    ]
+    samples = [row[0].split(b"\0")[0].decode("latin1").strip() for row in _records(data, b"shdr", "<20sIIIIIBbHH")]
     found: dict[tuple[bool, int], list[tuple[tuple[int, int], tuple[int, int], str]]] = {}
     for preset, following in itertools.pairwise(presets):
         rows = found.setdefault((preset[2] == 128, preset[1]), [])

@@ -100,9 +100,7 @@ def page(names: Sequence[str] = tasks.TASKS, cache_dir: str | Path | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m miniature.page", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m miniature.page", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", type=Path, help="the HTML file to write")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args(arguments)

@@ -125,9 +125,7 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
         return events.kick(rec, clip)
     if name == "deep":  # the long bass drum of a drum machine
         t = events.seconds(0.7)
-        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(
-            -t / rec.uniform(0.18, 0.35)
-        )
+        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(-t / rec.uniform(0.18, 0.35))
     if name == "snare":
         return events.snare(rec, clip)
     if name == "rim":
@@ -147,9 +145,7 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
     if name == "ride":
         f = rec.uniform(2500, 3800)
         hit = 0.3 * events.hat(rec, clip, opened=0.2)
-        events.put(
-            hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0
-        )
+        events.put(hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0)
         return hit
     if name == "crash":
         return 0.5 * events.cymbal(rec, clip)
@@ -203,9 +199,7 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
         if style.comping == "arpeggio":
             for step in range(0, 16, 2):
                 up = intervals[(0, 1, 2, 1)[step // 2 % 4] % len(intervals)]
-                chords.append(
-                    Note(start + step * sixteenth, 2.2 * sixteenth, middle + up, int(rng.integers(60, 84)))
-                )
+                chords.append(Note(start + step * sixteenth, 2.2 * sixteenth, middle + up, int(rng.integers(60, 84))))
         else:
             for step, mark in enumerate(style.comping):
                 if mark == ".":
@@ -224,9 +218,7 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
                 octave, step_of_scale = divmod(degree, len(style.scale))
                 pitch = style.line_from + (key - 4) % 12 + 12 * octave + style.scale[step_of_scale]
                 moved = start + _swung(step, style.swing) * sixteenth
-                line.append(
-                    Note(moved, rng.choice([1.7, 1.7, 3.5]) * sixteenth, pitch, int(rng.integers(78, 110)))
-                )
+                line.append(Note(moved, rng.choice([1.7, 1.7, 3.5]) * sixteenth, pitch, int(rng.integers(78, 110))))
     volumes = [min(127, round(80 * level)) for level in style.levels[1:]]
     parts = [
         Part(program, tuple(notes), volume=volume, pan=64)

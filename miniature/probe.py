@@ -23,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from aape.artifacts import load_artifacts
-from aape.encoders import Encoder
-from aape.tasks import Task, from_metadata
+from aape.encoder import Encoder
+from aape.task import Task, from_metadata
 from miniature import encoders
 from miniature.train import _write
 
@@ -69,16 +69,12 @@ def linear_probe(embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray,
     return probe.predict(embeddings[chosen]) == labels[chosen]
 
 
-def group_bootstrap(
-    correct: np.ndarray, groups: np.ndarray, *, resamples: int = 2000, seed: int = 0
-) -> np.ndarray:
+def group_bootstrap(correct: np.ndarray, groups: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Accuracies under resampling of whole groups: correct bool [models, clips] -> [models, resamples]."""
     names, index = np.unique(groups, return_inverse=True)
     right = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in correct])
     size = np.bincount(index, minlength=len(names)).astype(float)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1.0 / len(names)), resamples
-    )
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1.0 / len(names)), resamples)
     return (right @ drawn.T) / (size @ drawn.T)
 
 
@@ -134,9 +130,7 @@ def markdown(table: pd.DataFrame) -> str:
     for (data, task), rows in table.groupby(["data", "task"], sort=False):
         by_model = {row.model: row for row in rows.itertuples()}
         first = by_model[UNTRAINED]
-        cells = [
-            f"{by_model[m].accuracy:.3f} [{by_model[m].low:.3f}, {by_model[m].high:.3f}]" for m in by_model
-        ]
+        cells = [f"{by_model[m].accuracy:.3f} [{by_model[m].low:.3f}, {by_model[m].high:.3f}]" for m in by_model]
         gains = [
             f"{by_model[m].above_untrained:+.3f} [{by_model[m].above_low:+.3f}, {by_model[m].above_high:+.3f}]"
             for m in by_model
@@ -173,9 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.out.is_file():  # what an earlier call found out about the same weights stays
         earlier = pd.read_csv(given.out)
         if set(earlier.weights_sha256) == digests:
-            tables = {
-                (str(d), str(t)): rows for (d, t), rows in earlier.groupby(["data", "task"], sort=False)
-            }
+            tables = {(str(d), str(t)): rows for (d, t), rows in earlier.groupby(["data", "task"], sort=False)}
 
     def probe(task: Task, data: str, folders: Mapping[str, Path] | None = None) -> None:
         found = probe_task(models, task, data=data, folders=folders)

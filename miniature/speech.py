@@ -15,9 +15,7 @@ import soxr
 from miniature.midi import SAMPLE_RATE
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
-_DONT_EXIT = (
-    0x8000  # espeakINITIALIZE_DONT_EXIT: a missing data folder is an error code, not the end of the process
-)
+_DONT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT: a missing data folder is an error code, not the end of the process
 _UTF8 = 1  # espeakCHARS_UTF8
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -62,14 +60,7 @@ class _Engine:
 
 
 def speak(
-    text: str,
-    voice: str,
-    *,
-    rate: int = 175,
-    pitch: int = 50,
-    pitch_range: int = 50,
-    volume: int = 100,
-    seed: int = 1,
+    text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 100, seed: int = 1
 ) -> np.ndarray:
     """Speak ``text``: float32 [samples] at 16 kHz, not normalised, without the silence around it.
 
@@ -82,9 +73,7 @@ def speak(
         library = engine.library
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(
-                f"eSpeak NG has no voice {voice!r}; expected language+variant such as 'en-us+f2'"
-            )
+            raise ValueError(f"eSpeak NG has no voice {voice!r}; expected language+variant such as 'en-us+f2'")
         for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, pitch_range)):
             library.espeak_SetParameter(parameter, int(value), 0)
         data = text.encode() + b"\0"

@@ -38,7 +38,7 @@ from miniature.midi import SAMPLE_RATE, Note, Part, play
 from miniature.sentences import NEUTRAL, SENTENCES, share
 
 if TYPE_CHECKING:
-    from aape.tasks import Task
+    from aape.task import Task
 
 CLIP_SECONDS = events.CLIP_SECONDS
 SPLITS = ("train", "valid", "test")
@@ -91,9 +91,7 @@ def _sound(clip: Clip) -> np.ndarray:
             t = np.arange(len(wave)) / SAMPLE_RATE
             wave = wave * (1 - p["tremor"] * (0.5 + 0.5 * np.sin(2 * np.pi * 7.5 * t)))
         return wave
-    raise ValueError(
-        f"expected a renderer of note, phrase, patch, event, piece, speech; found {clip.renderer!r}"
-    )
+    raise ValueError(f"expected a renderer of note, phrase, patch, event, piece, speech; found {clip.renderer!r}")
 
 
 def sound(clip: Clip) -> np.ndarray:
@@ -117,10 +115,7 @@ VOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "male": ("m1", "m3", "m5", "m7", "Alex", "Denis", "michel", "max"),
     },
     "valid": {"female": ("f5", "linda"), "male": ("m2", "Michael")},
-    "test": {
-        "female": ("f3", "anika", "aunty", "steph", "shelby"),
-        "male": ("m4", "m6", "m8", "Mike", "victor"),
-    },
+    "test": {"female": ("f3", "anika", "aunty", "steph", "shelby"), "male": ("m4", "m6", "m8", "Mike", "victor")},
 }
 
 LOW_PITCH, HIGH_PITCH = 36, 84  # MIDI, both included: four octaves, every semitone
@@ -244,9 +239,7 @@ def _plan_pitch(task: str, programs: dict[str, tuple[int, ...]], patches: dict[s
                 else:
                     parameters |= {"seed": source, "take": _seed(task, group, pitch)}
                 parameters |= {"room": _seed(task, group, "room"), "level": _level(rng), **DRY}
-                clips.append(
-                    Clip(f"{group}_{pitch:03d}.flac", str(pitch), split, group, renderer, parameters)
-                )
+                clips.append(Clip(f"{group}_{pitch:03d}.flac", str(pitch), split, group, renderer, parameters))
     return clips
 
 
@@ -258,8 +251,7 @@ def _phrase(rng: np.random.Generator, source: Source) -> dict[str, Any]:
     every = float(rng.uniform(0.2, 0.5)) if count > 1 else 0.0
     length = 1.9 if count == 1 and program in (122, 125, 126, 123, 14) else 0.9 * max(every, 0.5)
     notes = [
-        (round(k * every, 3), round(length, 3), int(rng.choice(keys)), int(rng.integers(70, 120)))
-        for k in range(count)
+        (round(k * every, 3), round(length, 3), int(rng.choice(keys)), int(rng.integers(70, 120))) for k in range(count)
     ]
     return {"program": program, "drums": drums, "notes": notes}
 
@@ -291,16 +283,8 @@ def _plan_events(task: str, classes: Sequence[str], sources: dict, room: dict) -
                         renderer, parameters = "phrase", _phrase(rng, source)
                     else:
                         renderer = "event"
-                        parameters = {
-                            "event": label,
-                            "seed": _seed(task, group),
-                            "take": _seed(task, group, take),
-                        }
-                    parameters |= {
-                        "room": _seed(task, group, "room"),
-                        "level": _level(rng, 0.25, 0.95),
-                        **room,
-                    }
+                        parameters = {"event": label, "seed": _seed(task, group), "take": _seed(task, group, take)}
+                    parameters |= {"room": _seed(task, group, "room"), "level": _level(rng, 0.25, 0.95), **room}
                     name = f"{label}-{split}-{r}_{take}.flac"
                     clips.append(Clip(name, label, split, group, renderer, parameters))
     return clips
@@ -315,11 +299,7 @@ def _plan_gtzan() -> list[Clip]:
                 for bar in range(takes):
                     rng = _rng("gtzan", group, bar)
                     parameters = {"genre": genre, "seed": _seed("gtzan", group), "bar": bar}
-                    parameters |= {
-                        "room": _seed("gtzan", group, "room"),
-                        "level": _level(rng, 0.6, 0.95),
-                        **STUDIO,
-                    }
+                    parameters |= {"room": _seed("gtzan", group, "room"), "level": _level(rng, 0.6, 0.95), **STUDIO}
                     clips.append(Clip(f"{group}_{bar}.flac", genre, split, group, "piece", parameters))
     return clips
 
@@ -328,9 +308,7 @@ def _cast(task: str, language: str, split: str, per_gender: Sequence[int]) -> li
     """Speakers of one language: as many women as men, voices of the split only, each with a pitch and pace."""
     cast = []
     for gender in ("female", "male"):
-        variants = _pick(
-            _rng(task, language, split, gender), VOICES[split][gender], per_gender[SPLITS.index(split)]
-        )
+        variants = _pick(_rng(task, language, split, gender), VOICES[split][gender], per_gender[SPLITS.index(split)])
         for variant in variants:
             own = _rng(task, language, variant)
             cast.append(
@@ -382,9 +360,7 @@ def _plan_vc1(labels: str) -> list[Clip]:
     for country, language in COUNTRIES.items():
         for split in SPLITS:
             for speaker in _cast("vc1", language, split, (3, 1, 2)):
-                texts = _pick(
-                    _rng("vc1", speaker["name"]), share(SENTENCES["en"], split), 4 if split != "valid" else 3
-                )
+                texts = _pick(_rng("vc1", speaker["name"]), share(SENTENCES["en"], split), 4 if split != "valid" else 3)
                 for clip in _spoken("vc1", country, split, speaker, texts):
                     label = country if labels == "country" else speaker["gender"]
                     clips.append(Clip(**{**asdict(clip), "label": label}))
@@ -415,9 +391,7 @@ def _plan_cremad(labels: str) -> list[Clip]:
                             "voice": name,
                             "rate": int(np.clip(moved(rate, neutral[0], pace + rng.normal(0, 6)), 90, 300)),
                             "pitch": int(np.clip(moved(pitch, neutral[1], height + rng.normal(0, 3)), 0, 99)),
-                            "pitch_range": int(
-                                np.clip(moved(pitch_range, neutral[2], rng.normal(0, 5)), 0, 99)
-                            ),
+                            "pitch_range": int(np.clip(moved(pitch_range, neutral[2], rng.normal(0, 5)), 0, 99)),
                             "tremor": round(tremor * strength, 3),
                             "room": _seed("cremad", variant, "room"),
                             "level": round(0.35 * 10 ** ((strength * loud + rng.normal(0, 1)) / 20), 4),
@@ -497,9 +471,7 @@ def _key(clips: Sequence[Clip]) -> dict[str, Any]:
     return {
         "format": 1,
         "plan": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "code": {
-            module: _text_hash(module) for module in sorted({m for c in clips for m in _MODULES[c.renderer]})
-        },
+        "code": {module: _text_hash(module) for module in sorted({m for c in clips for m in _MODULES[c.renderer]})},
         "packages": _packages(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -514,9 +486,7 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
     except (OSError, ValueError) as error:
         return f"its manifest.json cannot be read ({error})"
     wanted = _key(clips)
-    changed = [
-        name for name in wanted if not isinstance(manifest, dict) or manifest.get(name) != wanted[name]
-    ]
+    changed = [name for name in wanted if not isinstance(manifest, dict) or manifest.get(name) != wanted[name]]
     if changed:
         return f"it was rendered with another {', '.join(changed)}"
     files = manifest.get("files", {})
@@ -532,9 +502,7 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
     return None
 
 
-def build(
-    folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2
-) -> None:
+def build(folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2) -> None:
     """Render ``clips`` into ``folder`` unless it is whole: audio/*.flac, a CSV per entry of ``tables``, manifest.json.
 
     Everything is made in a folder beside it and renamed when complete. Worker processes are started afresh (the
@@ -547,9 +515,7 @@ def build(
     if folder.exists():
         log.warning("rendering %s again: %s", folder, reason)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(
-        f".{folder.name}.*.partial"
-    ):  # of a run that was killed; a live one's is young
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed; a live one's is young
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
@@ -604,9 +570,7 @@ def _work_all(partial: Path, clips: int, workers: int, title: str) -> None:
         for process, errors in running:
             if process.poll() not in (None, 0):
                 errors.seek(0)
-                raise RuntimeError(
-                    f"rendering {title} failed (exit {process.returncode}):\n{errors.read()[-3000:]}"
-                )
+                raise RuntimeError(f"rendering {title} failed (exit {process.returncode}):\n{errors.read()[-3000:]}")
     finally:
         for process, errors in running:
             if process.poll() is None:
@@ -644,16 +608,14 @@ def render(task: str, cache_dir: str | Path | None = None, workers: int = 2) -> 
 
 def load(task: str, cache_dir: str | Path | None = None) -> Task:
     """A stand-in task, rendered first if it has to be. Raises ValueError for an unknown name."""
-    from aape.tasks import from_metadata
+    from aape.task import from_metadata
 
     folder = render(task, cache_dir)
     return from_metadata(folder / f"{task}.csv", folder / "audio", clip_seconds=CLIP_SECONDS, name=task)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m miniature.tasks", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m miniature.tasks", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     rendering = commands.add_parser("render", help="render tasks into the cache")
     rendering.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; all if none is named")
@@ -673,9 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = render(task, options.cache, options.workers)
         clips = plan(task)
         classes = len({clip.label for clip in clips})
-        print(
-            f"{task:14} {len(clips):5} clips {classes:3} classes {time.perf_counter() - start:6.1f} s  {folder}"
-        )
+        print(f"{task:14} {len(clips):5} clips {classes:3} classes {time.perf_counter() - start:6.1f} s  {folder}")
     print(f"all: {time.perf_counter() - begin:.1f} s")
 
 

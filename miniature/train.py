@@ -129,9 +129,7 @@ def esc50_files(esc50: Path, folds: tuple[int, ...]) -> list[tuple[Path, int]]:
     """
     meta = esc50 / "meta" / "esc50.csv"
     if not meta.is_file():
-        raise FileNotFoundError(
-            f"expected ESC-50's {meta}; give --esc50 the folder that holds audio/ and meta/"
-        )
+        raise FileNotFoundError(f"expected ESC-50's {meta}; give --esc50 the folder that holds audio/ and meta/")
     with meta.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["fold"]) in folds]
     if not rows:
@@ -284,9 +282,7 @@ class Model(nn.Module):
         # The decoder's attention knows no order but the positions, so the patches stay permuted.
         predicted = self.decoder(torch.cat([x[:, :1], seen, unseen], dim=1))[:, 1 + visible :]
         target = patches(spectrograms).gather(1, hidden[..., None].expand(-1, -1, PATCH * PATCH))
-        target = (target - target.mean(dim=-1, keepdim=True)) / (
-            target.var(dim=-1, keepdim=True) + 1e-6
-        ).sqrt()
+        target = (target - target.mean(dim=-1, keepdim=True)) / (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
         return F.mse_loss(predicted, target)
 
     def classification_loss(self, spectrograms: Tensor, order: Tensor, targets: Tensor) -> Tensor:
@@ -307,8 +303,7 @@ def batch_loss(model: Model, crops: Crops, step: int) -> Tensor:
     # An epoch is a permutation drawn from (seed, epoch), walked across batch borders, so every clip is seen equally often.
     places = np.arange(step * s.batch_size, (step + 1) * s.batch_size)
     epochs = {
-        e: np.random.default_rng([s.seed, 1 << 20, int(e)]).permutation(clips)
-        for e in np.unique(places // clips)
+        e: np.random.default_rng([s.seed, 1 << 20, int(e)]).permutation(clips) for e in np.unique(places // clips)
     }
     first = np.array([epochs[p // clips][p % clips] for p in places])
     second = rng.integers(clips, size=s.batch_size)
@@ -332,11 +327,7 @@ def learning_rate(settings: Settings, step: int) -> float:
     warm = max(1, round(settings.warmup * settings.steps))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
-    return (
-        settings.learning_rate
-        * 0.5
-        * (1.0 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
-    )
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
 
 
 def _build(settings: Settings, crops: Crops) -> tuple[Model, torch.optim.AdamW]:
@@ -344,10 +335,7 @@ def _build(settings: Settings, crops: Crops) -> tuple[Model, torch.optim.AdamW]:
     model = Model(settings, int(crops.labels.max()) + 1)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {
-            "params": [p for p in trained if p.ndim >= 2 and p.shape[0] > 1],
-            "weight_decay": settings.weight_decay,
-        },
+        {"params": [p for p in trained if p.ndim >= 2 and p.shape[0] > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
     ]
     return model, torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
@@ -425,9 +413,7 @@ def train(
             buffer,
         )
         _write(checkpoint, buffer.getvalue())
-        lines = ["step,cpu_seconds,learning_rate,loss"] + [
-            f"{s:.0f},{c:.1f},{r:.3e},{v:.5f}" for s, c, r, v in curve
-        ]
+        lines = ["step,cpu_seconds,learning_rate,loss"] + [f"{s:.0f},{c:.1f},{r:.3e},{v:.5f}" for s, c, r, v in curve]
         _write(out / "curve.csv", ("\n".join(lines) + "\n").encode())
 
     done = 0
@@ -440,9 +426,7 @@ def train(
         done += 1
         bar.update()
         if step % record_every == 0 or step == settings.steps:
-            curve.append(
-                [float(step), cpu_seconds, learning_rate(settings, step - 1), float(np.mean(recent))]
-            )
+            curve.append([float(step), cpu_seconds, learning_rate(settings, step - 1), float(np.mean(recent))])
             recent = []
         if step % checkpoint_every == 0 or step == settings.steps:
             save()
@@ -515,9 +499,7 @@ def main(arguments: list[str] | None = None) -> None:
     budget.add_argument("--minutes", type=float, help="CPU minutes, turned into steps by a short measurement")
     budget.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--folds", type=int, nargs="+", default=[1, 2, 3, 4], help="folds trained on; 5 is for testing"
-    )
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4], help="folds trained on; 5 is for testing")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--mask-ratio", type=float)

@@ -31,7 +31,7 @@ def cells() -> list[Cell]:
             "import pandas as pd\n\n"
             "import common\n"
             "import common_analyze\n"
-            "from aape import figures_ablation as figures\n\n"
+            "from aape.figures import ablation as figures\n\n"
             'common.check_parameters(globals(), "study device batch_size")\n'
             "settings = common.load_study(study)\n"
             "print(settings.description)\n"
@@ -46,10 +46,7 @@ def cells() -> list[Cell]:
             "These targets, and the settings below, stand in the study file; they were written before any result. "
             "`identify: train` means that the neurons are chosen on training clips and tested on others.",
         ),
-        (
-            "code",
-            'pd.DataFrame({"value": settings.ablation.model_dump(exclude={"targets"})})',
-        ),
+        ("code", 'pd.DataFrame({"value": settings.ablation.model_dump(exclude={"targets"})})'),
         ("code", "result = common_analyze.ablate(settings, device=device, batch_size=batch_size)"),
         (
             "markdown",
@@ -108,9 +105,5 @@ def cells() -> list[Cell]:
             "controls); the dose response. All are saved as PDF and PNG beside the CSV files.",
         ),
         ("code", "figures.show(result)"),
-        (
-            "code",
-            "from pathlib import Path\n\n"
-            'sorted(path.name for path in Path(result.directory).glob("ablation_*"))',
-        ),
+        ("code", 'from pathlib import Path\n\nsorted(path.name for path in Path(result.directory).glob("ablation_*"))'),
     ]

@@ -19,30 +19,16 @@ class Dataset:
 
 
 DATASETS = (
-    Dataset(
-        "ESC50", "esc50", "ESC-50", "2,000 recordings of 5 s", "environmental sounds, 50 classes, 5 folds"
-    ),
+    Dataset("ESC50", "esc50", "ESC-50", "2,000 recordings of 5 s", "environmental sounds, 50 classes, 5 folds"),
     Dataset("GISE51", "gise51", "GISE-51", "about 16,000 isolated events", "sound events, 51 classes"),
     Dataset("VoxForge", "voxforge", "VoxForge", "176,438 utterances", "6 languages"),
-    Dataset(
-        "VC1_gender", "vc1_gender", "VoxCeleb1, gender", "153,516 utterances", "gender of 1,251 speakers"
-    ),
-    Dataset(
-        "VC1_country",
-        "vc1_country",
-        "VoxCeleb1, country",
-        "153,516 utterances",
-        "nationality of 1,251 speakers",
-    ),
+    Dataset("VC1_gender", "vc1_gender", "VoxCeleb1, gender", "153,516 utterances", "gender of 1,251 speakers"),
+    Dataset("VC1_country", "vc1_country", "VoxCeleb1, country", "153,516 utterances", "nationality of 1,251 speakers"),
     Dataset("CREMAD", "cremad", "CREMA-D, emotion", "7,442 utterances", "6 emotions"),
     Dataset("CREMAD_gender", "cremad_gender", "CREMA-D, gender", "7,442 utterances", "gender of 91 actors"),
     Dataset("GTZAN", "gtzan", "GTZAN", "930 of 1,000 excerpts of 30 s, fault-filtered", "10 genres"),
     Dataset(
-        "NSPitch",
-        "nspitch",
-        "NSynth, pitch",
-        "305,979 notes",
-        "MIDI pitch of acoustic and electronic instruments",
+        "NSPitch", "nspitch", "NSynth, pitch", "305,979 notes", "MIDI pitch of acoustic and electronic instruments"
     ),
     Dataset("Surge", "surge", "Surge, pitch", "synthesiser notes", "88 MIDI pitches"),
 )

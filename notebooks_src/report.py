@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from aape.ablation import AblationResult, judged, load_result
-from aape.artifacts import write_text
+from aape.files import write_text
 from aape.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
@@ -124,14 +124,8 @@ def _sharing(study: Study) -> list[Finding]:
     summary = pd.read_csv(path)
     findings = []
     for name, question in (
-        (
-            "cross_task-surge-nspitch",
-            "Do nspitch and surge share more neurons between the same pitches and octaves?",
-        ),
-        (
-            "cross_task-vc1-cremad_gender",
-            "Do vc1_gender and cremad_gender share neurons for the same gender?",
-        ),
+        ("cross_task-surge-nspitch", "Do nspitch and surge share more neurons between the same pitches and octaves?"),
+        ("cross_task-vc1-cremad_gender", "Do vc1_gender and cremad_gender share neurons for the same gender?"),
         ("cross_task-esc50-gise51", "Do like events of esc50 and gise51 share neurons?"),
     ):
         rows = summary[summary.figure == name]
@@ -198,9 +192,7 @@ def _targeted(result: AblationResult, measure: str) -> pd.DataFrame:
 def _fallen(study: Study, effects: pd.DataFrame, digits: int) -> tuple[str, int, int]:
     """Mean change "against" that of the random sets, how many classes fall below them, and how many were tested."""
     tested, fallen = judged(effects, study.chance.q)
-    change = (
-        f"{_signed(tested.difference.mean(), digits)} against {_signed(tested.layer_mean.mean(), digits)}"
-    )
+    change = f"{_signed(tested.difference.mean(), digits)} against {_signed(tested.layer_mean.mean(), digits)}"
     return change, fallen, len(tested)
 
 
@@ -252,9 +244,7 @@ def _ablations(study: Study) -> list[Finding]:
 def ablation_table(result: AblationResult) -> pd.DataFrame:
     """A row of strings per target, class and model: the change in accuracy and log-probability beside the controls'."""
     keys = ["task", "target", "mode", "class", "model"]
-    both = _targeted(result, "accuracy").merge(
-        _targeted(result, "log_probability"), on=keys, suffixes=("", "_log")
-    )
+    both = _targeted(result, "accuracy").merge(_targeted(result, "log_probability"), on=keys, suffixes=("", "_log"))
     columns = ["difference", "rate_p", "target_rate_mean", "at_mean"]
     columns += [f"layer_{key}" for key in ("mean", "low", "high", "p", "q")]
     rows = []
@@ -319,9 +309,7 @@ def write_report(study: Study) -> list[Finding]:
         study=study,
         findings=found,
         figures=figures,
-        pdfs={
-            f: f"{Path(f).stem}.pdf" if (folder / f"{Path(f).stem}.pdf").is_file() else "" for f in figures
-        },
+        pdfs={f: f"{Path(f).stem}.pdf" if (folder / f"{Path(f).stem}.pdf").is_file() else "" for f in figures},
         tables=tables,
         notebooks=sorted(p.name for p in (folder / "notebooks").glob("*.ipynb")),
     )
@@ -420,9 +408,7 @@ def write_gallery(study: Study) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="miniature")
     parser.add_argument(
         "--gallery", action="store_true", help="also into the repository: gallery/<study>/ and README.md"

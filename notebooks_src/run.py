@@ -19,7 +19,7 @@ from pathlib import Path
 
 from traitlets.config import Config
 
-from aape.artifacts import write_json
+from aape.files import write_json
 from aape.study import ROOT, Study, load_study
 from notebooks_src.collecting import DATASETS, MODELS, SHARED_AUDIO
 
@@ -58,14 +58,7 @@ def collecting_jobs(study: Study, name: str) -> list[Job]:
 def final_jobs(study: Study, name: str) -> list[Job]:
     """Analysis, then ablations where the study has targets; both stand on every manifest there is."""
     manifests = tuple(sorted(study.directory.glob("*/manifest.json")))
-    jobs = [
-        Job(
-            "Analyze_ClassSpecificNeurons.ipynb",
-            "Analyze_ClassSpecificNeurons.ipynb",
-            {"study": name},
-            manifests,
-        )
-    ]
+    jobs = [Job("Analyze_ClassSpecificNeurons.ipynb", "Analyze_ClassSpecificNeurons.ipynb", {"study": name}, manifests)]
     if study.ablation.targets:
         jobs.append(Job("Ablations.ipynb", "Ablations.ipynb", {"study": name}, manifests))
     return jobs
@@ -85,9 +78,7 @@ def _is_done(job: Job, study: Study) -> bool:
     stamp = folder / f".{job.executed}.json"
     if not stamp.is_file() or not (folder / job.executed).is_file():
         return False
-    return json.loads(stamp.read_text())["stamp"] == _stamp(job, study) and all(
-        p.is_file() for p in job.results
-    )
+    return json.loads(stamp.read_text())["stamp"] == _stamp(job, study) and all(p.is_file() for p in job.results)
 
 
 def _kernel_config(sockets: Path) -> Config:
@@ -144,9 +135,7 @@ def run_study(name: str, workers: int = 2) -> int:
         with ProcessPoolExecutor(workers) as pool:
             futures = {pool.submit(execute, job, study, threads): job for job in todo}
             for number, future in enumerate(as_completed(futures), 1):
-                print(
-                    f"[{number}/{len(todo)}] {futures[future].executed}: {future.result():.0f} s", flush=True
-                )
+                print(f"[{number}/{len(todo)}] {futures[future].executed}: {future.result():.0f} s", flush=True)
     executed = len(todo)
     for job in final_jobs(study, name):
         if not _is_done(job, study):
@@ -168,18 +157,14 @@ def _prepare_tasks(study: Study, name: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="miniature")
     parser.add_argument("--workers", type=int, default=2, help="collecting notebooks at a time")
     options = parser.parse_args(arguments)
     start = time.monotonic()
     executed = run_study(options.study, options.workers)
     study = load_study(options.study)
-    print(
-        f"{executed} notebook(s) executed in {time.monotonic() - start:.0f} s; results in {study.directory}"
-    )
+    print(f"{executed} notebook(s) executed in {time.monotonic() - start:.0f} s; results in {study.directory}")
     return 0
 
 

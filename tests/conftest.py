@@ -12,8 +12,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from aape.encoders import Encoder, from_module
-from aape.tasks import Task, from_metadata
+from aape.encoder import Encoder, from_module
+from aape.task import Task, from_metadata
 
 matplotlib.use("agg")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -81,9 +81,7 @@ def write_clips(folder: Path, clips: int = 24, seed: int = 0, rate: int = RATE) 
 
 def make_task(folder: Path, clips: int = 24, seconds: float = 1.0, **options: int) -> Task:
     """The clips of `write_clips` as a Task of `seconds` a clip."""
-    return from_metadata(
-        write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise"
-    )
+    return from_metadata(write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise")
 
 
 @pytest.fixture

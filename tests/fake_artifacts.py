@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import yaml
 
-from aape.artifacts import save_tensors, sha256_of, write_json, write_text
+from aape.artifacts import save_tensors
+from aape.files import sha256_of, write_json, write_text
 
 TOKENS = 60
 
@@ -67,14 +68,7 @@ def write_artifacts(
 
 
 def planted_counts(
-    labels: np.ndarray,
-    n_classes: int,
-    *,
-    seed: int,
-    layers: int = 3,
-    neurons: int = 100,
-    each: int = 3,
-    share=None,
+    labels: np.ndarray, n_classes: int, *, seed: int, layers: int = 3, neurons: int = 100, each: int = 3, share=None
 ) -> np.ndarray:
     """uint8 [clips, layers, neurons]: noise, and `each` neurons that prefer each class (0: none).
 

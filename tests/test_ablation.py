@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import nn
 
-from aape import ablation, figures_ablation
+from aape import ablation
 from aape.ablation import (
     ablate,
     false_discovery,
@@ -25,12 +25,12 @@ from aape.ablation import (
     target_neurons,
 )
 from aape.artifacts import load_artifacts
-from aape.collect import collect
-from aape.encoders import from_module
-from aape.encoders.base import Encoder
-from aape.entropy import select
+from aape.collecting import collect
+from aape.encoder import Encoder, from_module
+from aape.figures import ablation as figures_ablation
+from aape.selection import select
 from aape.study import AblationTarget, Study
-from aape.tasks import Task, from_metadata
+from aape.task import Task, from_metadata
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")
 TONES = {"low": 20, "middle": 60, "high": 120}  # Hz
@@ -44,9 +44,7 @@ class Tuned(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         time = torch.arange(50) / RATE
-        self.kernel = nn.Parameter(
-            torch.randn(2, NEURONS, 50, generator=generator) * 0.1, requires_grad=False
-        )
+        self.kernel = nn.Parameter(torch.randn(2, NEURONS, 50, generator=generator) * 0.1, requires_grad=False)
         for i, tone in enumerate(TONES.values()):
             for k in range(4):
                 self.kernel[:, 4 * i + k] = torch.cos(2 * torch.pi * (tone * time + k / 4)) / 5
@@ -83,18 +81,14 @@ def tones(folder: str, folds: bool = False) -> Task:
             time = np.arange(SAMPLES) / RATE
             wave = 0.3 * rng.normal(size=SAMPLES) + np.cos(2 * np.pi * (TONES[label] * time + rng.uniform()))
             soundfile.write(root / f"{i}.wav", 0.3 * wave, RATE, subtype="FLOAT")
-            split = (
-                f"{1 + (i // 3) % 5}" if folds else ("train", "train", "valid", "test", "test")[(i // 3) % 5]
-            )
+            split = f"{1 + (i // 3) % 5}" if folds else ("train", "train", "valid", "test", "test")[(i // 3) % 5]
             rows.append((f"{i}.wav", label, split, f"g{i % 3}-{i // 30}-{(i // 3) % 5}"))
         columns = ["file_name", "label", "fold" if folds else "split", "group"]
         pd.DataFrame(rows, columns=columns).to_csv(root / "meta.csv", index=False)
     return from_metadata(root / "meta.csv", root, clip_seconds=1.0, name="tones")
 
 
-def make_study(
-    root: Path, *, folds: bool = False, targets: list[dict] | None = None, **settings: object
-) -> Study:
+def make_study(root: Path, *, folds: bool = False, targets: list[dict] | None = None, **settings: object) -> Study:
     here = f"{__name__}"
     ablation_settings: dict = {
         "targets": targets or [{"task": "tones", "classes": ["low"], "mode": "specific"}],
@@ -112,12 +106,7 @@ def make_study(
         output=str(root / "out"),
         models={
             "M2D": {"loader": f"{here}:tuned", "label": "tuned", "folder": "analysis"},
-            "Untrained": {
-                "loader": f"{here}:tuned",
-                "options": {"seed": 1},
-                "label": "other",
-                "folder": "untrained",
-            },
+            "Untrained": {"loader": f"{here}:tuned", "options": {"seed": 1}, "label": "other", "folder": "untrained"},
         },
         tasks={
             "tones": {
@@ -256,8 +245,8 @@ def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -
 
 def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
     """Effects recomputed by the plain way: silence, embed everything, classify."""
-    from aape.deactivation import silenced
-    from aape.probe import fit, folds
+    from aape.classifier import fit, folds
+    from aape.silencing import silenced
 
     encoder, task = tuned(), study.task("tones").call()
     artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
@@ -268,9 +257,7 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
     with silenced(encoder, neurons):
         log_p = classifier.log_probabilities(encoder.embed(wave).numpy())
     low = task.labels[fold.test] == CLASSES.index("low")
-    rows = result.effects.query("model == 'M2D' and kind == 'silenced' and `class` == 'low'").set_index(
-        "measure"
-    )
+    rows = result.effects.query("model == 'M2D' and kind == 'silenced' and `class` == 'low'").set_index("measure")
     assert rows.after["accuracy"] == pytest.approx(100 * (log_p.argmax(axis=1) == 1)[low].mean())
     assert rows.after["log_probability"] == pytest.approx(log_p[low, 1].mean(), abs=1e-5)
     intact = classifier.log_probabilities(artifacts.embeddings()[fold.test])
@@ -279,19 +266,12 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
 
 def test_the_other_tables(result: ablation.AblationResult) -> None:
     effects, controls = result.effects, result.controls
-    assert set(effects.kind) == {
-        "silenced",
-        "index plus one",
-        "replaced by mean",
-        "silenced, chosen on all clips",
-    }
+    assert set(effects.kind) == {"silenced", "index plus one", "replaced by mean", "silenced, chosen on all clips"}
     ours = controls[(controls.model == "M2D") & (controls.measure == "accuracy")]
     of_low = ours[ours["class"] == "low"].control.value_counts()
     assert of_low.to_dict() == {"layer-matched": 39, "rate-matched": 3, "rate-matched in the classes": 1}
     assert ours[ours["class"] == "high"].control.value_counts().to_dict() == {"layer-matched": 5}
-    gains = result.gains.query(
-        "model == 'M2D' and `class` == 'low' and measure == 'log_probability'"
-    ).set_index("gain")
+    gains = result.gains.query("model == 'M2D' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
     assert gains.difference[1.0] == 0
     assert gains.difference[0.0] < gains.difference[0.5] < 0
     matrix = result.off_target.query("model == 'M2D' and measure == 'log_probability'")
@@ -371,17 +351,11 @@ def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_five_folds(tmp_path: Path) -> None:
     """Each clip tested once, neurons chosen anew for each fold, clips that the encoder knows marked."""
-    study = hearing(
-        make_study(tmp_path, folds=True, controls=3, rate_matched=1, refits=0), ["fold1", "fold2"]
-    )
+    study = hearing(make_study(tmp_path, folds=True, controls=3, rate_matched=1, refits=0), ["fold1", "fold2"])
     result = ablate(collected(study), device="cpu")
-    row = result.effects.query(
-        "model == 'M2D' and kind == 'silenced' and `class` == 'low' and measure == 'accuracy'"
-    )
+    row = result.effects.query("model == 'M2D' and kind == 'silenced' and `class` == 'low' and measure == 'accuracy'")
     assert row.clips.item() == 30 and row.in_sample.item() == 12
-    assert sorted(result.neurons[result.neurons.model == "M2D"].fold.unique()) == [
-        f"fold{i}" for i in range(1, 6)
-    ]
+    assert sorted(result.neurons[result.neurons.model == "M2D"].fold.unique()) == [f"fold{i}" for i in range(1, 6)]
     ours = result.classifier[result.classifier.model == "M2D"]
     parts = ours[ours["class"] == "all classes"].set_index("part")
     assert parts.clips.to_dict() == {"all": 90, "unseen by the encoder": 54}
@@ -410,8 +384,7 @@ def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
         tmp_path / "swapped.csv", index=False
     )
     two, swapped = (
-        from_metadata(tmp_path / f"{name}.csv", tmp_path, clip_seconds=1.0, name=name)
-        for name in ("two", "swapped")
+        from_metadata(tmp_path / f"{name}.csv", tmp_path, clip_seconds=1.0, name=name) for name in ("two", "swapped")
     )
     with pytest.raises(ValueError, match="3 classes .*task two has 2"):
         ablation.Bench(tuned(), two, artifacts, tmp_path / "x")
@@ -444,10 +417,7 @@ def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
     [
         ({"targets": []}, "states no ablation targets"),
         ({"targets": [{"task": "tones", "classes": ["deep"], "mode": "specific"}]}, "no class 'deep'"),
-        (
-            {"targets": [{"task": "tones", "classes": ["low", "high", "middle"], "mode": "shared"}]},
-            "set is empty",
-        ),
+        ({"targets": [{"task": "tones", "classes": ["low", "high", "middle"], "mode": "shared"}]}, "set is empty"),
         ({"models": ["ViT"]}, "none of the models"),
     ],
 )

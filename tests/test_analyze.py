@@ -13,9 +13,8 @@ import pytest
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import PUBLISHED_LISTS, pitch_of, published_comparison, published_neurons
-from aape.calibration import calibrate_counts, counted_clips
-from aape.entropy import select
-from aape.statistics import exchangeable_units, shuffled_clip_labels
+from aape.chance import calibrate_counts, counted_clips, exchangeable_units, shuffled_clip_labels
+from aape.selection import select
 from aape.study import load_study
 from common_analyze import analyze, calibrate, load_artifacts
 
@@ -45,9 +44,7 @@ def fill(root: Path, models=("analysis", "vit", "untrained")) -> Path:
         labels = np.repeat(np.arange(26), 8)
         share = [int(p) % 12 for p in PITCHES]
         counts = planted_counts(labels, 26, seed=seed, each=2 * bool(each), share=share)
-        write_artifacts(
-            root / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder
-        )
+        write_artifacts(root / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder)
     return path
 
 
@@ -107,9 +104,7 @@ def test_neurons_csv_lists_every_class_specific_neuron(analysis):
 
 
 def test_octaves_are_shared_in_the_planted_pitches(analysis):
-    curve = analysis.octaves[
-        (analysis.octaves.model == "M2D") & analysis.octaves.semitones.isin([11, 12, 13])
-    ]
+    curve = analysis.octaves[(analysis.octaves.model == "M2D") & analysis.octaves.semitones.isin([11, 12, 13])]
     eleven, twelve, thirteen = curve.mean_jaccard
     assert twelve > 1.5 * max(eleven, thirteen)
     assert curve.chance_high.iloc[1] < twelve
@@ -156,11 +151,7 @@ def test_unequal_classes_are_resampled(tmp_path):
     labels = np.array([0] * 60 + [1] * 20 + [2] * 12)
     path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
     write_artifacts(
-        tmp_path / "fake" / "events_analysis",
-        planted_counts(labels, 3, seed=0),
-        labels,
-        EVENTS[:3],
-        task="events",
+        tmp_path / "fake" / "events_analysis", planted_counts(labels, 3, seed=0), labels, EVENTS[:3], task="events"
     )
     found = analyze(path, draw=False, progress=False)
     row = found.results["events", "M2D"].sensitivity.set_index("setting").loc["clips per class"]
@@ -170,9 +161,7 @@ def test_unequal_classes_are_resampled(tmp_path):
 
 def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     """Probabilities whose selection is the published set of ANG and HAP, and one neuron too many."""
-    path = write_study(
-        tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, selection={"rate": 23 / 36864}
-    )
+    path = write_study(tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, selection={"rate": 23 / 36864})
     p = np.full((12, 3072, 3), 0.05)
     for layer, neuron in [*published_neurons("cremad", "ANG", "HAP"), (11, 7)]:
         p[layer, neuron] = [0.9, 0.0, 0.9]
@@ -186,9 +175,7 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     assert (found.published_lists.remark == "not comparable: weights random or unknown").all()
     assert "no counts per clip" in found.notes[0]
     artifacts = load_artifacts(folder)
-    known = type(artifacts)(
-        artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}}
-    )
+    known = type(artifacts)(artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}})
     _, lists = published_comparison(load_study(path), found.results, {("cremad", "M2D"): known})
     assert lists["published"].tolist() == [22, 22]
     assert lists.set_index("filter").loc["lape", ["ours", "in both"]].tolist() == [23, 22]

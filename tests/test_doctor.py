@@ -8,10 +8,10 @@ import soundfile
 import torch
 import yaml
 
-from aape import doctor
-from aape.download import ITEMS
+from aape import datasets as builders
+from aape.datasets import doctor
+from aape.datasets.download import ITEMS
 from aape.study import load_study
-from aape.tasks import builders
 
 
 @pytest.fixture
@@ -27,9 +27,7 @@ def study(tmp_path, monkeypatch):
             "M2D": {
                 "loader": "aape.encoders.m2d:load",
                 "options": {
-                    "weights_path": str(
-                        tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "checkpoint-300.pth"
-                    )
+                    "weights_path": str(tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "checkpoint-300.pth")
                 },
                 "label": "M2D",
                 "folder": "analysis",
@@ -43,7 +41,7 @@ def study(tmp_path, monkeypatch):
         },
         "tasks": {
             "gtzan": {
-                "loader": "aape.tasks:from_metadata",
+                "loader": "aape.task:from_metadata",
                 "options": {
                     "csv_path": str(tmp_path / "gtzan.csv"),
                     "audio_dir": str(tmp_path / "gtzan"),

@@ -10,8 +10,8 @@ import zipfile
 import pooch
 import pytest
 
-from aape import download as module
-from aape.download import File, Item, download
+from aape.datasets import download as module
+from aape.datasets.download import File, Item, download
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

@@ -12,8 +12,9 @@ import torch
 from conftest import make_toy
 from torch import nn
 
-from aape.activations import count_active, count_batch, hooked, widths
-from aape.encoders import from_module, m2d
+from aape.counting import count_active, count_batch, hooked, widths
+from aape.encoder import from_module
+from aape.encoders import m2d
 
 SMALL = {"width": 64, "depth": 2}
 FOLDER = "small-80x64p16x16-0"
@@ -63,11 +64,7 @@ def test_toy_counts_by_hand():
     counted = count_batch(toy, wave, torch.tensor([200]), toy.layers, 8)
     assert counted.counts[0, :, 0].tolist() == [2, 2, 2]
     assert counted.counts[0, :, 1].tolist() == [1, 1, 1]
-    assert counted.counts[0, :, 2].tolist() == [
-        1,
-        0,
-        0,
-    ]  # layer 1 negates neuron 0, which is never below 0 any more
+    assert counted.counts[0, :, 2].tolist() == [1, 0, 0]  # layer 1 negates neuron 0, which is never below 0 any more
     assert counted.counts[0, :, 3:].sum() == 0
     assert counted.tokens.tolist() == [3] and counted.padding_tokens.tolist() == [1]
     assert counted.padding is not None
@@ -87,9 +84,7 @@ def test_counting_leaves_no_hook_behind_even_after_an_error():
 
 
 def test_timm_vit_matches_a_literal_count():
-    vit = timm.create_model(
-        "vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2
-    )
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2)
     encoder = from_module(
         vit,
         activations="blocks.*.mlp.act",
@@ -162,12 +157,7 @@ def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
     with pytest.warns(UserWarning, match="silencing there is refused"):
         linear = from_module(
-            toy.module,
-            activations="layers.*.fc",
-            embed=toy.module,
-            sample_rate=1000,
-            clip_seconds=1.0,
-            name="linear",
+            toy.module, activations="layers.*.fc", embed=toy.module, sample_rate=1000, clip_seconds=1.0, name="linear"
         )
     wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(1))
     full = torch.full((4,), 1000)
@@ -194,14 +184,10 @@ def test_a_shared_activation_module_and_unequal_widths_are_refused():
     shared = nn.ReLU()
     module = nn.ModuleDict({"a": nn.ModuleDict({"act": shared}), "b": nn.ModuleDict({"act": shared})})
     with pytest.raises(ValueError, match="one and the same module"):
-        from_module(
-            module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared"
-        )
+        from_module(module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared")
     uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
-    encoder = from_module(
-        uneven, activations="1|3", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven"
-    )
-    from aape.activations import common_width
+    encoder = from_module(uneven, activations="1|3", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven")
+    from aape.counting import common_width
 
     with pytest.raises(ValueError, match="1 has 8, 3 has 16"):
         common_width(encoder, encoder.layers)
@@ -233,10 +219,7 @@ def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, tor
     with torch.no_grad():
         assert torch.equal(encoder.embed(wave), expected.embed(wave))
     assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
-    assert (
-        expected.weights["sha256"]
-        != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
-    )
+    assert expected.weights["sha256"] != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
 
 
 class Payload:

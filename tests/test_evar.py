@@ -14,9 +14,10 @@ import pytest
 import soundfile
 import torch
 
-from aape.activations import count_batch, widths
-from aape.encoders import evar, m2d
-from aape.tasks import evar as evar_tasks
+from aape.counting import count_batch, widths
+from aape.encoders import m2d
+from add_to_evar import bridge as evar
+from add_to_evar import tasks as evar_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -86,9 +87,7 @@ def fake(tmp_path, monkeypatch):
     rows = ["file_name,label,split,speaker_id"]
     for i in range(6):
         soundfile.write(audio / f"{i}.wav", np.random.RandomState(i).random_sample(8000) - 0.5, 16000)
-        rows.append(
-            f"{i}.wav,{10 - i % 2 * 8},{('train', 'train', 'valid', 'valid', 'test', 'test')[i]},s{i // 2}"
-        )
+        rows.append(f"{i}.wav,{10 - i % 2 * 8},{('train', 'train', 'valid', 'valid', 'test', 'test')[i]},s{i // 2}")
     (root / "evar" / "metadata" / "toy.csv").write_text("\n".join(rows))
     (root / "evar" / "metadata" / "toy_pitch.csv.csv").write_text("\n".join(rows))
     monkeypatch.setenv("EVAR", str(root))
@@ -120,17 +119,14 @@ def test_a_model_is_built_by_its_own_class_and_counts_are_those_of_its_modules(f
 
 def test_weights_are_drawn_by_seed_and_named_by_hash(fake):
     same, again, other = (
-        evar.load("config/toy.yaml", activations="layers.*.1", seed=seed).weights["sha256"]
-        for seed in (1, 1, 2)
+        evar.load("config/toy.yaml", activations="layers.*.1", seed=seed).weights["sha256"] for seed in (1, 1, 2)
     )
     assert same == again != other
 
 
 def test_options_are_data_and_unknown_ones_are_errors(fake):
     assert evar.read_config(fake, "config/toy.yaml", "width=4,+layers=[1, 2],mean=")["layers"] == [1, 2]
-    assert evar.read_config(fake, "config/toy.yaml", "width=__import__('os').getcwd()")["width"].startswith(
-        "__"
-    )
+    assert evar.read_config(fake, "config/toy.yaml", "width=__import__('os').getcwd()")["width"].startswith("__")
     with pytest.raises(ValueError, match="did you mean 'width'"):
         evar.read_config(fake, "config/toy.yaml", {"widht": 4})
     with pytest.raises(FileNotFoundError, match="Did you mean: toy"):
@@ -168,9 +164,7 @@ def test_neurons_must_be_known_or_given_and_embeddings_must_be_per_clip(fake):
         evar.load("config/toy.yaml")
     with pytest.raises(ValueError, match=r"ar\.layers\.0\.1"):  # lists what there is
         evar.load("config/toy.yaml", activations="blocks.*.mlp.act")
-    encoder = evar.load(
-        "config/toy.yaml", options={"audio_repr": "ar_toy.AR_Frames"}, activations="layers.*.1"
-    )
+    encoder = evar.load("config/toy.yaml", options={"audio_repr": "ar_toy.AR_Frames"}, activations="layers.*.1")
     with pytest.raises(ValueError, match=r"expected embeddings \[2, dim\], found \(2, 8, 1\)"):
         encoder.embed(torch.zeros(2, 80))
 
@@ -229,7 +223,7 @@ def test_tasks_that_are_not_there(fake):
 
 
 def test_nothing_of_evar_is_imported_before_it_is_asked_for():
-    code = "import sys, aape.encoders.evar, aape.tasks.evar; sys.exit('evar' in sys.modules or 'easydict' in sys.modules)"
+    code = "import sys, add_to_evar.bridge, add_to_evar.tasks; sys.exit('evar' in sys.modules or 'easydict' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
@@ -279,7 +273,7 @@ def test_the_real_task_table_is_read_as_evar_has_it():
 def test_evars_steering_and_our_silencing_are_the_same(tmp_path):
     import numpy_weights
 
-    from aape.deactivation import silenced
+    from aape.silencing import silenced
 
     checkpoint = numpy_weights.save_checkpoint(tmp_path)
     # the published set of CREMA-D, ANG and HAP, one of each of its layers
@@ -294,7 +288,5 @@ def test_evars_steering_and_our_silencing_are_the_same(tmp_path):
             changed = ours.embed(wave)
         assert float((changed - plain).abs().max()) > 1e-3  # the set acts
         assert float((changed - steered).abs().max()) <= 1e-5
-    assert torch.equal(
-        evar.load(evar.write_config(config, [], weight_file=str(checkpoint))).embed(wave), plain
-    )
+    assert torch.equal(evar.load(evar.write_config(config, [], weight_file=str(checkpoint))).embed(wave), plain)
     checkpoint.unlink()

@@ -20,8 +20,8 @@ import pytest
 import torch
 import yaml
 
-from aape.encoders import evar as bridge
-from aape.tasks import evar as evar_tasks
+from add_to_evar import bridge
+from add_to_evar import tasks as evar_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -303,11 +303,7 @@ class Clone:
         return f"config/{name}.yaml"
 
     def steering(self, neurons: list, gain: float = 0.0, **changes: object) -> str:
-        settings = PLAIN | {
-            "audio_repr": "ar_m2d.AR_M2D_Steering_Neurons",
-            "int_neurons": neurons,
-            "int_gain": gain,
-        }
+        settings = PLAIN | {"audio_repr": "ar_m2d.AR_M2D_Steering_Neurons", "int_neurons": neurons, "int_gain": gain}
         return self.config("steer", settings | changes)
 
     def use(self, name: str):
@@ -342,9 +338,7 @@ def clone(tmp_path):
         torch.manual_seed(1)
         model = made.use("lineareval").importlib.import_module("evar.ar_m2d")
         blocks = torch.nn.Sequential(*[model.Block() for _ in range(12)])
-        torch.save(
-            {f"runtime.backbone.blocks.{k}": v for k, v in blocks.state_dict().items()}, "external/m2d.pth"
-        )
+        torch.save({f"runtime.backbone.blocks.{k}": v for k, v in blocks.state_dict().items()}, "external/m2d.pth")
         yield made
 
 
@@ -391,9 +385,7 @@ def test_steered_accuracy_is_that_of_the_same_classifier_on_steered_embeddings(c
     assert "24 neurons with gain 0.0" in capsys.readouterr().out
     by_class = (predictions.prediction == predictions.GT).groupby(predictions.GT).mean()
     assert table.accuracy.tolist() == pytest.approx(by_class.tolist())
-    assert table.difference_points.tolist() == pytest.approx(
-        100 * (table.accuracy - table.accuracy_before).to_numpy()
-    )
+    assert table.difference_points.tolist() == pytest.approx(100 * (table.accuracy - table.accuracy_before).to_numpy())
 
 
 def test_the_classifier_is_kept_and_an_earlier_runs_is_not_taken(clone, capsys):
@@ -428,9 +420,7 @@ def test_five_fold_tasks_like_with_like_and_all_folds(clone, capsys):
 
 def test_two_classes_get_two_columns(clone, capsys):
     folder, wrong = clone.use("lineareval").run("config/plain.yaml", "two")
-    assert set(pd.read_csv(next(folder.glob("*-LE_*"))).GT) == {
-        "cat"
-    }  # what the public classifier makes of them
+    assert set(pd.read_csv(next(folder.glob("*-LE_*"))).GT) == {"cat"}  # what the public classifier makes of them
     clone.use("le_eval_only").le_eval_only(clone.steering([]), "two", folder)
     assert "means nothing" in capsys.readouterr().out
     table, predictions = _result(folder)
@@ -515,14 +505,12 @@ def test_the_command_line(clone):
 
 
 def test_a_configuration_from_a_selection(tmp_path):
-    from aape.entropy import select
+    from aape.selection import select
 
     p = np.full((2, 50, 3), 0.2) + np.random.RandomState(0).random_sample((2, 50, 3)) * 0.01
     p[1, 7, 2], p[0, 3, 2] = 0.9, 0.95
     selection = select(p, rate=0.02, classes=["a", "b", "c"])
-    path = bridge.write_config(
-        tmp_path / "steer.yaml", selection.neurons("c"), gain=0.5, note="toy: c\nsecond line"
-    )
+    path = bridge.write_config(tmp_path / "steer.yaml", selection.neurons("c"), gain=0.5, note="toy: c\nsecond line")
     settings = yaml.safe_load(path.read_text())
     assert settings["int_neurons"] == [[0, 3], [1, 7]]
     assert settings["int_gain"] == 0.5
@@ -554,9 +542,7 @@ def _register(root: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_tasks_are_registered_once_and_taken_out_without_a_trace(tmp_path):
     table = tmp_path / "evar" / "ds_tasks.py"
     table.parent.mkdir()
-    original = (
-        b"_defs = {\r\n    'vc1': [1, 8.2, None, False],\r\n}\r\n\r\ndef get_defs():\r\n    return _defs"
-    )
+    original = b"_defs = {\r\n    'vc1': [1, 8.2, None, False],\r\n}\r\n\r\ndef get_defs():\r\n    return _defs"
     table.write_bytes(original)
     assert "added gise51" in _register(tmp_path).stdout
     once = table.read_bytes()
@@ -630,9 +616,7 @@ def test_in_the_real_evar(tmp_path):
     for i in range(72):
         draws = np.random.RandomState(i)
         tone = (
-            np.sin(np.arange(4000) * (0.1 + 0.15 * (i % 3))) * draws.random_sample()
-            + draws.random_sample(4000)
-            - 0.5
+            np.sin(np.arange(4000) * (0.1 + 0.15 * (i % 3))) * draws.random_sample() + draws.random_sample(4000) - 0.5
         )
         soundfile.write(audio / f"{i}.wav", 0.4 * tone, 16000)
         split = ("train", "train", "valid", "test")[i // 3 % 4]

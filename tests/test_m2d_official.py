@@ -41,14 +41,9 @@ def _record(encoder, wave):
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = []
     for i, block in enumerate(encoder.module.vit.blocks):
-        for name, module in (
-            (f"block.{i:02d}", block),
-            (f"act.{i:02d}", encoder.activations[f"blocks.{i}.mlp.act"]),
-        ):
+        for name, module in ((f"block.{i:02d}", block), (f"act.{i:02d}", encoder.activations[f"blocks.{i}.mlp.act"])):
             hooks.append(
-                module.register_forward_hook(
-                    lambda m, a, out, name=name: seen.setdefault(name, []).append(out)
-                )
+                module.register_forward_hook(lambda m, a, out, name=name: seen.setdefault(name, []).append(out))
             )
     with torch.no_grad():
         tensors = {"embedding": encoder.embed(wave), "log-mel": encoder.module.front_end(wave)}

@@ -137,17 +137,7 @@ def esc50_folder(root, clips=6):
 
 def test_command_line_trains_on_the_folds_given(tmp_path, monkeypatch):
     esc50 = esc50_folder(tmp_path / "esc50")
-    command = [
-        "sl",
-        "--esc50",
-        str(esc50),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-    ]
+    command = ["sl", "--esc50", str(esc50), "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4"]
     small = functools.partial(train.Settings, width=64, depth=1, heads=1)
     monkeypatch.setattr(train, "Settings", small)
     train.main(command + ["--folds", "1", "2"])

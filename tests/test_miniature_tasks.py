@@ -48,12 +48,7 @@ def test_tasks_that_share_audio_differ_in_labels_only(plans):
     for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):
         assert tasks.audio_set(first) == tasks.audio_set(second)
         for a, b in zip(plans[first], plans[second], strict=True):
-            assert (a.file_name, a.split, a.group, a.parameters) == (
-                b.file_name,
-                b.split,
-                b.group,
-                b.parameters,
-            )
+            assert (a.file_name, a.split, a.group, a.parameters) == (b.file_name, b.split, b.group, b.parameters)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -81,11 +76,7 @@ def test_every_note_of_a_plan_has_a_recorded_sample(plans):
     for clips in plans.values():
         for clip in clips:
             for part in tasks.parts_of(clip):
-                silent = [
-                    n
-                    for n in part.notes
-                    if not midi.samples_played([midi.Part(part.program, (n,), part.drums)])
-                ]
+                silent = [n for n in part.notes if not midi.samples_played([midi.Part(part.program, (n,), part.drums)])]
                 assert not silent, (clip.file_name, part.program, silent)
 
 
@@ -127,9 +118,7 @@ def test_pitch_is_the_label(plans, task):
 
         def harmonics(semitones: float, spectrum=spectrum) -> float:
             f = 440 * 2 ** ((semitones - 69) / 12) * np.arange(1, 6)
-            return float(
-                sum(spectrum[round(h * (1 << 16) / RATE) + d] for h in f[f < 7500] for d in (-3, 0, 3))
-            )
+            return float(sum(spectrum[round(h * (1 << 16) / RATE) + d] for h in f[f < 7500] for d in (-3, 0, 3)))
 
         assert harmonics(pitch) > 3 * max(harmonics(pitch - 1), harmonics(pitch + 1)), group
 
@@ -178,9 +167,7 @@ def rendered(tmp_path_factory, plans):
     """A small mixed set rendered by two worker processes."""
     every = [clip for task in ("esc50", "nspitch", "cremad") for clip in plans[task]]
     clips = [
-        c
-        for split, step in (("train", 400), ("test", 250))
-        for c in [x for x in every if x.split == split][::step]
+        c for split, step in (("train", 400), ("test", 250)) for c in [x for x in every if x.split == split][::step]
     ]
     folder = tmp_path_factory.mktemp("cache") / "mixed"
     tasks.build(folder, clips, {"mixed": clips})
@@ -238,21 +225,17 @@ def test_a_whole_cache_is_left_alone(rendered):
 
 
 def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
-    bad = tasks.Clip(
-        "a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"}
-    )
+    bad = tasks.Clip("a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"})
     with pytest.raises(RuntimeError, match="no voice 'xx-no"):
         tasks.build(tmp_path / "bad", [bad], {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_set_loads_as_a_task(rendered):
-    from aape.tasks import from_metadata
+    from aape.task import from_metadata
 
     folder, clips = rendered
-    task = from_metadata(
-        folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed"
-    )
+    task = from_metadata(folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed")
     assert task.files == tuple(clip.file_name for clip in clips)
     assert task.groups == tuple(clip.group for clip in clips)
     wave, valid = task.read(0, RATE)

@@ -47,9 +47,7 @@ def test_tasks_that_share_audio_come_after_the_pass_they_take_over():
 
 def test_unknown_parameters_are_refused():
     job = Job("M2D_ESC50.ipynb", "x.ipynb", {"study": "miniature", "modell": "ViT"})
-    with pytest.raises(
-        ValueError, match="M2D_ESC50.ipynb has no parameter 'modell'; it has study, model, task"
-    ):
+    with pytest.raises(ValueError, match="M2D_ESC50.ipynb has no parameter 'modell'; it has study, model, task"):
         execute(job, load_study("miniature"))
 
 

@@ -9,13 +9,9 @@ import pytest
 from conftest import REPOSITORY, write_clips
 
 
-def test_your_model_your_sounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     text = (REPOSITORY / "README.md").read_text()
-    block = re.search(
-        r"<!-- tested: tests/test_readme.py runs this block -->\n```python\n(.*?)```", text, re.S
-    )
+    block = re.search(r"<!-- tested: tests/test_readme.py runs this block -->\n```python\n(.*?)```", text, re.S)
     assert block is not None
     code = [line for line in block.group(1).splitlines() if line.strip()]
     assert len(code) < 20
@@ -28,9 +24,7 @@ def test_your_model_your_sounds(
     assert re.search(r"class[012]", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "Install.md", "benchmarks/README.md", "gallery/miniature/README.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "Install.md", "benchmarks/README.md", "gallery/miniature/README.md"])
 def test_links_lead_somewhere(page: str):
     path = REPOSITORY / page
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text())

@@ -82,14 +82,9 @@ def write_effects(study: Study, log_p_q: float, untrained: tuple[float, float] |
         pd.DataFrame({"class": [], "silenced": [], "target": []}).to_csv(
             study.directory / f"ablation_{name}.csv", index=False
         )
-    rows = [
-        effect("M2D", "accuracy", -5.0, 0.2, 0.4),
-        effect("M2D", "log_probability", -0.2, 0.005, log_p_q),
-    ]
+    rows = [effect("M2D", "accuracy", -5.0, 0.2, 0.4), effect("M2D", "log_probability", -0.2, 0.005, log_p_q)]
     if untrained is None:
-        rows += [
-            effect("Untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")
-        ]
+        rows += [effect("Untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")]
     else:
         rows += [
             effect("Untrained", "accuracy", -5.0, 0.2, 0.4),
@@ -124,14 +119,8 @@ def test_ablation_answer_follows_q(study: Study, q: float, answer: str):
     assert found.answer == f"{answer} for the SSL encoder"
     hits = int(answer == "Yes")
     assert "SSL: -5.0 against +0.0 points of accuracy (0 of 1 targeted" in found.numbers  # no "-0.0"
-    assert (
-        f"-0.200 against -0.010 nats of log-probability ({hits} of 1); a set as active in the class"
-        in found.numbers
-    )
-    assert (
-        "whatever its AAPE: -7.0 points; the same neurons at their mean in place of 0: -1.5 points."
-        in found.numbers
-    )
+    assert f"-0.200 against -0.010 nats of log-probability ({hits} of 1); a set as active in the class" in found.numbers
+    assert "whatever its AAPE: -7.0 points; the same neurons at their mean in place of 0: -1.5 points." in found.numbers
     assert "untrained: nothing to test" in found.numbers and "as well" not in found.numbers
     assert found.table is not None
     ours, theirs = found.table.to_dict("records")
@@ -160,11 +149,7 @@ def test_report_gallery_and_readme(study: Study, tmp_path: Path, monkeypatch: py
     page = (tmp_path / "index.html").read_text()
     assert "Not music." in page and "chance.png" in page and "no neurons" in page
     report.write_gallery(study)
-    assert {p.name for p in (root / "gallery" / "songs").iterdir()} >= {
-        "README.md",
-        "chance.png",
-        "summary.md",
-    }
+    assert {p.name for p in (root / "gallery" / "songs").iterdir()} >= {"README.md", "chance.png", "summary.md"}
     readme = root / "README.md"
     readme.write_text("Before\n")
     with pytest.raises(ValueError, match="no place for the results: expected <!-- results of songs -->"):

@@ -66,9 +66,7 @@ def test_names_that_are_not_there():
         common.load_task(study, "esc5O")
     with pytest.raises(ValueError, match="no model 'm2d'"):
         common.load_encoder(study, "m2d")
-    with pytest.raises(
-        FileNotFoundError, match="no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"
-    ):
+    with pytest.raises(FileNotFoundError, match="no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"):
         load_study("papre")
 
 
@@ -98,8 +96,6 @@ def test_paths(monkeypatch: pytest.MonkeyPatch):
 
 def test_unknown_notebook_parameters():
     known = "study model"
-    common.check_parameters(
-        {"study": "miniature", "model": "M2D", "_private": 3, "In": [], "common": common}, known
-    )
+    common.check_parameters({"study": "miniature", "model": "M2D", "_private": 3, "In": [], "common": common}, known)
     with pytest.raises(ValueError, match="unknown parameter 'studdy'; did you mean 'study'"):
         common.check_parameters({"study": "miniature", "studdy": "paper"}, known)

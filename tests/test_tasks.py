@@ -10,8 +10,7 @@ import soundfile
 from conftest import make_task, write_clips
 from scipy.signal import correlate
 
-from aape.tasks import BadClip, from_metadata
-from aape.tasks.metadata import cache_dir
+from aape.task import BadClip, cache_dir, from_metadata
 
 
 def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav"), **options):
@@ -25,9 +24,7 @@ def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav")
 
 def test_evar_format_keeps_the_order_and_sorts_classes_as_evar_does(tmp_path: Path):
     task = task_of(
-        tmp_path,
-        "file_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n",
-        ("a.wav", "b.wav", "c.wav"),
+        tmp_path, "file_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n", ("a.wav", "b.wav", "c.wav")
     )
     assert task.files == ("b.wav", "a.wav", "c.wav")
     assert task.classes == ("9", "10")  # numbers sort as numbers
@@ -47,9 +44,7 @@ def test_esc50s_own_layout_is_recognised(tmp_path: Path):
 def test_real_esc50(esc50: Path):
     task = from_metadata(esc50 / "meta/esc50.csv", esc50 / "audio", clip_seconds=5.0, name="esc50")
     assert len(task) == 2000 and len(task.classes) == 50 and len(set(task.groups)) == 1524
-    assert task.classes == tuple(sorted(task.classes)) and set(task.splits) == {
-        f"fold{i}" for i in range(1, 6)
-    }
+    assert task.classes == tuple(sorted(task.classes)) and set(task.splits) == {f"fold{i}" for i in range(1, 6)}
     wave, valid = task.read(7, 16000)
     assert wave.shape == (80000,) and valid == 80000 and wave.dtype == np.float32
 
@@ -74,9 +69,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     wave, valid = task.read(0, 16000)
     expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000) * 0.25  # mean of a tone and silence
     assert abs(valid - 16000) <= 1
-    likeness = (
-        correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()
-    )  # codecs shift in time
+    likeness = correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()  # codecs shift in time
     assert likeness == pytest.approx(1.0, abs=0.05)
     cached = list((cache_dir() / "resampled").rglob("*.npy"))
     assert cached
@@ -121,9 +114,7 @@ def test_missing_metadata_folder_and_files(tmp_path: Path):
 def test_a_class_missing_from_a_split_is_said(tmp_path: Path):
     with pytest.warns(UserWarning, match="no clip in a split: y in train"):
         task_of(
-            tmp_path,
-            "file_name,label,split\na.wav,x,train\nb.wav,x,test\nc.wav,y,test\n",
-            ("a.wav", "b.wav", "c.wav"),
+            tmp_path, "file_name,label,split\na.wav,x,train\nb.wav,x,test\nc.wav,y,test\n", ("a.wav", "b.wav", "c.wav")
         )
 
 

@@ -23,13 +23,10 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from aape.artifacts import sha256_of
-from aape.encoders.base import Encoder, Stages
+from aape.encoder import Encoder, Stages
+from aape.files import sha256_of
 
-NORM_STATS = (
-    -7.1,
-    4.2,
-)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
+NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
 _FRONT_ENDS = {  # sample rate, Hz -> n_fft and window, hop (samples), lowest and highest frequency (Hz)  (M2D)
     16000: (400, 160, 50, 8000),
     32000: (800, 320, 50, 16000),
@@ -200,19 +197,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             # Full M2D checkpoints carry the training script's arguments beside the weights.
-            with torch.serialization.safe_globals(
-                [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-            ):
+            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-    ) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely: {str(error)[:300]} "
             "Expected a torch or safetensors file of tensors; a damaged download should be fetched again."
@@ -321,11 +308,7 @@ def load(
         missing = sorted(set(wanted) - set(tensors))
         odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
         if missing or odd:
-            found = (
-                f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}"
-                if odd
-                else ""
-            )
+            found = f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
             raise ValueError(
                 f"{path} is not a whole encoder of width {shape['width']} and depth {shape['depth']}: "
                 f"{len(missing)} tensors missing ({', '.join(missing[:3])}) {found}"

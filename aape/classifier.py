@@ -1,0 +1,248 @@
+"""The classifier of the deactivation experiment: standardised clip embeddings, one linear layer, scikit-learn.
+
+It is fitted on the train split, its regularisation chosen on the validation split, and it is tested on the test split.
+Five-fold tasks give one classifier a fold, so that each clip is tested exactly once, by a classifier that has not seen
+its fold; there the regularisation is chosen on one of the four training folds, and the classifier then fitted on all
+four. `refits` repeats the fit on bootstrapped training groups, which says how much of a difference is the
+classifier's own.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
+_ATTEMPTS = 100  # to draw bootstrapped groups in which no class is missing
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Which clips train, choose and test one classifier, as indices into the clips.
+
+    `fit` is what the final classifier sees: the train split, or all training folds.
+    """
+
+    name: str
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    fit: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A fitted linear classifier.
+
+    Attributes:
+        classes: names, in the order of the columns of its output.
+        dim: length of the embeddings that it takes.
+        strength: the inverse regularisation that did best on the validation clips.
+        pipeline: scikit-learn's.
+    """
+
+    classes: tuple[str, ...]
+    dim: int
+    strength: float
+    pipeline: Pipeline
+
+    def log_probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings [clips, dim] -> natural log of the class probabilities, float64 [clips, classes].
+
+        Raises:
+            ValueError: embeddings of another size, or not finite.
+        """
+        embeddings = np.asarray(embeddings)
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(
+                f"the classifier was trained on embeddings of {self.dim} numbers, found {list(embeddings.shape)}: "
+                "it belongs to another encoder. Train it on this encoder's artifacts."
+            )
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings hold values that are not finite; expected numbers")
+        return self.pipeline.predict_log_proba(embeddings.astype(np.float64))
+
+    def require_classes(self, classes: Sequence[str]) -> None:
+        """Raises ValueError unless these are the classes it was trained for, in the same order."""
+        if tuple(classes) != self.classes:
+            odd = sorted(set(classes) ^ set(self.classes))
+            raise ValueError(
+                f"the classifier knows {len(self.classes)} classes, the task has {len(classes)}"
+                + (f"; not in both: {', '.join(odd[:5])}" if odd else ", the same in another order")
+                + ". Train the classifier on this task's artifacts."
+            )
+
+
+def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[Fold]:
+    """Train / valid / test as one fold; fold1, fold2, ... as one fold each, every clip tested exactly once.
+
+    Args:
+        splits: of each clip, "train", "valid", "test" (valid may be missing: a fifth of train stands in), or "fold1"...
+        labels: class index of each clip.
+        classes: names.
+
+    Raises:
+        ValueError: neither kind of splits, fewer than three folds, or a class without a clip to train or test on.
+    """
+    splits, labels = np.asarray(splits), np.asarray(labels)
+    names = set(splits.tolist())
+    found: list[Fold] = []
+    if names and all(re.fullmatch(r"fold\d+", name) for name in names):
+        ordered = sorted(names, key=lambda name: int(name[4:]))
+        if len(ordered) < 3:
+            raise ValueError(f"cross-validation needs at least 3 folds, found {', '.join(ordered)}")
+        for position, name in enumerate(ordered):
+            choosing = ordered[(position + 1) % len(ordered)]
+            test, valid = np.flatnonzero(splits == name), np.flatnonzero(splits == choosing)
+            train = np.flatnonzero((splits != name) & (splits != choosing))
+            found.append(Fold(name, train, valid, test, np.sort(np.concatenate([train, valid]))))
+    elif {"train", "test"} <= names <= {"train", "valid", "test"}:
+        train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
+        fit, valid = train, np.flatnonzero(splits == "valid")
+        if not len(valid):
+            valid = np.concatenate([train[labels[train] == c][::5] for c in range(len(classes))])
+            train = np.setdiff1d(train, valid)
+        found.append(Fold("test", train, valid, test, fit))
+    else:
+        raise ValueError(
+            f"splits must be train, valid and test, or fold1, fold2, ...; found {', '.join(sorted(names)) or 'none'}"
+        )
+    for fold in found:
+        for role in ("train", "test"):
+            present = np.unique(labels[getattr(fold, role)])
+            lost = [c for i, c in enumerate(classes) if i not in set(present.tolist())]
+            if lost:
+                raise ValueError(
+                    f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {lost[0]!r}. Expected every "
+                    "class on both sides; take the class out of the metadata or collect the missing splits."
+                )
+    return found
+
+
+def _pipeline(
+    strength: float, embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> Pipeline:
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
+    # One BLAS thread: at these sizes two are several times slower, more so beside other work.
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        # Weak regularisation of separable classes has no optimum to converge to; validation decides between strengths.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return pipeline.fit(
+            embeddings.astype(np.float64),
+            labels,
+            standardscaler__sample_weight=weights,
+            logisticregression__sample_weight=weights,
+        )
+
+
+def fit(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    fold: Fold,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Classifier:
+    """Fit on a fold's training clips, with the regularisation of highest mean log-probability on its validation clips.
+
+    Args:
+        embeddings: of all clips, [clips, dim].
+        labels: class indices of all clips, [clips].
+        classes: names.
+        fold: which clips do what.
+        strengths: inverse regularisations to try; the smallest of equals wins.
+    """
+    best, chosen = -np.inf, strengths[0]
+    if len(strengths) > 1:
+        for strength in strengths:
+            tried = _pipeline(strength, embeddings[fold.train], labels[fold.train])
+            log_p = tried.predict_log_proba(embeddings[fold.valid].astype(np.float64))
+            columns = np.searchsorted(tried.classes_, labels[fold.valid])
+            value = float(log_p[np.arange(len(fold.valid)), columns].mean())
+            if value > best:
+                best, chosen = value, strength
+    final = _pipeline(chosen, embeddings[fold.fit], labels[fold.fit])
+    return Classifier(tuple(classes), embeddings.shape[1], chosen, final)
+
+
+def refits(
+    classifier: Classifier,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    fold: Fold,
+    *,
+    count: int,
+    seed: int,
+) -> list[Classifier]:
+    """The classifier fitted again, `count` times, on training groups drawn with replacement.
+
+    Clips of one group are drawn together. A draw in which a class is missing is drawn again.
+
+    Raises:
+        ValueError: no draw in 100 holds every class (a class from a single group, say).
+    """
+    rng = np.random.default_rng(seed)
+    names, of_clip = np.unique(np.asarray(groups)[fold.fit], return_inverse=True)
+    needed = set(labels[fold.fit].tolist())
+    again = []
+    for _ in range(count):
+        for _ in range(_ATTEMPTS):
+            weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of_clip].astype(float)
+            if set(labels[fold.fit][weights > 0].tolist()) == needed:
+                break
+        else:
+            raise ValueError(
+                f"{fold.name}: {_ATTEMPTS} bootstraps of {len(names)} training groups all lost a class; expected "
+                "classes that come from more than one group. Set refits to 0."
+            )
+        drawn = weights > 0
+        rows = fold.fit[drawn]
+        pipeline = _pipeline(classifier.strength, embeddings[rows], labels[rows], weights[drawn])
+        again.append(Classifier(classifier.classes, classifier.dim, classifier.strength, pipeline))
+    return again
+
+
+def scores(
+    log_probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], in_sample: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Accuracy (share) and mean log-probability of the true class (nats), a row per class and one for all.
+
+    Args:
+        log_probabilities: [clips, classes].
+        labels: class indices [clips].
+        classes: names.
+        in_sample: bool [clips], clips that the encoder itself was trained on. With any, a second set of rows holds
+            the other clips alone, and the column `part` tells "all" from "unseen by the encoder".
+    """
+    labels = np.asarray(labels)
+    seen = np.zeros(len(labels), dtype=bool) if in_sample is None else np.asarray(in_sample, dtype=bool)
+    right = log_probabilities.argmax(axis=1) == labels
+    truth = log_probabilities[np.arange(len(labels)), labels]
+    parts = {"all": np.ones(len(labels), dtype=bool)}
+    if seen.any():
+        parts["unseen by the encoder"] = ~seen
+    rows = []
+    for part, chosen in parts.items():
+        for name, mine in [("all classes", chosen)] + [(c, chosen & (labels == i)) for i, c in enumerate(classes)]:
+            rows.append(
+                {
+                    "class": name,
+                    "part": part,
+                    "clips": int(mine.sum()),
+                    "in_sample": int((mine & seen).sum()),
+                    "accuracy": float(right[mine].mean()) if mine.any() else np.nan,
+                    "log_probability": float(truth[mine].mean()) if mine.any() else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""What goes into an EVAR clone, and EVAR's own models and tasks as Encoder and Task."""

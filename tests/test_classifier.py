@@ -1,0 +1,146 @@
+"""The linear classifier: splits, choice of regularisation, each clip tested once, refits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aape.classifier import Classifier, Fold, fit, folds, refits, scores
+
+CLASSES = ("a", "b", "c")
+
+
+def blobs(clips: int = 150, dim: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three Gaussian classes that overlap a little, in float32."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(clips) % 3
+    return (rng.normal(size=(clips, dim)) + 2 * np.eye(3, dim)[labels]).astype(np.float32), labels
+
+
+def test_five_folds_test_each_clip_once_and_never_train_on_it() -> None:
+    _, labels = blobs()
+    splits = [f"fold{1 + i // 30}" for i in range(150)]
+    found = folds(splits, labels, CLASSES)
+    assert [fold.name for fold in found] == ["fold1", "fold2", "fold3", "fold4", "fold5"]
+    tested = np.concatenate([fold.test for fold in found])
+    assert sorted(tested.tolist()) == list(range(150))
+    for fold in found:
+        assert not set(fold.test) & (set(fold.fit) | set(fold.valid) | set(fold.train))
+        assert set(fold.fit) == set(fold.train) | set(fold.valid) and len(fold.fit) == 120
+        assert len(set(np.asarray(splits)[fold.valid])) == 1
+
+
+def test_train_valid_test() -> None:
+    _, labels = blobs()
+    splits = np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
+    (fold,) = folds(splits, labels, CLASSES)
+    assert fold.fit.tolist() == fold.train.tolist() == list(range(90))
+    assert fold.valid.tolist() == list(range(90, 120)) and fold.test.tolist() == list(range(120, 150))
+
+
+def test_without_a_valid_split_a_part_of_train_chooses() -> None:
+    _, labels = blobs()
+    (fold,) = folds(np.array(["train"] * 90 + ["test"] * 60), labels, CLASSES)
+    assert len(fold.fit) == 90 and set(fold.fit) == set(fold.train) | set(fold.valid)
+    assert np.bincount(labels[fold.valid]).tolist() == [6, 6, 6] and not set(fold.train) & set(fold.valid)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["train"] * 149 + ["dev"], "found dev, train"),
+        (["fold1"] * 75 + ["fold2"] * 75, "at least 3 folds"),
+        (["train"] * 149 + ["test"], r"2 class\(es\) have no clip to test on, e.g. 'a'"),
+        (["test"] * 148 + ["train"] * 2, "no clip to train on"),
+    ],
+)
+def test_splits_that_cannot_work(splits: list[str], message: str) -> None:
+    _, labels = blobs()
+    with pytest.raises(ValueError, match=message):
+        folds(splits, labels, CLASSES)
+
+
+def test_learns_and_reports_by_class() -> None:
+    embeddings, labels = blobs(450)
+    (fold,) = folds(np.array(["train"] * 300 + ["valid"] * 60 + ["test"] * 90), labels, CLASSES)
+    classifier = fit(embeddings, labels, CLASSES, fold)
+    log_p = classifier.log_probabilities(embeddings[fold.test])
+    np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1)
+    table = scores(log_p, labels[fold.test], CLASSES)
+    assert table["class"].tolist() == ["all classes", "a", "b", "c"]
+    assert table["clips"].tolist() == [90, 30, 30, 30]
+    assert 0.75 < table.accuracy[0] < 1
+    assert table.accuracy[0] == pytest.approx(table.accuracy[1:].mean())
+    by_hand = [log_p[i, 1] for i in range(90) if labels[fold.test][i] == 1]
+    assert table.log_probability[2] == pytest.approx(np.mean(by_hand))
+
+
+def test_regularisation_is_chosen_on_valid() -> None:
+    """Labels of noise: only strong regularisation keeps the log-probability near chance."""
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.normal(size=(150, 40)).astype(np.float32), np.arange(150) % 3
+    (fold,) = folds(np.array(["train"] * 60 + ["valid"] * 60 + ["test"] * 30), labels, CLASSES)
+    assert fit(embeddings, labels, CLASSES, fold).strength == 1e-4
+    assert fit(embeddings, labels, CLASSES, fold, strengths=[1.0]).strength == 1.0
+
+
+def test_scale_of_an_embedding_does_not_matter() -> None:
+    embeddings, labels = blobs()
+    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    scaled = (embeddings * np.float32(1024) + np.float32(8)).astype(np.float32)
+    a = fit(embeddings, labels, CLASSES, fold, strengths=[0.01]).log_probabilities(embeddings[fold.test])
+    b = fit(scaled, labels, CLASSES, fold, strengths=[0.01]).log_probabilities(scaled[fold.test])
+    np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_in_sample_clips_are_set_apart() -> None:
+    log_p = np.log(np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]]))
+    labels = np.array([0, 0, 1, 1])
+    table = scores(log_p, labels, ("a", "b"), in_sample=np.array([False, True, True, False]))
+    assert table.part.tolist() == ["all"] * 3 + ["unseen by the encoder"] * 3
+    assert table.in_sample.tolist() == [2, 1, 1, 0, 0, 0]
+    assert table.accuracy.tolist() == [0.5, 0.5, 0.5, 1.0, 1.0, 1.0]
+    assert (scores(log_p, labels, ("a", "b")).part == "all").all()
+
+
+def test_other_embeddings_and_other_classes_are_refused() -> None:
+    embeddings, labels = blobs()
+    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    classifier = fit(embeddings, labels, CLASSES, fold, strengths=[0.1])
+    with pytest.raises(ValueError, match="embeddings of 6 numbers, found \\[150, 5\\]"):
+        classifier.log_probabilities(embeddings[:, :5])
+    broken = embeddings.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        classifier.log_probabilities(broken)
+    classifier.require_classes(CLASSES)
+    with pytest.raises(ValueError, match="not in both: c, d"):
+        classifier.require_classes(("a", "b", "d"))
+    with pytest.raises(ValueError, match="another order"):
+        classifier.require_classes(("b", "a", "c"))
+
+
+def test_refits_draw_whole_groups_by_seed() -> None:
+    embeddings, labels = blobs()
+    groups = np.array([f"g{i // 6}" for i in range(150)])
+    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    classifier = fit(embeddings, labels, CLASSES, fold, strengths=[0.1])
+    first, second = (refits(classifier, embeddings, labels, groups, fold, count=3, seed=5) for _ in range(2))
+    outputs = [again.log_probabilities(embeddings[fold.test]) for again in first]
+    for ours, theirs in zip(outputs, second, strict=True):
+        assert np.array_equal(ours, theirs.log_probabilities(embeddings[fold.test]))
+    assert not np.allclose(outputs[0], outputs[1])
+    # One group a class: every bootstrap but few loses a class; a single group for all is never drawn apart.
+    alone = refits(classifier, embeddings, labels, ["all"] * 150, fold, count=1, seed=0)[0]
+    same = classifier.log_probabilities(embeddings[fold.test])
+    np.testing.assert_allclose(alone.log_probabilities(embeddings[fold.test]), same, atol=1e-6)
+
+
+def test_refits_that_always_lose_a_class() -> None:
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 30
+    names = [str(i) for i in range(30)]
+    fold = Fold("test", np.arange(30), np.arange(30), np.arange(30, 60), np.arange(30))
+    classifier = Classifier(tuple(names), 3, 1.0, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="all lost a class"):
+        refits(classifier, embeddings, labels, [str(i) for i in range(60)], fold, count=1, seed=0)

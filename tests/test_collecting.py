@@ -1,0 +1,386 @@
+"""The collecting pass: right numbers, same bytes, no work lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import REPOSITORY, make_task, make_toy
+
+import aape.collecting as collecting
+from aape.artifacts import load_artifacts
+from aape.collecting import collect
+from aape.counting import hooked
+from aape.task import BadClip, from_metadata
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def literal_counts(encoder, task):
+    """Every activation kept, clip by clip, then compared with zero: the slow way."""
+    counts = np.zeros((len(task), 3, 8), dtype=int)
+    padding = np.zeros_like(counts)
+    tokens = np.zeros(len(task), dtype=int)
+    for clip in range(len(task)):
+        wave, valid = task.read(clip, encoder.sample_rate)
+        kept: dict[int, np.ndarray] = {}
+        with (
+            hooked(encoder, encoder.layers, lambda i, x, kept=kept: kept.__setitem__(i, x[0].numpy())),
+            torch.no_grad(),
+        ):
+            encoder.embed(torch.from_numpy(wave)[None])
+        for layer, values in kept.items():
+            for token, row in enumerate(values):
+                counts[clip, layer] += row > 0
+                if token * 100 >= valid:
+                    padding[clip, layer] += row > 0
+        tokens[clip] = len(kept[0])
+    return counts, padding, tokens
+
+
+def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
+    artifacts = collect(toy, task, tmp_path / "noise_analysis", batch_size=5)
+    counts, padding, tokens = literal_counts(toy, task)
+    assert np.array_equal(artifacts.counts, counts) and artifacts.counts.dtype == np.uint8
+    assert np.array_equal(artifacts.padding_counts, padding) and padding.any()
+    assert np.array_equal(artifacts.tokens, tokens)
+    for c in range(3):
+        mine = task.labels == c
+        expected = counts[mine].sum(axis=0) / tokens[mine].sum()
+        assert np.allclose(artifacts.probabilities()[:, :, c], expected, atol=0, rtol=1e-15)
+        assert np.array_equal(artifacts.over_zero[:, :, c].numpy(), expected.astype(np.float32))
+    assert (artifacts.path / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
+    assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(task.groups)
+    assert list(artifacts.features) == list(artifacts.gts) == [f"fold{i}" for i in range(1, 6)]
+    with torch.no_grad():
+        for clip in (0, 7, 23):
+            wave, _ = task.read(clip, 1000)
+            ours = artifacts.embeddings()[clip]
+            assert np.allclose(ours, toy.embed(torch.from_numpy(wave)[None])[0], atol=1e-6)
+    fold2 = np.asarray(task.splits) == "fold2"
+    assert artifacts.gts["fold2"].tolist() == task.labels[fold2].tolist()
+    by_fold = artifacts.probabilities(split=["fold2", "fold3"], classes={"both": ["class0", "class2"]})
+    rows = np.isin(task.splits, ["fold2", "fold3"]) & (task.labels != 1)
+    assert np.allclose(by_fold[:, :, 0], counts[rows].sum(axis=0) / tokens[rows].sum())
+    sound = artifacts.probabilities(padding=False)
+    mine = task.labels == 0
+    active = (counts - padding)[mine].sum(axis=0)
+    assert np.allclose(sound[:, :, 0], active / (tokens - artifacts.padding_tokens)[mine].sum())
+
+
+def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(tmp_path: Path, toy, task):
+    first = collect(toy, task, tmp_path / "a", batch_size=7)
+    second = collect(toy, task, tmp_path / "b", batch_size=7)
+    assert contents(first.path) == contents(second.path)
+    third = collect(toy, task, tmp_path / "elsewhere" / "c", batch_size=24)
+    differ = np.argwhere(np.asarray(third.counts) != np.asarray(first.counts))
+    for clip, layer, neuron in differ:
+        wave, _ = task.read(int(clip), 1000)
+        seen = {}
+        with hooked(toy, toy.layers, lambda i, x: seen.__setitem__(i, x)), torch.no_grad():  # noqa: B023
+            toy.embed(torch.from_numpy(wave)[None])
+        assert seen[layer][0, :, neuron].abs().min() <= 1e-5
+
+
+def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, monkeypatch):
+    out = tmp_path / "out"
+    collect(toy, task, out, batch_size=8)
+    before = contents(out)
+    monkeypatch.setattr(collecting, "count_batch", None)  # any attempt to compute would fail
+    assert collect(toy, task, out).has_counts
+    assert collect(toy, task, out, batch_size=3).has_counts  # of a finished run the batch size no longer matters
+    with pytest.raises(ValueError, match="weights is 'toy-0' there and 'toy-1' here"):
+        collect(make_toy(1), task, out)
+    with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
+        collect(toy, task, out, splits=["fold1"])
+    wave = np.zeros(700, dtype=np.float32)
+    soundfile.write(task.audio_dir / task.files[3], wave, 1000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="data is '[0-9a-f]{64}' there"):
+        collect(toy, task, out)
+    assert contents(out) == before
+
+
+def test_the_folder_of_another_tool_is_not_touched(tmp_path: Path, toy, task):
+    out = tmp_path / "foreign"
+    out.mkdir()
+    torch.save(torch.zeros(1, 1, 1), out / "over_zero.pt")
+    before = contents(out)
+    with pytest.raises(ValueError, match="artifacts of another tool"):
+        collect(toy, task, out)
+    assert contents(out) == before
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from conftest import make_toy
+from aape.task import from_metadata
+import aape.collecting as collecting
+real, seen = collecting.count_batch, []
+def count_batch(*arguments):
+    seen.append(1)
+    if len(seen) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+collecting.count_batch = count_batch
+task = from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise")
+collecting.collect(make_toy(), task, {out!r}, batch_size=4, keep_clips={keep})
+"""
+
+
+@pytest.mark.parametrize("keep", [None, 9])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, monkeypatch, keep: int | None):
+    whole = collect(toy, task, tmp_path / "x" / "whole", batch_size=4, keep_clips=keep)
+    out = tmp_path / "y" / "killed"
+    script = KILLED.format(
+        tests=str(REPOSITORY / "tests"),
+        root=str(REPOSITORY),
+        csv=str(task.metadata),
+        audio=str(task.audio_dir),
+        out=str(out),
+        keep=keep,
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    batches = sorted((out / ".partial").glob("batch-*.npz"))
+    assert len(batches) == 3 and not (out / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match="cut off: call it again"):
+        load_artifacts(out)
+    with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
+        collect(toy, task, out, batch_size=6, keep_clips=keep)
+    with pytest.raises(ValueError, match="weights is 'toy-0' there and 'toy-1' here"):
+        collect(make_toy(1), task, out, keep_clips=keep)
+    heard = []
+    real = collecting.count_batch
+    monkeypatch.setattr(collecting, "count_batch", lambda *a: heard.append(1) or real(*a))
+    resumed = collect(toy, task, out, keep_clips=keep)  # adopts the unfinished run's batch size
+    if keep is None:
+        assert len(heard) == 3  # of 6 batches, 3 were there
+    assert contents(resumed.path) == contents(whole.path)
+    assert not (out / ".partial").exists()
+
+
+def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, task):
+    whole = collect(toy, task, tmp_path / "x" / "whole", batch_size=4)
+    some = collect(toy, task, tmp_path / "y" / "some", batch_size=4, keep_clips=9, seed=5)
+    assert torch.equal(whole.over_zero, some.over_zero)
+    kept = some.manifest["kept_clips"]
+    assert len(kept) == 9 and np.array_equal(some.counts, whole.counts[kept])
+    with pytest.raises(ValueError, match="9 clips only were kept"):
+        some.probabilities()
+
+
+def test_chosen_layers_and_splits(tmp_path: Path, toy, task):
+    whole = collect(toy, task, tmp_path / "x" / "whole")
+    some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
+    rows = np.isin(task.splits, ["fold1", "fold2", "fold3"])
+    assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
+    for bad, message in (
+        ({"layers": ["nope"]}, "no layer 'nope'"),
+        ({"splits": ["fold9"]}, "no split 'fold9'"),
+        ({"splits": "fold1"}, "lists of names"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"device": "cuda"} if not torch.cuda.is_available() else {"keep_clips": -1}, "CUDA|keep_clips"),
+        ({"on_bad_clip": "maybe"}, "'stop' or 'skip'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collect(toy, task, tmp_path / "z", **bad)
+
+
+def test_a_class_without_a_clip_in_the_chosen_splits(tmp_path: Path, toy):
+    task = make_task(tmp_path / "data", 6)
+    with pytest.raises(ValueError, match="class 'class1' of noise has no clip in fold1"):
+        collect(toy, task, tmp_path / "out", splits=["fold1"])
+
+
+def test_clips_longer_than_the_encoder_takes(tmp_path: Path, toy):
+    task = make_task(tmp_path / "data", 6, seconds=1.2)
+    with pytest.raises(ValueError, match=r"clips of noise last 1.2 s, toy takes at most 1.0 s"):
+        collect(toy, task, tmp_path / "out")
+    chunked = make_toy(chunks=True)
+    assert collect(chunked, task, tmp_path / "out").tokens.tolist() == [12] * 6
+
+
+def test_a_bad_clip_stops_the_run_and_keeps_its_work_or_is_skipped(tmp_path: Path, toy, task):
+    (task.audio_dir / task.files[13]).write_bytes(b"not audio")
+    out = tmp_path / "out"
+    with pytest.raises(BadClip, match=f"{task.files[13]}.*computed is kept.*on_bad_clip='skip'"):
+        collect(toy, task, out, batch_size=4)
+    assert len(list((out / ".partial").glob("batch-*.npz"))) == 3
+    skipped = collect(toy, task, tmp_path / "other" / "out", batch_size=4, on_bad_clip="skip")
+    assert [s["file"] for s in skipped.manifest["skipped"]] == [task.files[13]]
+    assert len(skipped.files) == 23 and task.files[13] not in skipped.files
+    good = [i for i in range(24) if i != 13]
+    counts, *_ = literal_counts(toy, from_subset(task, good))
+    assert np.array_equal(skipped.counts, counts)
+
+
+def from_subset(task, rows):
+    lines = task.metadata.read_text().splitlines()
+    path = task.metadata.with_name("subset.csv")
+    path.write_text("\n".join([lines[0]] + [lines[1 + r] for r in rows]) + "\n")
+    return from_metadata(path, task.audio_dir, clip_seconds=task.clip_seconds, name=task.name)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
+    out = tmp_path / "out"
+    real, writes = np.savez, []
+
+    def savez(file, **arrays):
+        writes.append(1)
+        if len(writes) == 4:
+            file.write(b"half a fi")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(OSError, match="No space left"):
+        collect(toy, task, out, batch_size=4)
+    names = sorted(p.name for p in (out / ".partial").iterdir())
+    assert names == ["batch-000000.npz", "batch-000001.npz", "batch-000002.npz", "settings.json"]
+    monkeypatch.undo()
+    whole = collect(toy, task, tmp_path / "w" / "whole", batch_size=4)
+    assert contents(collect(toy, task, out).path) == contents(whole.path)
+
+
+def test_a_damaged_batch_is_named_and_computed_anew(tmp_path: Path, toy, task, monkeypatch):
+    out = tmp_path / "out"
+    real = collecting._merge
+    monkeypatch.setattr(collecting, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        collect(toy, task, out, batch_size=4)
+    monkeypatch.setattr(collecting, "_merge", real)
+    batch = out / ".partial" / "batch-000002.npz"
+    batch.write_bytes(batch.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"batch-000002.npz was damaged.*call again"):
+        collect(toy, task, out)
+    assert len(collect(toy, task, out).files) == 24
+
+
+def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, monkeypatch):
+    lines = task.metadata.read_text().splitlines()
+    rows = [line.replace("class2", "class0") for line in reversed(lines[1:]) if "g5" not in line]
+    csv = task.metadata.with_name("coarse.csv")
+    csv.write_text("\n".join([lines[0], *rows]) + "\n")
+    coarse = from_metadata(csv, task.audio_dir, clip_seconds=1.0, name="coarse")
+    alone = collect(toy, coarse, tmp_path / "alone" / "coarse_analysis", batch_size=24)
+    collect(toy, task, tmp_path / "both" / "noise_analysis", batch_size=24)
+    monkeypatch.setattr(collecting, "count_batch", None)
+    shared = collect(toy, coarse, tmp_path / "both" / "coarse_analysis", batch_size=24)
+    assert shared.manifest["pass_of"] == "noise_analysis (task noise)"
+    assert np.array_equal(shared.counts, alone.counts) and torch.equal(shared.over_zero, alone.over_zero)
+    assert np.array_equal(shared.padding_counts, alone.padding_counts)
+    assert np.allclose(shared.embeddings(), alone.embeddings(), atol=1e-6)
+    assert shared.classes == ("class0", "class1")
+
+
+WORKER = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from conftest import make_toy
+from aape.task import from_metadata
+from aape.collecting import collect
+collect(make_toy(), from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise"), {out!r}, batch_size=4,
+        device="cpu", keep_clips={keep})
+"""
+
+
+@pytest.mark.parametrize("keep", [None, 9])
+def test_two_processes_give_the_bytes_of_one(tmp_path: Path, task, keep: int | None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for out, processes in (("one", 1), ("two", 2)):
+        script = tmp_path / f"{out}.py"
+        text = WORKER.format(
+            tests=str(REPOSITORY / "tests"),
+            root=str(REPOSITORY),
+            csv=str(task.metadata),
+            audio=str(task.audio_dir),
+            out=str(tmp_path / out / "noise"),
+            keep=keep,
+        )
+        script.write_text(text)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        ended = subprocess.run([*command, str(script)], capture_output=True, timeout=300, env=environment)
+        assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+    assert contents(tmp_path / "one" / "noise") == contents(tmp_path / "two" / "noise")
+
+
+def test_manifest_says_what_made_it(tmp_path: Path, toy, task):
+    manifest = collect(toy, task, tmp_path / "out").manifest
+    assert manifest["encoder"] == "toy" and manifest["weights"]["sha256"] == "toy-0"
+    assert (
+        manifest["precision"] == "float32" and manifest["group_column"] == "group" and manifest["padding"] == "counted"
+    )
+    assert {"torch", "numpy", "python"} <= set(manifest["versions"])
+    assert set(manifest["checksums"]) == {
+        "over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "padding_counts.npy",
+    }  # fmt: skip
+    text = json.dumps(manifest)
+    assert time.strftime("%Y-%m-%d") not in text  # bytes carry no time stamp
+
+
+class TestLoading:
+    """Artifacts that are not what they should be."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, toy, task) -> Path:
+        return collect(toy, task, tmp_path / "out", batch_size=8).path
+
+    @pytest.mark.parametrize("name", ["over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy"])
+    def test_edited_or_missing_files(self, folder: Path, name: str):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name} is not the file its manifest describes"):
+            load_artifacts(folder)
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=name):
+            load_artifacts(folder)
+
+    def test_a_manifest_that_is_none(self, folder: Path):
+        (folder / "manifest.json").write_text("{")
+        with pytest.raises(ValueError, match="is not a manifest"):
+            load_artifacts(folder)
+
+    def test_of_another_tool(self, folder: Path, tmp_path: Path):
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        for name in ("over_zero.pt", "classes.txt"):
+            shutil.copy(folder / name, foreign)
+        artifacts = load_artifacts(foreign)
+        assert artifacts.over_zero.shape == (3, 8, 3) and not artifacts.has_counts
+        with pytest.raises(ValueError, match="needs clip_counts.npy, which is not there"):
+            _ = artifacts.counts
+        with pytest.raises(ValueError, match="no manifest.json with clips"):
+            artifacts.probabilities()
+        assert "mean activation probability" in artifacts.summary().index
+        (foreign / "classes.txt").write_text("a\nb\n")
+        with pytest.raises(ValueError, match=r"\(3, 8, 3\), expected \[layers, neurons, 2\]"):
+            load_artifacts(foreign)
+        torch.save(torch.full((3, 8, 2), 1.5), foreign / "over_zero.pt")
+        with pytest.raises(ValueError, match="outside"):
+            load_artifacts(foreign)
+        (foreign / "over_zero.pt").write_bytes(b"junk")
+        with pytest.raises(ValueError, match="no whole file of tensors"):
+            load_artifacts(foreign)
+
+    def test_asking_for_what_is_not_there(self, folder: Path):
+        artifacts = load_artifacts(folder, verify=True)
+        with pytest.raises(ValueError, match="no split 'train'; it has fold1"):
+            artifacts.probabilities(split="train")
+        with pytest.raises(ValueError, match="'high' is to hold 'class9'"):
+            artifacts.probabilities(classes={"high": ["class9"]})
+        with pytest.raises(ValueError, match="class 'class1' has no clip among the 1 chosen"):
+            artifacts.probabilities(clips=np.array([0]))

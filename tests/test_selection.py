@@ -1,0 +1,256 @@
+"""AAPE and selection, against a slow literal implementation of the published procedure."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from aape.selection import entropy, select
+
+CLOSE = 1e-11  # nats; entropies nearer than this are a tie, whatever the order of summation
+
+
+# The published procedure, word by word, in Python numbers. Probabilities are exact fractions.
+
+
+def literal_entropy(p: list[Fraction]) -> float:
+    total = sum(p)
+    if total == 0:
+        return math.inf
+    return -sum(float(x / total) * math.log(x / total) for x in p if x > 0)
+
+
+def literal_select(p, rate, quantile, weak_filter):
+    """(threshold, eligible neurons, entropy by neuron, how many to keep) of p[layer][neuron][class]."""
+    neurons = [(layer, n) for layer in range(len(p)) for n in range(len(p[layer]))]
+    flat = sorted(x for layer, n in neurons for x in p[layer][n])
+    threshold = flat[max(round(quantile * len(flat)), 1) - 1]
+    entropy = {(layer, n): literal_entropy(p[layer][n]) for layer, n in neurons}
+    if weak_filter == "lape":
+        eligible = [(a, b) for a, b in neurons if any(x > threshold for x in p[a][b])]
+    else:
+        largest = sorted(max(p[a][b]) for a, b in neurons)
+        k = round(0.05 * len(neurons))
+        eligible = [(a, b) for a, b in neurons if k == 0 or max(p[a][b]) > largest[k - 1]]
+    eligible = [key for key in eligible if entropy[key] < math.inf]
+    return threshold, eligible, entropy, min(round(rate * len(neurons)), len(eligible))
+
+
+def check_against_literal(counts: np.ndarray, tokens: np.ndarray, rate=0.1, quantile=0.95, weak_filter="lape"):
+    """counts [L, N, C] of tokens [C]: the same neurons per class, up to which of the tied at the cut."""
+    p = counts / tokens
+    exact = [
+        [[Fraction(int(x), int(t)) for x, t in zip(row, tokens, strict=True)] for row in layer] for layer in counts
+    ]
+    threshold, eligible, entropy, keep = literal_select(exact, rate, quantile, weak_filter)
+    chosen = select(p, rate=rate, quantile=quantile, weak_filter=weak_filter)
+    assert chosen.threshold == float(threshold)
+    assert int(chosen.selected.sum()) == keep
+    selected = set(zip(*(axis.tolist() for axis in np.nonzero(chosen.selected)), strict=True))
+    assert selected <= set(eligible)
+    ranked = sorted(eligible, key=entropy.__getitem__)
+    if keep:
+        cut = entropy[ranked[keep - 1]]
+        below = {key for key in eligible if entropy[key] < cut - CLOSE}
+        tied = {key for key in eligible if abs(entropy[key] - cut) <= CLOSE}
+        assert below <= selected <= below | tied
+        # among the tied: first by layer, then by neuron
+        assert selected - below == set(sorted(tied)[: keep - len(below)])
+    for key in selected:
+        expected = [x > threshold for x in exact[key[0]][key[1]]]
+        assert chosen.members[key].tolist() == expected
+    assert not chosen.members[~chosen.selected].any()
+    for key, value in entropy.items():
+        assert chosen.entropy[key] == pytest.approx(value, abs=1e-12) or chosen.entropy[key] == value == math.inf
+
+
+def random_table(rng: np.random.Generator):
+    shape = (rng.integers(1, 4), rng.integers(3, 25), int(rng.choice([2, 3, 5, 10, 50])))
+    tokens = rng.integers(1, 10 ** rng.integers(1, 5), shape[2])
+    if rng.random() < 0.5:
+        tokens[:] = tokens[0]
+    counts = rng.binomial(tokens, rng.beta(0.3, 2, shape))
+    kind = rng.integers(6)
+    if kind == 1:  # dead neurons, and a dead layer
+        counts[rng.random(shape[:2]) < 0.4] = 0
+        counts[0] = 0
+    elif kind == 2:  # neurons active for one class only: all tie at entropy 0
+        only = rng.integers(shape[2], size=shape[:2])
+        counts *= np.arange(shape[2]) == only[..., None]
+    elif kind == 3:  # copies and permuted copies: ties
+        counts[:, 1::2] = counts[:, : 2 * (shape[1] // 2) : 2][..., ::-1]
+    elif kind == 4:  # few different values
+        counts = counts % 3
+    elif kind == 5:  # the same activity scaled: entropies equal on paper, rounded differently
+        tokens[:] = 840
+        counts = (np.arange(shape[2]) + 1) * rng.integers(0, 17, shape[:2])[..., None]
+    return np.minimum(counts, tokens), tokens
+
+
+@pytest.mark.parametrize("weak_filter", ["lape", "paper"])
+@pytest.mark.parametrize("seed", range(13))
+def test_equals_the_literal_procedure(seed, weak_filter):
+    rng = np.random.default_rng([seed, len(weak_filter)])
+    for _ in range(10):  # 2 x 13 x 10 tables
+        counts, tokens = random_table(rng)
+        check_against_literal(
+            counts, tokens, rng.choice([0.01, 0.1, 0.3, 1.0]), rng.choice([0.5, 0.9, 0.95, 1.0]), weak_filter
+        )
+
+
+def test_equals_the_literal_procedure_with_1251_classes_and_one_token():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 300, 1251)
+    check_against_literal(rng.binomial(tokens, rng.beta(0.3, 2, (2, 8, 1251))), tokens, rate=0.2)
+    check_against_literal(rng.integers(0, 2, (2, 12, 6)), np.ones(6, dtype=int), rate=0.2)  # one token
+
+
+def float32_reference(counts, tokens, rate, quantile):
+    """The same procedure in float32, as LAPE computes it. Returns p, threshold, entropy of the eligible."""
+    p = torch.from_numpy(counts).float() / torch.from_numpy(tokens).float()
+    q = torch.nan_to_num(p / p.sum(-1, keepdim=True))
+    entropy = -torch.where(q > 0, q * q.log(), torch.zeros_like(q)).sum(-1)
+    threshold = p.flatten().sort().values[round(quantile * p.numel()) - 1]
+    entropy[~(p > threshold).any(-1)] = torch.inf
+    return p.numpy(), float(threshold), entropy.numpy()
+
+
+def test_differs_from_float32_only_where_float32_cannot_tell():
+    """Where float32 rounds two values together, float64 may part them; nothing else may differ."""
+    rng = np.random.default_rng(5)
+    compared = 0
+    for _ in range(60):
+        counts, tokens = random_table(rng)
+        p, threshold, entropy = float32_reference(counts, tokens, 0.1, 0.95)
+        ours = select(counts / tokens, rate=0.1)
+        keep = round(0.1 * entropy.size)
+        if keep == 0:
+            continue
+        cut = np.sort(entropy, axis=None)[keep - 1]
+        sure = np.isfinite(entropy) & (entropy < cut - 1e-5)
+        ruled_out = entropy > cut + 1e-5
+        # a p that float32 cannot tell from the threshold may count in float64: then the neuron may be
+        # eligible here and not there, which moves the cut as well
+        blurred = (p == np.float32(threshold)) & (counts / tokens > ours.threshold)
+        if blurred.any():
+            continue
+        compared += 1
+        assert ours.selected[sure].all()
+        assert not ours.selected[ruled_out].any()
+        both = ours.selected & (entropy <= cut)
+        assert (ours.members[both] == (p > threshold)[both]).all()
+    assert compared >= 40
+
+
+def test_entropy_by_hand():
+    p = np.array([[[0.5, 0.5], [0.2, 0.0], [0.0, 0.0], [0.1, 0.3]]])  # one layer, four neurons, two classes
+    expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert entropy(p)[0].tolist() == pytest.approx([math.log(2), 0.0, math.inf, expected], abs=1e-15)
+
+
+def test_kinds_and_precision_of_the_input_do_not_matter():
+    p = np.random.default_rng(1).random((3, 40, 6)).astype(np.float32)
+    array, tensor = select(p, rate=0.1), select(torch.from_numpy(p), rate=0.1)
+    assert isinstance(array.members, np.ndarray) and isinstance(tensor.members, torch.Tensor)
+    assert tensor.members.dtype == torch.bool
+    assert np.array_equal(array.members, tensor.members.numpy())
+    assert torch.equal(tensor.neurons(2), torch.from_numpy(array.neurons(2)))
+    assert np.array_equal(select(p.astype(np.float64), rate=0.1).members, array.members)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu():
+    p = torch.from_numpy(np.random.default_rng(1).random((3, 400, 6)))
+    chosen = select(p.cuda(), rate=0.1)
+    assert chosen.members.device.type == "cuda"
+    assert torch.equal(chosen.members.cpu(), select(p, rate=0.1).members)
+
+
+def test_selection_reports_names_classes_without_neurons_and_its_table():
+    p = np.full((2, 50, 3), 0.01)
+    p[1, 7] = [0.9, 0.01, 0.01]
+    p[0, 3] = [0.01, 0.8, 0.01]
+    p[1, 2] = [0.02, 0.7, 0.9]
+    chosen = select(p, rate=0.03, quantile=0.985, classes=("dog", "rain", "7"), layers=("a", "b"))
+    assert chosen.neurons("dog").tolist() == [[1, 7]]
+    assert chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]
+    assert chosen.neurons("7").tolist() == [[1, 2]]  # a name, not an index
+    table = chosen.table()
+    assert table.columns.tolist() == ["layer", "neuron", "class", "p", "aape"]
+    assert table[["layer", "neuron", "class"]].to_numpy().tolist() == [
+        [0, 3, "rain"],
+        [1, 2, "rain"],
+        [1, 2, "7"],
+        [1, 7, "dog"],
+    ]
+    assert table.p.tolist() == [0.8, 0.7, 0.9, 0.9]
+    less = select(p, rate=0.01, quantile=0.985, classes=("dog", "rain", "7"))
+    assert less.neurons("7").shape == (0, 2)
+    assert less.coverage == pytest.approx(1 / 3)
+    assert less.per_class.tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="no class 'cat'.*dog"):
+        less.neurons("cat")
+    with pytest.raises(ValueError, match="no class with index 3"):
+        less.neurons(3)
+
+
+def test_ties_go_by_layer_then_neuron():
+    p = np.zeros((2, 20, 4))
+    p[:, 5:9] = [0.3, 0, 0, 0]  # eight neurons of entropy 0
+    chosen = select(p, rate=0.15, quantile=0.5)
+    assert np.argwhere(chosen.selected).tolist() == [[0, 5], [0, 6], [0, 7], [0, 8], [1, 5], [1, 6]]
+
+
+def test_edges_have_defined_results():
+    one_class = select(np.random.default_rng(0).random((2, 20, 1)), rate=0.1, quantile=0.5)
+    assert (one_class.entropy == 0).all() and one_class.selected.sum() == 4
+    equal = select(np.full((2, 20, 5), 0.3), rate=0.1)
+    assert not equal.members.any() and equal.coverage == 0
+    dead = select(np.zeros((2, 20, 5)), rate=1.0, weak_filter="paper")
+    assert not dead.selected.any() and np.isinf(dead.entropy).all()
+    half_dead = np.random.default_rng(0).random((2, 20, 5))
+    half_dead[0] = 0
+    assert not select(half_dead, rate=1.0, weak_filter="paper").selected[0].any()
+
+
+def test_the_paper_filter_drops_the_weakest_five_percent():
+    p = np.zeros((1, 100, 2))
+    p[0, :, 0] = np.linspace(0.01, 1, 100)  # all of entropy 0; the weakest come first in the rank
+    assert np.flatnonzero(select(p, rate=0.03, weak_filter="paper").selected[0]).tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (np.zeros((2, 3)), "shape \\(2, 3\\)"),
+        (np.zeros((2, 3, 0)), "none of them 0"),
+        (np.full((1, 2, 2), 7), "counts\\? divide"),
+        (np.array([[[0.1, np.nan, 0.2]]]), "class indices \\[1\\]"),
+        (np.full((1, 2, 2), -0.1), "\\[0, 1\\]"),
+    ],
+)
+def test_bad_probabilities_are_named(bad, words):
+    with pytest.raises(ValueError, match=words):
+        select(bad)
+    with pytest.raises(ValueError, match=words):
+        entropy(bad)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"rate": 0}, "rate"),
+        ({"rate": 1.1}, "rate"),
+        ({"quantile": -1}, "quantile"),
+        ({"weak_filter": "none"}, "lape, paper"),
+        ({"classes": ["a"]}, "expected 2 names, found 1"),
+        ({"classes": ["a", "a"]}, "not unique"),
+    ],
+)
+def test_bad_settings_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        select(np.full((1, 4, 2), 0.5), **settings)

@@ -1,0 +1,239 @@
+"""Silencing: what it does to a toy worked out by hand, to real encoder shapes, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aape.encoder import Encoder, from_module
+from aape.encoders.m2d import load
+from aape.silencing import embed_with_sets, hooks_left, mean_activations, neuron_set, require_effect, silenced
+
+
+class Toy(nn.Module):
+    """Two layers of three neurons by hand: wave [batch, 2] as two tokens of one number each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+        self.unused = nn.ReLU()
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        x = torch.stack((wave, -wave, wave + 1), dim=-1)  # [batch, tokens, 3]
+        x = self.act2(2 * self.act1(x))
+        return x.mean(dim=1)  # [batch, 3]
+
+
+def toy(pattern: str = "act*") -> Encoder:
+    module = Toy()
+    return from_module(module, activations=pattern, embed=module, sample_rate=2, clip_seconds=1.0, name="toy")
+
+
+@pytest.fixture(scope="module")
+def vit() -> Encoder:
+    """Four layers of 256 neurons; waves of 3 s make a chunk of 208 frames and a shorter one."""
+    return load("random", width=64, depth=4, input_size=(80, 208), seed=3)
+
+
+@pytest.fixture(scope="module")
+def wave() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (3, 48000)).astype(np.float32))
+
+
+def test_toy_by_hand() -> None:
+    encoder = toy()
+    wave = torch.tensor([[1.0, -3.0]])
+    assert encoder.embed(wave).tolist() == [[1.0, 3.0, 2.0]]  # 2 * relu(+-x, x + 1), mean over two tokens
+    with silenced(encoder, [[0, 1]]):
+        assert encoder.embed(wave).tolist() == [[1.0, 0.0, 2.0]]
+    with silenced(encoder, [[0, 0], [1, 2]], gain=0.5):
+        assert encoder.embed(wave).tolist() == [[0.5, 3.0, 1.0]]
+    with silenced(encoder, [[0, 0], [1, 2]], gain=2.0):
+        assert encoder.embed(wave).tolist() == [[2.0, 3.0, 4.0]]
+    with silenced(encoder, np.array([[1, 2], [0, 0]]), replace_by=[7.0, 5.0]):
+        assert encoder.embed(wave).tolist() == [[10.0, 3.0, 7.0]]
+    assert encoder.embed(wave).tolist() == [[1.0, 3.0, 2.0]]
+
+
+def test_gain_of_one_changes_no_bit(vit: Encoder, wave: torch.Tensor) -> None:
+    everything = np.argwhere(np.ones((4, 256), dtype=bool))
+    with torch.no_grad():
+        before = vit.embed(wave)
+        with silenced(vit, everything, gain=1.0):
+            assert torch.equal(vit.embed(wave), before)
+    for staged in (True, False):
+        one, intact = next(iter(embed_with_sets(vit, [wave], [neuron_set(vit, everything, 1.0), None], staged=staged)))
+        assert torch.equal(one, intact)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
+def test_no_hook_is_left_after_an_error(vit: Encoder, wave: torch.Tensor, error: type[BaseException]) -> None:
+    before, embedding = hooks_left(vit), vit.embed(wave)
+    with pytest.raises(error), silenced(vit, [[0, 1], [3, 4]]):
+        assert hooks_left(vit) != before
+        raise error
+    assert hooks_left(vit) == before
+    assert torch.equal(vit.embed(wave), embedding)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_no_hook_is_left_when_a_pass_fails_or_stops_half_way(
+    vit: Encoder, wave: torch.Tensor, staged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = hooks_left(vit)
+    sets = [neuron_set(vit, [[0, 1], [2, 4]]), neuron_set(vit, [[1, 3]])]
+    stream = embed_with_sets(vit, [wave, wave], sets, staged=staged)
+    next(stream)
+    assert hooks_left(vit) == before
+    stream.close()
+
+    def interrupted(_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(list(vit.stages.blocks)[3], "forward", interrupted)  # type: ignore[union-attr]
+    with pytest.raises(KeyboardInterrupt):
+        next(embed_with_sets(vit, [wave], sets, staged=staged))
+    assert hooks_left(vit) == before
+
+
+@pytest.mark.parametrize(
+    ("neurons", "options", "message"),
+    [
+        ([], {}, "empty"),
+        (np.zeros((0, 2), dtype=int), {}, "empty"),
+        ([[4, 0]], {}, "4 counted layers, indices 0 to 3"),
+        ([[-1, 0]], {}, r"neuron \[-1, 0\]"),
+        ([[0, 256]], {}, "256 neurons, indices 0 to 255"),
+        ([[1, 2], [0, 5], [1, 2]], {}, r"\[1, 2\] is in the set 2 times"),
+        ([1, 2, 3], {}, r"\[k, 2\]"),
+        ([[1, 2, 3]], {}, r"\[k, 2\]"),
+        ([[0.0, 1.0]], {}, "integers"),
+        (np.ones((4, 256), dtype=bool), {}, "integers"),
+        ([[0, 1]], {"gain": -0.5}, "0 or more"),
+        ([[0, 1]], {"gain": float("nan")}, "0 or more"),
+        ([[0, 1]], {"gain": 0.5, "replace_by": [1.0]}, "exclude"),
+        ([[0, 1]], {"replace_by": [1.0, 2.0]}, "one finite value for each of the 1"),
+        ([[0, 1]], {"replace_by": [float("inf")]}, "finite"),
+    ],
+)
+def test_bad_sets_are_refused(vit: Encoder, neurons: object, options: dict, message: str) -> None:
+    before = hooks_left(vit)
+    with pytest.raises(ValueError, match=message), silenced(vit, neurons, **options):  # type: ignore[arg-type]
+        pass
+    assert hooks_left(vit) == before
+
+
+def test_hooks_before_the_activation_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    with pytest.warns(UserWarning, match="linear layers"):
+        encoder = from_module(module, activations="0", embed=module, sample_rate=2, clip_seconds=1.0, name="early")
+    with pytest.raises(ValueError, match="before the activation"), silenced(encoder, [[0, 0]]):
+        pass
+
+
+def test_a_layer_that_never_runs_is_not_passed_over_in_silence() -> None:
+    with pytest.raises(ValueError, match="unused"), silenced(toy("*"), [[2, 0]]):
+        pass
+    encoder = toy()
+    encoder.embed(torch.ones(1, 2))
+    with pytest.warns(RuntimeWarning, match="did not run"), silenced(encoder, [[0, 0]]):
+        pass
+
+
+def test_require_effect() -> None:
+    encoder = toy()
+    wave = torch.tensor([[1.0, 3.0]])
+    dead, alive = (
+        next(iter(embed_with_sets(encoder, [wave], [None, neuron_set(encoder, [[0, neuron]])]))) for neuron in (1, 0)
+    )
+    assert require_effect(alive[0], alive[1], "neuron 0") == 4.0
+    with pytest.raises(RuntimeError, match=r"neuron 1.*1 clips"):
+        require_effect(dead[0], dead[1], "neuron 1")
+
+
+def some_sets(encoder: Encoder) -> list:
+    return [
+        neuron_set(encoder, [[2, 7], [3, 200]]),
+        None,
+        neuron_set(encoder, [[0, 0], [0, 255], [1, 3], [3, 9]]),
+        neuron_set(encoder, [[3, 1]], gain=2.0),
+        neuron_set(encoder, [[2, 7], [2, 5], [3, 3]], replace_by=[0.3, -0.1, 2.0]),
+        neuron_set(encoder, [[2, 7], [3, 200]], gain=0.25),
+        neuron_set(encoder, [[1, n] for n in range(0, 256, 2)]),
+    ]
+
+
+@pytest.mark.parametrize("projections", [True, False])
+def test_staged_equals_full_passes(vit: Encoder, wave: torch.Tensor, projections: bool) -> None:
+    """To 1e-6 of the largest value with projections, bit for bit without; both chunks of the wave take part."""
+    assert vit.stages is not None and vit.stages.projections is not None
+    encoder = vit if projections else replace(vit, stages=replace(vit.stages, projections=None))
+    sets = some_sets(encoder)
+    straight = []
+    with torch.no_grad():
+        for change in sets:
+            if change is None:
+                straight.append(encoder.embed(wave))
+            else:
+                with silenced(encoder, change.neurons, change.gain, change.replace_by):
+                    straight.append(encoder.embed(wave))
+    staged = next(iter(embed_with_sets(encoder, [wave], sets, staged=True)))
+    full = next(iter(embed_with_sets(encoder, [wave], sets, staged=False)))
+    assert staged.shape == (len(sets), *straight[0].shape)
+    for s, expected in enumerate(straight):
+        assert torch.equal(full[s], expected)
+        if projections:
+            assert (staged[s] - expected).abs().max() <= 1e-6 * expected.abs().max()
+        else:
+            assert torch.equal(staged[s], expected)
+        if sets[s] is not None:  # the comparison would not notice a set that does nothing
+            require_effect(straight[1], staged[s], f"set {s}")
+
+
+def test_lower_blocks_run_once_for_all_sets(vit: Encoder, wave: torch.Tensor) -> None:
+    calls = [0, 0, 0, 0]
+
+    def count(index: int) -> None:
+        calls[index] += 1
+
+    assert vit.stages is not None
+    handles = [
+        block.register_forward_hook(lambda *_, i=i: count(i))  # type: ignore[misc]
+        for i, block in enumerate(vit.stages.blocks)
+    ]
+    try:
+        sets = [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)]
+        next(iter(embed_with_sets(vit, [wave[:, :32000]], sets)))  # one chunk
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == [1, 1, 1, 5]  # layer 2 is corrected by its projection, not run again
+
+
+def test_stages_that_do_not_fit_are_refused(vit: Encoder, wave: torch.Tensor) -> None:
+    assert vit.stages is not None
+    short = replace(vit, stages=replace(vit.stages, blocks=list(vit.stages.blocks)[:3]))
+    with pytest.raises(ValueError, match="3 blocks for 4 counted layers"):
+        next(embed_with_sets(short, [wave], [None]))
+    with pytest.raises(ValueError, match="no stages"):
+        next(embed_with_sets(toy(), [wave], [None], staged=True))
+    with pytest.raises(ValueError, match="no sets"):
+        next(embed_with_sets(vit, [wave], []))
+    with pytest.raises(ValueError, match=r"\[batch, samples\]"):
+        next(embed_with_sets(vit, [wave[0]], [None]))
+
+
+def test_mean_activations() -> None:
+    encoder = toy()
+    waves = [torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])]
+    # act1: relu(x), relu(-x), relu(x + 1) over the tokens 1, -3, 2, 0, 0, 0; act2 doubles them
+    means = mean_activations(encoder, waves, [[1, 1], [0, 0], [0, 2]])
+    assert means.dtype == np.float32
+    np.testing.assert_allclose(means, [6 / 6, 3 / 6, 8 / 6], rtol=1e-6)
+    assert hooks_left(encoder) == {}
+    with pytest.raises(ValueError, match="at least one clip"):
+        mean_activations(encoder, [], [[0, 0]])
