@@ -1,4 +1,4 @@
-"""Hooks on an encoder's activations, and the counting of active tokens per clip while a batch goes through.
+"""The counting of active tokens per clip while a batch goes through.
 
 A neuron is *active* at a token when its activation is > 0. Counts are integers per clip, so everything later
 (conditional probabilities, permutations, subsets) is exact and needs no second pass.
@@ -6,43 +6,14 @@ A neuron is *active* at a token when its activation is > 0. Counts are integers 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aape.encoder import Encoder
-
-
-@contextlib.contextmanager
-def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """While the context lasts, call `see(layer index, output [batch, ..., neurons])` for every pass of a layer.
-
-    Leaves no hook behind, whatever ends the context.
-    """
-    handles = []
-    try:
-        for index, name in enumerate(layers):
-
-            def hook(_module: object, _inputs: object, output: object, index: int = index, name: str = name) -> None:
-                see(index, _tensor_of(output, name))
-
-            handles.append(encoder.activations[name].register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensor_of(output: object, layer: str) -> Tensor:
-    first = output[0] if isinstance(output, tuple) and output else output
-    if not isinstance(first, Tensor) or first.ndim < 2 or not first.is_floating_point():
-        found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise ValueError(f"layer {layer!r} gave {found}, expected a float tensor [batch, ..., neurons]")
-    return first
+from aape.encoder import Encoder, hooked
 
 
 def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -7,10 +7,11 @@ are counted, a function from waveform to clip embedding, and the sample rate it 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,39 @@ class Encoder:
         """Move the weights (in place, as torch modules do) and return self."""
         self.module.to(device)
         return self
+
+
+@contextlib.contextmanager
+def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor], Tensor | None]) -> Iterator[Encoder]:
+    """The one door for forward hooks: while the context lasts, every call of the named layers is shown to `see`.
+
+    Args:
+        encoder: the model.
+        layers: names of the layers to look at, of `encoder.layers`.
+        see: (place in `layers`, activations [batch, ..., neurons]) -> None, or a tensor that the model is given in
+            their place. The activations are the model's own: a change is made on a copy.
+
+    Yields:
+        The encoder. No hook stays behind, whatever ends the context.
+
+    Raises:
+        ValueError: (when the model runs) a layer's output is no float tensor [batch, ..., neurons].
+    """
+    with contextlib.ExitStack() as stack:
+        for place, name in enumerate(layers):
+
+            def hook(_module: object, _inputs: object, output: Any, place: int = place, name: str = name) -> Any:
+                first = output[0] if isinstance(output, tuple) and output else output
+                if not isinstance(first, Tensor) or first.ndim < 2 or not first.is_floating_point():
+                    found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+                    raise ValueError(f"layer {name!r} gave {found}, expected a float tensor [batch, ..., neurons]")
+                instead = see(place, first)
+                if instead is None:
+                    return None
+                return (instead, *output[1:]) if isinstance(output, tuple) else instead
+
+            stack.callback(encoder.activations[name].register_forward_hook(hook).remove)
+        yield encoder
 
 
 def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:

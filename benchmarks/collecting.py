@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 
 from aape.collecting import collect, read_clips
-from aape.counting import count_batch, hooked
-from aape.encoder import Encoder
+from aape.counting import count_batch
+from aape.encoder import Encoder, hooked
 from aape.encoders import m2d
 from aape.task import Task, from_metadata
 

@@ -21,7 +21,7 @@ from conftest import REPOSITORY, make_task, make_toy
 import aape.collecting as collecting
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
-from aape.counting import hooked
+from aape.encoder import hooked
 from aape.task import BadClip, from_metadata
 
 

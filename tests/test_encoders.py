@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from conftest import make_toy
 from torch import nn
 
-from aape.counting import count_active, count_batch, hooked, widths
-from aape.encoder import from_module
+from aape.counting import count_active, count_batch, widths
+from aape.encoder import from_module, hooked
 from aape.encoders import m2d
 
 SMALL = {"width": 64, "depth": 2}
@@ -81,6 +82,39 @@ def test_counting_leaves_no_hook_behind_even_after_an_error():
         assert all(m._forward_hooks for m in modules)
         raise KeyboardInterrupt
     assert all(not m._forward_hooks for m in modules)
+
+
+def test_what_a_hook_returns_takes_the_place_of_the_activations_and_of_the_first_of_a_tuple():
+    class Pair(nn.ReLU):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:  # type: ignore[override]
+            return super().forward(x), "kept"
+
+    toy = make_toy()
+    toy.module.layers[1].act = pair = Pair()
+
+    def forward(wave: torch.Tensor) -> torch.Tensor:
+        x = wave.unflatten(1, (-1, 100))
+        for i, layer in enumerate(toy.module.layers):
+            out = layer.act(layer.fc(x))
+            if i == 1:
+                assert out[1] == "kept"
+                out = out[0]
+            x = out
+        return x.mean(dim=1)
+
+    encoder = dataclasses.replace(toy, activations={**toy.activations, "layers.1.act": pair}, embed=forward)
+    wave = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    places: list[int] = []
+
+    def see(place: int, activations: torch.Tensor) -> torch.Tensor | None:
+        places.append(place)
+        return torch.zeros_like(activations) if place == 0 else None
+
+    with torch.no_grad(), hooked(encoder, ["layers.1.act", "layers.2.act"], see):
+        changed = encoder.embed(wave)
+    last = toy.module.layers[2]
+    assert places == [0, 1]
+    torch.testing.assert_close(changed, last.act(last.fc.bias).expand(2, -1).detach())
 
 
 def test_timm_vit_matches_a_literal_count():
