@@ -1,14 +1,26 @@
-"""Whole files: written beside their place and renamed, and their checksums."""
+"""Files: written whole or not at all, checksums, caches keyed by content, and the lock of a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
+import io
 import json
 import os
-from collections.abc import Iterator
+import re
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+_LITTER = re.compile(r"\..+\.(\d+)-\d+\.part")  # the temporary names of `whole_file`
 
 
 def sha256_of(path: Path) -> str:
@@ -21,13 +33,24 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, renamed to it when the block ends well and removed when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+def whole_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    The temporary name belongs to this process and thread. Content and name are on the disk when the block is left,
+    unless `sync` is False, which is for caches that notice a torn entry.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with partial.open("wb") as file:
             yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
+        if sync and os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -41,3 +64,141 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+class Cache:
+    """Arrays on disk, found again by name and key: whatever cannot be trusted is computed anew, never raised.
+
+    An entry is one `.npz` file that also holds its key and the SHA-256 of its arrays.
+
+    Args:
+        folder: made when the first entry is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, name: str) -> Path:
+        """The file of an entry; a name may contain folders."""
+        return self.folder / f"{name}.npz"
+
+    def get(self, name: str, key: Any) -> dict[str, np.ndarray] | None:
+        """The arrays that `put` stored, or None: not there, of another key, or, with a warning, damaged.
+
+        Args:
+            name: of the entry. key: all that the arrays depend on; anything that JSON can hold.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            found, digest = str(arrays.pop("__key__")), str(arrays.pop("__digest__"))
+            if digest != _digest(found, arrays):
+                raise ValueError("its content is not what was written")
+        except Exception as error:  # a damaged or foreign file can raise anything that zipfile and NumPy know
+            warnings.warn(f"{path} cannot be used ({error}); what it held is computed anew", stacklevel=2)
+            return None
+        return arrays if found == _text(key) else None
+
+    def put(self, name: str, key: Any, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store arrays, whole or not at all, in place of an earlier entry of that name."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = _text(key)
+        buffer = io.BytesIO()  # first to memory: zipfile on a full disk leaves with other errors than OSError
+        meta = {"__key__": np.array(text), "__digest__": np.array(_digest(text, arrays))}
+        np.savez(buffer, **meta, **arrays)  # type: ignore[arg-type]
+        with whole_file(path, sync=False) as file:
+            file.write(buffer.getbuffer())
+
+
+def _text(key: Any) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _digest(key: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(key.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+class FolderBusy(OSError):
+    """Another process holds the lock of a folder."""
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | Path) -> Iterator[None]:
+    """Hold the one lock of a folder, so that no two processes write there.
+
+    The operating system frees the lock when its owner ends, however it ends; the next owner then removes the
+    temporary files that were left. Who owns it stands in `.lock.json`, and a note from another host is never
+    overruled, because file locks do not always reach across machines.
+
+    Raises:
+        FolderBusy: held by another process (or thread) here, or, as far as can be seen, on another host.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note, host = folder / ".lock.json", socket.gethostname()
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FolderBusy(f"{_owner(note)[1]}.\nWait for it or end it, then call again; nothing was changed.") from None
+    try:
+        theirs, owner = _owner(note)
+        if theirs not in (None, host):
+            raise FolderBusy(
+                f"{owner}; whether it still runs cannot be seen from {host}.\n"
+                f"If it is gone, delete {note} and call again; nothing was changed."
+            )
+        _sweep(folder)
+        write_json(note, {"pid": os.getpid(), "host": host, "started": time.time()})
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _owner(note: Path) -> tuple[str | None, str]:
+    """Host in a lock's note (None: no note, or none that can be read), and a sentence on its owner."""
+    try:
+        owner = json.loads(note.read_text())
+        host, pid, minutes = str(owner["host"]), int(owner["pid"]), (time.time() - float(owner["started"])) / 60
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, f"{note.parent} is in use by another process"
+    return host, f"{note.parent} is in use by process {pid} on {host}, which took it {minutes:.1f} minutes ago"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of `whole_file` whose process is gone."""
+    for path in folder.rglob(".*.part"):
+        match = _LITTER.fullmatch(path.name)
+        if match and not _alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        if os.name == "posix":  # elsewhere asking would end it
+            os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
+def facts_html(title: str, facts: Mapping[str, Any]) -> str:
+    """A small table for Jupyter: a heading and a row for each fact."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(str(name))}</th>"
+        f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f"<b>{html.escape(title)}</b><table>{rows}</table>"
