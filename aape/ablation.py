@@ -41,13 +41,12 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
 from aape.classifier import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
-from aape.collecting import choose_device, full_precision, prefetched
-from aape.encoder import Encoder
+from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import whole_file, write_text
 from aape.selection import Selection, select
 from aape.silencing import NeuronSet, embed_with_sets, mean_activations, neuron_set
 from aape.study import AblationTarget, Study, load_study
-from aape.task import BadClip, Task
+from aape.task import BadClip, Task, prefetched
 
 NEAREST = 10  # a rate-matched control takes each neuron from this many nearest in rate that are still free
 SETS_AT_ONCE = 64  # sets between two writes to disk

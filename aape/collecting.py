@@ -14,8 +14,8 @@ import os
 import platform
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,43 +27,14 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import ArrayWriter, Artifacts, load_artifacts, save_tensors
 from aape.counting import BatchCounts, common_width, count_batch
-from aape.encoder import Encoder
+from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import sha256_of, whole_file, write_json, write_text
-from aape.task import BadClip, Task
+from aape.task import BadClip, Task, prefetched
 
 BATCH_SIZE = 32
 _PACKAGES = ("torch", "timm", "numpy", "nnAudio", "soundfile", "soxr")
 _IDENTITY = ("encoder", "weights", "layers", "neurons", "task", "clip_seconds", "sample_rate", "splits", "data", "kept")
 _RUN = ("batch_size", "device", "precision", "on_bad_clip")  # may differ between finished runs, not within one
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """An explicit device, else CUDA if there (the process's own one under torchrun), else the CPU.
-
-    Raises:
-        ValueError: CUDA or MPS asked for and not there.
-    """
-    if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}, but torch finds no CUDA device; use device='cpu' or leave it out")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps', but torch finds no Apple GPU; use device='cpu' or leave it out")
-    return chosen
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 without TF32: rounding moves signs near zero."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -85,42 +56,6 @@ class _Plan:
         return [
             np.arange(s, min(s + self.batch_size, len(self.clips))) for s in range(0, len(self.clips), self.batch_size)
         ]
-
-
-def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Waves [batch, samples], valid samples [batch], and the complaint about each clip that is bad (valid = 0)."""
-    waves = np.zeros((len(indices), task.samples(sample_rate)), dtype=np.float32)
-    valid = np.zeros(len(indices), dtype=np.int64)
-    complaints: dict[int, str] = {}
-    for row, index in enumerate(indices):
-        try:
-            waves[row], valid[row] = task.read(int(index), sample_rate)
-        except BadClip as error:
-            complaints[row] = str(error)
-    return waves, valid, complaints
-
-
-def prefetched(
-    task: Task, batches: Sequence[np.ndarray], sample_rate: int, ahead: int = 3
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-    """`read_clips` of each batch of indices, decoded in background threads while the model works."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting: list[Future] = []
-        todo = iter(batches)
-        for indices in todo:
-            waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-            if len(waiting) >= ahead:
-                break
-        try:
-            while waiting:
-                ready = waiting.pop(0).result()
-                for indices in todo:
-                    waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-                    break
-                yield ready
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def collect(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -223,3 +224,32 @@ def from_module(
         chunks=chunks,
         padding_masks=padding_masks,
     )
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """An explicit device, else CUDA if there (the process's own one under torchrun), else the CPU.
+
+    Raises:
+        ValueError: CUDA or MPS asked for and not there.
+    """
+    if device is None:
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, but torch finds no CUDA device; use device='cpu' or leave it out")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps', but torch finds no Apple GPU; use device='cpu' or leave it out")
+    return chosen
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 without TF32: rounding moves signs near zero."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

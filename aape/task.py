@@ -6,6 +6,8 @@ import hashlib
 import math
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +129,42 @@ def _read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
 
 def _size(path: Path) -> str:
     return f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
+
+
+def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Waves [batch, samples], valid samples [batch], and the complaint about each clip that is bad (valid = 0)."""
+    waves = np.zeros((len(indices), task.samples(sample_rate)), dtype=np.float32)
+    valid = np.zeros(len(indices), dtype=np.int64)
+    complaints: dict[int, str] = {}
+    for row, index in enumerate(indices):
+        try:
+            waves[row], valid[row] = task.read(int(index), sample_rate)
+        except BadClip as error:
+            complaints[row] = str(error)
+    return waves, valid, complaints
+
+
+def prefetched(
+    task: Task, batches: Sequence[np.ndarray], sample_rate: int, ahead: int = 3
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+    """`read_clips` of each batch of indices, decoded in background threads while the model works."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting: list[Future] = []
+        todo = iter(batches)
+        for indices in todo:
+            waiting.append(pool.submit(read_clips, task, indices, sample_rate))
+            if len(waiting) >= ahead:
+                break
+        try:
+            while waiting:
+                ready = waiting.pop(0).result()
+                for indices in todo:
+                    waiting.append(pool.submit(read_clips, task, indices, sample_rate))
+                    break
+                yield ready
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def from_metadata(csv_path: str | Path, audio_dir: str | Path, *, clip_seconds: float, name: str) -> Task:

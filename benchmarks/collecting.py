@@ -1,6 +1,6 @@
 """What the collecting pass costs, as ratios measured in one run.
 
-    python -m benchmarks.collect ESC50_FOLDER [--clips 64] [--memory]
+    python -m benchmarks.collecting ESC50_FOLDER [--clips 64] [--memory]
 
 1. counting: `count_batch` against the bare `embed` on the same decoded batches (ViT-Base), taken in turn;
 2. the straightforward way: keep every layer's activations of the whole run, then reduce them class by class;
@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aape.collecting import collect, read_clips
+from aape.collecting import collect
 from aape.counting import count_batch
 from aape.encoder import Encoder, hooked
 from aape.encoders import m2d
-from aape.task import Task, from_metadata
+from aape.task import Task, from_metadata, read_clips
 
 BATCH = 16
 
@@ -118,7 +118,7 @@ def speed(esc50: Path, clips: int, folder: Path) -> None:
 def memory(esc50: Path) -> None:
     """Part 4."""
     for clips in (250, 1000, 2000):
-        command = [sys.executable, "-m", "benchmarks.collect", str(esc50), "--one-run", str(clips)]
+        command = [sys.executable, "-m", "benchmarks.collecting", str(esc50), "--one-run", str(clips)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
 
 

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aape.collecting import prefetched, read_clips
 from aape.encoder import Encoder
 from aape.encoders import m2d
 from aape.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
-from aape.task import Task, from_metadata
+from aape.task import Task, from_metadata, prefetched, read_clips
 
 
 def random_sets(encoder: Encoder, starts: list[int], seed: int = 0, size: int = 24) -> list[NeuronSet | None]:
