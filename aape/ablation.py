@@ -36,14 +36,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import false_discovery_control
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
+from aape.chance import benjamini_hochberg, one_sided_p
 from aape.classifier import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import whole_file, write_text
-from aape.selection import Selection, select
+from aape.selection import Selection, jaccard_index, select
 from aape.silencing import NeuronSet, embed_with_sets, mean_activations, neuron_set
 from aape.study import AblationTarget, Study, load_study
 from aape.task import BadClip, Task, prefetched
@@ -105,7 +105,7 @@ def target_classes(target: AblationTarget, classes: Sequence[str]) -> list[int]:
 
 def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
     """Neurons [k, 2] of a target: specific to its class, to each of its classes (shared), or to any of them (all)."""
-    members = np.asarray(selection.members)[:, :, target_classes(target, selection.classes)]
+    members = selection.members[:, :, target_classes(target, selection.classes)]
     chosen = members.any(axis=2) if target.mode == "all" else members.all(axis=2)
     return np.argwhere(chosen).astype(np.int64).reshape(-1, 2)
 
@@ -555,25 +555,6 @@ def paired_interval(
     return float(low), float(high)
 
 
-def one_sided_p(target: float, controls: np.ndarray) -> float:
-    """(1 + how many controls fall as low as the target) / (1 + controls); NaN without controls."""
-    controls = np.asarray(controls)
-    if not len(controls) or not np.isfinite(target):
-        return np.nan
-    # Sums of the same numbers in another order differ in the last bits; such controls count as equally low.
-    return (1 + int((controls <= target + 1e-9).sum())) / (1 + len(controls))
-
-
-def false_discovery(p: np.ndarray) -> np.ndarray:
-    """q-values after Benjamini and Hochberg (1995); NaN stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    q = np.full(p.shape, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known], method="bh")
-    return q
-
-
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """A target on one bench: its sets by kind, and the controls' names."""
@@ -639,7 +620,7 @@ def _plan(
 
     rates: dict[str, dict[str, np.ndarray]] = {"rate-matched": {}, "rate-matched in the classes": {}}
     for fold in bench.folds:
-        p = np.asarray(selections[fold.name].probabilities)  # [layers, neurons, classes]
+        p = selections[fold.name].probabilities  # [layers, neurons, classes]
         rates["rate-matched"][fold.name] = _overall_rate(bench.artifacts, fold, settings.identify)
         rates["rate-matched in the classes"][fold.name] = p[:, :, classes].mean(axis=2)
     wanted = {
@@ -911,7 +892,7 @@ def _one(bench: Bench, study: Study, model: str, task: str, chosen: _Choice) -> 
                         "training_clips": len(train),
                         "all_clips": len(everyone),
                         "both": len(a & b),
-                        "jaccard": len(a & b) / len(a | b) if a | b else np.nan,
+                        "jaccard": float(jaccard_index(len(a & b), len(a | b), np.nan)),
                     }
                 )
         _require_change(bench, plan, outcomes)
@@ -1060,4 +1041,4 @@ def _add_q(effects: pd.DataFrame) -> None:
         effects[f"{short}_q"] = np.nan
         tested = (effects.kind == "silenced") & effects.targeted
         for _, index in effects[tested].groupby(["model", "measure"]).groups.items():
-            effects.loc[index, f"{short}_q"] = false_discovery(effects.loc[index, f"{short}_p"].to_numpy())
+            effects.loc[index, f"{short}_q"] = benjamini_hochberg(effects.loc[index, f"{short}_p"].to_numpy())

@@ -27,13 +27,14 @@ from aape.chance import (
     calibrate_counts,
     counted_clips,
     exchangeable_units,
+    one_sided_p,
     shuffled_clip_labels,
     stability,
     unit_sums,
 )
 from aape.figures import sharing as figures
 from aape.files import whole_file, write_text
-from aape.selection import Selection, select
+from aape.selection import Selection, jaccard_index, select
 from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
 from aape.study import MODELS, Study, load_study
 
@@ -296,9 +297,9 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
     }
     per_layer = chosen.members.any(axis=2).sum(axis=1)
     several = (chosen.members.sum(axis=2) > 1).sum(axis=1)
-    classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class})
+    classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
     if not artifacts.has_counts:
-        neurons = chosen.table().assign(p_outside=np.nan, q=np.nan, q_neuron=np.nan, calibrated=False)
+        neurons = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False)
         result = TaskResult(
             task, model, artifacts.classes, chosen.members, np.zeros_like(chosen.members), chosen.selected,
             chosen.entropy, row, neurons, classes, _sensitivity(artifacts, p, chosen, options, study), {},
@@ -319,8 +320,8 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
     for name, values in _null_numbers(null).items():
         row |= _interval(name, values)
     observed_aape, observed_spread = row["mean_aape"], row["classes_per_neuron"]
-    row["p_mean_aape"] = _p_low(observed_aape, null.mean_aape)
-    row["p_classes_per_neuron"] = _p_low(observed_spread, null.classes_per_neuron)
+    row["p_mean_aape"] = one_sided_p(observed_aape, null.mean_aape, slack=1e-6)  # the null is in float32
+    row["p_classes_per_neuron"] = one_sided_p(observed_spread, null.classes_per_neuron, slack=1e-6)
     row["neurons_differing"] = float((np.nan_to_num(null.neuron_q, nan=1.0) < chance.q).mean())  # of all neurons
     row["pairs_differing"] = null.discoveries
     row["p_task"] = null.task_p
@@ -341,7 +342,7 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
         null_mean=null.per_class.mean(axis=0),
         null_low=low,
         null_high=high,
-        calibrated=calibrated.per_class,
+        calibrated=calibrated.per_class.to_numpy(),
         stability=same.by_class,
         stability_shuffled=shuffled.by_class,
     )
@@ -382,14 +383,6 @@ def _interval(name: str, values: np.ndarray) -> dict[str, float]:
     return {f"{name}_null_mean": known.mean(), f"{name}_null_low": low, f"{name}_null_high": high}
 
 
-def _p_low(observed: float, null: np.ndarray) -> float:
-    """One-sided: the share of permutations at least as low, the data's own labels among them."""
-    known = null[~np.isnan(null)]
-    if np.isnan(observed) or not len(known):
-        return np.nan
-    return float((1 + (known <= observed + 1e-6).sum()) / (1 + len(known)))
-
-
 def _by_layer(name: str, values: np.ndarray) -> dict[str, int]:
     return {f"{name}_{index:02d}": int(value) for index, value in enumerate(values)}
 
@@ -417,9 +410,12 @@ def _sensitivity(
     """How the numbers move with each choice; overlap: Jaccard of the (neuron, class) pairs with the stated ones."""
     rows = []
 
+    def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return jaccard_index((a & b).sum(), (a | b).sum(), empty=1.0)
+
     def add(setting: str, value: str, chosen: list[Selection], note: str = "") -> None:
         numbers = pd.DataFrame([_selection_numbers(c) for c in chosen]).mean()
-        overlap = np.mean([_jaccard_pairs(c.members, stated.members) for c in chosen]) if chosen else np.nan
+        overlap = np.mean([alike(c.members, stated.members) for c in chosen]) if chosen else np.nan
         rows.append({"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note})
 
     add("as stated", f"{stated.weak_filter}, {stated.rate:g}, {stated.quantile:g}", [stated])
@@ -461,11 +457,6 @@ def _sensitivity(
         except ValueError as error:  # a class of nothing but padding
             add("zero padding", "left out", [], str(error))
     return pd.DataFrame(rows)
-
-
-def _jaccard_pairs(a: np.ndarray, b: np.ndarray) -> float:
-    either = (a | b).sum()
-    return float((a & b).sum() / either) if either else 1.0
 
 
 # Kept results

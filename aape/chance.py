@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
-from aape.selection import PAPER_WEAK_SHARE, WEAK_FILTERS, Selection, as_numpy, kth_smallest, select
+from aape.files import facts_html
+from aape.selection import WEAK_FILTERS, Selection, choose, jaccard_index, outside_class, select
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
@@ -56,6 +57,24 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     if known.any():
         q[known] = false_discovery_control(p[known], method="bh")
     return q
+
+
+def one_sided_p(observed: float, null: np.ndarray, slack: float = 1e-9) -> float:
+    """The share of draws at least as low as what was observed, itself among them; never 0.
+
+    Args:
+        observed: a statistic that is remarkable where it is low.
+        null: its draws; those that are NaN are left out.
+        slack: draws this little above count as equally low: sums of the same numbers in another order differ.
+
+    Returns:
+        (1 + draws <= observed) / (1 + draws); NaN without draws or for an observed NaN.
+    """
+    known = np.asarray(null, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not np.isfinite(observed) or not len(known):
+        return np.nan
+    return float((1 + (known <= observed + slack).sum()) / (1 + len(known)))
 
 
 def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.ndarray:
@@ -410,7 +429,10 @@ class _Permutation:
         histogram = np.bincount(cell.reshape(-1), minlength=self.cells).astype(np.uint32)
         p = np.divide(active, tokens, out=active)
         entropy = _fast_aape(p)
-        members, selected = self._select(p, entropy)
+        selected, threshold, _ = choose(
+            p, entropy, keep=self.keep, quantile=self.quantile, weak_filter=self.weak_filter
+        )
+        members = p[:, selected] > threshold
         per_class = members.sum(axis=1)
         mean_aape = float(entropy[selected].mean(dtype=np.float64)) if len(selected) else np.nan
         per_neuron = per_class.sum() / len(selected) if len(selected) else np.nan
@@ -434,19 +456,6 @@ class _Permutation:
         active = class_sums(self.sums, labels, self.units.n_classes)
         tokens = class_tokens(self.unit_tokens, labels, self.units.n_classes).astype(np.float32)[:, None]
         return np.where(self.testable, self._cells(active, tokens), -1)
-
-    def _select(self, p: np.ndarray, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `aape.selection.select`, in float32: bool [classes, k], int64 [k] of the neurons kept."""
-        threshold = kth_smallest(p, self.quantile)
-        largest = p.max(axis=0)
-        weak = threshold if self.weak_filter == "lape" else -1.0
-        if self.weak_filter == "paper" and round(PAPER_WEAK_SHARE * largest.size):
-            weak = kth_smallest(largest, PAPER_WEAK_SHARE)
-        eligible = (largest > weak) & np.isfinite(entropy)
-        keep = min(self.keep, int(eligible.sum()))
-        rank = np.where(eligible, entropy, np.inf)
-        selected = np.argsort(rank, kind="stable")[:keep]
-        return p[:, selected] > threshold, selected
 
 
 def _fast_aape(p: np.ndarray) -> np.ndarray:
@@ -571,11 +580,10 @@ def stability(
             active = class_sums(data, np.where(half == side, units.label, -1), units.n_classes)[usable]
             p = (active.astype(np.float64) / present[side][usable, None]).T.reshape(*shape, len(usable))
             chosen.append(select(np.clip(p, 0, 1), rate=rate, quantile=quantile, weak_filter=weak_filter))
-        both = (chosen[0].members & chosen[1].members).sum(axis=(0, 1))
-        either = (chosen[0].members | chosen[1].members).sum(axis=(0, 1))
-        by_class[index, usable] = np.where(either > 0, both / np.maximum(either, 1), 0.0)
-        kept = (chosen[0].selected | chosen[1].selected).sum()
-        overlap[index] = (chosen[0].selected & chosen[1].selected).sum() / kept if kept else 0.0
+        one, two = chosen
+        shared, either = one.members & two.members, one.members | two.members
+        by_class[index, usable] = jaccard_index(shared.sum(axis=(0, 1)), either.sum(axis=(0, 1)))
+        overlap[index] = jaccard_index((one.selected & two.selected).sum(), (one.selected | two.selected).sum())
     known = ~np.isnan(by_class)
     per_class = np.where(known.any(axis=0), np.nansum(by_class, axis=0) / np.maximum(known.sum(axis=0), 1), np.nan)
     finite = per_class[~np.isnan(per_class)]
@@ -603,17 +611,20 @@ def _halves(units: Units, rng: np.random.Generator) -> np.ndarray:
 MAX_BYTES = 2 << 30  # of a null's tables; tasks beyond it are tested on a seeded subset of their clips
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibrated:
-    """A selection and what of it survives chance. L layers, N neurons, C classes.
+    """A selection and what of it survives chance.
 
-    members: bool [L, N, C], the pairs that pass all gates. outside: float64 [L, N, C], p outside the class.
-    null: the permutations. clips: number of clips the null was computed from.
+    Attributes:
+        selection: with `outside` from the clips of the null.
+        members: bool [layers, neurons, classes], the pairs that pass all gates.
+        null: the permutations.
+        effect, q: least p in the class minus p outside it, and the level of the false-discovery rate.
+        clips: number of clips the null was computed from.
     """
 
     selection: Selection
     members: np.ndarray
-    outside: np.ndarray
     null: Null
     effect: float
     q: float
@@ -625,19 +636,37 @@ class Calibrated:
         return float(self.members.any(axis=(0, 1)).mean())
 
     @property
-    def per_class(self) -> np.ndarray:
-        """int64 [classes], number of neurons that survive."""
-        return self.members.sum(axis=(0, 1))
+    def per_class(self) -> pd.Series:
+        """Number of neurons that survive, int64, by class name."""
+        return pd.Series(self.members.sum(axis=(0, 1)), index=self.selection.per_class.index, name="calibrated")
 
     def table(self) -> pd.DataFrame:
-        """The selection's table with p outside the class, q of the pair and of the neuron, and the verdict."""
+        """The selection's table with q of the pair and of the neuron's AAPE, and whether the pair survives."""
         table = self.selection.table()
-        index = np.nonzero(as_numpy(self.selection.members))
-        table.insert(4, "p_outside", self.outside[index])
-        table["q"] = self.null.pair_q[index].astype(np.float64)
-        table["q_neuron"] = self.null.neuron_q[index[:2]]
-        table["calibrated"] = self.members[index]
-        return table
+        index = table.layer, table.neuron, pd.Index(self.selection.classes).get_indexer(table["class"])
+        remark = table.pop("remark")
+        return table.assign(
+            q=self.null.pair_q[index].astype(np.float64),
+            q_neuron=self.null.neuron_q[index[:2]],
+            calibrated=self.members[index],
+            remark=remark,
+        )
+
+    def _facts(self) -> dict[str, str]:
+        null, chosen = self.null, self.selection
+        return {
+            "class-specific pairs": f"{chosen.members.sum()}, of which {self.members.sum()} survive chance",
+            "coverage": f"{self.coverage:.0%} of {len(chosen.classes)} classes ({chosen.coverage:.0%} before)",
+            "asked for": f"q < {self.q:g} and p in the class at least {self.effect:g} above p outside",
+            "null": f"{null.permutations} permutations; {null.units.description}",
+            "discoveries": f"{null.discoveries} pairs of all; p of the task {null.task_p:.3g}",
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join(["Calibrated", *(f"  {name}: {value}" for name, value in self._facts().items())])
+
+    def _repr_html_(self) -> str:
+        return facts_html("Calibrated", self._facts())
 
 
 @dataclass(frozen=True)
@@ -683,9 +712,9 @@ def calibrate(
     effect: least p in the class minus p outside it, in shares of tokens.
     Raises ValueError if the shapes or classes differ, or the artifacts have no counts per clip.
     """
-    if as_numpy(selection.members).shape != tuple(artifacts.over_zero.shape):
+    if selection.members.shape != tuple(artifacts.over_zero.shape):
         raise ValueError(
-            f"the selection is of {as_numpy(selection.members).shape} layers, neurons and classes, {artifacts.path} "
+            f"the selection is of {selection.members.shape} layers, neurons and classes, {artifacts.path} "
             f"of {tuple(artifacts.over_zero.shape)}: make it from these artifacts"
         )
     if selection.classes not in (artifacts.classes, tuple(map(str, range(len(artifacts.classes))))):
@@ -708,7 +737,7 @@ def calibrate_counts(
     progress: bool = True,
 ) -> Calibrated:
     """As `calibrate`, from arrays."""
-    p = as_numpy(selection.probabilities, np.float64)
+    p = selection.probabilities
     n_classes = p.shape[2]
     units = exchangeable_units(data.labels, data.groups, n_classes)
     width = p.shape[0] * p.shape[1]
@@ -730,13 +759,12 @@ def calibrate_counts(
         max_bytes=max(MAX_BYTES, 3 << 30),
     )
     tokens = np.bincount(data.labels, weights=data.tokens, minlength=n_classes)
-    rest = tokens.sum() - tokens
-    total = (p * tokens).sum(axis=2, keepdims=True)
-    outside = np.divide(total - p * tokens, rest, out=np.full_like(p, np.nan), where=rest > 0)
+    outside = outside_class(p, tokens)
     passed = np.nan_to_num(null.pair_q, nan=1.0) < q
     passed &= np.nan_to_num(p - outside, nan=-1.0) >= effect
     passed &= null.task_p <= q
-    return Calibrated(selection, as_numpy(selection.members) & passed, outside, null, effect, q, len(data.labels))
+    members = selection.members & passed
+    return Calibrated(replace(selection, outside=outside), members, null, effect, q, len(data.labels))
 
 
 def _subset(data: Counted, units: Units, most: int, seed: int) -> tuple[Counted, Units]:

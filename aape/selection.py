@@ -1,16 +1,15 @@
 """Which neurons are specific to which classes: the AAPE rank and the three-step selection.
 
-    selection = select(probabilities, rate=0.01)        # probabilities [layers, neurons, classes]
+    selection = select(artifacts, rate=0.01)            # or an array of probabilities [layers, neurons, classes]
     selection.coverage                                  # share of the classes that have a neuron
-    selection.neurons(0)                                # [k, 2] of (layer, neuron)
+    selection.neurons("dog")                            # [k, 2] of (layer, neuron), strongest first
 
-AAPE (Audio Activation Probability Entropy) and the selection follow Kawamura, Niizumi and Ono, "What Do
-Neurons Listen To?", 2026, arXiv 2602.15307; the `lape` filter and the k-th smallest value as the percentile
-follow LAPE (Tang et al., ACL 2024, doi 10.18653/v1/2024.acl-long.309).
+AAPE (Audio Activation Probability Entropy) and the selection follow Kawamura, Niizumi and Ono, "What Do Neurons
+Listen To?", 2026, arXiv 2602.15307; the `lape` filter and the k-th smallest value as the percentile follow LAPE
+(Tang et al., ACL 2024, doi 10.18653/v1/2024.acl-long.309).
 
-Everything is computed in float64 on the CPU, whatever the device and the dtype of the input, so that the
-same probabilities give the same selection everywhere; results go back to the kind and the device of the
-input (a torch tensor in, torch tensors out; otherwise NumPy arrays).
+Everything is NumPy in float64, whatever the device and the dtype of the input, so that the same probabilities give the
+same selection everywhere.
 """
 
 from __future__ import annotations
@@ -22,35 +21,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import entr
 
-# Sums of the same terms in another order differ by some 1e-16. The rank is taken on the entropy rounded to
-# this many decimals, so that neurons which tie on paper tie here too and go by layer and index.
+from aape.artifacts import Artifacts
+from aape.files import facts_html
+
+# Sums of the same terms in another order differ by some 1e-16. The rank is taken on the entropy rounded to this many
+# decimals, so that neurons which tie on paper tie here too and go by layer and index.
 RANK_DECIMALS = 12
 
 # The `paper` filter's own share of weak neurons; the `quantile` of `select` is the class threshold.
 PAPER_WEAK_SHARE = 0.05
 
 WEAK_FILTERS = ("lape", "paper")
-
-
-def as_numpy(values: Any, dtype: Any = None) -> np.ndarray:
-    """A NumPy array from an array, a tensor on any device, or nested lists."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=dtype)
-
-
-def like(result: np.ndarray, example: Any) -> Any:
-    """`result` as a tensor on the example's device if the example is a tensor, else unchanged."""
-    if isinstance(example, torch.Tensor):
-        return torch.from_numpy(np.ascontiguousarray(result)).to(example.device)
-    return result
+NEURONS_AT_ONCE = 4096  # temporaries stay small for 1,251 classes
 
 
 def checked_probabilities(probabilities: Any) -> np.ndarray:
     """float64 [layers, neurons, classes], or a ValueError that says what is wrong with it."""
-    p = as_numpy(probabilities, np.float64)
+    if isinstance(probabilities, torch.Tensor):
+        probabilities = probabilities.detach().cpu().numpy()
+    p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 3 or 0 in p.shape:
         raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
     if np.isnan(p).any():
@@ -65,52 +55,111 @@ def checked_probabilities(probabilities: Any) -> np.ndarray:
     return p
 
 
-def entropy(probabilities: Any) -> Any:
+def entropy(probabilities: Any) -> np.ndarray:
     """AAPE of every neuron, in nats: H = -sum_c q_c ln q_c with q = p / sum_c p.
 
-    probabilities: [layers, neurons, classes], share of the tokens of a class with activation > 0.
-    Returns float64 [layers, neurons], between 0 (active for one class only) and ln(classes); +inf where a
-    neuron is never active. With one class every active neuron has 0.
-    Raises ValueError for other shapes, NaN, and values outside [0, 1].
+    Args:
+        probabilities: [layers, neurons, classes], share of the tokens of a class with activation > 0; an array or a
+            tensor on any device.
+
+    Returns:
+        float64 [layers, neurons], between 0 (active for one class only) and ln(classes); +inf where a neuron is never
+        active. With one class every active neuron has 0.
+
+    Raises:
+        ValueError: another shape, NaN, values outside [0, 1].
     """
     p = checked_probabilities(probabilities)
-    return like(_aape(p), probabilities)
+    return aape_of(p.reshape(-1, p.shape[2]).T).reshape(p.shape[:2])
 
 
-def _aape(p: np.ndarray) -> np.ndarray:
-    entropy = np.empty(p.shape[:2])
-    for layer in range(p.shape[0]):  # layer by layer: the temporaries stay small for 1,251 classes
-        total = p[layer].sum(axis=-1, keepdims=True)  # [neurons, 1]
-        active = total[:, 0] > 0
-        q = np.divide(p[layer], total, out=np.zeros_like(p[layer]), where=total > 0)
-        entropy[layer] = np.where(active, entr(q).sum(axis=-1), np.inf)
-    return entropy
+def aape_of(p: np.ndarray) -> np.ndarray:
+    """AAPE from p [classes, neurons] of any float dtype, in that dtype: [neurons], +inf where never active."""
+    out = np.empty(p.shape[1], dtype=p.dtype)
+    for start in range(0, p.shape[1], NEURONS_AT_ONCE):
+        block = p[:, start : start + NEURONS_AT_ONCE]
+        total = block.sum(axis=0)
+        active = total > 0
+        q = block / np.where(active, total, 1)
+        # q ln q is 0 where q is 0, as its limit is
+        logs = np.log(np.maximum(q, np.finfo(p.dtype).tiny))
+        logs *= q
+        out[start : start + NEURONS_AT_ONCE] = np.where(active, 0 - logs.sum(axis=0), np.inf)
+    return out
 
 
 def kth_smallest(values: np.ndarray, quantile: float) -> float:
     """LAPE's percentile: the k-th smallest of all values with k = round(quantile * size), at least 1."""
-    flat = values.reshape(-1)
+    flat = values.ravel(order="K")
     k = min(max(round(quantile * flat.size), 1), flat.size)
     return float(np.partition(flat, k - 1)[k - 1])
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Class-specific neurons and how they came about. Arrays are torch tensors if `select` was given one.
+def choose(
+    p: np.ndarray, rank: np.ndarray, *, keep: int, quantile: float, weak_filter: str
+) -> tuple[np.ndarray, float, float]:
+    """The selection itself, of the data's labels (`select`) as of permuted ones (`aape.chance`).
 
-    members: bool [layers, neurons, classes], neuron is specific to class.
-    selected: bool [layers, neurons], the neurons that the AAPE rank kept; with the `paper` filter some of
-        them may be specific to no class.
-    entropy: float64 [layers, neurons], AAPE in nats, +inf where never active.
-    probabilities: as given to `select`.
-    threshold: a selected neuron is specific to the classes with p > threshold.
-    weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
+    Args:
+        p: [classes, neurons], of any float dtype.
+        rank: [neurons], the `keep` lowest stay, ties by index; +inf is never chosen.
+        keep, quantile, weak_filter: as in `select`.
+
+    Returns:
+        The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
+    """
+    threshold = kth_smallest(p, quantile)
+    largest = p.max(axis=0)
+    weak = threshold
+    if weak_filter == "paper":
+        # 5 % of very few neurons is none: then nothing is dropped
+        none = round(PAPER_WEAK_SHARE * largest.size) == 0
+        weak = -1.0 if none else kth_smallest(largest, PAPER_WEAK_SHARE)
+    eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
+    return eligible[np.argsort(rank[eligible], kind="stable")[:keep]], threshold, weak
+
+
+def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """p outside each class, [..., classes] as p: over all tokens of the other classes; NaN where there are none.
+
+    Args:
+        p: [..., classes].
+        tokens: of each class, [classes].
+    """
+    rest = tokens.sum() - tokens
+    total = (p * tokens).sum(axis=-1, keepdims=True)
+    return np.divide(total - p * tokens, rest, out=np.full_like(p, np.nan), where=rest > 0)
+
+
+def jaccard_index(shared: Any, either: Any, empty: float = 0.0) -> np.ndarray:
+    """Jaccard index from the number of neurons in both sets and in either; `empty` where both sets are empty."""
+    shared, either = np.asarray(shared, dtype=np.float64), np.asarray(either)
+    return np.divide(shared, either, out=np.full(shared.shape, empty), where=either > 0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """Class-specific neurons and how they came about.
+
+    Attributes:
+        members: bool [layers, neurons, classes], neuron is specific to class.
+        selected: bool [layers, neurons], the neurons that the AAPE rank kept; with the `paper` filter some of them may
+            be specific to no class.
+        entropy: float64 [layers, neurons], AAPE in nats, +inf where never active.
+        probabilities: float64 [layers, neurons, classes].
+        outside: float64 [layers, neurons, classes], p over the tokens of all other classes. Where the classes' tokens
+            are not known (an array was given to `select`) every class counts the same.
+        threshold: a selected neuron is specific to the classes with p > threshold.
+        weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
+        rate, quantile, weak_filter: as given to `select`.
+        classes, layers: names.
     """
 
-    members: Any
-    selected: Any
-    entropy: Any
-    probabilities: Any
+    members: np.ndarray
+    selected: np.ndarray
+    entropy: np.ndarray
+    probabilities: np.ndarray
+    outside: np.ndarray
     threshold: float
     weak_threshold: float
     rate: float
@@ -122,15 +171,19 @@ class Selection:
     @property
     def coverage(self) -> float:
         """Share of the classes with at least one class-specific neuron."""
-        return float(as_numpy(self.members).any(axis=(0, 1)).mean())
+        return float(self.members.any(axis=(0, 1)).mean())
 
     @property
-    def per_class(self) -> np.ndarray:
-        """int64 [classes], number of class-specific neurons."""
-        return as_numpy(self.members).sum(axis=(0, 1))
+    def per_class(self) -> pd.Series:
+        """Number of class-specific neurons, int64, by class name."""
+        return pd.Series(self.members.sum(axis=(0, 1)), index=pd.Index(self.classes, name="class"), name="neurons")
 
     def class_index(self, name: str | int) -> int:
-        """Index of a class given by name or by index. ValueError if there is none."""
+        """Index of a class given by name or by index.
+
+        Raises:
+            ValueError: there is none.
+        """
         if isinstance(name, str):
             if name not in self.classes:
                 raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}")
@@ -140,28 +193,65 @@ class Selection:
             raise ValueError(f"no class with index {index}; there are {len(self.classes)} classes, counted from 0")
         return index
 
-    def neurons(self, name: str | int) -> Any:
-        """int64 [k, 2] of (layer, neuron) specific to a class given by name or index; k may be 0."""
-        index = self.class_index(name)
-        found = np.argwhere(as_numpy(self.members)[:, :, index]).astype(np.int64).reshape(-1, 2)
-        return like(found, self.members)
+    def neurons(self, name: str | int) -> np.ndarray:
+        """int64 [k, 2] of (layer, neuron) specific to a class given by name or index, strongest first; k may be 0.
+
+        Strongest first: by p in the class minus p outside it, then by layer and neuron.
+        """
+        return self.shared([name])
+
+    def shared(self, classes: Sequence[str | int], exclusive: bool = False) -> np.ndarray:
+        """int64 [k, 2] of the neurons specific to each of these classes, whatever else they are specific to.
+
+        Args:
+            classes: names or indices.
+            exclusive: only those specific to exactly these classes.
+
+        Returns:
+            Strongest first: by p in these classes minus p outside each, on average; then by layer and neuron.
+
+        Raises:
+            ValueError: no class, or one that is not there.
+        """
+        if isinstance(classes, str) or not len(classes):
+            raise ValueError(f"expected a list of classes, at least one, found {classes!r}")
+        index = sorted({self.class_index(name) for name in classes})
+        chosen = self.members[:, :, index].all(axis=2)
+        if exclusive:
+            chosen &= self.members.sum(axis=2) == len(index)
+        found = np.argwhere(chosen).astype(np.int64).reshape(-1, 2)
+        gain = (self.probabilities - self.outside)[chosen][:, index].mean(axis=1)
+        return found[np.argsort(-np.nan_to_num(gain), kind="stable")]
 
     def table(self) -> pd.DataFrame:
-        """A row per class-specific (neuron, class): layer, neuron, class, p, aape; by layer, neuron, class.
+        """A row per class-specific (neuron, class): layer, neuron, class, p, p_outside, aape, remark; strongest first.
 
-        Classes without a neuron have no row here; `per_class` has them with 0.
+        Strongest first: by p - p_outside, then by layer, neuron and class. The remark says where a neuron is less
+        active in "its" class than outside: p above a threshold is all that the selection asks for. Classes without a
+        neuron have no row here; `per_class` has them with 0.
         """
-        members, p, entropy = as_numpy(self.members), as_numpy(self.probabilities), as_numpy(self.entropy)
-        layer, neuron, index = np.nonzero(members)
-        return pd.DataFrame(
-            {
-                "layer": layer,
-                "neuron": neuron,
-                "class": np.asarray(self.classes, dtype=object)[index],
-                "p": p[layer, neuron, index].astype(np.float64),
-                "aape": entropy[layer, neuron],
-            }
-        )
+        layer, neuron, index = np.nonzero(self.members)
+        p, outside = self.probabilities[self.members], self.outside[self.members]
+        names, aape = np.asarray(self.classes, dtype=object)[index], self.entropy[layer, neuron]
+        remark = np.where(p < outside, "less active than outside the class", "")
+        columns = ["layer", "neuron", "class", "p", "p_outside", "aape", "remark"]
+        table = pd.DataFrame(dict(zip(columns, [layer, neuron, names, p, outside, aape, remark], strict=True)))
+        return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
+
+    def _facts(self) -> dict[str, str]:
+        most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
+        return {
+            "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rate:g}, {self.weak_filter} filter)",
+            "specific": f"to the classes with p > {self.threshold:.4g} (quantile {self.quantile:g})",
+            "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
+            "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join(["Selection", *(f"  {name}: {value}" for name, value in self._facts().items())])
+
+    def _repr_html_(self) -> str:
+        return facts_html("Selection", self._facts())
 
 
 def select(
@@ -175,68 +265,48 @@ def select(
 ) -> Selection:
     """Class-specific neurons by weak-response filter, lowest AAPE and class threshold.
 
-    probabilities: [layers, neurons, classes].
-    rate: the round(rate * layers * neurons) neurons of lowest AAPE are kept, fewer if fewer pass the filter.
-        Ties go by layer, then by neuron.
-    quantile: a kept neuron is specific to each class with p above the k-th smallest of all p,
-        k = round(quantile * size), strictly.
-    weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops those whose largest p
-        is not above the 5 % point of the neurons' largest p (ties with that point are dropped too).
-    classes, layers: names for the result; indices as text if not given.
+    Args:
+        probabilities: [layers, neurons, classes], an array or a tensor; or `Artifacts`: then of all its clips, with the
+            names of its classes and layers.
+        rate: the round(rate * layers * neurons) neurons of lowest AAPE are kept, fewer if fewer pass the filter. Ties
+            go by layer, then by neuron.
+        quantile: a kept neuron is specific to each class with p above the k-th smallest of all p,
+            k = round(quantile * size), strictly.
+        weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops the 5 % of neurons whose
+            largest p is lowest (ties with the 5 % point are dropped too), as readers of the paper report it.
+        classes, layers: names for the result; indices as text if neither they nor artifacts are given.
 
-    Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it
-    means nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons
-    and layers that are never active are never selected.
-    Raises ValueError for bad probabilities, rate or quantile outside (0, 1], an unknown filter, or names
-    that do not fit.
+    Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
+    nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons and layers that are
+    never active are never selected.
+
+    Raises:
+        ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
     """
-    p = checked_probabilities(probabilities)
-    n_layers, n_neurons, n_classes = p.shape
     for name, value in (("rate", rate), ("quantile", quantile)):
         if not 0 < value <= 1:
             raise ValueError(f"{name}: expected a share in (0, 1], found {value}")
     if weak_filter not in WEAK_FILTERS:
         raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {weak_filter!r}")
-    class_names = _names(classes, n_classes, "classes")
-    layer_names = _names(layers, n_layers, "layers")
-
-    entropy = _aape(p)
-    threshold = kth_smallest(p, quantile)
-    largest = p.max(axis=-1)  # [layers, neurons]
-    weak_threshold = threshold if weak_filter == "lape" else _paper_weak_threshold(largest)
-    eligible = (largest > weak_threshold) & np.isfinite(entropy)
-
-    keep = round(rate * (n_layers * n_neurons))
-    selected = _lowest(entropy, eligible, keep)
-    members = selected[:, :, None] & (p > threshold)
+    tokens = None
+    if isinstance(found := probabilities, Artifacts):
+        classes, layers = classes or found.classes, layers or found.layers
+        if found.manifest:
+            tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
+        whole = found.has_counts and "kept_clips" not in found.manifest
+        probabilities = found.probabilities() if whole else found.over_zero
+    p = checked_probabilities(probabilities)
+    n_layers, n_neurons, n_classes = p.shape
+    by_class = p.reshape(-1, n_classes).T  # [classes, layers * neurons]
+    aapes = aape_of(by_class)
+    rank, keep = np.round(aapes, RANK_DECIMALS), round(rate * len(aapes))
+    kept, threshold, weak = choose(by_class, rank, keep=keep, quantile=quantile, weak_filter=weak_filter)
+    selected = np.isin(np.arange(len(aapes)), kept).reshape(n_layers, n_neurons)
     return Selection(
-        members=like(members, probabilities),
-        selected=like(selected, probabilities),
-        entropy=like(entropy, probabilities),
-        probabilities=probabilities if isinstance(probabilities, torch.Tensor) else p,
-        threshold=threshold,
-        weak_threshold=weak_threshold,
-        rate=rate,
-        quantile=quantile,
-        weak_filter=weak_filter,
-        classes=class_names,
-        layers=layer_names,
-    )
-
-
-def _paper_weak_threshold(largest: np.ndarray) -> float:
-    if round(PAPER_WEAK_SHARE * largest.size) == 0:
-        return -1.0  # 5 % of so few neurons is none: nothing is dropped
-    return kth_smallest(largest, PAPER_WEAK_SHARE)
-
-
-def _lowest(entropy: np.ndarray, eligible: np.ndarray, keep: int) -> np.ndarray:
-    """bool [layers, neurons]: the `keep` eligible neurons of lowest entropy, ties by layer and neuron."""
-    rank = np.where(eligible, np.round(entropy, RANK_DECIMALS), np.inf).reshape(-1)
-    keep = min(keep, int(eligible.sum()))
-    chosen = np.zeros(rank.size, dtype=bool)
-    chosen[np.argsort(rank, kind="stable")[:keep]] = True
-    return chosen.reshape(entropy.shape)
+        selected[:, :, None] & (p > threshold), selected, aapes.reshape(n_layers, n_neurons), p,
+        outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rate, quantile, weak_filter,
+        _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
+    )  # fmt: skip
 
 
 def _names(names: Sequence[str] | None, size: int, what: str) -> tuple[str, ...]:

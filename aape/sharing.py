@@ -20,42 +20,44 @@ from typing import Any
 import numpy as np
 
 from aape.chance import benjamini_hochberg, pooled_p
-from aape.selection import as_numpy, like
+from aape.selection import jaccard_index
 
 ROUNDS = 20  # rounds of trades before a draw is taken; each round trades every neuron once
 
 
-def jaccard(a: Any, b: Any) -> Any:
+def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Jaccard index of every pair of classes: shared neurons / neurons of either.
 
-    a: bool [layers, neurons, classes_a]; b: bool [layers, neurons, classes_b], of the same encoder shape.
-    Returns float64 [classes_a, classes_b]; 0 where both sets are empty. A tensor in gives a tensor out.
-    Raises ValueError if the layers or neurons differ.
+    Args:
+        a: bool [layers, neurons, classes_a], as `Selection.members`.
+        b: bool [layers, neurons, classes_b], of the same encoder.
+
+    Returns:
+        float64 [classes_a, classes_b]; 0 where both sets are empty.
+
+    Raises:
+        ValueError: the layers or neurons differ, or members are not bool.
     """
-    first, second = _checked(a, b)
-    shared, either = _overlap(first, second)
-    return like(np.divide(shared, either, out=np.zeros_like(shared), where=either > 0), a)
+    return jaccard_index(*_overlap(*_checked(a, b)))
 
 
-def shared_neurons(a: Any, b: Any) -> np.ndarray:
+def shared_neurons(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int64 [classes_a, classes_b]: the number of neurons in both sets. Raises as `jaccard`."""
-    first, second = _checked(a, b)
-    return _overlap(first, second)[0].astype(np.int64)
+    return _overlap(*_checked(a, b))[0].astype(np.int64)
 
 
-def _checked(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    first, second = as_numpy(a), as_numpy(b)
-    for name, members in (("first", first), ("second", second)):
+def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    for name, members in (("first", a), ("second", b)):
         if members.ndim != 3:
             raise ValueError(f"{name}: expected members [layers, neurons, classes], found shape {members.shape}")
         if members.dtype != np.bool_:
             raise ValueError(f"{name}: expected members as bool, found {members.dtype}")
-    if first.shape[:2] != second.shape[:2]:
+    if a.shape[:2] != b.shape[:2]:
         raise ValueError(
-            f"the two selections are of encoders of different shape: {first.shape[:2]} and {second.shape[:2]} "
+            f"the two selections are of encoders of different shape: {a.shape[:2]} and {b.shape[:2]} "
             "(layers, neurons); neurons can be shared only within one encoder"
         )
-    return first, second
+    return a, b
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,7 @@ class Sharing:
     within: bool
 
 
-def sharing_against_chance(a: Any, b: Any = None, *, draws: int = 1000, seed: int = 0) -> Sharing:
+def sharing_against_chance(a: np.ndarray, b: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0) -> Sharing:
     """Jaccard of every pair of classes against memberships re-dealt among the selected neurons.
 
     a, b: bool [layers, neurons, classes]; without b (or with b being a) the classes of one task among
@@ -95,11 +97,11 @@ def sharing_against_chance(a: Any, b: Any = None, *, draws: int = 1000, seed: in
     Raises ValueError as `jaccard`, and for fewer than 20 draws.
     """
     within = b is None or b is a
-    first, second = _checked(a, a if within else b)
+    first, second = _checked(a, a if b is None else b)
     if draws < 20:
         raise ValueError(f"draws: expected at least 20, found {draws}")
     rng = np.random.default_rng(seed)
-    observed = as_numpy(jaccard(first, second))
+    observed = jaccard(first, second)
 
     # Only neurons with a class in both can be shared; re-dealing needs all selected neurons of each task.
     where_a = np.flatnonzero(first.any(axis=2))

@@ -15,16 +15,15 @@ from torch import nn
 from aape import ablation
 from aape.ablation import (
     ablate,
-    false_discovery,
     index_plus_one,
     layer_matched,
     load_result,
-    one_sided_p,
     paired_interval,
     rate_matched,
     target_neurons,
 )
 from aape.artifacts import load_artifacts
+from aape.chance import benjamini_hochberg, one_sided_p
 from aape.collecting import collect
 from aape.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
@@ -209,7 +208,7 @@ def test_p_and_q() -> None:
     assert one_sided_p(-2.0, np.array([-1.0, 0.0, 1.0])) == 1 / 4
     assert one_sided_p(-1.0, np.array([-1.0, 0.0, 1.0])) == 2 / 4  # a tie counts against the target
     assert np.isnan(one_sided_p(-1.0, np.array([])))
-    q = false_discovery(np.array([0.01, 0.02, np.nan, 0.9]))
+    q = benjamini_hochberg(np.array([0.01, 0.02, np.nan, 0.9]))
     np.testing.assert_allclose(q, [0.03, 0.03, np.nan, 0.9])
 
 

@@ -197,7 +197,7 @@ def test_calibrated_selection_is_a_part_of_the_selection(analysis):
     chosen = select(artifacts.probabilities(), rate=0.1, classes=artifacts.classes)
     result = calibrate(artifacts, chosen, permutations=40, effect=0.3, progress=False)
     assert result.members.any() and not (result.members & ~chosen.members).any()
-    gap = chosen.probabilities - result.outside
+    gap = chosen.probabilities - result.selection.outside
     assert gap[result.members].min() >= 0.3
     assert result.coverage == 1 and result.table().calibrated.sum() == result.members.sum()
     train = select(artifacts.probabilities(split="train"), rate=0.1)

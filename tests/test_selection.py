@@ -8,7 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from fake_artifacts import write_artifacts
 
+from aape.artifacts import load_artifacts
 from aape.selection import entropy, select
 
 CLOSE = 1e-11  # nats; entropies nearer than this are a tie, whatever the order of summation
@@ -154,48 +156,86 @@ def test_entropy_by_hand():
 
 def test_kinds_and_precision_of_the_input_do_not_matter():
     p = np.random.default_rng(1).random((3, 40, 6)).astype(np.float32)
-    array, tensor = select(p, rate=0.1), select(torch.from_numpy(p), rate=0.1)
-    assert isinstance(array.members, np.ndarray) and isinstance(tensor.members, torch.Tensor)
-    assert tensor.members.dtype == torch.bool
-    assert np.array_equal(array.members, tensor.members.numpy())
-    assert torch.equal(tensor.neurons(2), torch.from_numpy(array.neurons(2)))
-    assert np.array_equal(select(p.astype(np.float64), rate=0.1).members, array.members)
+    expected = select(p.astype(np.float64), rate=0.1)
+    tensors = [torch.from_numpy(p), torch.from_numpy(p).requires_grad_()]
+    for given in (p, p.tolist(), *tensors, *([tensors[0].cuda()] if torch.cuda.is_available() else [])):
+        chosen = select(given, rate=0.1)
+        assert type(chosen.members) is np.ndarray and np.array_equal(chosen.members, expected.members)
+        assert np.array_equal(entropy(given), expected.entropy)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_equals_cpu():
-    p = torch.from_numpy(np.random.default_rng(1).random((3, 400, 6)))
-    chosen = select(p.cuda(), rate=0.1)
-    assert chosen.members.device.type == "cuda"
-    assert torch.equal(chosen.members.cpu(), select(p, rate=0.1).members)
-
-
-def test_selection_reports_names_classes_without_neurons_and_its_table():
+def three_neurons():
     p = np.full((2, 50, 3), 0.01)
     p[1, 7] = [0.9, 0.01, 0.01]
     p[0, 3] = [0.01, 0.8, 0.01]
     p[1, 2] = [0.02, 0.7, 0.9]
-    chosen = select(p, rate=0.03, quantile=0.985, classes=("dog", "rain", "7"), layers=("a", "b"))
+    return p
+
+
+def test_selection_reports_names_classes_without_neurons_and_its_table():
+    chosen = select(three_neurons(), rate=0.03, quantile=0.985, classes=("dog", "rain", "7"), layers=("a", "b"))
     assert chosen.neurons("dog").tolist() == [[1, 7]]
-    assert chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]
+    assert chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]  # strongest first
     assert chosen.neurons("7").tolist() == [[1, 2]]  # a name, not an index
     table = chosen.table()
-    assert table.columns.tolist() == ["layer", "neuron", "class", "p", "aape"]
     assert table[["layer", "neuron", "class"]].to_numpy().tolist() == [
+        [1, 7, "dog"],  # 0.9 against 0.01
         [0, 3, "rain"],
-        [1, 2, "rain"],
-        [1, 2, "7"],
-        [1, 7, "dog"],
+        [1, 2, "7"],  # 0.9 against 0.36
+        [1, 2, "rain"],  # 0.7 against 0.46
     ]
-    assert table.p.tolist() == [0.8, 0.7, 0.9, 0.9]
-    less = select(p, rate=0.01, quantile=0.985, classes=("dog", "rain", "7"))
+    assert table.p.tolist() == [0.9, 0.8, 0.9, 0.7]
+    assert table.p_outside.tolist() == pytest.approx([0.01, 0.01, 0.36, 0.46])
+    assert (table.remark == "").all()
+    less = select(three_neurons(), rate=0.01, quantile=0.985, classes=("dog", "rain", "7"))
     assert less.neurons("7").shape == (0, 2)
     assert less.coverage == pytest.approx(1 / 3)
-    assert less.per_class.tolist() == [1, 0, 0]
+    assert less.per_class.to_dict() == {"dog": 1, "rain": 0, "7": 0}
+    assert "1 of 100" in repr(less) and "33% of 3 classes" in less._repr_html_()
     with pytest.raises(ValueError, match="no class 'cat'.*dog"):
         less.neurons("cat")
     with pytest.raises(ValueError, match="no class with index 3"):
         less.neurons(3)
+
+
+def test_a_neuron_less_active_in_its_class_than_outside_is_said_and_comes_last():
+    p = np.zeros((1, 40, 3))
+    p[0, 0] = [0.9, 0.8, 0.1]
+    p[0, 1] = [0.5, 0.99, 0.99]
+    table = select(p, rate=1, classes=("a", "b", "c")).table()  # of the 120 values 114 are at most the threshold
+    assert list(zip(table.neuron, table["class"], strict=True)) == [
+        (0, "a"), (0, "b"), (1, "b"), (1, "c"), (1, "a"), (0, "c")
+    ]  # fmt: skip
+    assert table.remark.tolist() == [""] * 4 + ["less active than outside the class"] * 2
+
+
+def test_shared_means_of_each_class_and_exclusive_of_no_other():
+    p = np.zeros((2, 50, 3))
+    p[0, 5] = [0.9, 0.9, 0]
+    p[1, 1] = [1, 0.99, 0]
+    p[1, 4] = [0.9, 0.9, 0.9]
+    p[1, 9] = [0.9, 0, 0]
+    chosen = select(p, rate=1, quantile=0.9, classes=("a", "b", "c"))
+    assert chosen.shared(["a", "b"]).tolist() == [[1, 1], [0, 5], [1, 4]]  # strongest first
+    assert chosen.shared(["b", 0], exclusive=True).tolist() == [[1, 1], [0, 5]]
+    assert chosen.shared(["a"], exclusive=True).tolist() == [[1, 9]]
+    assert chosen.shared(["c", "a"], exclusive=True).shape == (0, 2)
+    for wrong in ([], "ab"):
+        with pytest.raises(ValueError, match="a list of classes"):
+            chosen.shared(wrong)
+
+
+def test_artifacts_bring_their_names_their_clips_and_their_tokens(tmp_path):
+    labels = np.array([0] * 30 + [1] * 10 + [2] * 5)
+    counts = np.random.default_rng(0).integers(0, 61, (45, 2, 30))
+    write_artifacts(tmp_path, counts, labels, ["a", "b", "c"], task="t")
+    artifacts = load_artifacts(tmp_path)
+    chosen = select(artifacts, rate=0.2)
+    expected = select(artifacts.probabilities(), rate=0.2, classes=["a", "b", "c"], layers=["blocks.0", "blocks.1"])
+    assert (chosen.classes, chosen.layers) == (expected.classes, expected.layers)
+    assert np.array_equal(chosen.members, expected.members)
+    assert chosen.outside[1, 2, 0] == pytest.approx(counts[30:, 1, 2].mean() / 60)  # by tokens, not by classes
+    assert expected.outside[1, 2, 0] == pytest.approx(artifacts.probabilities()[1, 2, 1:].mean())
 
 
 def test_ties_go_by_layer_then_neuron():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from aape.sharing import by_distance, jaccard, redeal, shared_neurons, sharing_against_chance
 
@@ -28,8 +27,6 @@ def test_jaccard_equals_python_sets():
             assert shared_neurons(a, b)[i, j] == len(one & two)
     assert result[2, 0] == 0
     assert (np.diag(jaccard(b, b))[1:] == 1).all()
-    tensor = jaccard(torch.from_numpy(a), torch.from_numpy(b))
-    assert isinstance(tensor, torch.Tensor) and np.array_equal(tensor.numpy(), result)
 
 
 def test_redealing_keeps_both_margins_and_moves_memberships():
