@@ -1,7 +1,7 @@
 """Front door of the collecting notebooks: load a study, a model and a task, run the pass, save the artifacts.
 
 From a shell:
-    python common.py collect miniature M2D esc50     one pass (or torchrun --nproc_per_node 2 common.py collect ...)
+    python common.py collect miniature ssl esc50     one pass (or torchrun --nproc_per_node 2 common.py collect ...)
     python common.py doctor paper                    what is installed, found, missing, and the next step
     python common.py download m2d esc50              fetch checkpoints and datasets that may be fetched freely
     python common.py metadata gtzan FOLDER OUT.csv   EVAR-format metadata of a dataset as it is distributed

@@ -45,7 +45,7 @@ from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import whole_file, write_text
 from aape.selection import Selection, jaccard_index, select
 from aape.silencing import NeuronSet, embed_with_sets, mean_activations, neuron_set
-from aape.study import AblationTarget, Study, load_study
+from aape.study import AblationTarget, Study, load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
 
 NEAREST = 10  # a rate-matched control takes each neuron from this many nearest in rate that are still free
@@ -752,7 +752,7 @@ def _result(study: Study, tables: Mapping[str, pd.DataFrame]) -> AblationResult:
     return AblationResult(
         study.directory,
         study.stand_in,
-        {name: model.label for name, model in study.models.items()},
+        {name: model.label for name, model in study.encoders.items()},
         {name: task.title for name, task in study.tasks.items()},
         **tables,
     )
@@ -781,10 +781,8 @@ def ablate(
             f"study {study.name!r} states no ablation targets: list them under ablation.targets, each with task, "
             "classes and mode (specific, shared, all)"
         )
-    models = [name for name in settings.models if name in study.models]
-    if not models:
-        raise ValueError(f"study {study.name!r} has none of the models {', '.join(settings.models)}")
-    tasks = {name: study.task(name).call() for name in dict.fromkeys(t.task for t in settings.targets)}
+    models = [copy for name in settings.models or study.models for copy in study.copies(name)]
+    tasks = {name: load_task(study, name) for name in dict.fromkeys(t.task for t in settings.targets)}
     artifacts = {
         (str(model), task): load_artifacts(study.artifacts_directory(task, model)) for model in models for task in tasks
     }
@@ -793,7 +791,7 @@ def ablate(
     on = choose_device(device)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for model in models:
-        encoder = study.model(model).call().to(on)
+        encoder = load_encoder(study, model).to(on)
         for name, task in tasks.items():
             bench = Bench(
                 encoder,

@@ -36,7 +36,7 @@ from aape.figures import sharing as figures
 from aape.files import whole_file, write_text
 from aape.selection import Selection, jaccard_index, select
 from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
-from aape.study import MODELS, Study, load_study
+from aape.study import Study, load_study
 
 CACHE_FORMAT = 1  # raise it when the meaning of what is kept changes
 SHARING_DRAWS = 1000
@@ -130,7 +130,9 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     sharing, curves, pairs = _sharing(loaded, results, artifacts, cache, progress)
     summary = _sharing_summary(loaded, sharing, results)
     octaves = _octave_table(curves)
-    published, published_lists = published_comparison(loaded, results, artifacts)
+    published, published_lists = pd.DataFrame(), pd.DataFrame()
+    if loaded.reproduces_paper:
+        published, published_lists = published_comparison(loaded, results, artifacts)
     tables = {
         "sharing_summary.csv": summary,
         "sharing_pairs.csv": pairs,
@@ -141,16 +143,17 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     for name, table in tables.items():
         if len(table):
             _write_csv(table, loaded.directory / name)
+    labels = {model: loaded.model(model).label for model in _models(loaded)}
     analysis = Analysis(
         study=loaded,
         results=results,
         missing=missing,
         notes=notes,
         statistics=statistics,
-        side_by_side=side_by_side(statistics),
-        chance=chance_table(statistics),
+        side_by_side=side_by_side(statistics, labels),
+        chance=chance_table(statistics, labels),
         classes=classes,
-        sensitivity=sensitivity_table(variants),
+        sensitivity=sensitivity_table(variants, labels),
         sharing=sharing,
         curves=curves,
         sharing_summary=summary,
@@ -231,7 +234,7 @@ def _weights(artifacts: Artifacts) -> str | None:
 
 
 def _models(study: Study) -> list[str]:
-    return [model for model in MODELS if model in study.models]  # SSL, SL, untrained, whatever the file's order
+    return list(study.encoders)
 
 
 def _key(*parts: Any) -> str:
@@ -536,12 +539,8 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
 # Tables
 
 
-def _named(model: str) -> str:
-    return {"M2D": "SSL", "ViT": "SL"}.get(model, model)
-
-
-def side_by_side(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """SSL, SL and untrained next to each other: a row per task."""
+def side_by_side(statistics: dict[str, pd.DataFrame], labels: dict[str, str]) -> pd.DataFrame:
+    """The models next to each other: a row per task."""
     columns = {
         "coverage": "coverage",
         "per_class_mean": "neurons per class",
@@ -551,7 +550,7 @@ def side_by_side(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
         "calibrated_per_class_mean": "calibrated per class",
     }
     parts = {
-        _named(model): table.reindex(columns=list(columns)).rename(columns=columns)
+        labels[model]: table.reindex(columns=list(columns)).rename(columns=columns)
         for model, table in statistics.items()
     }
     table = pd.concat(parts, axis=1).swaplevel(axis=1)
@@ -559,14 +558,14 @@ def side_by_side(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table[order]
 
 
-def chance_table(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def chance_table(statistics: dict[str, pd.DataFrame], labels: dict[str, str]) -> pd.DataFrame:
     """Percentile selection, its null (mean and 95 % interval) and the calibrated selection, side by side."""
     rows = []
     for model, table in statistics.items():
         for task, row in table.iterrows():
             if "coverage_null_mean" not in row or pd.isna(row["coverage_null_mean"]):
                 continue
-            entry: dict[str, Any] = {"task": task, "model": _named(model)}
+            entry: dict[str, Any] = {"task": task, "model": labels[model]}
             for name, title, digits in (
                 ("coverage", "coverage", 2),
                 ("per_class_mean", "neurons per class", 1),
@@ -588,9 +587,8 @@ def chance_table(statistics: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sensitivity_table(variants: pd.DataFrame) -> pd.DataFrame:
+def sensitivity_table(variants: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
     """One row per variant: means over the tasks, by model; the CSV has the tasks one by one."""
-    names = {"M2D": "SSL", "ViT": "SL"}
     columns = {
         "coverage": "coverage",
         "per_class_mean": "neurons per class",
@@ -599,7 +597,7 @@ def sensitivity_table(variants: pd.DataFrame) -> pd.DataFrame:
     }
     kept = variants.assign(
         variant=[s if s == "as stated" else f"{s}: {v}" for s, v in zip(variants.setting, variants.value, strict=True)],
-        model=[names.get(m, m) for m in variants.model],
+        model=[labels[m] for m in variants.model],
     )
     order = list(dict.fromkeys(kept.variant))
     models = list(dict.fromkeys(kept.model))
@@ -712,7 +710,7 @@ def _sharing_summary(
                 {
                     "figure": figure.name,
                     "what": figure.title,
-                    "model": _named(model),
+                    "model": model,
                     "neurons in both": int(both.sum()),
                     "of": f"{rows.members.any(axis=2).sum()} and {columns.members.any(axis=2).sum()}",
                     "mean Jaccard": mean,
@@ -790,6 +788,7 @@ def published_comparison(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The paper's values beside the study's, and its two neuron lists beside ours under both filters."""
     rows = []
+    ssl, sl = (next((m for m in _models(study) if study.model(m).role == role), "") for role in ("ssl", "sl"))
 
     def add(what: str, paper: str, task: str, model: str, column: str, form: str) -> None:
         result = results.get((task, model))
@@ -798,18 +797,18 @@ def published_comparison(
         rows.append({"figure": what, "paper": paper, "this study": own, "remark": reason or "comparable"})
 
     for task in study.tasks:
-        add(f"coverage, SSL, {task}", "about 100 %", task, "M2D", "coverage", "{:.0%}")
+        add(f"coverage, SSL, {task}", "about 100 %", task, ssl, "coverage", "{:.0%}")
     if "vc1_country" in study.tasks:
-        add("coverage, SL, vc1_country", "49 %", "vc1_country", "ViT", "coverage", "{:.0%}")
+        add("coverage, SL, vc1_country", "49 %", "vc1_country", sl, "coverage", "{:.0%}")
     for task, value in (("cremad", "172.0"), ("esc50", "37.9")):
         if task in study.tasks:
-            add(f"neurons per class, SSL, {task}", value, task, "M2D", "per_class_mean", "{:.1f}")
+            add(f"neurons per class, SSL, {task}", value, task, ssl, "per_class_mean", "{:.1f}")
 
     lists = []
     for task, first, second in PUBLISHED_LISTS:
         if task not in study.tasks:
             continue
-        found = artifacts.get((task, "M2D"))
+        found = artifacts.get((task, ssl))
         reason = not_comparable(study, found)
         theirs = published_neurons(task, first, second)
         for weak_filter in ("lape", "paper"):
@@ -852,7 +851,7 @@ def _draw(analysis: Analysis) -> dict[str, Path]:
     study, directory = analysis.study, analysis.study.directory
     mark = "stand-ins" if study.stand_in else ""
     drawn: dict[str, Path] = {}
-    panels = [m for m in ("M2D", "ViT") if m in study.models] or _models(study)[:2]
+    panels = _models(study)
     labels = {m: study.model(m).label for m in panels}
     for figure in study.sharing:
         found = analysis.sharing.get(figure.name, {})
@@ -875,7 +874,7 @@ def _draw(analysis: Analysis) -> dict[str, Path]:
             mark=mark,
         )
         drawn[figure.name] = figures.save(whole, directory, figure.name)
-    names = {m: _named(m) for m in _models(study)}
+    names = {m: study.model(m).label for m in _models(study)}
     drawn["neurons_by_layer"] = figures.save(
         figures.layer_figure(analysis.results, list(study.tasks), names, mark), directory, "neurons_by_layer"
     )

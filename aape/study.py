@@ -1,26 +1,44 @@
-"""A study: models, tasks, thresholds, figure pairs and ablation targets, in one validated YAML file.
+"""A study: models, tasks, thresholds, figures and ablation targets, in one validated YAML file.
 
-Three ship in `studies/`: `paper`, `esc50` and `miniature`. A model or a task is named by the function that loads it,
-`package.module:function`, and that function's keyword arguments, so a study of one's own needs no change here.
+The shortest one names two things, everything else has a default:
+
+    models:
+      whisper: {hub: openai/whisper-tiny}
+    tasks:
+      digits: {folder: recordings, pattern: "{label}_{group}_{take}.wav", clip_seconds: 1.0}
+
+Models and tasks take any names, at any number. Besides `hub` (a model by name or folder), `folder` (sounds in class
+folders, or named by a pattern) and `metadata` (a CSV), `loader: package.module:function` with `options` calls any
+Python function. **A study file is therefore code: run only those that you trust.** Paths are relative to the study
+file, `~`, `$NAME` and `${NAME:-default}` are expanded; the shipped studies (`studies/` of the clone) count from the
+repository's root. Results lie in `outputs/<study>/` at the same place; $AAPE_OUTPUT replaces `outputs`.
 """
 
 from __future__ import annotations
 
 import difflib
+import html
 import importlib
 import os
+import re
 import typing
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aape.encoder import Encoder
-from aape.task import Task
+if TYPE_CHECKING:
+    from aape.encoder import Encoder
+    from aape.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
-MODELS: tuple[Literal["M2D", "ViT", "Untrained"], ...] = ("M2D", "ViT", "Untrained")
+ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}
+MOST_NODES = 100_000  # of a study file with its aliases written out
+# One path component: task, model and figure names become names of folders and files.
+Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Strict(BaseModel):
@@ -28,86 +46,119 @@ class _Strict(BaseModel):
 
 
 class Loader(_Strict):
-    """A function and its keyword arguments.
+    """A function, `package.module:function`, and its keyword arguments."""
 
-    Options whose names end in `_path` or `_dir` are paths: `~` and `$VARIABLES` are expanded, and relative ones start
-    at the folder that holds common.py ("random" stays as it is).
-    """
-
-    loader: str
+    loader: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def call(self) -> Any:
-        """Import the function and call it.
+    def call(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The function to call and its options, paths not yet resolved; short forms are written out."""
+        return self.loader or "", self.options
 
-        Raises:
-            ValueError: no such module or function, or an environment variable that is not set.
-        """
-        module_name, _, function_name = self.loader.partition(":")
-        try:
-            function = getattr(importlib.import_module(module_name), function_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"loader {self.loader!r}: expected package.module:function ({error})") from error
-        return function(**{k: resolve_path(k, v) for k, v in self.options.items()})
-
-
-def resolve_path(key: str, value: Any) -> Any:
-    """Expand a path option; anything else is returned as it is."""
-    if not key.endswith(("_path", "_dir")) or not isinstance(value, str) or value == "random":
-        return value
-    expanded = os.path.expanduser(os.path.expandvars(value))
-    if "$" in expanded:
-        raise ValueError(f"{key}: {value!r} needs an environment variable that is not set; set it or write the path")
-    return ROOT / expanded  # an absolute path stays absolute
+    def _require_one(self, *forms: str) -> None:
+        given = [form for form in forms if getattr(self, form) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
 
 
 class ModelSpec(Loader):
-    """A model of the study: how it is loaded, and what tables and folders call it."""
+    """A model of the study: how it is loaded, and what tables and folders call it.
 
+    `role` says what it is compared as, `label` is its name in tables and figures. `seeds`: it is loaded once for each,
+    as `options.seed`, into folders of their own, and has one row of a table, mean and range.
+    """
+
+    hub: str | None = None  # a name on the Hub, or a folder
+    role: Literal["ssl", "sl", "untrained"] | None = None
     label: str
-    folder: Literal["analysis", "vit", "untrained"]
+    folder: Name
     # task -> splits that the weights were trained on, marked as in-sample wherever they are tested
     heard: dict[str, list[str]] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        self._require_one("loader", "hub")
+        if len(set(self.seeds)) < len(self.seeds) or (self.seeds and "seed" in self.options):
+            raise ValueError(f"seeds: each once, and no options.seed beside them; found {list(self.seeds)}")
+        return self
+
+    def with_seed(self, seed: int) -> ModelSpec:
+        """The entry of one seed."""
+        own = {"label": f"{self.label}, seed {seed}", "folder": f"{self.folder}-{seed}", "seeds": ()}
+        return self.model_copy(update=own | {"options": self.options | {"seed": seed}})
+
+    def call(self, name: str) -> tuple[str, dict[str, Any]]:
+        """See `Loader.call`."""
+        if self.hub is None:
+            return super().call(name)
+        return "aape.encoders.hub:from_hub", {"name_or_folder": self.hub} | self.options
 
 
 class TaskSpec(Loader):
-    """A task of the study."""
+    """A task of the study: a loader, a folder of sounds, or a CSV of metadata."""
 
+    folder: str | None = None
+    pattern: str | None = None  # of the paths below `folder`, such as "{label}_{group}_{take}.wav"
+    metadata: str | None = None  # CSV; its files are relative to `audio_dir`, by default the CSV's own folder
+    audio_dir: str | None = None
+    clip_seconds: float | None = Field(default=None, gt=0)
     title: str
     kind: Literal["event", "pitch", "genre", "language", "gender", "country", "emotion", "other"] = "other"
-    rate: float | None = None  # share of neurons that survive the AAPE rank; None: the study's
+    rate: Share | None = None  # share of neurons that survive the AAPE rank; None: the study's
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TaskSpec:
+        self._require_one("loader", "folder", "metadata")
+        owners = {"pattern": self.folder, "audio_dir": self.metadata, "clip_seconds": self.folder or self.metadata}
+        for key, owner in owners.items():
+            if getattr(self, key) is not None and owner is None:
+                raise ValueError(f"{key} stands with folder or metadata; a loader takes it among its options")
+        if self.loader is None and self.clip_seconds is None:
+            raise ValueError("clip_seconds is missing: the length that every clip is cut or padded to, s")
+        return self
+
+    def call(self, name: str) -> tuple[str, dict[str, Any]]:
+        """See `Loader.call`."""
+        if self.loader is not None:
+            return super().call(name)
+        how: dict[str, Any] = {"name": name, "clip_seconds": self.clip_seconds} | self.options
+        if self.folder is not None:
+            return "aape.task:from_folder", {"folder": self.folder, "pattern": self.pattern} | how
+        audio = self.audio_dir if self.audio_dir is not None else str(Path(self.metadata or "").parent)
+        return "aape.task:from_metadata", {"csv_path": self.metadata, "audio_dir": audio} | how
 
 
 class CollectSettings(_Strict):
     """The collecting pass."""
 
-    batch_size: int = 32
+    batch_size: int = Field(default=32, ge=1)
     splits: list[str] | None = None
-    keep_clips: int | None = None
+    keep_clips: int | None = Field(default=None, ge=1)
     on_bad_clip: Literal["stop", "skip"] = "stop"
 
 
 class SelectionSettings(_Strict):
     """Thresholds of the selection (paper, LAPE)."""
 
-    rate: float = 0.01
-    quantile: float = 0.95
+    rate: Share = 0.01
+    quantile: float = Field(default=0.95, ge=0, lt=1)
     weak_filter: Literal["lape", "paper"] = "lape"
 
 
 class ChanceSettings(_Strict):
     """Permutations and calibrated selection."""
 
-    permutations: int = 1000
-    q: float = 0.05
-    effect: float = 0.1  # least difference of p inside and outside the class
-    resamples: int = 20  # of equal clips per class, and of halves of the groups
+    permutations: int = Field(default=1000, ge=1)
+    q: float = Field(default=0.05, gt=0, lt=1)
+    effect: float = Field(default=0.1, ge=0, le=1)  # least difference of p inside and outside the class
+    resamples: int = Field(default=20, ge=1)  # of equal clips per class, and of halves of the groups
 
 
 class SharingFigure(_Strict):
     """One figure of shared neurons; within a task where rows and columns are the same."""
 
-    name: str
+    name: Name
     rows: str
     columns: str
     title: str
@@ -124,7 +175,7 @@ class AblationTarget(_Strict):
 class AblationSettings(_Strict):
     """The deactivation experiment (`aape.ablation`)."""
 
-    models: tuple[Literal["M2D", "ViT", "Untrained"], ...] = MODELS
+    models: tuple[str, ...] | None = None  # None: all of the study
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
     controls: int = Field(default=199, ge=0)  # random sets with as many neurons in each layer
@@ -139,34 +190,91 @@ class AblationSettings(_Strict):
 
 
 class Study(_Strict):
-    """See the module's docstring. `output` is resolved as a path below the repository's folder."""
+    """See the module's docstring. `base` is the folder that paths and outputs are relative to."""
 
     name: str
     description: str
-    stand_in: bool  # results of stand-in sounds or models, said wherever a number is shown
+    base: Path = Field(default=ROOT, exclude=True)
+    stand_in: bool = False  # results of stand-in sounds or models, said wherever a number is shown
+    reproduces_paper: bool = False  # compare with the published values
     note: str = ""
     output: str
     seed: int = 0
-    models: dict[Literal["M2D", "ViT", "Untrained"], ModelSpec]
-    tasks: dict[str, TaskSpec]
+    models: dict[Name, ModelSpec] = Field(min_length=1)
+    tasks: dict[Name, TaskSpec] = Field(min_length=1)
     collect: CollectSettings = Field(default_factory=CollectSettings)
     selection: SelectionSettings = Field(default_factory=SelectionSettings)
     chance: ChanceSettings = Field(default_factory=ChanceSettings)
     sharing: list[SharingFigure] = Field(default_factory=list)
     ablation: AblationSettings = Field(default_factory=AblationSettings)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, content: Any) -> Any:
+        """What follows from names: description, output, labels, titles and folders."""
+
+        def named(key: str, **defaults: Any) -> Any:
+            entries = content.get(key)
+            if not isinstance(entries, dict):
+                return entries
+            filled = {}
+            for name, entry in entries.items():
+                mine = {k: v(name, entry) for k, v in defaults.items()} if isinstance(entry, dict) else {}
+                filled[name] = mine | entry if mine else entry
+            return filled
+
+        content = {"description": content.get("name"), "output": content.get("name")} | content
+        content["models"] = named(
+            "models", label=lambda n, _: n, folder=lambda n, e: ROLE_FOLDERS.get(e.get("role"), n)
+        )
+        content["tasks"] = named("tasks", title=lambda n, _: n)
+        return {k: v for k, v in content.items() if v is not None}
+
+    @model_validator(mode="after")
+    def _references(self) -> Study:
+        for task in [t for f in self.sharing for t in (f.rows, f.columns)] + [t.task for t in self.ablation.targets]:
+            self.task(task)
+        for model in self.ablation.models or ():
+            self.model(model)
+        folders = [spec.folder for spec in self.encoders.values()]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"two models share a folder ({', '.join(folders)}); give each its own `folder`")
+        return self
+
     @property
     def directory(self) -> Path:
         """Where the study's results lie; $AAPE_OUTPUT replaces `outputs` in front of relative paths."""
-        return ROOT / os.environ.get("AAPE_OUTPUT", "outputs") / self.output
+        return self.base / os.environ.get("AAPE_OUTPUT", "outputs") / self.output
+
+    @property
+    def encoders(self) -> dict[str, ModelSpec]:
+        """What is collected: the models, one of several seeds as `name-0`, `name-1`, ..."""
+        found: dict[str, ModelSpec] = {}
+        for name, spec in self.models.items():
+            found |= {f"{name}-{seed}": spec.with_seed(seed) for seed in spec.seeds} or {name: spec}
+        return found
+
+    def copies(self, model: str) -> list[str]:
+        """The names under which a model is collected: itself, or one a seed."""
+        return [f"{model}-{seed}" for seed in self.model(model).seeds] or [model]
 
     def artifacts_directory(self, task: str, model: str) -> Path:
-        """Folder of one model's artifacts on one task."""
-        return self.directory / f"{self.task(task) and task}_{self.model(model).folder}"
+        """Folder of one encoder's artifacts on one task. Raises ValueError as `encoder` and `task`."""
+        self.task(task)
+        return self.directory / f"{task}_{self.encoder(model).folder}"
+
+    def encoder(self, name: str) -> ModelSpec:
+        """As `model`, for what can be loaded. Raises ValueError for a model of several seeds without the seed."""
+        spec = self.model(name)
+        if spec.seeds:
+            raise ValueError(f"model {name!r} has several seeds: name one of {', '.join(self.copies(name))}")
+        return spec
 
     def model(self, name: str) -> ModelSpec:
-        """A model's entry. Raises ValueError with the nearest name."""
-        return _entry(self.models, name, f"study {self.name!r} has no model")
+        """A model's entry, also of one seed's (`untrained-0`). Raises ValueError with the nearest name."""
+        if name in self.models:
+            return self.models[name]
+        return _entry(self.encoders, name, f"study {self.name!r} has no model")
 
     def task(self, name: str) -> TaskSpec:
         """A task's entry. Raises ValueError with the nearest name."""
@@ -177,51 +285,93 @@ class Study(_Strict):
         own = self.task(task).rate
         return self.selection.rate if own is None else own
 
+    def __repr__(self) -> str:
+        models = ", ".join(f"{name} ({spec.label})" for name, spec in self.models.items())
+        return f"Study {self.name!r}: {self.description}\nmodels: {models}\ntasks: {', '.join(self.tasks)}"
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [("models", name, spec.label) for name, spec in self.models.items()]
+        rows += [("tasks", name, spec.title) for name, spec in self.tasks.items()]
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<p><b>{html.escape(self.description)}</b> ({html.escape(self.name)})</p>{note}<table>{body}</table>"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}? " if near else "" + f"known: {', '.join(known)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 
 
-def _entry(entries: typing.Mapping[Any, Any], name: str, complaint: str) -> Any:
+def _entry(entries: Mapping[str, Any], name: str, complaint: str) -> Any:
     if name not in entries:
         raise ValueError(f"{complaint} {name!r}; {_nearest(name, entries)}")
     return entries[name]
 
 
 def load_study(name_or_path: str | Path) -> Study:
-    """A study by name (a file in `studies/`) or from a YAML file.
+    """A study by name (a file in `studies/` of the clone) or from a YAML file.
 
     Raises:
         FileNotFoundError: no such study.
-        ValueError: a key that is not known (with the nearest one), a value that does not fit, a reference to a task or
-            model that the study does not have.
+        ValueError: a key that is not known (with the nearest one) or stands twice, a value that does not fit, a
+            reference to a task or model that the study does not have.
     """
-    path = Path(name_or_path)
+    path, shipped = Path(name_or_path), ROOT / "studies"
     if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "studies" / f"{name_or_path}.yaml"
+        path = shipped / f"{name_or_path}.yaml"
     if not path.is_file():
-        shipped = sorted(p.stem for p in (ROOT / "studies").glob("*.yaml"))
-        raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {', '.join(shipped)}, or a file")
+        names = (
+            ", ".join(sorted(p.stem for p in shipped.glob("*.yaml"))) or "none, for they need a clone of the repository"
+        )
+        raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {names}; or give a YAML file")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        _check_nodes(node, {})
+        content = yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, found {type(content).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict) or "base" in content:
+        found = "the key 'base'" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: expected the keys of a study, found {found}")
+    folder = path.resolve().parent
     try:
-        study = Study(**content)
+        return Study.model_validate({"name": path.stem} | content | {"base": ROOT if folder == shipped else folder})
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    _check_references(study, path)
-    return study
+
+
+def _check_nodes(node: yaml.Node | None, sizes: dict[yaml.Node, int]) -> int:
+    """How many nodes there are with aliases written out. ValueError for too many, for a circle and for a key twice."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in sizes:
+        sizes[node] = MOST_NODES  # until it is known: a circle is endless
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key.value, Hashable)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise ValueError(f"the key {twice!r} stands twice, near line {node.start_mark.line + 1}; keep one")
+            children = [child for pair in node.value for child in pair]
+        sizes[node] = 1 + sum(_check_nodes(child, sizes) for child in children)
+    if sizes[node] >= MOST_NODES:
+        raise ValueError(
+            f"more than {MOST_NODES:,} entries with all aliases written out, near line {node.start_mark.line + 1}"
+        )
+    return sizes[node]
 
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg']}, found {error.get('input')!r}"
+        found = "" if error["type"] in ("value_error", "missing") else f", found {str(error.get('input'))[:80]!r}"
+        return f"{where}: {error['msg']}{found}".replace("Value error, ", "").removeprefix(": ")
     model: Any = Study
     for part in error["loc"][:-1]:
         if part in getattr(model, "model_fields", {}):
@@ -230,42 +380,58 @@ def _explain(error: Any) -> str:
             if isinstance(argument, type) and issubclass(argument, BaseModel):
                 model = argument
                 break
-    known = list(getattr(model, "model_fields", {}))
+    known = [key for key in getattr(model, "model_fields", {}) if key != "base"]
     return f"unknown key {where!r}; {_nearest(str(error['loc'][-1]), known)}"
 
 
-def _check_references(study: Study, path: Path) -> None:
+def resolve(key: str, value: Any, base: Path) -> Any:
+    """An option's value, paths (keys that end in `_path`, `_dir` or `folder`) expanded and counted from `base`.
+
+    "random" stays as it is, and so does a `name_or_folder` that is no folder.
+
+    Raises:
+        ValueError: an environment variable that is not set.
+    """
+    if not isinstance(value, str) or value == "random" or not key.endswith(("_path", "_dir", "folder")):
+        return value
+    filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], value)
+    expanded = os.path.expanduser(os.path.expandvars(filled))
+    if "$" in expanded:
+        raise ValueError(f"{key}: {value!r} needs an environment variable that is not set; set it or write the path")
+    path = base / expanded  # an absolute path stays absolute
+    return expanded if key == "name_or_folder" and not path.is_dir() else path
+
+
+def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
+    loader, options = spec.call(name)
+    module, _, function = loader.partition(":")
     try:
-        for figure in study.sharing:
-            study.task(figure.rows), study.task(figure.columns)
-        for target in study.ablation.targets:
-            study.task(target.task)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    folders = [m.folder for m in study.models.values()]
-    if len(set(folders)) != len(folders):
-        raise ValueError(f"{path}: two models share a folder ({', '.join(folders)})")
+        made = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"loader {loader!r}: expected package.module:function ({error})") from error
+    loaded = made(**{key: resolve(key, value, study.base) for key, value in options.items()})
+    if not isinstance(loaded, expected):
+        raise ValueError(f"{loader} returned a {type(loaded).__name__}, expected {expected.__name__}")
+    return loaded
 
 
 def load_encoder(study: Study, model: str) -> Encoder:
-    """The study's model "M2D", "ViT" or "Untrained".
+    """One of the study's encoders, by a name of `study.encoders`.
 
     Raises:
-        ValueError: no such model, or what its loader returned is no Encoder.
+        ValueError: no such model, no such loader, or what it returned is no Encoder.
     """
-    encoder = study.model(model).call()
-    if not isinstance(encoder, Encoder):
-        raise ValueError(f"{study.model(model).loader} returned a {type(encoder).__name__}, expected an Encoder")
-    return encoder
+    from aape.encoder import Encoder
+
+    return _load(study, model, study.encoder(model), Encoder)
 
 
 def load_task(study: Study, task: str) -> Task:
     """One of the study's tasks.
 
     Raises:
-        ValueError: no such task, or what its loader returned is no Task.
+        ValueError: no such task, no such loader, or what it returned is no Task.
     """
-    loaded = study.task(task).call()
-    if not isinstance(loaded, Task):
-        raise ValueError(f"{study.task(task).loader} returned a {type(loaded).__name__}, expected a Task")
-    return loaded
+    from aape.task import Task
+
+    return _load(study, task, study.task(task), Task)

@@ -30,7 +30,6 @@ from miniature.train import _write
 
 PENALTY = 0.01  # C of scikit-learn's LogisticRegression
 UNTRAINED = "untrained"
-SLOTS = {"ssl": "M2D", "sl": "ViT", UNTRAINED: "Untrained"}  # the models' places in a study
 
 
 def clip_embeddings(encoder: Encoder, task: Task, batch_size: int = 32) -> np.ndarray:
@@ -180,14 +179,14 @@ def main(arguments: list[str] | None = None) -> None:
         meta = given.esc50 / "meta" / "esc50.csv"
         probe(from_metadata(meta, given.esc50 / "audio", clip_seconds=5.0, name="esc50"), "ESC-50, fold 5")
     if given.study is not None:
-        from aape.study import load_study
+        from aape.study import load_study, load_task
 
         study = load_study(given.study)
-        for name, spec in study.tasks.items():
-            task = spec.call()
+        for name in study.tasks:
+            task = load_task(study, name)
             if task.name != name:
                 raise ValueError(f"study {given.study}: task {name!r} loads one named {task.name!r}")
-            folders = {key: study.artifacts_directory(name, slot) for key, slot in SLOTS.items()}
+            folders = {key: study.artifacts_directory(name, study.copies(key)[0]) for key in models}
             probe(task, "stand-in" if given.study == "miniature" else given.study, folders)
     print(markdown(pd.read_csv(given.out)))
 

@@ -33,6 +33,7 @@ DATASETS = (
     Dataset("Surge", "surge", "Surge, pitch", "synthesiser notes", "88 MIDI pitches"),
 )
 MODELS = {"M2D": "the self-supervised ViT (M2D in the paper)", "ViT": "the supervised ViT of the same shape"}
+ROLES = {"M2D": "ssl", "ViT": "sl"}  # the models' names in the shipped studies
 # Tasks on the same audio as an earlier one: their notebooks take that pass over.
 SHARED_AUDIO = {"vc1_country": "vc1_gender", "cremad_gender": "cremad"}
 
@@ -59,7 +60,7 @@ def cells(model: str, dataset: Dataset) -> list[Cell]:
         (
             "code",
             'study = "miniature"  # "miniature", "esc50", "paper", or the path of a study file\n'
-            f'model = "{model}"  # or "Untrained": the same shape with random weights\n'
+            f'model = "{ROLES[model]}"  # or "untrained": the same shape with random weights\n'
             f'task = "{dataset.task}"\n'
             'device = None  # None: CUDA if there, else CPU; or "cpu", "cuda:1", "mps"\n'
             "batch_size = None  # None: the study's",

@@ -21,8 +21,7 @@ from aape.files import write_text
 from aape.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
-MODEL_FOLDERS = {"M2D": "analysis", "ViT": "vit", "Untrained": "untrained"}
-LABELS = {"M2D": "SSL", "ViT": "SL", "Untrained": "untrained"}
+LABELS = {"ssl": "SSL", "sl": "SL"}
 
 PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
@@ -80,8 +79,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def _statistics(study: Study) -> dict[str, pd.DataFrame]:
     tables = {}
-    for model, folder in MODEL_FOLDERS.items():
-        path = study.directory / f"task_level_neuron_statistics_{folder}.csv"
+    for model, spec in study.encoders.items():
+        path = study.directory / f"task_level_neuron_statistics_{spec.folder}.csv"
         if path.is_file():
             tables[model] = pd.read_csv(path).set_index("task")
     return tables
@@ -89,18 +88,18 @@ def _statistics(study: Study) -> dict[str, pd.DataFrame]:
 
 def _coverage(study: Study) -> list[Finding]:
     tables = _statistics(study)
-    if not {"M2D", "ViT"} <= set(tables):
+    if not {"ssl", "sl"} <= set(tables):
         return []
     question = "Does the self-supervised encoder cover more classes than the supervised one?"
     parts = {
-        f"{LABELS[m]} {t.coverage.mean():.0%} (calibrated {t.calibrated_coverage.mean():.0%})"
+        f"{LABELS.get(m, m)} {t.coverage.mean():.0%} (calibrated {t.calibrated_coverage.mean():.0%})"
         for m, t in tables.items()
     }
     sharper = {m: t.mean_aape.mean() for m, t in tables.items()}
     permuted = {m: t.coverage_null_mean.mean() for m, t in tables.items()}
     answers = []
     for column in ("coverage", "calibrated_coverage"):
-        more = tables["M2D"][column].mean() - tables["ViT"][column].mean()
+        more = tables["ssl"][column].mean() - tables["sl"][column].mean()
         answers.append("No difference" if abs(more) < 0.005 else "Yes" if more > 0 else "No")
     raw, calibrated = answers
     answer = raw if raw == calibrated else f"{raw} by the percentiles, {calibrated.lower()} when calibrated"
@@ -109,9 +108,9 @@ def _coverage(study: Study) -> list[Finding]:
             question,
             answer,
             f"Mean share of classes with a class-specific neuron: {', '.join(sorted(parts))}. Permuted labels give "
-            + ", ".join(f"{LABELS[m]} {v:.0%}" for m, v in permuted.items())
+            + ", ".join(f"{LABELS.get(m, m)} {v:.0%}" for m, v in permuted.items())
             + ", so coverage alone says little; the mean AAPE of the selected neurons is "
-            + ", ".join(f"{LABELS[m]} {v:.2f}" for m, v in sharper.items())
+            + ", ".join(f"{LABELS.get(m, m)} {v:.2f}" for m, v in sharper.items())
             + " nats (lower is more specific).",
         )
     ]
@@ -212,7 +211,7 @@ def _ablations(study: Study) -> list[Finding]:
             continue
         points = accuracy[(accuracy.model == model) & accuracy.layer_p.notna()]
         point_change, point_fallen, _ = _fallen(study, points, 1)
-        if model == "M2D":
+        if model == "ssl":
             answer = "Yes" if fallen == tested else "In part" if fallen else "No"
             answer += f" for the {name} encoder"
         line = (
@@ -226,7 +225,7 @@ def _ablations(study: Study) -> list[Finding]:
             if column in points and points[column].notna().any():
                 line += f"; {meaning}: {_signed(points[column].mean(), 1)} points"
         said.append(line + ".")
-        if model == "Untrained" and fallen:
+        if model == "untrained" and fallen:
             said.append(
                 "Neurons selected in the untrained encoder hurt their classes as well: such a drop shows that a set "
                 "acts on its class, not that training put it there."
@@ -326,7 +325,7 @@ def results_table(study: Study) -> pd.DataFrame:
     for task in first.index:
         named = {"task": str(task), "classes": str(first.classes[task])}
         for model, table in tables.items():
-            row, name = table.loc[task], LABELS[model]
+            row, name = table.loc[task], LABELS.get(model, model)
             named[f"{name} coverage (permuted)"] = f"{row.coverage:.0%} ({row.coverage_null_mean:.0%})"
             named[f"{name} neurons per class (permuted)"] = (
                 f"{row.per_class_mean:.1f} ({row.per_class_mean_null_mean:.1f})"

@@ -21,7 +21,7 @@ from traitlets.config import Config
 
 from aape.files import write_json
 from aape.study import ROOT, Study, load_study
-from notebooks_src.collecting import DATASETS, MODELS, SHARED_AUDIO
+from notebooks_src.collecting import DATASETS, ROLES, SHARED_AUDIO
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def collecting_jobs(study: Study, name: str) -> list[Job]:
     for dataset in sorted(DATASETS, key=lambda d: d.task in SHARED_AUDIO):
         if dataset.task not in study.tasks:
             continue
-        for model in study.models:
-            base = model if model in MODELS else "M2D"
-            suffix = "" if model in MODELS else f".{model}"
+        for model in study.encoders:
+            base = next((b for b, name in ROLES.items() if name == model), "M2D")
+            suffix = "" if model in ROLES.values() else f".{model}"
             jobs.append(
                 Job(
                     f"{base}_{dataset.notebook}.ipynb",

@@ -28,7 +28,7 @@ from aape.collecting import collect
 from aape.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
 from aape.selection import select
-from aape.study import AblationTarget, Study
+from aape.study import AblationTarget, Study, load_encoder, load_task
 from aape.task import Task, from_metadata
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")
@@ -104,8 +104,8 @@ def make_study(root: Path, *, folds: bool = False, targets: list[dict] | None = 
         stand_in=True,
         output=str(root / "out"),
         models={
-            "M2D": {"loader": f"{here}:tuned", "label": "tuned", "folder": "analysis"},
-            "Untrained": {"loader": f"{here}:tuned", "options": {"seed": 1}, "label": "other", "folder": "untrained"},
+            "ssl": {"loader": f"{here}:tuned", "label": "tuned", "folder": "analysis"},
+            "untrained": {"loader": f"{here}:tuned", "options": {"seed": 1}, "label": "other", "folder": "untrained"},
         },
         tasks={
             "tones": {
@@ -122,14 +122,14 @@ def make_study(root: Path, *, folds: bool = False, targets: list[dict] | None = 
 
 def hearing(study: Study, splits: list[str]) -> Study:
     """The study with M2D's encoder trained on some splits."""
-    model = study.models["M2D"].model_copy(update={"heard": {"tones": splits}})
-    return study.model_copy(update={"models": study.models | {"M2D": model}})
+    model = study.models["ssl"].model_copy(update={"heard": {"tones": splits}})
+    return study.model_copy(update={"models": study.models | {"ssl": model}})
 
 
 def collected(study: Study) -> Study:
     for model in study.models:
         out = study.artifacts_directory("tones", model)
-        collect(study.model(model).call(), study.task("tones").call(), out, device="cpu")
+        collect(load_encoder(study, model), load_task(study, "tones"), out, device="cpu")
     return study
 
 
@@ -230,12 +230,12 @@ def test_the_interval_is_paired_and_by_groups() -> None:
 
 def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -> None:
     summary = result.summary()
-    ours = summary[summary.model == "M2D"].iloc[0]
+    ours = summary[summary.model == "ssl"].iloc[0]
     assert ours["class"] == "low" and ours.neurons >= 2
     assert ours.layer_p == 1 / 40 and ours.layer_q == 1 / 40
     assert ours.difference < ours.layer_low < 0.2
     assert ours.low <= ours.difference <= ours.high
-    silenced = result.neurons[result.neurons.model == "M2D"].neuron.tolist()
+    silenced = result.neurons[result.neurons.model == "ssl"].neuron.tolist()
     assert set(silenced) <= {0, 1, 2, 3}
     assert "1 of 1 targeted classes fall below" in result.verdict()
     for name in ablation.TABLES:
@@ -247,16 +247,16 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
     from aape.classifier import fit, folds
     from aape.silencing import silenced
 
-    encoder, task = tuned(), study.task("tones").call()
-    artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
+    encoder, task = tuned(), load_task(study, "tones")
+    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     (fold,) = folds(artifacts.splits, artifacts.labels, artifacts.classes)
     classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
     wave = torch.from_numpy(np.stack([task.read(int(i), RATE)[0] for i in fold.test]))
-    neurons = result.neurons[result.neurons.model == "M2D"][["layer", "neuron"]].to_numpy()
+    neurons = result.neurons[result.neurons.model == "ssl"][["layer", "neuron"]].to_numpy()
     with silenced(encoder, neurons):
         log_p = classifier.log_probabilities(encoder.embed(wave).numpy())
     low = task.labels[fold.test] == CLASSES.index("low")
-    rows = result.effects.query("model == 'M2D' and kind == 'silenced' and `class` == 'low'").set_index("measure")
+    rows = result.effects.query("model == 'ssl' and kind == 'silenced' and `class` == 'low'").set_index("measure")
     assert rows.after["accuracy"] == pytest.approx(100 * (log_p.argmax(axis=1) == 1)[low].mean())
     assert rows.after["log_probability"] == pytest.approx(log_p[low, 1].mean(), abs=1e-5)
     intact = classifier.log_probabilities(artifacts.embeddings()[fold.test])
@@ -266,14 +266,14 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
 def test_the_other_tables(result: ablation.AblationResult) -> None:
     effects, controls = result.effects, result.controls
     assert set(effects.kind) == {"silenced", "index plus one", "replaced by mean", "silenced, chosen on all clips"}
-    ours = controls[(controls.model == "M2D") & (controls.measure == "accuracy")]
+    ours = controls[(controls.model == "ssl") & (controls.measure == "accuracy")]
     of_low = ours[ours["class"] == "low"].control.value_counts()
     assert of_low.to_dict() == {"layer-matched": 39, "rate-matched": 3, "rate-matched in the classes": 1}
     assert ours[ours["class"] == "high"].control.value_counts().to_dict() == {"layer-matched": 5}
-    gains = result.gains.query("model == 'M2D' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
+    gains = result.gains.query("model == 'ssl' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
     assert gains.difference[1.0] == 0
     assert gains.difference[0.0] < gains.difference[0.5] < 0
-    matrix = result.off_target.query("model == 'M2D' and measure == 'log_probability'")
+    matrix = result.off_target.query("model == 'ssl' and measure == 'log_probability'")
     for name, row in matrix.groupby("silenced"):
         assert row.loc[row.difference.idxmin(), "class"] == name  # planted neurons hurt their own class most
     silenced = effects.query("kind == 'silenced' and measure == 'log_probability'")
@@ -352,13 +352,13 @@ def test_five_folds(tmp_path: Path) -> None:
     """Each clip tested once, neurons chosen anew for each fold, clips that the encoder knows marked."""
     study = hearing(make_study(tmp_path, folds=True, controls=3, rate_matched=1, refits=0), ["fold1", "fold2"])
     result = ablate(collected(study), device="cpu")
-    row = result.effects.query("model == 'M2D' and kind == 'silenced' and `class` == 'low' and measure == 'accuracy'")
+    row = result.effects.query("model == 'ssl' and kind == 'silenced' and `class` == 'low' and measure == 'accuracy'")
     assert row.clips.item() == 30 and row.in_sample.item() == 12
-    assert sorted(result.neurons[result.neurons.model == "M2D"].fold.unique()) == [f"fold{i}" for i in range(1, 6)]
-    ours = result.classifier[result.classifier.model == "M2D"]
+    assert sorted(result.neurons[result.neurons.model == "ssl"].fold.unique()) == [f"fold{i}" for i in range(1, 6)]
+    ours = result.classifier[result.classifier.model == "ssl"]
     parts = ours[ours["class"] == "all classes"].set_index("part")
     assert parts.clips.to_dict() == {"all": 90, "unseen by the encoder": 54}
-    theirs = result.classifier[result.classifier.model == "Untrained"]
+    theirs = result.classifier[result.classifier.model == "untrained"]
     assert (theirs.in_sample == 0).all()
     with pytest.raises(ValueError, match="no split 'fold9'"):
         ablate(hearing(study, ["fold9"]), device="cpu")
@@ -368,14 +368,14 @@ def test_five_folds(tmp_path: Path) -> None:
 
 
 def test_artifacts_of_another_model(study: Study) -> None:
-    task = study.task("tones").call()
-    artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
+    task = load_task(study, "tones")
+    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     with pytest.raises(ValueError, match="SHA-256"):
         ablation.Bench(tuned(1), task, artifacts, study.directory / "x")
 
 
 def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
-    artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
+    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     tones(str(tmp_path))
     table = pd.read_csv(tmp_path / "meta.csv")
     table[table.label != "high"].to_csv(tmp_path / "two.csv", index=False)
@@ -392,15 +392,15 @@ def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
 
 
 def test_artifacts_without_clips(study: Study, tmp_path: Path) -> None:
-    artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
+    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     for name in ("over_zero.pt", "classes.txt"):
         (tmp_path / name).write_bytes((artifacts.path / name).read_bytes())
     with pytest.raises(ValueError, match=r"needs manifest.json and features.pt"):
-        ablation.Bench(tuned(), study.task("tones").call(), load_artifacts(tmp_path), tmp_path / "x")
+        ablation.Bench(tuned(), load_task(study, "tones"), load_artifacts(tmp_path), tmp_path / "x")
 
 
 def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
-    artifacts = load_artifacts(study.artifacts_directory("tones", "M2D"))
+    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     task = tones(str(tmp_path))
     for path in tmp_path.glob("*.wav"):
         wave, rate = soundfile.read(path)
@@ -417,12 +417,12 @@ def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
         ({"targets": []}, "states no ablation targets"),
         ({"targets": [{"task": "tones", "classes": ["deep"], "mode": "specific"}]}, "no class 'deep'"),
         ({"targets": [{"task": "tones", "classes": ["low", "high", "middle"], "mode": "shared"}]}, "set is empty"),
-        ({"models": ["ViT"]}, "none of the models"),
+        ({"models": ["sl"]}, "no model 'sl'"),
     ],
 )
 def test_bad_studies(study: Study, change: dict, message: str) -> None:
     content = study.model_dump()
-    content["ablation"] |= change | ({} if "models" in change else {"models": ["M2D"]})
+    content["ablation"] |= change | ({} if "models" in change else {"models": ["ssl"]})
     content["selection"]["quantile"] = 0.9 if message == "set is empty" else content["selection"]["quantile"]
     with pytest.raises(ValueError, match=message):
         ablate(Study(**content), device="cpu")

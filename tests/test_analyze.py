@@ -28,10 +28,6 @@ def fill(root: Path, models=("analysis", "vit", "untrained")) -> Path:
         root / "study.yaml",
         {"events": "event", "notes": "pitch"},
         [("within_task-events", "events", "events"), ("cross_task-notes", "notes", "notes")],
-        models={
-            name: {"loader": "nowhere:load", "label": name, "folder": folder}
-            for name, folder in (("M2D", "analysis"), ("ViT", "vit"), ("Untrained", "untrained"))
-        },
     )
     for seed, folder in enumerate(models):
         each = 0 if folder == "untrained" else 6
@@ -59,8 +55,8 @@ def analysis(study_file):
 
 
 def test_every_table_has_ssl_sl_and_untrained(analysis):
-    assert set(analysis.statistics) == {"M2D", "ViT", "Untrained"}
-    assert analysis.side_by_side.columns.get_level_values(1).unique().tolist() == ["SSL", "SL", "Untrained"]
+    assert set(analysis.statistics) == {"ssl", "sl", "untrained"}
+    assert analysis.side_by_side.columns.get_level_values(1).unique().tolist() == ["SSL ViT", "SL ViT", "untrained"]
     assert analysis.missing == []
     for name in ("analysis", "vit", "untrained"):
         table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{name}.csv")
@@ -68,28 +64,28 @@ def test_every_table_has_ssl_sl_and_untrained(analysis):
         assert {"coverage", "per_class_mean", "classes_per_neuron", "threshold", "tokens"} <= set(table)
         assert table.loc[0, "tokens"] == 144 * TOKENS
         assert table.filter(regex=r"^layer_\d").sum(axis=1).tolist() == [
-            analysis.results[t, {"analysis": "M2D", "vit": "ViT", "untrained": "Untrained"}[name]]
+            analysis.results[t, {"analysis": "ssl", "vit": "sl", "untrained": "untrained"}[name]]
             .members.any(axis=2)
             .sum()
             for t in ("events", "notes")
         ]
-    assert {"SSL", "SL", "Untrained"} <= set(analysis.chance.model)
+    assert {"SSL ViT", "SL ViT", "untrained"} <= set(analysis.chance.model)
 
 
 def test_planted_structure_survives_and_noise_does_not(analysis):
-    ssl, untrained = analysis.statistics["M2D"].loc["events"], analysis.statistics["Untrained"].loc["events"]
+    ssl, untrained = analysis.statistics["ssl"].loc["events"], analysis.statistics["untrained"].loc["events"]
     assert ssl.calibrated_coverage == 1 and untrained.calibrated_coverage == 0
     assert ssl.mean_aape < ssl.mean_aape_null_low and ssl.p_mean_aape == pytest.approx(1 / 41, abs=1e-9)
     assert ssl.coverage_null_mean == pytest.approx(1, abs=0.05)
     assert ssl.permutation == "labels permuted among 72 groups"
-    planted = analysis.results["events", "M2D"]
+    planted = analysis.results["events", "ssl"]
     assert planted.row["calibrated_neurons"] >= 18  # of 24
     classes = analysis.classes
-    assert (classes[(classes.model == "M2D") & (classes.task == "events")].calibrated >= 3).all()
+    assert (classes[(classes.model == "ssl") & (classes.task == "events")].calibrated >= 3).all()
 
 
 def test_neurons_csv_lists_every_class_specific_neuron(analysis):
-    result = analysis.results["events", "M2D"]
+    result = analysis.results["events", "ssl"]
     table = pd.read_csv(analysis.study.directory / "events_analysis" / "neurons.csv")
     assert table.columns[:4].tolist() == ["layer", "neuron", "class", "p"]
     assert {"aape", "q", "q_neuron", "p_outside", "calibrated"} <= set(table)
@@ -104,11 +100,11 @@ def test_neurons_csv_lists_every_class_specific_neuron(analysis):
 
 
 def test_octaves_are_shared_in_the_planted_pitches(analysis):
-    curve = analysis.octaves[(analysis.octaves.model == "M2D") & analysis.octaves.semitones.isin([11, 12, 13])]
+    curve = analysis.octaves[(analysis.octaves.model == "ssl") & analysis.octaves.semitones.isin([11, 12, 13])]
     eleven, twelve, thirteen = curve.mean_jaccard
     assert twelve > 1.5 * max(eleven, thirteen)
     assert curve.chance_high.iloc[1] < twelve
-    row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "SSL"]
+    row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "ssl"]
     assert row["pairs with q < 0.05"] >= 1
 
 
@@ -130,16 +126,16 @@ def test_a_second_run_computes_nothing_and_gives_the_same(study_file, analysis, 
     pd.testing.assert_frame_equal(again.chance, analysis.chance)
     pd.testing.assert_frame_equal(again.sensitivity, analysis.sensitivity)
     pd.testing.assert_frame_equal(again.sharing_summary, analysis.sharing_summary)
-    assert np.array_equal(again.results["notes", "ViT"].members, analysis.results["notes", "ViT"].members)
+    assert np.array_equal(again.results["notes", "sl"].members, analysis.results["notes", "sl"].members)
 
 
 def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis):
     table = pd.read_csv(analysis.study.directory / "sensitivity.csv")
-    mine = table[(table.task == "events") & (table.model == "M2D")]
+    mine = table[(table.task == "events") & (table.model == "ssl")]
     assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "clips per class", "zero padding"]  # fmt: skip
     assert mine.overlap.iloc[0] == 1 and (mine.overlap.iloc[1:6] < 1).any()
     assert mine.note.iloc[-1] == "11.1% of the tokens"  # 20 of 60 in every third clip
-    other = table[(table.task == "notes") & (table.model == "M2D")]
+    other = table[(table.task == "notes") & (table.model == "ssl")]
     assert other.note.iloc[-1] == "no clip is padded"
 
 
@@ -154,14 +150,21 @@ def test_unequal_classes_are_resampled(tmp_path):
         tmp_path / "fake" / "events_analysis", planted_counts(labels, 3, seed=0), labels, EVENTS[:3], task="events"
     )
     found = analyze(path, draw=False, progress=False)
-    row = found.results["events", "M2D"].sensitivity.set_index("setting").loc["clips per class"]
+    row = found.results["events", "ssl"].sensitivity.set_index("setting").loc["clips per class"]
     assert row.note == "12 instead of 12 to 60" and 0 < row.overlap < 1
-    assert found.missing == [("events", "ViT"), ("events", "Untrained")]
+    assert found.missing == [("events", "sl"), ("events", "untrained")]
 
 
 def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     """Probabilities whose selection is the published set of ANG and HAP, and one neuron too many."""
-    path = write_study(tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, selection={"rate": 23 / 36864})
+    path = write_study(
+        tmp_path / "s.yaml",
+        {"cremad": "emotion"},
+        [],
+        stand_in=False,
+        reproduces_paper=True,
+        selection={"rate": 23 / 36864},
+    )
     p = np.full((12, 3072, 3), 0.05)
     for layer, neuron in [*published_neurons("cremad", "ANG", "HAP"), (11, 7)]:
         p[layer, neuron] = [0.9, 0.0, 0.9]
@@ -176,7 +179,7 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     assert "no counts per clip" in found.notes[0]
     artifacts = load_artifacts(folder)
     known = type(artifacts)(artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}})
-    _, lists = published_comparison(load_study(path), found.results, {("cremad", "M2D"): known})
+    _, lists = published_comparison(load_study(path), found.results, {("cremad", "ssl"): known})
     assert lists["published"].tolist() == [22, 22]
     assert lists.set_index("filter").loc["lape", ["ours", "in both"]].tolist() == [23, 22]
 
@@ -287,7 +290,7 @@ def test_edges_have_defined_results(tmp_path):
     ):
         write_artifacts(tmp_path / "fake" / f"{name}_analysis", counts, labels, classes, task=name)
     found = analyze(path, progress=False)
-    rows = found.statistics["M2D"]
+    rows = found.statistics["ssl"]
     assert rows.calibrated_coverage.tolist() == [0, 0, 0, 0]
     assert rows.coverage[["dead", "equal"]].tolist() == [0, 0]
     assert rows.neurons_selected["dead"] == 0 and np.isnan(rows.mean_aape["dead"])
@@ -300,12 +303,12 @@ def test_changed_settings_are_computed_again(tmp_path):
     first = analyze(path, draw=False, progress=False)
     path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.05"))
     second = analyze(path, draw=False, progress=False)
-    kept = [a.results["events", "M2D"].row["neurons_selected"] for a in (first, second)]
+    kept = [a.results["events", "ssl"].row["neurons_selected"] for a in (first, second)]
     assert kept == [30, 15]
     damaged = tmp_path / "fake" / ".analysis" / "events_analysis.npz"
     damaged.write_bytes(damaged.read_bytes()[:300])
     third = analyze(path, draw=False, progress=False)
-    assert third.results["events", "M2D"].row == json.loads(json.dumps(second.results["events", "M2D"].row))
+    assert third.results["events", "ssl"].row == json.loads(json.dumps(second.results["events", "ssl"].row))
 
 
 def test_pitch_of_a_class_name():

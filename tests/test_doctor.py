@@ -24,18 +24,18 @@ def study(tmp_path, monkeypatch):
         "stand_in": True,
         "output": "tiny",
         "models": {
-            "M2D": {
+            "ssl": {
                 "loader": "aape.encoders.m2d:load",
                 "options": {
                     "weights_path": str(tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "checkpoint-300.pth")
                 },
-                "label": "M2D",
+                "label": "ssl",
                 "folder": "analysis",
             },
-            "Untrained": {
+            "untrained": {
                 "loader": "aape.encoders.m2d:load",
                 "options": {"weights_path": "random"},
-                "label": "Untrained",
+                "label": "untrained",
                 "folder": "untrained",
             },
         },
@@ -79,7 +79,7 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     path = study()
     assert doctor.main([str(path)]) == 1
     shown = capsys.readouterr().out
-    assert "missing M2D (M2D): weights_path: no file" in shown
+    assert "missing ssl (ssl): weights_path: no file" in shown
     assert shown.splitlines()[-1] == "2 missing. Next: python common.py download m2d"
 
     weights(tmp_path)
@@ -99,7 +99,7 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     audio(tmp_path, 4)
     assert doctor.doctor(path) == 0
     shown = capsys.readouterr().out
-    assert "Next: python common.py collect tiny M2D gtzan" in shown
+    assert "Next: python common.py collect tiny ssl gtzan" in shown
     assert "(stand-ins)" in shown
 
     for model in ("analysis", "untrained"):
@@ -122,7 +122,7 @@ def test_large_metadata_is_sampled(tmp_path):
 def test_a_loader_and_a_variable_that_are_not_there(study, capsys, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     models = {**study.content["models"]}
-    models["M2D"] = {**models["M2D"], "loader": "no_such_package.models:load"}
+    models["ssl"] = {**models["ssl"], "loader": "no_such_package.models:load"}
     tasks = {"gtzan": {**study.content["tasks"]["gtzan"]}}
     tasks["gtzan"]["options"] = {**tasks["gtzan"]["options"], "audio_dir": "$NOWHERE/gtzan"}
     assert doctor.doctor(study(models=models, tasks=tasks)) == 1
@@ -181,10 +181,9 @@ def test_install_md_names_what_exists():
     for line in re.findall(r"python common\.py download ([^`#\n|]+)", text):
         assert {w for w in line.split() if not w.startswith("-")} <= set(ITEMS), line
     for task, root, csv in re.findall(r"python common\.py metadata (\w+) (\S+) ([\w./]+)", text):
-        options = studies.tasks[task].options
-        assert (options["audio_dir"], options["csv_path"]) == (root, csv)
+        assert (studies.tasks[task].audio_dir, studies.tasks[task].metadata) == (root, csv)
     for task, seconds in builders.CLIP_SECONDS.items():
-        assert studies.tasks[task].options["clip_seconds"] == seconds
+        assert studies.tasks[task].clip_seconds == seconds
         assert f"python common.py metadata {task} " in text
     for item in ITEMS:
         assert item in text, f"Install.md does not mention download {item}"

@@ -51,9 +51,9 @@ def study(tmp_path: Path) -> Study:
         note="Not music.",
         output=str(tmp_path),
         models={
-            "M2D": {"loader": "x:y", "label": "one", "folder": "analysis"},
-            "ViT": {"loader": "x:y", "label": "two", "folder": "vit"},
-            "Untrained": {"loader": "x:y", "label": "three", "folder": "untrained"},
+            "ssl": {"loader": "x:y", "label": "one", "folder": "analysis"},
+            "sl": {"loader": "x:y", "label": "two", "folder": "vit"},
+            "untrained": {"loader": "x:y", "label": "three", "folder": "untrained"},
         },
         tasks={"songs": {"loader": "x:y", "title": "Songs"}},
     )
@@ -82,13 +82,13 @@ def write_effects(study: Study, log_p_q: float, untrained: tuple[float, float] |
         pd.DataFrame({"class": [], "silenced": [], "target": []}).to_csv(
             study.directory / f"ablation_{name}.csv", index=False
         )
-    rows = [effect("M2D", "accuracy", -5.0, 0.2, 0.4), effect("M2D", "log_probability", -0.2, 0.005, log_p_q)]
+    rows = [effect("ssl", "accuracy", -5.0, 0.2, 0.4), effect("ssl", "log_probability", -0.2, 0.005, log_p_q)]
     if untrained is None:
-        rows += [effect("Untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")]
+        rows += [effect("untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")]
     else:
         rows += [
-            effect("Untrained", "accuracy", -5.0, 0.2, 0.4),
-            effect("Untrained", "log_probability", -0.2, *untrained),
+            effect("untrained", "accuracy", -5.0, 0.2, 0.4),
+            effect("untrained", "log_probability", -0.2, *untrained),
         ]
     rows += [row | {"kind": "replaced by mean", "difference": -1.5} for row in rows if row["neurons"]]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)

@@ -1,20 +1,36 @@
-"""Study files: what ships is valid, and what is wrong is said with the nearest right thing."""
+"""Study files: what ships is valid, the short form is enough, and what is wrong is said with the nearest right thing."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from conftest import REPOSITORY
 
-import common
-from aape.study import load_study, resolve_path
+from aape.study import load_encoder, load_study, load_task, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))
 TASKS = {
     "esc50", "gise51", "voxforge", "vc1_gender", "vc1_country", "cremad", "cremad_gender", "gtzan", "nspitch", "surge",
 }  # fmt: skip
+SHORT = """
+models:
+  whisper: {hub: openai/whisper-tiny}
+  random:  {loader: "my_models:whisper", options: {width: 8}, role: untrained, seeds: [0, 1, 2]}
+tasks:
+  digits: {folder: recordings, pattern: "{label}_{group}_{take}.wav", clip_seconds: 1.0}
+  words: {metadata: lists/words.csv, clip_seconds: 2.5, options: {group: speaker}}
+"""
+
+
+def written(folder: Path, text: str | None = None, **changes) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text if text is not None else yaml.safe_dump(yaml.safe_load(SHORT) | changes, sort_keys=False))
+    return path
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -22,80 +38,163 @@ def test_shipped_studies_are_valid(path: Path):
     study = load_study(path.stem)
     assert study.name == path.stem == load_study(path).name
     assert (study.note != "") == study.stand_in
+    assert study.reproduces_paper == (study.name == "paper")
+    assert study.directory == REPOSITORY / "outputs" / path.stem
+    for name, spec in study.models.items():  # random weights are not called anything else
+        random = "random" in spec.options.values() or name == "untrained"
+        assert (spec.role == "untrained") == random and ("untrained" in spec.label) == random
 
 
 def test_the_paper_and_the_miniature_are_the_same_study():
     paper, miniature = load_study("paper"), load_study("miniature")
     assert set(paper.tasks) == set(miniature.tasks) == TASKS
     assert paper.sharing == miniature.sharing and paper.ablation.targets == miniature.ablation.targets
-    assert list(paper.models) == list(miniature.models) == ["M2D", "ViT", "Untrained"]
+    assert list(paper.models) == list(miniature.models) == ["ssl", "sl", "untrained"]
     assert [paper.rate(t) for t in ("esc50", "gise51", "cremad")] == [0.02, 0.02, 0.01]
-    assert paper.artifacts_directory("gtzan", "ViT").parts[-3:] == ("outputs", "paper", "gtzan_vit")
+    folders = [paper.artifacts_directory("gtzan", m).relative_to(REPOSITORY).as_posix() for m in paper.models]
+    assert folders == [f"outputs/paper/gtzan_{f}" for f in ("analysis", "vit", "untrained")]
+
+
+def test_the_short_form_fills_in_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("AAPE_OUTPUT", raising=False)
+    study = load_study(written(tmp_path, SHORT))
+    assert (study.name, study.description, study.stand_in, study.output) == ("mine", "mine", False, "mine")
+    assert study.artifacts_directory("digits", "whisper") == tmp_path / "outputs" / "mine" / "digits_whisper"
+    assert (study.models["whisper"].label, study.tasks["digits"].title) == ("whisper", "digits")
+    assert study.models["whisper"].call("whisper") == (
+        "aape.encoders.hub:from_hub", {"name_or_folder": "openai/whisper-tiny"},
+    )  # fmt: skip
+    assert study.tasks["digits"].call("digits") == (
+        "aape.task:from_folder",
+        {"folder": "recordings", "pattern": "{label}_{group}_{take}.wav", "name": "digits", "clip_seconds": 1.0},
+    )
+    assert study.tasks["words"].call("words")[1] == {
+        "csv_path": "lists/words.csv", "audio_dir": "lists", "name": "words", "clip_seconds": 2.5, "group": "speaker",
+    }  # fmt: skip
+
+
+def test_a_model_of_several_seeds(tmp_path: Path):
+    study = load_study(written(tmp_path, SHORT))
+    assert list(study.encoders) == ["whisper", "random-0", "random-1", "random-2"]
+    assert study.copies("random") == ["random-0", "random-1", "random-2"] and study.copies("whisper") == ["whisper"]
+    one = study.model("random-1")
+    assert (one.options, one.folder, one.label) == ({"width": 8, "seed": 1}, "untrained-1", "random, seed 1")
+    assert study.artifacts_directory("digits", "random-2").name == "digits_untrained-2"
+    with pytest.raises(ValueError, match="several seeds: name one of random-0, random-1, random-2"):
+        study.artifacts_directory("digits", "random")
+
+
+def test_it_shows_itself(tmp_path: Path):
+    study = load_study(written(tmp_path, SHORT, note="<b>bold</b>"))
+    assert len(repr(study)) < 300 and "digits" in repr(study) and "whisper" in repr(study)
+    shown = load_study(written(tmp_path, note="<b>bold</b>"))._repr_html_()
+    assert "&lt;b&gt;bold" in shown and shown.count("<tr>") == 4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"modles": {}}, "unknown key 'modles'; did you mean 'models'"),
-        ({"selection": {"quantil": 0.9}}, "unknown key 'selection.quantil'; did you mean 'quantile'"),
+        ({"selection": {"quantil": 0.9}}, "unknown key 'selection.quantil'; did you mean 'quantile'.*known: rate,"),
         ({"selection": {"weak_filter": "none"}}, "selection.weak_filter"),
-        ({"models": {"M3D": {"loader": "a:b", "label": "x", "folder": "vit"}}}, "models.M3D"),
-        (
-            {"sharing": [{"name": "x", "rows": "esc5", "columns": "esc50", "title": "t"}]},
-            "no task 'esc5'; did you mean 'esc50'",
-        ),
+        ({"models": {"x": {"loader": "a:b", "rolle": "sl"}}}, "'models.x.rolle'; did you mean 'role'"),
+        ({"models": {"x": {"loader": "a:b", "hub": "c/d"}}}, "models.x: expected one of loader, hub; found loader and"),
+        ({"models": {"x": {"label": "y"}}}, "models.x: expected one of loader, hub; found none"),
+        ({"models": {"x": {"hub": "a"}, "y": {"hub": "b", "folder": "x"}}}, r"share a folder \(x, x\)"),
+        ({"models": {}}, "models"),
+        ({"models": {"../x": {"hub": "a"}}}, r"models.\.\./x"),
+        ({"models": {"x": {"hub": "a", "seeds": [1, 1]}}}, "models.x: seeds: each once"),
+        ({"tasks": {"x": {"folder": "f"}}}, "tasks.x: clip_seconds is missing"),
+        ({"tasks": {"x": {"loader": "a:b", "pattern": "p"}}}, "pattern stands with folder"),
+        ({"tasks": {"x": {"folder": "f", "clip_seconds": 0}}}, "tasks.x.clip_seconds"),
+        ({"sharing": [{"name": "x", "rows": "digit", "columns": "digits", "title": "t"}]}, "did you mean 'digits'"),
+        ({"sharing": [{"name": "a/b", "rows": "digits", "columns": "digits", "title": "t"}]}, "sharing.0.name"),
         ({"ablation": {"targets": [{"task": "no", "classes": ["a"], "mode": "shared"}]}}, "no task 'no'"),
+        ({"ablation": {"models": ["whisprr"]}}, "no model 'whisprr'; did you mean 'whisper'"),
         (
-            {"ablation": {"targets": [{"task": "esc50", "clases": ["a"], "mode": "shared"}]}},
+            {"ablation": {"targets": [{"task": "digits", "clases": ["a"], "mode": "shared"}]}},
             "'ablation.targets.0.clases'; did you mean 'classes'",
         ),
         ({"stand_in": "perhaps"}, "stand_in"),
+        ({"selection": {"rate": 5}}, "selection.rate"),
+        ({"selection": {"quantile": 3}}, "selection.quantile"),
+        ({"chance": {"q": 7}}, "chance.q"),
+        ({"chance": {"permutations": -5}}, "chance.permutations"),
+        ({"collect": {"batch_size": 0}}, "collect.batch_size"),
+        ({"base": "/tmp"}, "expected the keys of a study, found the key 'base'"),
     ],
 )
 def test_mistakes_are_explained(tmp_path: Path, change: dict, message: str):
-    content = yaml.safe_load((REPOSITORY / "studies" / "esc50_base.yaml").read_text())
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content | change))
-    with pytest.raises(ValueError, match=message):
+    path = written(tmp_path, **change)
+    with pytest.raises(ValueError, match=message) as caught:
         load_study(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SHORT.replace("  random:", "  whisper:"), "the key 'whisper' stands twice, near line 3"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "more than 100,000 entries with all aliases written out",
+        ),
+        ("a: &a [*a]\n", "more than 100,000 entries"),
+        ("[" * 5000, "is not YAML"),
+        ("models: !!python/object/apply:os.system [true]", "is not YAML: could not determine a constructor"),
+        ("just words", "expected the keys of a study, found str"),
+    ],
+)
+def test_files_that_no_study_needs(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_study(written(tmp_path, text))
 
 
 def test_names_that_are_not_there():
     study = load_study("miniature")
     with pytest.raises(ValueError, match="no task 'esc5O'; did you mean 'esc50'"):
-        common.load_task(study, "esc5O")
-    with pytest.raises(ValueError, match="no model 'm2d'"):
-        common.load_encoder(study, "m2d")
-    with pytest.raises(FileNotFoundError, match="no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"):
+        load_task(study, "esc5O")
+    with pytest.raises(ValueError, match="no model 'm2d'; known: ssl, sl, untrained"):
+        load_encoder(study, "m2d")
+    with pytest.raises(FileNotFoundError, match=r"no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"):
         load_study("papre")
 
 
 def test_loaders_that_do_not_load(tmp_path: Path):
-    content = yaml.safe_load((REPOSITORY / "studies" / "esc50_base.yaml").read_text())
-    path = tmp_path / "mine.yaml"
     for loader, message in (
         ("aape.encoders.m2d:lode", "expected package.module:function"),
         ("no_such_package:load", "expected package.module:function"),
-        ("pathlib:Path", "returned a PosixPath, expected an Encoder"),
+        ("pathlib:Path", "returned a PosixPath, expected Encoder"),
     ):
-        content["models"]["M2D"] |= {"loader": loader, "options": {}}
-        path.write_text(yaml.safe_dump(content))
+        study = load_study(written(tmp_path, models={"x": {"loader": loader}}))
         with pytest.raises(ValueError, match=message):
-            common.load_encoder(load_study(path), "M2D")
+            load_encoder(study, "x")
 
 
-def test_paths(monkeypatch: pytest.MonkeyPatch):
+def test_a_task_of_metadata_beside_the_study(tmp_path: Path):
+    (tmp_path / "lists").mkdir()
+    for i in range(4):
+        soundfile.write(tmp_path / "lists" / f"{i}.wav", np.full(800, 0.1), 8000)
+    rows = "".join(f"{i}.wav,{'ab'[i % 2]},{'train' if i < 2 else 'test'},{i}\n" for i in range(4))
+    (tmp_path / "lists" / "words.csv").write_text("file_name,label,split,group\n" + rows)
+    path = written(tmp_path, tasks={"words": {"metadata": "lists/words.csv", "clip_seconds": 0.1}})
+    task = load_task(load_study(path), "words")
+    assert task.name == "words" and task.classes == ("a", "b") and task.read(0, 8000)[1] == 800
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOMEWHERE", "/data")
-    assert resolve_path("audio_dir", "${SOMEWHERE}/x") == Path("/data/x")
-    assert resolve_path("csv_path", "data/x.csv") == REPOSITORY / "data/x.csv"
-    assert resolve_path("weights_path", "random") == "random" and resolve_path("name", "data/x") == "data/x"
+    assert resolve("audio_dir", "${SOMEWHERE}/x", tmp_path) == Path("/data/x")
+    assert resolve("csv_path", "data/x.csv", tmp_path) == tmp_path / "data/x.csv"
+    assert resolve("weights_path", "random", tmp_path) == "random" and resolve("name", "data/x", tmp_path) == "data/x"
+    default = "${AAPE_ELSEWHERE:-openai/whisper-tiny}"
+    monkeypatch.delenv("AAPE_ELSEWHERE", raising=False)
+    assert resolve("name_or_folder", default, tmp_path) == "openai/whisper-tiny"
+    monkeypatch.setenv("AAPE_ELSEWHERE", str(tmp_path))
+    assert resolve("name_or_folder", default, Path("/")) == tmp_path
     monkeypatch.delenv("SOMEWHERE")
-    with pytest.raises(ValueError, match="environment variable that is not set"):
-        resolve_path("audio_dir", "${SOMEWHERE}/x")
-
-
-def test_unknown_notebook_parameters():
-    known = "study model"
-    common.check_parameters({"study": "miniature", "model": "M2D", "_private": 3, "In": [], "common": common}, known)
-    with pytest.raises(ValueError, match="unknown parameter 'studdy'; did you mean 'study'"):
-        common.check_parameters({"study": "miniature", "studdy": "paper"}, known)
+    with pytest.raises(ValueError, match=re.escape("'${SOMEWHERE}/x' needs an environment variable that is not set")):
+        resolve("audio_dir", "${SOMEWHERE}/x", tmp_path)

@@ -22,7 +22,7 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
 from aape.datasets import DATASETS, evar_metadata
-from aape.study import ROOT, Loader, Study, load_study, resolve_path
+from aape.study import ROOT, Loader, Study, load_study, resolve
 
 _SAMPLE = 2000  # files of a task that are looked for; more would take minutes on a network drive
 
@@ -141,35 +141,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _options(entry: Loader) -> Iterator[tuple[str, Any, str]]:
+def _options(study: Study, name: str, entry: Loader) -> Iterator[tuple[str, Any, str]]:
     """(key, resolved value, complaint) of every option."""
-    for key, value in entry.options.items():
+    for key, value in entry.call(name)[1].items():
         try:
-            yield key, resolve_path(key, value), ""
+            yield key, resolve(key, value, study.base), ""
         except ValueError as error:
             yield key, None, str(error)
 
 
-def _loader_problem(entry: Loader) -> str:
-    module, _, function = entry.loader.partition(":")
+def _loader_problem(loader: str) -> str:
+    module, _, function = loader.partition(":")
     try:
         getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        return f"{entry.loader}: {error}"
+        return f"{loader}: {error}"
     return ""
 
 
 def models(study: Study) -> Section:
     """Each model's loader and files."""
     section = Section("models")
-    for name, entry in study.models.items():
+    for name, entry in study.encoders.items():
         title = f"{name} ({entry.label})"
-        problem = _loader_problem(entry)
+        problem = _loader_problem(entry.call(name)[0])
         if problem:
             section.add(title, "missing", problem, "install what is named, or correct the study's loader")
             continue
         found, lacking = [], False
-        for key, value, complaint in _options(entry):
+        for key, value, complaint in _options(study, name, entry):
             if complaint:
                 section.add(
                     title, "missing", complaint, f"export the variable, or write the path into the study ({key})"
@@ -184,7 +184,7 @@ def models(study: Study) -> Section:
             elif value == "random":
                 found.append("random weights")
         if not lacking:
-            section.add(title, "ok", "; ".join(found) or entry.loader)
+            section.add(title, "ok", "; ".join(found) or entry.call(name)[0])
     return section
 
 
@@ -200,12 +200,12 @@ def tasks(study: Study) -> Section:
     """Each task's loader, metadata and audio."""
     section = Section("tasks")
     for name, entry in study.tasks.items():
-        problem = _loader_problem(entry)
+        problem = _loader_problem(entry.call(name)[0])
         if problem:
             section.add(name, "missing", problem, "install what is named, or correct the study's loader")
             continue
         options, complaints = {}, []
-        for key, value, complaint in _options(entry):
+        for key, value, complaint in _options(study, name, entry):
             options[key] = value
             if complaint:
                 complaints.append(complaint)
@@ -214,7 +214,7 @@ def tasks(study: Study) -> Section:
         elif "csv_path" in options and "audio_dir" in options:
             section.findings.append(_data(name, Path(options["csv_path"]), Path(options["audio_dir"])))
         else:
-            section.add(name, "ok", f"made by {entry.loader}")
+            section.add(name, "ok", f"made by {entry.call(name)[0]}")
     return section
 
 
@@ -276,7 +276,7 @@ def evar(study: Study) -> Section:
 def collected(study: Study) -> Section:
     """Which artifacts the analysis would find."""
     section = Section("collected")
-    for model in study.models:
+    for model in study.encoders:
         have = [t for t in study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
         lacking = [t for t in study.tasks if t not in have]
         detail = f"{len(have)} of {len(study.tasks)} tasks" + (f"; not yet: {', '.join(lacking)}" if lacking else "")
@@ -309,7 +309,7 @@ def doctor(study_name: str | Path = "paper") -> int:
 
 
 def _first_run(study: Study) -> str:
-    for model in study.models:
+    for model in study.encoders:
         for task in study.tasks:
             if not (study.artifacts_directory(task, model) / "over_zero.pt").is_file():
                 return f"python common.py collect {study.name} {model} {task}, or the notebook of that name"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aape.ablation import AblationResult
-from aape.figures.sharing import COLOURS, save
+from aape.figures.sharing import colours, save
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability of the\ntrue class, nats"}
 SHOWN = 12  # classes side by side at most
@@ -72,7 +72,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
             here = silenced[(silenced.model == model) & (silenced.measure == measure)].set_index("class")
             here = here.reindex(classes)
             x = np.arange(len(classes))
-            colour = COLOURS.get(model, "#009E73")
+            colour = colours(result.labels)[model]
             alpha = [1.0 if t else 0.45 for t in here.targeted]
             for i, value in enumerate(here.difference):
                 axis.bar(i - 0.2, value, width=0.36, color=colour, alpha=alpha[i], zorder=2)
@@ -164,9 +164,9 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
                     axis.hist(sets[sets.control == kind].difference, bins=bins, color=colour, alpha=0.75, label=label)
             for value, low, high in zip(row.difference, row.low, row.high, strict=True):
                 if np.isfinite(value):
-                    axis.axvline(value, color=COLOURS.get(model, "#009E73"), lw=2.2)
+                    axis.axvline(value, color=colours(result.labels)[model], lw=2.2)
                     if np.isfinite(low):
-                        axis.axvspan(low, high, color=COLOURS.get(model, "#009E73"), alpha=0.12, lw=0)
+                        axis.axvspan(low, high, color=colours(result.labels)[model], alpha=0.12, lw=0)
                 else:
                     axis.text(
                         0.5, 0.5, "no such neurons", ha="center", va="center", transform=axis.transAxes, fontsize=8
@@ -274,7 +274,7 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
                     line.gain,
                     line.difference,
                     styles[i % len(styles)],
-                    color=COLOURS.get(model, "#009E73"),
+                    color=colours(result.labels)[model],
                     marker=".",
                     ms=4,
                     lw=1.3,

@@ -5,7 +5,8 @@ Colours: cividis for sharing, Okabe and Ito's palette for models; both are told 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from scipy.spatial.distance import squareform
 from aape.files import whole_file
 from aape.sharing import DistanceCurve, Sharing
 
-COLOURS = {"M2D": "#0072B2", "ViT": "#D55E00", "Untrained": "#7F7F7F"}
+PALETTE = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 CLUSTERED_FROM = 3  # fewer classes than this have no order to find
 STACKED_FROM = 25  # with more classes the panels stand one above the other, so that names stay readable
 ANNOTATED_TO = 12  # up to so many classes the numbers are written into the cells
+
+
+def colours(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, in the study's order."""
+    return dict(zip(models, itertools.cycle(PALETTE), strict=False))
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
@@ -348,7 +354,7 @@ def layer_figure(
             axes.bar(layers, specific, width=0.85, color="#B8D4E8", label="class-specific")
             axes.bar(layers, alive, width=0.55, color="#0072B2", label="calibrated")
             axes.plot(layers, several, color="#D55E00", lw=0.9, marker="o", ms=2.2, label="shared by several classes")
-            axes.set_xticks(layers, [str(k + 1) for k in layers])
+            axes.set_xticks(layers)
             axes.set_ylim(0, max(1, specific.max() * 1.1))
     for axes in grid[-1]:
         axes.set_xlabel("layer", fontsize=7)
@@ -372,6 +378,7 @@ def chance_figure(
     """Observed value (dot) against permuted labels (mean and 95 % bar), by task and model."""
     tasks = [task for task in tasks if any(key[0] == task and r.null for key, r in results.items())]
     models = [model for model in names if any(key[1] == model for key in results)]
+    colour_of = colours(names)
     measures = {
         "coverage": "coverage",
         "per_class_mean": "neurons per class",
@@ -392,7 +399,7 @@ def chance_figure(
                 values = result.null[name] / scale
                 values = values[~np.isnan(values)]
                 y = i + 0.24 * (j - (len(models) - 1) / 2)
-                colour = COLOURS[model]
+                colour = colour_of[model]
                 if len(values):
                     low, high = np.quantile(values, [0.025, 0.975])
                     axes.plot([low, high], [y, y], color=colour, lw=4, alpha=0.3, solid_capstyle="butt")
