@@ -17,17 +17,18 @@ repository's root. Results lie in `outputs/<study>/` at the same place; $AAPE_OU
 from __future__ import annotations
 
 import difflib
-import html
 import importlib
 import os
 import re
 import typing
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aape.files import facts_html
 
 if TYPE_CHECKING:
     from aape.encoder import Encoder
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
 ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}
-MOST_NODES = 100_000  # of a study file with its aliases written out
 # One path component: task, model and figure names become names of folders and files.
 Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -292,12 +292,9 @@ class Study(_Strict):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        rows = [("models", name, spec.label) for name, spec in self.models.items()]
-        rows += [("tasks", name, spec.title) for name, spec in self.tasks.items()]
-        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        body = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<p><b>{html.escape(self.description)}</b> ({html.escape(self.name)})</p>{note}<table>{body}</table>"
+        facts = {f"model {name}": spec.label for name, spec in self.models.items()}
+        facts |= {f"task {name}": spec.title for name, spec in self.tasks.items()} | {"results in": self.directory}
+        return facts_html(f"{self.name}: {self.description}", facts | ({"note": self.note} if self.note else {}))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -312,6 +309,24 @@ def _entry(entries: Mapping[str, Any], name: str, complaint: str) -> Any:
     return entries[name]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only; refuses what hides a mistake (a key twice) or grows without end (aliases)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not for studies: write it out", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), seen in zip(node.value, range(len(keys)), strict=True):
+            if key.value in keys[:seen]:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_study(name_or_path: str | Path) -> Study:
     """A study by name (a file in `studies/` of the clone) or from a YAML file.
 
@@ -324,18 +339,12 @@ def load_study(name_or_path: str | Path) -> Study:
     if path.suffix not in (".yaml", ".yml"):
         path = shipped / f"{name_or_path}.yaml"
     if not path.is_file():
-        names = (
-            ", ".join(sorted(p.stem for p in shipped.glob("*.yaml"))) or "none, for they need a clone of the repository"
-        )
+        names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml"))) or "none, they need a clone of the repository"
         raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {names}; or give a YAML file")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-        _check_nodes(node, {})
-        content = yaml.SafeLoader("").construct_document(node)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path} cannot be read as a study: {error}") from None
     if not isinstance(content, dict) or "base" in content:
         found = "the key 'base'" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected the keys of a study, found {found}")
@@ -346,41 +355,17 @@ def load_study(name_or_path: str | Path) -> Study:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
 
 
-def _check_nodes(node: yaml.Node | None, sizes: dict[yaml.Node, int]) -> int:
-    """How many nodes there are with aliases written out. ValueError for too many, for a circle and for a key twice."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
-    if node not in sizes:
-        sizes[node] = MOST_NODES  # until it is known: a circle is endless
-        children = node.value
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key.value, Hashable)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise ValueError(f"the key {twice!r} stands twice, near line {node.start_mark.line + 1}; keep one")
-            children = [child for pair in node.value for child in pair]
-        sizes[node] = 1 + sum(_check_nodes(child, sizes) for child in children)
-    if sizes[node] >= MOST_NODES:
-        raise ValueError(
-            f"more than {MOST_NODES:,} entries with all aliases written out, near line {node.start_mark.line + 1}"
-        )
-    return sizes[node]
-
-
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         found = "" if error["type"] in ("value_error", "missing") else f", found {str(error.get('input'))[:80]!r}"
         return f"{where}: {error['msg']}{found}".replace("Value error, ", "").removeprefix(": ")
-    model: Any = Study
+    fields: Any = Study
     for part in error["loc"][:-1]:
-        if part in getattr(model, "model_fields", {}):
-            model = model.model_fields[part].annotation
-        for argument in typing.get_args(model):
-            if isinstance(argument, type) and issubclass(argument, BaseModel):
-                model = argument
-                break
-    known = [key for key in getattr(model, "model_fields", {}) if key != "base"]
+        if not isinstance(part, int) and part in fields.model_fields:
+            kinds = [fields.model_fields[part].annotation, *typing.get_args(fields.model_fields[part].annotation)]
+            fields = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    known = [key for key in fields.model_fields if key != "base"]
     return f"unknown key {where!r}; {_nearest(str(error['loc'][-1]), known)}"
 
 

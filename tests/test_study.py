@@ -88,7 +88,7 @@ def test_it_shows_itself(tmp_path: Path):
     study = load_study(written(tmp_path, SHORT, note="<b>bold</b>"))
     assert len(repr(study)) < 300 and "digits" in repr(study) and "whisper" in repr(study)
     shown = load_study(written(tmp_path, note="<b>bold</b>"))._repr_html_()
-    assert "&lt;b&gt;bold" in shown and shown.count("<tr>") == 4
+    assert "&lt;b&gt;bold" in shown and shown.count("<tr>") == 6
 
 
 @pytest.mark.parametrize(
@@ -134,17 +134,17 @@ def test_mistakes_are_explained(tmp_path: Path, change: dict, message: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SHORT.replace("  random:", "  whisper:"), "the key 'whisper' stands twice, near line 3"),
+        (SHORT.replace("  random:", "  whisper:"), r"the key 'whisper' stands twice[^$]*line 4"),
         (
             "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
             + "".join(
                 f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in zip("abcdefgh", "bcdefghi", strict=True)
             ),
-            "more than 100,000 entries with all aliases written out",
+            "aliases are not for studies",
         ),
-        ("a: &a [*a]\n", "more than 100,000 entries"),
-        ("[" * 5000, "is not YAML"),
-        ("models: !!python/object/apply:os.system [true]", "is not YAML: could not determine a constructor"),
+        ("a: &a [*a]\n", "aliases are not for studies"),
+        ("[" * 5000, "cannot be read as a study"),
+        ("models: !!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("just words", "expected the keys of a study, found str"),
     ],
 )
