@@ -16,8 +16,8 @@ from torch import Tensor
 from aape.encoder import Encoder, hooked
 
 
-def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """How many tokens of each clip are active, and how many of those that a mask marks.
+def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """How many tokens of each clip are active, how many of those that a mask marks, and the sum of the activations.
 
     On the CPU each clip is compared while it is in the cache, and eight neighbouring booleans are added as the bytes of
     one 64-bit word, in blocks of 255 tokens so that no byte overflows into the next: twice as fast as comparing the
@@ -28,23 +28,26 @@ def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
         mask: bool [batch, tokens], or None.
 
     Returns:
-        int32 [batch, neurons], and the same over marked tokens (None without a mask).
+        int32 [batch, neurons], the same over marked tokens (None without a mask), and float32 [batch, neurons].
     """
     batch, _, neurons = output.shape
     if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
         active = output > 0
         marked = None if mask is None else (active & mask[:, :, None]).sum(dim=1, dtype=torch.int32)
-        return active.sum(dim=1, dtype=torch.int32), marked
+        return active.sum(dim=1, dtype=torch.int32), marked, output.sum(dim=1, dtype=torch.float32)
     values = output.detach().numpy()
     counts = np.zeros((batch, neurons), dtype=np.int32)
     marked_counts = None if mask is None else np.zeros_like(counts)
+    sums = np.zeros((batch, neurons), dtype=np.float32)
     for clip in range(batch):
         # [tokens, neurons], contiguous whatever the strides of the output
         is_active = np.greater(values[clip], 0, order="C")
         counts[clip] = _column_sums(is_active)
+        sums[clip] = np.add.reduce(values[clip], axis=0)
         if marked_counts is not None and mask is not None:
             marked_counts[clip] = _column_sums(is_active[mask[clip].numpy()])
-    return torch.from_numpy(counts), None if marked_counts is None else torch.from_numpy(marked_counts)
+    marked = None if marked_counts is None else torch.from_numpy(marked_counts)
+    return torch.from_numpy(counts), marked, torch.from_numpy(sums)
 
 
 def _column_sums(booleans: np.ndarray) -> np.ndarray:
@@ -60,11 +63,19 @@ def _column_sums(booleans: np.ndarray) -> np.ndarray:
 
 @dataclass
 class BatchCounts:
-    """What one batch left: embeddings [batch, dim] float32, counts and padding [batch, layers, neurons] int32, and
-    tokens, padding tokens [batch] int64, all on the CPU. `padding` is None where no token of the batch was padding."""
+    """What one batch left, on the CPU.
+
+    Attributes:
+        embeddings: float32 [batch, dim].
+        counts: active tokens, int32 [batch, layers, neurons].
+        means: mean activation over the clip's tokens, float32 [batch, layers, neurons].
+        tokens, padding_tokens: int64 [batch].
+        padding: active tokens among those of padding, int32 [batch, layers, neurons]; None where there are none.
+    """
 
     embeddings: Tensor
     counts: Tensor
+    means: Tensor
     tokens: Tensor
     padding: Tensor | None
     padding_tokens: Tensor
@@ -132,6 +143,7 @@ def count_batch(
     on = wave.device
     masks = [m.to(on) for m in masks]
     counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=on)
+    sums = torch.zeros(counts.shape, device=on)
     padding = torch.zeros_like(counts) if any(padded) else None
     calls = [0] * len(layers)
     tokens = torch.zeros(batch, dtype=torch.int64)
@@ -153,8 +165,9 @@ def count_batch(
                 f"{layers[layer]!r} has {values.shape[1]} tokens; make padding_masks agree with embed"
             )
         mask = masks[call] if masks and padded[call] else None
-        active, marked = count_active(values, mask)
+        active, marked, total = count_active(values, mask)
         counts[:, layer] += active
+        sums[:, layer] += total
         if padding is not None and marked is not None:
             padding[:, layer] += marked
         if layer == 0:
@@ -167,5 +180,10 @@ def count_batch(
     if embeddings.ndim != 2 or embeddings.shape[0] != batch:
         raise ValueError(f"{encoder.name}: embed gave {tuple(embeddings.shape)}, expected [batch={batch}, dim]")
     return BatchCounts(
-        embeddings.float().cpu(), counts.cpu(), tokens, None if padding is None else padding.cpu(), padding_tokens
+        embeddings=embeddings.float().cpu(),
+        counts=counts.cpu(),
+        means=sums.cpu() / tokens[:, None, None],
+        tokens=tokens,
+        padding=None if padding is None else padding.cpu(),
+        padding_tokens=padding_tokens,
     )

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from aape.files import facts_html
+from aape.tokens import TimeTokens
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,16 @@ class Encoder:
         clip_seconds: the longest wave that passes through the blocks at once, s.
         module: holds every weight; `.to(device)` moves it.
         activations: layer name -> module whose output [batch, ..., neurons] is counted, in order of depth.
-        embed: wave [batch, samples] float32 -> clip embedding [batch, dim].
-        weights: where the weights came from: `source`, `sha256`, `seed`, whatever applies.
+        embed: wave [batch, samples] float32 -> clip embedding [batch, dim]. It does not switch gradients off.
+        weights: where the weights came from: `source`, `sha256`, `seed`, `revision`, whatever applies.
         preactivation: the counted modules are the linear layers before the activation: the signs are the same,
             but scaling there is not scaling a neuron, so `aape.silencing` refuses.
         chunks: `embed` takes waves longer than `clip_seconds` and cuts them itself.
         padding_masks: (valid samples [batch], samples of the wave) -> one bool mask [batch, tokens] for each call of
             the counted modules, True where the token saw nothing but zero padding. None: not known for this model.
+        token_grid: samples of the wave -> for each call of the counted modules int64 [tokens, 2], the (frequency,
+            time) cell of each token on the clip's map, -1 for tokens without a place (class tokens). Time runs on
+            across chunks; frequency is 0 where tokens are time only. None: not known for this model.
         stages: the model taken apart at its blocks, or None; only speeds deactivation up.
     """
 
@@ -70,6 +78,7 @@ class Encoder:
     preactivation: bool = False
     chunks: bool = False
     padding_masks: Callable[[Tensor, int], list[Tensor]] | None = None
+    token_grid: Callable[[int], list[Tensor]] | None = None
     stages: Stages | None = None
 
     @property
@@ -80,13 +89,65 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        parameter = next(self.module.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> str:
+        """The floating-point type of the weights, "float32"; several are joined by +."""
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self.module.parameters() if p.is_floating_point()}
+        return "+".join(sorted(kinds)) or "float32"
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the whole state of the module. Never from memory: weights may be changed in place."""
+        return sha256_of_state(self.module)
+
+    @property
+    def probe(self) -> list[float]:
+        """What `embed` makes of a fixed noise wave: at most 64 values, evenly spread over the embedding.
+
+        Two encoders of one identity whose probes differ by more than 1e-3 of the largest value embed differently.
+        """
+        with torch.no_grad():
+            embedding = self.embed(noise(1, round(self.clip_seconds * self.sample_rate)).to(self.device))[0]
+        which = torch.linspace(0, len(embedding) - 1, min(64, len(embedding))).long()
+        return embedding.float().cpu()[which].tolist()
 
     def to(self, device: str | torch.device) -> Encoder:
         """Move the weights (in place, as torch modules do) and return self."""
         self.module.to(device)
         return self
+
+    def _facts(self) -> dict[str, str]:
+        ends = " to ".join(dict.fromkeys((self.layers[0], self.layers[-1])))
+        return {
+            "layers": f"{len(self.layers)}: {ends}{' (before the activation)' if self.preactivation else ''}",
+            "wave": f"{self.sample_rate} Hz, {self.clip_seconds:g} s{', longer in chunks' if self.chunks else ''}",
+            "weights": ", ".join(f"{k} {str(v)[:60]}" for k, v in self.weights.items()),
+            "held as": f"{self.dtype} on {self.device}",
+            "padding": "known" if self.padding_masks else "not known",
+            "map of tokens": "known" if self.token_grid else "not known",
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Encoder {self.name}", *(f"  {key}: {value}" for key, value in self._facts().items())])
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Encoder {self.name}", self._facts())
+
+
+def sha256_of_state(module: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of a module's state."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def noise(clips: int, samples: int) -> Tensor:
+    """The fixed wave of dry runs [clips, samples]: uniform noise, the same values on every machine."""
+    return torch.from_numpy(np.random.RandomState(0).uniform(-0.1, 0.1, (clips, samples))).float()
 
 
 @contextlib.contextmanager
@@ -114,42 +175,32 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
                     found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
                     raise ValueError(f"layer {name!r} gave {found}, expected a float tensor [batch, ..., neurons]")
                 instead = see(place, first)
-                if instead is None:
-                    return None
-                return (instead, *output[1:]) if isinstance(output, tuple) else instead
+                return instead if instead is None or not isinstance(output, tuple) else (instead, *output[1:])
 
             stack.callback(encoder.activations[name].register_forward_hook(hook).remove)
         yield encoder
 
 
 def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:
-    """Modules by name: `pattern` as a glob whose * stays within one dotted part, else as a regular expression."""
-    names = [(name, m) for name, m in module.named_modules(remove_duplicate=False) if name]
+    """Modules by name, `pattern` being a glob whose * stays within one dotted part."""
     parts = pattern.split(".")
-    found = {
+    return {
         name: m
-        for name, m in names
-        if len(name.split(".")) == len(parts)
+        for name, m in module.named_modules(remove_duplicate=False)
+        if name
+        and len(name.split(".")) == len(parts)
         and all(fnmatch.fnmatchcase(n, p) for n, p in zip(name.split("."), parts, strict=True))
     }
-    if found:
-        return found
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"activations={pattern!r} matches no module as a glob and is no regular expression: {error}"
-        ) from error
-    return {name: m for name, m in names if expression.fullmatch(name)}
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
     if isinstance(module, nn.MultiheadAttention) or any(True for _ in module.children()):
         return False
-    if type(module).__module__ == "torch.nn.modules.activation":
-        return True
-    return re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I) is not None
+    name = r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation"
+    return type(module).__module__ == "torch.nn.modules.activation" or bool(
+        re.search(name, type(module).__name__, re.I)
+    )
 
 
 def from_module(
@@ -160,50 +211,52 @@ def from_module(
     sample_rate: int,
     clip_seconds: float,
     name: str,
+    samples_per_token: float | None = None,
     weights: Mapping[str, Any] | None = None,
     chunks: bool = False,
     padding_masks: Callable[[Tensor, int], list[Tensor]] | None = None,
+    token_grid: Callable[[int], list[Tensor]] | None = None,
 ) -> Encoder:
     """Wrap any torch module.
 
     Args:
         module: the model; it is put into evaluation mode.
-        activations: a glob (`"blocks.*.mlp.act"`) or a regular expression over the names of `module.named_modules()`.
+        activations: a glob over the names of `module.named_modules()`, `"blocks.*.mlp.act"`; * stays between two dots.
             Each must be an activation function with output [batch, ..., neurons]. The linear layer in front of it
             counts the same signs (GELU, ReLU and SiLU keep them) and is taken with a warning.
         embed: wave [batch, samples] -> [batch, dim]; front end, chunking and pooling are its business.
         sample_rate: Hz.
         clip_seconds: the longest wave that `embed` takes, s, unless `chunks`.
         name: what tables call the model.
-        weights: provenance, e.g. {"source": ..., "sha256": ...}.
-        chunks: `embed` takes longer waves too.
-        padding_masks: see `Encoder`.
+        samples_per_token: of a model whose tokens follow each other in time, without class tokens: how many samples
+            of the wave each stands for. Gives `padding_masks` and `token_grid`.
+        weights: provenance, e.g. {"source": ..., "revision": ...}.
+        chunks: `embed` takes longer waves too, and cuts them into pieces of `clip_seconds`.
+        padding_masks, token_grid: see `Encoder`; for models whose tokens are laid out otherwise.
 
     Raises:
-        ValueError: nothing matches, a match is neither an activation nor a linear layer, or two names share one module.
+        ValueError: nothing matches, a match is neither an activation nor a linear layer, two names share one module,
+            or both `samples_per_token` and what it would give.
     """
     found = _matching(module, activations)
     if not found:
-        known = [n for n, m in module.named_modules() if n and is_activation(m)]
-        raise ValueError(
-            f"activations={activations!r} matches no module of {type(module).__name__}. "
-            f"Its activation functions are: {', '.join(known[:12]) or 'none that is a module of its own'}"
-            f"{' ...' if len(known) > 12 else ''}"
-        )
+        raise ValueError(f"activations={activations!r} matches no module of {type(module).__name__}. {_advice(module)}")
     linear = [n for n, m in found.items() if isinstance(m, nn.Linear)]
     wrong = [n for n, m in found.items() if n not in linear and not is_activation(m)]
-    if wrong or (linear and len(linear) != len(found)):
-        culprits = wrong or linear
+    if culprits := wrong or (linear if len(linear) < len(found) else []):
         raise ValueError(
             f"activations={activations!r} must match activation functions (or, with a warning, only the linear layers "
             f"before them), but it also matches {len(culprits)} other module(s), e.g. {culprits[0]!r} "
             f"({type(found[culprits[0]]).__name__}). Narrow the pattern."
         )
     if len({id(m) for m in found.values()}) != len(found):
-        names = ", ".join(found)
         raise ValueError(
-            f"activations={activations!r}: {names} are one and the same module object, so their outputs cannot be "
-            "told apart. Give every layer its own activation module."
+            f"{', '.join(found)} are one and the same module object, so their outputs cannot be told apart. Give every "
+            "layer its own activation module."
+        )
+    if samples_per_token is not None and (samples_per_token <= 0 or padding_masks or token_grid):
+        raise ValueError(
+            f"samples_per_token={samples_per_token} must be above 0 and gives padding_masks and token_grid"
         )
     if linear:
         warnings.warn(
@@ -212,17 +265,35 @@ def from_module(
             stacklevel=2,
         )
     module.eval()
-    return Encoder(
-        name=name,
-        sample_rate=int(sample_rate),
-        clip_seconds=float(clip_seconds),
-        module=module,
-        activations=found,
-        embed=embed,
-        weights=dict(weights or {"source": "given by the caller"}),
-        preactivation=bool(linear),
-        chunks=chunks,
-        padding_masks=padding_masks,
+    origin = dict(weights or {"source": "given by the caller"})
+    encoder = Encoder(
+        name, int(sample_rate), float(clip_seconds), module, found, embed, origin, bool(linear), chunks,
+        padding_masks, token_grid,
+    )  # fmt: skip
+    if samples_per_token is None:
+        return encoder
+    tokens = TimeTokens(lambda samples: _tokens_of(encoder, samples), samples_per_token, clip_seconds * sample_rate)
+    return replace(encoder, padding_masks=tokens.padding_masks, token_grid=tokens.grid)
+
+
+def _tokens_of(encoder: Encoder, samples: int) -> list[int]:
+    """Tokens of each call of the first layer, for a wave of this length."""
+    seen: list[int] = []
+    first = encoder.layers[:1]
+    with hooked(encoder, first, lambda _, x: seen.append(x[..., 0].numel())), torch.no_grad():
+        encoder.embed(noise(1, samples).to(encoder.device))
+    return seen
+
+
+def _advice(module: nn.Module) -> str:
+    """What `activations` could be, for a model where it matched nothing."""
+    known = [n for n, m in module.named_modules() if n and is_activation(m)]
+    if known:
+        return f"Its activation functions are: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
+    wider = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features > m.in_features]
+    return (
+        "It has no activation function that is a module of its own (F.gelu?). To count, match the linear layer in front"
+        f"{f' ({wider[0]}?)' if wider else ''}; to silence too, give each block an nn.GELU() and match that."
     )
 
 

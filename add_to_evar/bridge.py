@@ -417,7 +417,7 @@ def _loader(task: Task, sample_rate: int) -> torch.utils.data.DataLoader:
 
 
 def _provenance(ar: nn.Module, settings: Mapping[str, Any], config: str | Path) -> dict[str, Any]:
-    from aape.encoders.m2d import sha256_of_state
+    from aape.encoder import sha256_of_state
     from aape.files import sha256_of
 
     weight_file = settings.get("weight_file")

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aape.encoder import Encoder, from_module
-from aape.encoders.m2d import sha256_of_state
+from aape.encoder import Encoder, from_module, sha256_of_state
+from aape.encoders.checkpoint import fill, read_checkpoint
 from aape.files import sha256_of
 
 AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
@@ -187,7 +187,7 @@ def load_audiomae(
             model = timm.create_model("vit_base_patch16_224", pretrained=False, **{**settings, **(config or {})})
         provenance: dict[str, Any] = {"source": "random", "seed": seed, "sha256": sha256_of_state(model)}
         if path.is_file():
-            _load_weights(model, path)
+            fill(model, read_checkpoint(path), path)
             provenance = {"source": str(source), "sha256": sha256_of(path)}
     else:
         if config is not None:
@@ -214,22 +214,6 @@ def load_audiomae(
         extra_tokens=int(prefix_tokens),
     )
     return _encoder(model, chunked, "blocks.*.mlp.act", name, provenance)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Weights of the same ViT, with or without the classification head and AudioMAE's training wrapper."""
-    from aape.encoders.m2d import read_checkpoint
-
-    tensors = {k: v for k, v in read_checkpoint(path).items() if not k.startswith("head.")}
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(tensors))
-    odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
-    if missing or odd:
-        found = f"; {odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
-        raise ValueError(
-            f"{path} holds another model: {len(missing)} tensors missing ({', '.join(missing[:3])}){found}"
-        )
-    model.load_state_dict({k: tensors[k].float() for k in wanted})
 
 
 def _encoder(model: nn.Module, chunked: _Chunked, pattern: str, name: str, provenance: Mapping[str, Any]) -> Encoder:

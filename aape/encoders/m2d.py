@@ -7,10 +7,6 @@ embedding made of concatenated frequency bins averaged over time (Niizumi et al.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import pathlib
-import pickle
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -18,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from aape.encoder import Encoder, Stages
+from aape.encoder import Encoder, Stages, sha256_of_state
+from aape.encoders.checkpoint import fill, read_checkpoint
 from aape.files import sha256_of
 
 NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
@@ -151,24 +146,39 @@ class M2DAudio(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         return self.finish([self.vit.blocks(x) for x in self.begin(wave)])
 
+    def _columns(self, samples: int) -> list[Tensor]:
+        """First frame of each column of patches, one tensor [columns] a chunk.
+
+        Frames behind the last whole patch of a chunk are not seen.
+        """
+        frames = samples // self.front_end.hop + 1
+        unit, step = self.vit.input_size[1], self.vit.patch[1]
+        starts = range(0, frames, unit)
+        return [torch.arange(start, min(start + unit, frames), step)[: self.vit.grid[1]] for start in starts]
+
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """Which tokens saw only zero padding, one mask [batch, 1 + patches] a chunk.
 
         Frame f sees samples from f * hop - window / 2 on, and a patch starts with its first frame: it is padding when
         even that one begins at or after the last valid sample. The class token never is.
         """
-        hop, window = self.front_end.hop, self.front_end.window
-        frames = samples // hop + 1
-        rows = self.vit.grid[0]
-        unit, step = self.vit.input_size[1], self.vit.patch[1]
         masks = []
-        for start in range(0, frames, unit):
-            first = torch.arange(start, min(start + unit, frames), step, device=valid_samples.device)  # [t]
-            first = first[: self.vit.grid[1]]  # frames behind the last whole patch of a chunk are not seen
-            silent = (first[None, :] * hop - window // 2) >= valid_samples[:, None]  # [batch, t]
-            silent &= (valid_samples < samples)[:, None]
-            masks.append(nn.functional.pad(silent.repeat(1, rows), (1, 0)))
+        for first in self._columns(samples):
+            begin = first.to(valid_samples.device) * self.front_end.hop - self.front_end.window // 2  # [columns]
+            silent = (begin[None, :] >= valid_samples[:, None]) & (valid_samples < samples)[:, None]
+            masks.append(nn.functional.pad(silent.repeat(1, self.vit.grid[0]), (1, 0)))
         return masks
+
+    def token_grid(self, samples: int) -> list[Tensor]:
+        """(Frequency, time) patch of each token [1 + patches, 2], one tensor a chunk; -1 for the class token."""
+        cells, columns = [], 0
+        for first in self._columns(samples):
+            times = torch.arange(columns, columns + len(first))
+            cells.append(
+                nn.functional.pad(torch.cartesian_prod(torch.arange(self.vit.grid[0]), times), (0, 0, 1, 0), value=-1)
+            )
+            columns += len(first)
+        return cells
 
 
 def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] | None:
@@ -178,43 +188,6 @@ def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] |
         return None
     mels, frames, patch_f, patch_t = (int(g) for g in match.groups()[:4])
     return (mels, frames), (patch_f, patch_t), int(match.group(5) or 16) * 1000
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by encoder-only name, without running any code from the file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, not a checkpoint, or it needs code that is not allow-listed.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}. Expected the file of an official M2D release, e.g. "
-            "m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth; Install.md says where to get it."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            # Full M2D checkpoints carry the training script's arguments beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely: {str(error)[:300]} "
-            "Expected a torch or safetensors file of tensors; a damaged download should be fetched again."
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a mapping of names to tensors")
-    tensors = {}
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            for prefix in _PREFIXES:
-                key = key.removeprefix(prefix)
-            tensors[key] = value
-    return tensors
 
 
 def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -260,15 +233,6 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     }
 
 
-def sha256_of_state(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a module's state, for weights that no file holds."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load(
     weights_path: str | Path,
     *,
@@ -299,21 +263,12 @@ def load(
         provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
     else:
         path = Path(weights_path).expanduser()
-        tensors = read_checkpoint(path)
+        tensors = read_checkpoint(path, _PREFIXES)
         shape = _shape_of(tensors, path)
         sample_rate = shape.pop("sample_rate")
         vit = M2DViT(heads=max(1, shape["width"] // 64), **shape)
         tensors.setdefault("norm_stats", torch.tensor(NORM_STATS))
-        wanted = vit.state_dict()
-        missing = sorted(set(wanted) - set(tensors))
-        odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
-        if missing or odd:
-            found = f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
-            raise ValueError(
-                f"{path} is not a whole encoder of width {shape['width']} and depth {shape['depth']}: "
-                f"{len(missing)} tensors missing ({', '.join(missing[:3])}) {found}"
-            )
-        vit.load_state_dict({k: tensors[k].float() for k in wanted})
+        fill(vit, tensors, path)
         provenance = {"source": str(weights_path), "sha256": sha256_of(path)}
     model = M2DAudio(vit, sample_rate).eval()
     model.requires_grad_(False)
@@ -328,5 +283,6 @@ def load(
         weights=provenance,
         chunks=True,
         padding_masks=model.padding_masks,
+        token_grid=model.token_grid,
         stages=Stages(model.begin, blocks, model.finish, [block.mlp.fc2 for block in blocks]),
     )
