@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -42,19 +42,19 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A fitted linear classifier.
+    """A fitted linear classifier; the standardisation of the embeddings is part of its weights.
 
     Attributes:
         classes: names, in the order of the columns of its output.
-        dim: length of the embeddings that it takes.
+        weights: float64 [classes, dim].
+        bias: float64 [classes].
         strength: the inverse regularisation that did best on the validation clips.
-        pipeline: scikit-learn's.
     """
 
     classes: tuple[str, ...]
-    dim: int
+    weights: np.ndarray
+    bias: np.ndarray
     strength: float
-    pipeline: Pipeline
 
     def log_probabilities(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings [clips, dim] -> natural log of the class probabilities, float64 [clips, classes].
@@ -63,24 +63,14 @@ class Classifier:
             ValueError: embeddings of another size, or not finite.
         """
         embeddings = np.asarray(embeddings)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.weights.shape[1]:
             raise ValueError(
-                f"the classifier was trained on embeddings of {self.dim} numbers, found {list(embeddings.shape)}: "
-                "it belongs to another encoder. Train it on this encoder's artifacts."
+                f"the classifier was trained on embeddings of {self.weights.shape[1]} numbers, found "
+                f"{list(embeddings.shape)}: it belongs to another encoder. Train it on this encoder's artifacts."
             )
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings hold values that are not finite; expected numbers")
-        return self.pipeline.predict_log_proba(embeddings.astype(np.float64))
-
-    def require_classes(self, classes: Sequence[str]) -> None:
-        """Raises ValueError unless these are the classes it was trained for, in the same order."""
-        if tuple(classes) != self.classes:
-            odd = sorted(set(classes) ^ set(self.classes))
-            raise ValueError(
-                f"the classifier knows {len(self.classes)} classes, the task has {len(classes)}"
-                + (f"; not in both: {', '.join(odd[:5])}" if odd else ", the same in another order")
-                + ". Train the classifier on this task's artifacts."
-            )
+        return log_softmax(embeddings.astype(np.float64) @ self.weights.T + self.bias, axis=1)
 
 
 def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[Fold]:
@@ -129,20 +119,25 @@ def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Seque
     return found
 
 
-def _pipeline(
-    strength: float, embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
-) -> Pipeline:
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
+def _fitted(
+    strength: float,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    weights: np.ndarray | None = None,
+) -> Classifier:
+    scaler, model = StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3)
     # One BLAS thread: at these sizes two are several times slower, more so beside other work.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         # Weak regularisation of separable classes has no optimum to converge to; validation decides between strengths.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return pipeline.fit(
-            embeddings.astype(np.float64),
-            labels,
-            standardscaler__sample_weight=weights,
-            logisticregression__sample_weight=weights,
-        )
+        z = scaler.fit_transform(embeddings.astype(np.float64), sample_weight=weights)
+        model.fit(z, labels, sample_weight=weights)
+    coefficients, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn gives the second class's row alone
+        coefficients, bias = np.stack([0 * coefficients[0], coefficients[0]]), np.array([0.0, bias[0]])
+    coefficients = coefficients / scaler.scale_
+    return Classifier(tuple(classes), coefficients, bias - coefficients @ scaler.mean_, strength)
 
 
 def fit(
@@ -162,17 +157,14 @@ def fit(
         fold: which clips do what.
         strengths: inverse regularisations to try; the smallest of equals wins.
     """
-    best, chosen = -np.inf, strengths[0]
-    if len(strengths) > 1:
-        for strength in strengths:
-            tried = _pipeline(strength, embeddings[fold.train], labels[fold.train])
-            log_p = tried.predict_log_proba(embeddings[fold.valid].astype(np.float64))
-            columns = np.searchsorted(tried.classes_, labels[fold.valid])
-            value = float(log_p[np.arange(len(fold.valid)), columns].mean())
-            if value > best:
-                best, chosen = value, strength
-    final = _pipeline(chosen, embeddings[fold.fit], labels[fold.fit])
-    return Classifier(tuple(classes), embeddings.shape[1], chosen, final)
+
+    def value(strength: float) -> float:
+        tried = _fitted(strength, embeddings[fold.train], labels[fold.train], classes)
+        log_p = tried.log_probabilities(embeddings[fold.valid])
+        return float(log_p[np.arange(len(fold.valid)), labels[fold.valid]].mean())
+
+    best = max(strengths, key=value) if len(strengths) > 1 else strengths[0]
+    return _fitted(best, embeddings[fold.fit], labels[fold.fit], classes)
 
 
 def refits(
@@ -208,8 +200,7 @@ def refits(
             )
         drawn = weights > 0
         rows = fold.fit[drawn]
-        pipeline = _pipeline(classifier.strength, embeddings[rows], labels[rows], weights[drawn])
-        again.append(Classifier(classifier.classes, classifier.dim, classifier.strength, pipeline))
+        again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, weights[drawn]))
     return again
 
 

@@ -12,8 +12,8 @@ front end runs once per batch, the blocks below a set's first layer run once for
 the layers that follow. If the stages name the projection behind each counted layer, not even the block of the first
 silenced layer is computed again: silencing k neurons there changes its output by the k columns of the projection, an
 [tokens, k] by [k, width] product. Staged embeddings equal those of full passes to 1e-6 of the largest absolute
-embedding value, not bit for bit, since that one sum is taken in another order; without projections, and with
-`staged=False`, the same operations run on the same numbers.
+embedding value, not bit for bit, since that one sum is taken in another order; without projections the same operations
+run on the same numbers.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from aape.counting import widths
-from aape.encoder import Encoder, Stages
+from aape.encoder import Encoder, Stages, hooked
 
 _widths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # activation module -> neurons, from a dry run
 
@@ -53,25 +51,31 @@ class NeuronSet:
     replace_by: np.ndarray | None = None
 
     @property
-    def first_layer(self) -> int:
-        """Index of the lowest layer that is changed."""
-        return int(self.neurons[:, 0].min())
+    def layers(self) -> list[int]:
+        """Indices of the layers that are changed, in order."""
+        return sorted(set(self.neurons[:, 0].tolist()))
 
     def neurons_of(self, layer: int) -> np.ndarray:
         """Neuron indices [n] in one layer."""
         return self.neurons[self.neurons[:, 0] == layer, 1]
 
-    def values_of(self, layer: int) -> np.ndarray | None:
-        """What takes the place of the activations in one layer [n], or None."""
-        return None if self.replace_by is None else self.replace_by[self.neurons[:, 0] == layer]
+    def changed(self, layer: int, activations: Tensor) -> Tensor:
+        """What takes the place of the activations [..., n] of one layer's neurons."""
+        if self.replace_by is None:
+            return activations * self.gain
+        return torch.from_numpy(self.replace_by[self.neurons[:, 0] == layer]).to(activations).expand_as(activations)
 
 
-def _sizes(encoder: Encoder) -> list[int]:
+def _sizes(encoder: Encoder) -> np.ndarray:
     """Neurons of each counted layer, found by a dry run once and remembered for the modules' lifetime."""
     if any(module not in _widths for module in encoder.activations.values()):
         for name, width in widths(encoder).items():
             _widths[encoder.activations[name]] = width
-    return [_widths[module] for module in encoder.activations.values()]
+    return np.array([_widths[module] for module in encoder.activations.values()])
+
+
+def _numpy(values: ArrayLike | Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def neuron_set(
@@ -95,7 +99,7 @@ def neuron_set(
             f"{encoder.name}: its counted layers ({encoder.layers[0]!r} ...) are the linear layers before the "
             "activation function. Scaling there is not scaling a neuron: wrap the model with the activation modules."
         )
-    array = neurons.detach().cpu().numpy() if isinstance(neurons, Tensor) else np.asarray(neurons)
+    array = _numpy(neurons)
     if array.size == 0:
         raise ValueError("the set of neurons is empty: there is nothing to silence, expected [k, 2] with k >= 1")
     if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
@@ -103,84 +107,54 @@ def neuron_set(
             f"neurons must be integers [k, 2] of (layer index, neuron index), found {array.dtype} {list(array.shape)}"
         )
     array = array.astype(np.int64)
-    sizes = _sizes(encoder)
-    for layer, neuron in array:
-        if not 0 <= layer < len(encoder.layers):
-            raise ValueError(
-                f"neuron [{layer}, {neuron}]: {encoder.name} has {len(encoder.layers)} counted layers, indices 0 to "
-                f"{len(encoder.layers) - 1}"
-            )
-        width = sizes[layer]
-        if not 0 <= neuron < width:
-            raise ValueError(
-                f"neuron [{layer}, {neuron}]: layer {layer} ({encoder.layers[layer]!r}) of {encoder.name} has {width} "
-                f"neurons, indices 0 to {width - 1}"
-            )
+    wrong = array[(array[:, 0] < 0) | (array[:, 0] >= len(encoder.layers))]
+    if len(wrong):
+        raise ValueError(
+            f"neuron {wrong[0].tolist()}: {encoder.name} has {len(encoder.layers)} counted layers, indices 0 to "
+            f"{len(encoder.layers) - 1}"
+        )
+    size = _sizes(encoder)[array[:, 0]]
+    wrong = np.flatnonzero((array[:, 1] < 0) | (array[:, 1] >= size))
+    if len(wrong):
+        layer = array[wrong[0], 0]
+        raise ValueError(
+            f"neuron {array[wrong[0]].tolist()}: layer {layer} ({encoder.layers[layer]!r}) of {encoder.name} has "
+            f"{size[wrong[0]]} neurons, indices 0 to {size[wrong[0]] - 1}"
+        )
     unique, counts = np.unique(array, axis=0, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"neuron {unique[counts > 1][0].tolist()} is in the set {counts.max()} times, expected once")
     if not math.isfinite(gain) or gain < 0:
         raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
-    values = None
-    if replace_by is not None:
-        if gain != 0:
-            raise ValueError(f"gain={gain} and replace_by exclude each other: give one of them")
-        values = replace_by.detach().cpu().numpy() if isinstance(replace_by, Tensor) else np.asarray(replace_by)
-        if values.shape != (len(array),) or not np.isfinite(values.astype(np.float64)).all():
-            raise ValueError(
-                f"replace_by must hold one finite value for each of the {len(array)} neurons, found shape "
-                f"{list(values.shape)}{'' if values.shape != (len(array),) else ' with values that are not finite'}"
-            )
-        values = values.astype(np.float32)
-    return NeuronSet(array, float(gain), values)
-
-
-def _hook(
-    encoder: Encoder, change: NeuronSet, layer: int, ran: set[int] | None = None, spare: bool = False
-) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward hook that hands on a changed copy of the activations of one layer.
-
-    The copy is needed: an activation function may hand on its input, and other hooks may keep its output, neither of
-    which is ours to write to. With `spare`, where nobody else looks on, it is saved unless input and output share
-    memory.
-    """
-    index = torch.from_numpy(change.neurons_of(layer)).to(encoder.device)
-    replacement = change.values_of(layer)
-    values = None if replacement is None else torch.from_numpy(replacement).to(encoder.device)
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if ran is not None:
-            ran.add(layer)
-        activations: Tensor = output[0] if isinstance(output, tuple) else output
-        shared = not spare or any(
-            isinstance(a, Tensor) and a.untyped_storage().data_ptr() == activations.untyped_storage().data_ptr()
-            for a in args
+    if replace_by is None:
+        return NeuronSet(array, float(gain))
+    if gain != 0:
+        raise ValueError(f"gain={gain} and replace_by exclude each other: give one of them")
+    values = _numpy(replace_by).astype(np.float32)
+    if values.shape != (len(array),) or not np.isfinite(values).all():
+        raise ValueError(
+            f"replace_by must hold one finite value for each of the {len(array)} neurons, found shape "
+            f"{list(values.shape)}{'' if values.shape != (len(array),) else ' with values that are not finite'}"
         )
-        changed = activations.clone() if shared else activations
-        if values is None:
-            changed[..., index] = activations[..., index] * change.gain
-        else:
-            changed[..., index] = values.to(activations.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return hook
+    return NeuronSet(array, replace_by=values)
 
 
 @contextlib.contextmanager
-def _hooked(
-    encoder: Encoder, change: NeuronSet, above: int = -1, ran: set[int] | None = None, spare: bool = False
-) -> Iterator[list[RemovableHandle]]:
-    """Hooks for the changed layers above index `above`, removed on the way out whatever happens."""
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in np.unique(change.neurons[:, 0]).tolist():
-            if layer > above:
-                module = encoder.activations[encoder.layers[layer]]
-                handles.append(module.register_forward_hook(_hook(encoder, change, layer, ran, spare)))
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
+def _applied(encoder: Encoder, change: NeuronSet, above: int = -1) -> Iterator[set[int]]:
+    """The set's neurons of the layers above index `above` are changed; yields the layers that ran so far."""
+    layers = [layer for layer in change.layers if layer > above]
+    places = [torch.from_numpy(change.neurons_of(layer)).to(encoder.device) for layer in layers]
+    ran: set[int] = set()
+
+    def see(i: int, activations: Tensor) -> Tensor:
+        ran.add(layers[i])
+        # A copy: an activation function may hand on its input, and other hooks may keep its output.
+        changed = activations.clone()
+        changed[..., places[i]] = change.changed(layers[i], activations[..., places[i]])
+        return changed
+
+    with hooked(encoder, [encoder.layers[layer] for layer in layers], see):
+        yield ran
 
 
 @contextlib.contextmanager
@@ -205,10 +179,9 @@ def silenced(
         RuntimeWarning: on leaving, when a chosen layer never ran inside the block, so that nothing was changed there.
     """
     change = neuron_set(encoder, neurons, gain, replace_by)
-    ran: set[int] = set()
-    with _hooked(encoder, change, ran=ran):
+    with _applied(encoder, change) as ran:
         yield encoder
-    idle = sorted(set(change.neurons[:, 0].tolist()) - ran)
+    idle = [layer for layer in change.layers if layer not in ran]
     if idle:
         warnings.warn(
             f"{encoder.name}: layer {idle[0]} ({encoder.layers[idle[0]]!r}) did not run while its neurons were to be "
@@ -218,61 +191,37 @@ def silenced(
         )
 
 
-def require_effect(before: Tensor, after: Tensor, what: str) -> float:
-    """Largest absolute change of the embeddings [clips, dim]; no change at all is an error.
-
-    Raises:
-        RuntimeError: the two are identical, so the set does nothing (dead neurons, or a module that is bypassed).
-    """
-    largest = float((after - before).abs().max()) if before.numel() else 0.0
-    if largest == 0.0:
-        raise RuntimeError(
-            f"{what}: the embeddings of {len(before)} clips are the same, bit for bit, with and without the change. "
-            "Expected the chosen neurons to act. Either they are 0 on all these clips, or the hooked modules are not "
-            "on the way to the embedding."
-        )
-    return largest
-
-
 def _on_device(encoder: Encoder, wave: Tensor) -> Tensor:
     if wave.ndim != 2 or wave.shape[0] == 0:
         raise ValueError(f"a batch of waves is [batch, samples], found {list(wave.shape)}")
     return wave.to(encoder.device, dtype=torch.float32)
 
 
-def embed_with_sets(
-    encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[NeuronSet | None], *, staged: bool | None = None
-) -> Iterator[Tensor]:
+def embed_with_sets(encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[NeuronSet | None]) -> Iterator[Tensor]:
     """Embed clips once for every set of neurons.
 
     Args:
         encoder: any `Encoder`; with `stages` the shared part of the passes is computed once.
         waves: batches [batch, samples] at the encoder's sample rate, one after the other; only one is held.
         sets: from `neuron_set`; None stands for the encoder as it is.
-        staged: True insists on stages, False runs full passes, None takes stages where there are any.
 
     Yields:
         For each batch the embeddings [sets, batch, dim], on the encoder's device.
 
     Raises:
-        ValueError: no sets, or `staged=True` without stages.
+        ValueError: no sets, or stages that do not fit the encoder.
     """
+    stages = encoder.stages
     if not sets:
         raise ValueError("no sets to embed with: expected at least one NeuronSet, or None for the intact encoder")
-    stages = encoder.stages
-    if staged and stages is None:
-        raise ValueError(f"{encoder.name} has no stages: leave staged=None, or give Encoder its `stages`")
-    if stages is not None and staged is not False:
-        if len(stages.blocks) != len(encoder.layers):
-            raise ValueError(
-                f"{encoder.name}: stages has {len(stages.blocks)} blocks for {len(encoder.layers)} counted layers, "
-                "expected one block a layer"
-            )
-        for wave in waves:
-            yield _staged(encoder, stages, _on_device(encoder, wave), sets)
-    else:
-        for wave in waves:
-            yield _full(encoder, _on_device(encoder, wave), sets)
+    if stages is not None and len(stages.blocks) != len(encoder.layers):
+        raise ValueError(
+            f"{encoder.name}: stages has {len(stages.blocks)} blocks for {len(encoder.layers)} counted layers, "
+            "expected one block a layer"
+        )
+    for wave in waves:
+        wave = _on_device(encoder, wave)
+        yield _full(encoder, wave, sets) if stages is None else _staged(encoder, stages, wave, sets)
 
 
 @torch.inference_mode()
@@ -280,11 +229,8 @@ def _full(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None]) -> T
     """One whole pass a set: wave [batch, samples] -> [sets, batch, dim]."""
     embeddings = []
     for change in sets:
-        if change is None:
+        with contextlib.nullcontext() if change is None else _applied(encoder, change):
             embeddings.append(encoder.embed(wave))
-        else:
-            with _hooked(encoder, change):
-                embeddings.append(encoder.embed(wave))
     return torch.stack(embeddings)
 
 
@@ -295,13 +241,12 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
     The intact hidden state walks up the blocks; whenever it reaches the first layer of a set, that set branches off
     and runs to the end. So one intact state and one branch are alive at a time, however many sets there are.
     """
-    depth = len(stages.blocks)
     branching: dict[int, list[tuple[int, NeuronSet]]] = {}  # first layer -> sets by their place in the answer
     for s, change in enumerate(sets):
         if change is not None:
-            branching.setdefault(change.first_layer, []).append((s, change))
+            branching.setdefault(change.layers[0], []).append((s, change))
     unchanged = [s for s, change in enumerate(sets) if change is None]
-    top = depth if unchanged else max(branching) + 1  # the intact state need not climb further
+    top = len(stages.blocks) if unchanged else max(branching) + 1  # the intact state need not climb further
     outputs: list[list[Tensor]] = [[] for _ in sets]  # by set, by chunk
     for intact in stages.begin(wave):
         for layer in range(top):
@@ -324,7 +269,7 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
 
 def _climb(encoder: Encoder, stages: Stages, change: NeuronSet, start: int, state: Tensor) -> Tensor:
     """The blocks from index `start` on, with the set's neurons of those layers changed."""
-    with _hooked(encoder, change, above=start - 1, spare=True):
+    with _applied(encoder, change, above=start - 1):
         for block in stages.blocks[start:]:
             state = block(state)
     return state
@@ -336,12 +281,8 @@ def _block_and_activations(
     """Output of one block, and the activations [batch, tokens, members] of some of its neurons."""
     index = torch.from_numpy(members).to(state.device)
     seen: list[Tensor] = []
-    module = encoder.activations[encoder.layers[layer]]
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output[..., index]))
-    try:
+    with hooked(encoder, [encoder.layers[layer]], lambda _, activations: seen.append(activations[..., index])):
         state = stages.blocks[layer](state)
-    finally:
-        handle.remove()
     if len(seen) != 1:
         raise RuntimeError(
             f"{encoder.name}: {encoder.layers[layer]!r} ran {len(seen)} times in block {layer} of its stages, "
@@ -355,15 +296,12 @@ def _difference(
 ) -> Tensor:
     """What changing a set's neurons of this layer adds to the block's output [batch, tokens, width].
 
-    W (a' - a) over the changed neurons, with W the projection's columns and a' = gain * a or the replacement.
+    W (a' - a) over the changed neurons, with W the projection's columns and a' what takes the activations' place.
     """
-    neurons, values = change.neurons_of(layer), change.values_of(layer)
+    neurons = change.neurons_of(layer)
     a = activations[..., torch.from_numpy(np.searchsorted(members, neurons)).to(activations.device)]
-    if values is None:
-        step = a * (change.gain - 1.0)
-    else:
-        step = torch.from_numpy(values).to(a) - a
-    return nn.functional.linear(step, projection.weight[:, torch.from_numpy(neurons).to(activations.device)])
+    columns = projection.weight[:, torch.from_numpy(neurons).to(activations.device)]
+    return nn.functional.linear(change.changed(layer, a) - a, columns)
 
 
 @torch.inference_mode()
@@ -381,34 +319,19 @@ def mean_activations(encoder: Encoder, waves: Iterable[Tensor], neurons: ArrayLi
     Raises:
         ValueError: see `neuron_set`; no clip.
     """
-    chosen = neuron_set(encoder, neurons).neurons
-    totals = np.zeros(len(chosen))  # float64
+    change = neuron_set(encoder, neurons)
+    totals = np.zeros(len(change.neurons))  # float64
     tokens = np.zeros(len(encoder.layers))
-    with contextlib.ExitStack() as stack:
-        for layer in np.unique(chosen[:, 0]).tolist():
-            rows = np.flatnonzero(chosen[:, 0] == layer)
-            index = torch.from_numpy(chosen[rows, 1]).to(encoder.device)
 
-            def add(
-                _module: nn.Module,
-                _args: Any,
-                output: Tensor,
-                layer: int = layer,
-                rows: np.ndarray = rows,
-                index: Tensor = index,
-            ) -> None:
-                a = output[..., index].flatten(0, -2)  # [tokens, k]
-                totals[rows] += a.sum(0, dtype=torch.float64).cpu().numpy()
-                tokens[layer] += len(a)
+    def see(i: int, activations: Tensor) -> None:
+        layer = change.layers[i]
+        a = activations[..., torch.from_numpy(change.neurons_of(layer)).to(encoder.device)].flatten(0, -2)
+        totals[change.neurons[:, 0] == layer] += a.sum(0, dtype=torch.float64).cpu().numpy()
+        tokens[layer] += len(a)
 
-            stack.callback(encoder.activations[encoder.layers[layer]].register_forward_hook(add).remove)
+    with hooked(encoder, [encoder.layers[layer] for layer in change.layers], see):
         for wave in waves:
             encoder.embed(_on_device(encoder, wave))
-    if not tokens[chosen[:, 0]].all():
+    if not tokens[change.layers].all():
         raise ValueError("mean activations need at least one clip that passes through the chosen layers, found none")
-    return (totals / tokens[chosen[:, 0]]).astype(np.float32)
-
-
-def hooks_left(encoder: Encoder) -> Mapping[str, int]:
-    """Forward hooks by module name, over the whole model: what a check for leftovers compares before and after."""
-    return {name: len(m._forward_hooks) for name, m in encoder.module.named_modules() if m._forward_hooks}
+    return (totals / tokens[change.neurons[:, 0]]).astype(np.float32)

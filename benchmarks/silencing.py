@@ -1,6 +1,6 @@
 """Silencing five sets of neurons: the staged engine against a straightforward loop over full passes.
 
-    python benchmarks/deactivation.py ../shared/data/esc50 [--clips 80] [--threads 2]
+    python benchmarks/silencing.py ../shared/data/esc50 [--clips 80] [--threads 2]
 
 ViT-Base with random weights on real ESC-50 clips of 5 s. The loop reads the audio files and runs the whole encoder
 once for each set, with the same batches and the same hooks; the engine reads each clip once. Sets are random, with 24
@@ -13,12 +13,15 @@ where others use the machine too.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
 from aape.encoder import Encoder
 from aape.encoders import m2d

@@ -12,16 +12,8 @@ import soundfile
 import torch
 from torch import nn
 
-from aape import ablation
-from aape.ablation import (
-    ablate,
-    index_plus_one,
-    layer_matched,
-    load_result,
-    paired_interval,
-    rate_matched,
-    target_neurons,
-)
+from aape import ablation, trials
+from aape.ablation import ablate, index_plus_one, load_result, matched, paired_interval, target_neurons
 from aape.artifacts import load_artifacts
 from aape.chance import benjamini_hochberg, one_sided_p
 from aape.collecting import collect
@@ -148,20 +140,20 @@ def result(study: Study) -> ablation.AblationResult:
 
 def test_layer_matched_controls() -> None:
     target = np.array([[0, 1], [0, 2], [2, 5]])
-    drawn = [layer_matched(target, 8, np.random.default_rng(i)) for i in range(200)]
+    drawn = [matched(target, 8, np.random.default_rng(i)) for i in range(200)]
     for control in drawn:
         assert control[:, 0].tolist() == [0, 0, 2]
         assert len({tuple(row) for row in control.tolist()}) == 3
         assert not {tuple(r) for r in control.tolist()} & {tuple(r) for r in target.tolist()}
     assert {int(n) for c in drawn for n in c[:2, 1]} == {0, 3, 4, 5, 6, 7}  # every other neuron turns up
-    assert np.array_equal(drawn[3], layer_matched(target, 8, np.random.default_rng(3)))
+    assert np.array_equal(drawn[3], matched(target, 8, np.random.default_rng(3)))
 
 
 def test_rate_matched_controls_have_like_rates() -> None:
     rng = np.random.default_rng(0)
     rates = rng.uniform(size=(2, 500))
     target = np.array([[0, int(n)] for n in np.argsort(rates[0])[-20:]] + [[1, 3]])
-    control = rate_matched(target, rates, rng)
+    control = matched(target, 500, rng, rates)
     assert control[:, 0].tolist() == [0] * 20 + [1]
     assert len({tuple(row) for row in control.tolist()}) == 21
     assert not {tuple(r) for r in control.tolist()} & {tuple(r) for r in target.tolist()}
@@ -169,7 +161,7 @@ def test_rate_matched_controls_have_like_rates() -> None:
     assert abs(rates[1, control[20, 1]] - rates[1, 3]) < 0.05
 
 
-@pytest.mark.parametrize("draw", [layer_matched, lambda t, w, r: rate_matched(t, np.zeros((1, w)), r)])
+@pytest.mark.parametrize("draw", [matched, lambda t, w, r: matched(t, w, r, np.zeros((1, w)))])
 def test_too_few_candidates(draw: object) -> None:
     target = np.array([[0, n] for n in range(5)])
     with pytest.raises(ValueError, match="needs 5 neurons outside the target, but only 4 of its 9"):
@@ -204,7 +196,7 @@ def test_targets() -> None:
             of(mode, *classes)
 
 
-def test_p_and_q() -> None:
+def test_p() -> None:
     assert one_sided_p(-2.0, np.array([-1.0, 0.0, 1.0])) == 1 / 4
     assert one_sided_p(-1.0, np.array([-1.0, 0.0, 1.0])) == 2 / 4  # a tie counts against the target
     assert np.isnan(one_sided_p(-1.0, np.array([])))
@@ -303,13 +295,13 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
     study: Study, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = []
-    original = ablation.embed_with_sets
+    original = trials.embed_with_sets
 
     def counted(encoder: Encoder, waves: list, sets: list) -> object:
         passes.append(len(waves[0]) * (len(sets) - 1))
         return original(encoder, waves, sets)
 
-    monkeypatch.setattr(ablation, "embed_with_sets", counted)
+    monkeypatch.setattr(trials, "embed_with_sets", counted)
     pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, result.effects)
     assert passes == []
     more = study.model_copy(update={"ablation": study.ablation.model_copy(update={"controls": 41})})
@@ -320,7 +312,7 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
 
 def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = collected(make_study(tmp_path, controls=5, rate_matched=0, refits=2))
-    original = ablation.embed_with_sets
+    original = trials.embed_with_sets
     calls = [0]
 
     def dies(encoder: Encoder, waves: list, sets: list) -> object:
@@ -329,16 +321,16 @@ def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return original(encoder, waves, sets)
 
-    monkeypatch.setattr(ablation, "embed_with_sets", dies)
+    monkeypatch.setattr(trials, "embed_with_sets", dies)
     with pytest.raises(KeyboardInterrupt):
         ablate(study, device="cpu")
     stored = sorted((study.directory / "ablations").rglob("*.npz"))
-    assert len([p for p in stored if p.name != "means.npz"]) == 2
+    assert len([p for p in stored if "means" not in p.name]) == 2
     cut = calls[0]
     effects = ablate(study, device="cpu").effects
     resumed = calls[0] - cut
-    stored[0].write_bytes(b"half a file")
-    with pytest.warns(UserWarning, match="damaged"):
+    next(p for p in stored if "means" not in p.name).write_bytes(b"half a file")
+    with pytest.warns(UserWarning, match="computed anew"):
         again = ablate(study, device="cpu")
     pd.testing.assert_frame_equal(again.effects, effects)
     monkeypatch.undo()
@@ -371,7 +363,7 @@ def test_artifacts_of_another_model(study: Study) -> None:
     task = load_task(study, "tones")
     artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     with pytest.raises(ValueError, match="SHA-256"):
-        ablation.Bench(tuned(1), task, artifacts, study.directory / "x")
+        trials.Bench(tuned(1), task, artifacts, study.directory / "x")
 
 
 def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
@@ -386,9 +378,9 @@ def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
         from_metadata(tmp_path / f"{name}.csv", tmp_path, clip_seconds=1.0, name=name) for name in ("two", "swapped")
     )
     with pytest.raises(ValueError, match="3 classes .*task two has 2"):
-        ablation.Bench(tuned(), two, artifacts, tmp_path / "x")
+        trials.Bench(tuned(), two, artifacts, tmp_path / "x")
     with pytest.raises(ValueError, match="other labels"):
-        ablation.Bench(tuned(), swapped, artifacts, tmp_path / "x")
+        trials.Bench(tuned(), swapped, artifacts, tmp_path / "x")
 
 
 def test_artifacts_without_clips(study: Study, tmp_path: Path) -> None:
@@ -396,7 +388,7 @@ def test_artifacts_without_clips(study: Study, tmp_path: Path) -> None:
     for name in ("over_zero.pt", "classes.txt"):
         (tmp_path / name).write_bytes((artifacts.path / name).read_bytes())
     with pytest.raises(ValueError, match=r"needs manifest.json and features.pt"):
-        ablation.Bench(tuned(), load_task(study, "tones"), load_artifacts(tmp_path), tmp_path / "x")
+        trials.Bench(tuned(), load_task(study, "tones"), load_artifacts(tmp_path), tmp_path / "x")
 
 
 def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
@@ -405,10 +397,9 @@ def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
     for path in tmp_path.glob("*.wav"):
         wave, rate = soundfile.read(path)
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
-    bench = ablation.Bench(tuned(), task, artifacts, tmp_path / "x")
-    variant = ablation.Variant("intact", {"test": None}, bench.tested)
+    bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")
     with pytest.raises(ValueError, match=r"away from features.pt"):
-        bench.run([variant])
+        bench.run([trials.Trial(None, bench.tested)])
 
 
 @pytest.mark.parametrize(
