@@ -81,7 +81,7 @@ def check_parameters(namespace: Mapping[str, Any], known: str) -> None:
 
 def describe(study: str | Path, artifacts: Artifacts) -> pd.DataFrame:
     """The artifacts' summary, with the study's note where its results are stand-ins."""
-    table = artifacts.summary()
+    table = pd.DataFrame({"value": artifacts.facts()})
     loaded = load_study(study)
     if loaded.stand_in:
         table.loc["note"] = f"STAND-IN: {loaded.note}"
@@ -98,7 +98,7 @@ def _collect_command(arguments: list[str]) -> int:
     artifacts = collect_study(
         options.study, options.model, options.task, device=options.device, batch_size=options.batch_size
     )
-    print(artifacts.summary().to_string(header=False))
+    print(artifacts)
     return 0
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from aape.files import sha256_of, whole_file
+from aape.files import facts_html, sha256_of, whole_file
 
 LARGE = 64 << 20  # bytes; larger files are only verified on request
 
@@ -220,33 +219,41 @@ class Artifacts:
             out[:, :, c] = active / total
         return out
 
-    def summary(self) -> pd.DataFrame:
-        """One column of facts: model, task, clips, tokens, disk."""
+    def facts(self) -> dict[str, Any]:
+        """What stands in the table that a notebook shows: model, task, clips, tokens, disk."""
         m = self.manifest
         layers, neurons, classes = self.over_zero.shape
-        facts: dict[str, Any] = {
-            "folder": str(self.path),
-            "layers x neurons": f"{layers} x {neurons}",
-            "classes": classes,
-        }
+        facts: dict[str, Any] = {"layers x neurons": f"{layers} x {neurons}", "classes": classes}
         if m:
-            splits = pd.Series(self.splits).value_counts(sort=False)
+            splits, clips = np.unique(self.splits, return_counts=True)
             padded, tokens = int(self.padding_tokens.sum()), int(self.tokens.sum())
+            by_group = f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own"
             facts |= {
                 "model": m["encoder"],
-                "weights": f"{m['weights'].get('source')} (sha256 {str(m['weights'].get('sha256'))[:12]}...)",
+                "weights": f"{m['weights'].get('source')} (SHA-256 {str(m['weights'].get('sha256'))[:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
-                "clips": ", ".join(f"{n} {s}" for s, n in splits.items()),
-                "groups": f"{len(set(self.groups))} by {m['group_column']}"
-                if m["group_column"]
-                else "every clip its own",
+                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)),
+                "groups": by_group,
                 "tokens": f"{tokens:,}",
                 "of zero padding": "unknown" if m["padding"] == "unknown" else f"{padded / tokens:.1%}",
                 "device, precision": f"{m['hardware']['device']}, {m['precision']}",
             }
         facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.4f}"
         facts["disk"] = f"{sum(f.stat().st_size for f in self.path.glob('*') if f.is_file()) / 2**20:.1f} MiB"
-        return pd.DataFrame({"value": facts})
+        return facts | {"folder": str(self.path)}
+
+    def __repr__(self) -> str:
+        layers, neurons, classes = self.over_zero.shape
+        m = self.manifest
+        made = f"{m['encoder']} on {m['task']}, {len(self.files):,} clips" if m else "of another tool"
+        return (
+            f"Artifacts {self.path.name}: {made}\n"
+            f"  {layers} layers x {neurons} neurons, {classes} classes, mean activation probability "
+            f"{float(self.over_zero.double().mean()):.4f}\n  {self.path}"
+        )
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Artifacts {self.path.name}", self.facts())
 
 
 def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -102,7 +101,7 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     monkeypatch.setattr(collecting, "count_batch", None)  # any attempt to compute would fail
     assert collect(toy, task, out).has_counts
     assert collect(toy, task, out, batch_size=3).has_counts  # of a finished run the batch size no longer matters
-    with pytest.raises(ValueError, match="weights is 'toy-0' there and 'toy-1' here"):
+    with pytest.raises(ValueError, match="identity is 'toy-0' there and 'toy-1' here"):
         collect(make_toy(1), task, out)
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
@@ -137,40 +136,47 @@ def count_batch(*arguments):
     return real(*arguments)
 collecting.count_batch = count_batch
 task = from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise")
-collecting.collect(make_toy(), task, {out!r}, batch_size=4, keep_clips={keep})
+for keep in (None, 9):
+    child = os.fork()
+    if not child:
+        collecting.collect(make_toy(), task, {out!r} + str(keep) + "/killed", batch_size=4, keep_clips=keep)
+    os.waitpid(child, 0)
 """
 
 
-@pytest.mark.parametrize("keep", [None, 9])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, monkeypatch, keep: int | None):
-    whole = collect(toy, task, tmp_path / "x" / "whole", batch_size=4, keep_clips=keep)
-    out = tmp_path / "y" / "killed"
-    script = KILLED.format(
+def script_of(text: str, task, out: Path) -> str:
+    return text.format(
         tests=str(REPOSITORY / "tests"),
         root=str(REPOSITORY),
         csv=str(task.metadata),
         audio=str(task.audio_dir),
         out=str(out),
-        keep=keep,
     )
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, monkeypatch):
+    script = script_of(KILLED, task, tmp_path / "killed-")
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    batches = sorted((out / ".partial").glob("batch-*.npz"))
-    assert len(batches) == 3 and not (out / "manifest.json").exists()
-    with pytest.raises(FileNotFoundError, match="cut off: call it again"):
-        load_artifacts(out)
-    with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
-        collect(toy, task, out, batch_size=6, keep_clips=keep)
-    with pytest.raises(ValueError, match="weights is 'toy-0' there and 'toy-1' here"):
-        collect(make_toy(1), task, out, keep_clips=keep)
+    assert ended.returncode == 0, ended.stderr.decode()
     heard = []
     real = collecting.count_batch
     monkeypatch.setattr(collecting, "count_batch", lambda *a: heard.append(1) or real(*a))
-    resumed = collect(toy, task, out, keep_clips=keep)  # adopts the unfinished run's batch size
-    if keep is None:
-        assert len(heard) == 3  # of 6 batches, 3 were there
-    assert contents(resumed.path) == contents(whole.path)
-    assert not (out / ".partial").exists()
+    for keep in (None, 9):
+        out = tmp_path / f"killed-{keep}" / "killed"
+        batches = sorted((out / ".partial").glob("batch-*.npz"))
+        assert len(batches) == 3 and not (out / "manifest.json").exists()
+        with pytest.raises(FileNotFoundError, match="cut off: call it again"):
+            load_artifacts(out)
+        with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
+            collect(toy, task, out, batch_size=6, keep_clips=keep)
+        with pytest.raises(ValueError, match="identity is 'toy-0' there and 'toy-1' here"):
+            collect(make_toy(1), task, out, keep_clips=keep)
+        heard.clear()
+        resumed = collect(toy, task, out, keep_clips=keep)  # adopts the unfinished run's batch size
+        assert len(heard) == (3 if keep is None else 6)  # of 6 batches, 3 were there; sums are saved at the end
+        whole = collect(toy, task, tmp_path / f"x{keep}" / "whole", batch_size=4, keep_clips=keep)
+        assert contents(resumed.path) == contents(whole.path)
+        assert not (out / ".partial").exists()
 
 
 def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, task):
@@ -256,18 +262,22 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
     assert contents(collect(toy, task, out).path) == contents(whole.path)
 
 
-def test_a_damaged_batch_is_named_and_computed_anew(tmp_path: Path, toy, task, monkeypatch):
+@pytest.mark.parametrize("keep", [None, 9])
+def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatch, keep: int | None):
+    whole = collect(toy, task, tmp_path / "w" / "whole", batch_size=4, keep_clips=keep)
     out = tmp_path / "out"
-    real = collecting._merge
-    monkeypatch.setattr(collecting, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        collect(toy, task, out, batch_size=4)
-    monkeypatch.setattr(collecting, "_merge", real)
-    batch = out / ".partial" / "batch-000002.npz"
-    batch.write_bytes(batch.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"batch-000002.npz was damaged.*call again"):
-        collect(toy, task, out)
-    assert len(collect(toy, task, out).files) == 24
+    partial = out / ".partial"
+    for damaged in ("batch-000002.npz", "sums-0.npz"):
+        with monkeypatch.context() as patch:
+            patch.setattr(collecting, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                collect(toy, task, out, batch_size=4, keep_clips=keep)
+        if (partial / damaged).is_file():
+            (partial / damaged).write_bytes((partial / damaged).read_bytes()[:100])
+            with pytest.warns(UserWarning, match=f"{damaged} cannot be used"):
+                collect(toy, task, out, keep_clips=keep)
+            assert contents(out) == contents(whole.path)
+            shutil.rmtree(out)
 
 
 def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, monkeypatch):
@@ -293,29 +303,26 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from conftest import make_toy
 from aape.task import from_metadata
 from aape.collecting import collect
-collect(make_toy(), from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise"), {out!r}, batch_size=4,
-        device="cpu", keep_clips={keep})
+task = from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise")
+for keep in (None, 9):
+    collect(make_toy(), task, {out!r} + f"/{{keep}}", batch_size=4, device="cpu", keep_clips=keep)
 """
 
 
-@pytest.mark.parametrize("keep", [None, 9])
-def test_two_processes_give_the_bytes_of_one(tmp_path: Path, task, keep: int | None):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for out, processes in (("one", 1), ("two", 2)):
-        script = tmp_path / f"{out}.py"
-        text = WORKER.format(
-            tests=str(REPOSITORY / "tests"),
-            root=str(REPOSITORY),
-            csv=str(task.metadata),
-            audio=str(task.audio_dir),
-            out=str(tmp_path / out / "noise"),
-            keep=keep,
-        )
-        script.write_text(text)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        ended = subprocess.run([*command, str(script)], capture_output=True, timeout=300, env=environment)
-        assert ended.returncode == 0, ended.stderr.decode()[-2000:]
-    assert contents(tmp_path / "one" / "noise") == contents(tmp_path / "two" / "noise")
+def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task):
+    script = tmp_path / "worker.py"
+    script.write_text(script_of(WORKER, task, tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    ended = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as the processes have: it stands in the manifest
+        for keep in (None, 9):
+            one = collect(toy, task, tmp_path / f"one{keep}" / "noise", batch_size=4, device="cpu", keep_clips=keep)
+            assert contents(one.path) == contents(tmp_path / "two" / str(keep))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_manifest_says_what_made_it(tmp_path: Path, toy, task):
@@ -365,7 +372,7 @@ class TestLoading:
             _ = artifacts.counts
         with pytest.raises(ValueError, match="no manifest.json with clips"):
             artifacts.probabilities()
-        assert "mean activation probability" in artifacts.summary().index
+        assert "of another tool" in repr(artifacts) and "mean activation" in artifacts._repr_html_()
         (foreign / "classes.txt").write_text("a\nb\n")
         with pytest.raises(ValueError, match=r"\(3, 8, 3\), expected \[layers, neurons, 2\]"):
             load_artifacts(foreign)
