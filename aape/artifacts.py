@@ -1,7 +1,7 @@
 """Files on disk: what a collecting pass leaves, checked when it is read back.
 
 A folder of artifacts holds `over_zero.pt` and `classes.txt`, which other tools make too, and from our own pass
-`clip_counts.npy`, `padding_counts.npy`, `features.pt`, `gts.pt` and `manifest.json`. Every file is written under a
+`clip_counts.npy`, `clip_means.npy`, `padding_counts.npy`, `features.pt`, `gts.pt` and `manifest.json`. Every file is written under a
 temporary name and renamed when whole; the manifest comes last, so where it stands the rest is whole.
 """
 
@@ -120,6 +120,11 @@ class Artifacts:
         Where only some clips' counts were kept (`manifest["kept_clips"]`), the rows are those clips.
         """
         return np.load(self._need("this", "clip_counts.npy"), mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def means(self) -> np.ndarray:
+        """Mean activation over a clip's tokens, float16 [clips, layers, neurons], memory-mapped; rows as `counts`."""
+        return np.load(self._need("this", "clip_means.npy"), mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
     def padding_counts(self) -> np.ndarray | None:
@@ -309,8 +314,11 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
         if artifacts.has_counts:
             rows = len(manifest.get("kept_clips", artifacts.files))
             expected = (rows, len(manifest["layers"]), over_zero.shape[1])
-            if artifacts.counts.shape != expected:
-                raise ValueError(f"{path}/clip_counts.npy is {artifacts.counts.shape}, expected {expected}")
+            for name in ("clip_counts.npy", "clip_means.npy", "padding_counts.npy"):
+                if name in manifest["checksums"]:
+                    shape = np.load(path / name, mmap_mode="r", allow_pickle=False).shape
+                    if shape != expected:
+                        raise ValueError(f"{path}/{name} is {shape}, expected {expected}")
     return artifacts
 
 

@@ -43,6 +43,7 @@ def collect(
     splits: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     keep_clips: int | None = None,
+    means: bool = True,
     on_bad_clip: str = "stop",
     seed: int = 0,
 ) -> Artifacts:
@@ -59,8 +60,9 @@ def collect(
         device: "cpu", "cuda", "cuda:1", "mps"; CUDA if there.
         splits: which splits or folds are heard; all.
         layers: names of the layers that are counted; all.
-        keep_clips: how many clips' own counts are written, a random choice by `seed`; all. over_zero.pt counts every
-            clip either way.
+        keep_clips: how many clips' own counts and means are written, a random choice by `seed`; all. over_zero.pt
+            counts every clip either way.
+        means: write clip_means.npy, 2 bytes for each clip and neuron.
         on_bad_clip: "stop", or "skip" to leave unreadable clips out (the manifest lists them).
         seed: of `keep_clips`.
 
@@ -76,7 +78,7 @@ def collect(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
-    plan = plan_pass(encoder, task, out_dir, on, batch_size, splits, layers, keep_clips, on_bad_clip, seed)
+    plan = plan_pass(encoder, task, out_dir, on, batch_size, splits, layers, keep_clips, means, on_bad_clip, seed)
     if (out_dir / "manifest.json").is_file():
         refuse_other(json.loads((out_dir / "manifest.json").read_text()), plan.settings, out_dir, IDENTITY)
         return load_artifacts(out_dir)
@@ -189,7 +191,10 @@ def _hear(encoder: Encoder, plan: Plan, progress: _Progress, device: torch.devic
                 raise ValueError(
                     f"{encoder.name} gave an embedding that is not finite in batch {b} of {plan.task.name}"
                 )
-            progress.save(b, _rows_of(counted, good, plan.kept[plan.batches[b]], complaints))
+            rows = _rows_of(counted, good, plan.kept[plan.batches[b]], complaints)
+            if plan.settings["means"]:
+                rows["means"] = _half(counted.means.numpy()[plan.kept[plan.batches[b]] & good], encoder.name)
+            progress.save(b, rows)
             if subset and not summed[b]:
                 labels = plan.task.labels[plan.clips[plan.batches[b]]]
                 progress.add(b, labels[good], counted.counts.numpy()[good], last=b == todo[-1])
@@ -211,6 +216,16 @@ def _rows_of(
     if counted.padding is not None:
         rows["padding"] = counted.padding.numpy()[kept & good].astype(dtype)
     return rows
+
+
+def _half(means: np.ndarray, name: str) -> np.ndarray:
+    half = means.astype(np.float16)
+    if np.isinf(half).any() and np.isfinite(means).all():
+        raise ValueError(
+            f"{name}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in which clip_means.npy "
+            "is written (65,504). Collect with means=False."
+        )
+    return half
 
 
 @dataclass
@@ -248,10 +263,10 @@ def _merge(encoder: Encoder, plan: Plan, progress: _Progress, out_dir: Path) -> 
     if lost:
         raise ValueError(f"no clip of class {plan.task.classes[lost[0]]!r} could be read: {skipped[0]['reason']}")
 
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for number in range(len(plan.batches)):
             rows = saved(number)
-            yield rows["embeddings"][rows["complaints"] == ""], rows["counts"], rows.get("padding")
+            yield rows | {"embeddings": rows["embeddings"][rows["complaints"] == ""]}
 
     facts = {
         "padding": "unknown" if encoder.padding_masks is None else "counted" if has_padding else "none",
@@ -282,7 +297,7 @@ def _hardware(device: str) -> dict[str, Any]:
 def _write_artifacts(
     plan: Plan,
     rows: _Rows,
-    blocks: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    blocks: Iterator[Mapping[str, np.ndarray]],
     sums: np.ndarray | None,
     facts: Mapping[str, Any],
     out_dir: Path,
@@ -291,8 +306,8 @@ def _write_artifacts(
 
     Args:
         plan: what was decided. rows: the good clips.
-        blocks: embeddings [clips, dim], counts [kept clips, layers, neurons] and padding counts (None: none in this
-            block) of the next clips.
+        blocks: of the next clips, embeddings [clips, dim], and counts, means and, where there is any in the block,
+            padding [kept clips, layers, neurons].
         sums: active tokens by class [classes, layers, neurons]; None: to be summed from the blocks, which hold all.
         facts: what else the manifest says. out_dir: where the files go.
     """
@@ -301,18 +316,26 @@ def _write_artifacts(
     kept = plan.kept[rows.positions]
     shape, dtype = (int(kept.sum()), *plan.shape), np.min_scalar_type(int(rows.tokens.max()))
     by_class = np.zeros((len(task.classes), *shape[1:]), dtype=np.int64)
-    embeddings = []
-    arrays = ["clip_counts.npy", "padding_counts.npy"] if rows.has_padding else ["clip_counts.npy"]
+    arrays = {"clip_counts.npy": ("counts", dtype)}
+    if rows.has_padding:
+        arrays["padding_counts.npy"] = ("padding", dtype)
+    if plan.settings["means"]:
+        arrays["clip_means.npy"] = ("means", np.dtype(np.float16))
+    embeddings: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
-        writers = [ArrayWriter(stack.enter_context(whole_file(out_dir / name)), shape, dtype) for name in arrays]
+        writers = {
+            what: ArrayWriter(stack.enter_context(whole_file(out_dir / file)), shape, kind)
+            for file, (what, kind) in arrays.items()
+        }
         start = 0
-        for embedded, counts, padding in blocks:
-            embeddings.append(embedded)
-            for writer, values in zip(writers, (counts, padding), strict=False):
-                writer.append(np.zeros_like(counts) if values is None else values)
+        for block in blocks:
+            embeddings.append(block["embeddings"])
+            for what, writer in writers.items():
+                writer.append(block.get(what, np.zeros_like(block["counts"])))
             if sums is None:
-                np.add.at(by_class, labels[start : start + len(embedded)], counts.astype(np.int64))
-            start += len(embedded)
+                clips_here = labels[start : start + len(block["embeddings"])]
+                np.add.at(by_class, clips_here, block["counts"].astype(np.int64))
+                start += len(clips_here)
     tokens = np.bincount(labels, weights=rows.tokens, minlength=len(task.classes))
     probabilities = (by_class if sums is None else sums).transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
     save_tensors(out_dir / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
@@ -358,6 +381,7 @@ def _sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
         "precision",
         "device",
         "batch_size",
+        "means",
     )
     for path in sorted(out_dir.parent.glob("*/manifest.json")):
         manifest = json.loads(path.read_text())
@@ -375,12 +399,13 @@ def _take_over(plan: Plan, source: Artifacts, out_dir: Path) -> None:
     row_of = {mark: row for row, mark in enumerate(source.manifest["clips"]["fingerprint"])}
     rows = np.array([row_of[mark] for mark in plan.fingerprints])
     padding = None if source.manifest["padding"] == "unknown" else source.padding_counts
-    embeddings = source.embeddings()
 
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
+        arrays = {"embeddings": source.embeddings(), "counts": source.counts}
+        arrays |= {} if padding is None else {"padding": padding}
+        arrays |= {"means": source.means} if plan.settings["means"] else {}
         for start in range(0, len(rows), 256):
-            part = rows[start : start + 256]
-            yield embeddings[part], source.counts[part], None if padding is None else padding[part]
+            yield {name: values[rows[start : start + 256]] for name, values in arrays.items()}
 
     facts = {k: source.manifest[k] for k in ("padding", "weights", "hardware", "versions")}
     facts["pass_of"] = f"{source.path.name} (task {source.manifest['task']})"

@@ -20,7 +20,19 @@ from aape.encoder import Encoder
 from aape.task import Task
 
 BATCH_SIZE = 32
-IDENTITY = ("encoder", "identity", "layers", "neurons", "task", "clip_seconds", "sample_rate", "splits", "data", "kept")
+IDENTITY = (
+    "encoder",
+    "identity",
+    "layers",
+    "neurons",
+    "task",
+    "clip_seconds",
+    "sample_rate",
+    "splits",
+    "data",
+    "kept",
+    "means",
+)
 RUN = ("batch_size", "device", "precision", "on_bad_clip")  # may differ between finished runs, not within one
 
 
@@ -55,6 +67,7 @@ def plan_pass(
     splits: Sequence[str] | None,
     layers: Sequence[str] | None,
     keep_clips: int | None,
+    means: bool,
     on_bad_clip: str,
     seed: int,
 ) -> Plan:
@@ -107,6 +120,7 @@ def plan_pass(
         "splits": wanted,
         "data": data.hexdigest(),
         "kept": None if kept.all() else f"{int(kept.sum())} by seed {seed}",
+        "means": means,
         "batch_size": batch_size,
         "device": device.type,
         "precision": "float32",
@@ -126,7 +140,7 @@ def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Pa
 
 def say_cost(plan: Plan, clips: int) -> None:
     """Before a long run: what it will write, and whether that fits."""
-    per_clip = math.prod(plan.shape) * 2
-    size = int(plan.kept.sum()) * per_clip * 2  # at most 2 bytes a count; for a moment both as batches and merged
+    per_clip = math.prod(plan.shape) * (2 + 2 * plan.settings["means"])  # bytes, at most: counts in 1 or 2
+    size = int(plan.kept.sum()) * per_clip * 2  # for a moment both as batches and merged
     if size > 1 << 28:
         tqdm.write(f"{plan.task.name}: {clips:,} clips to hear, up to {size / 2**30:.1f} GiB of disk while it runs")

@@ -29,8 +29,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def literal_counts(encoder, task):
-    """Every activation kept, clip by clip, then compared with zero: the slow way."""
+    """Every activation kept, clip by clip, then compared with zero and averaged: the slow way."""
     counts = np.zeros((len(task), 3, 8), dtype=int)
+    means = np.zeros(counts.shape)
     padding = np.zeros_like(counts)
     tokens = np.zeros(len(task), dtype=int)
     for clip in range(len(task)):
@@ -42,19 +43,21 @@ def literal_counts(encoder, task):
         ):
             encoder.embed(torch.from_numpy(wave)[None])
         for layer, values in kept.items():
+            means[clip, layer] = values.mean(axis=0)
             for token, row in enumerate(values):
                 counts[clip, layer] += row > 0
                 if token * 100 >= valid:
                     padding[clip, layer] += row > 0
         tokens[clip] = len(kept[0])
-    return counts, padding, tokens
+    return counts, padding, tokens, means
 
 
 def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
     artifacts = collect(toy, task, tmp_path / "noise_analysis", batch_size=5)
-    counts, padding, tokens = literal_counts(toy, task)
+    counts, padding, tokens, means = literal_counts(toy, task)
     assert np.array_equal(artifacts.counts, counts) and artifacts.counts.dtype == np.uint8
     assert np.array_equal(artifacts.padding_counts, padding) and padding.any()
+    assert np.allclose(artifacts.means, means, rtol=1e-3, atol=1e-6) and artifacts.means.dtype == np.float16
     assert np.array_equal(artifacts.tokens, tokens)
     for c in range(3):
         mine = task.labels == c
@@ -185,6 +188,7 @@ def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, tas
     assert torch.equal(whole.over_zero, some.over_zero)
     kept = some.manifest["kept_clips"]
     assert len(kept) == 9 and np.array_equal(some.counts, whole.counts[kept])
+    assert np.array_equal(some.means, whole.means[kept])
     with pytest.raises(ValueError, match="9 clips only were kept"):
         some.probabilities()
 
@@ -194,6 +198,10 @@ def test_chosen_layers_and_splits(tmp_path: Path, toy, task):
     some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
     rows = np.isin(task.splits, ["fold1", "fold2", "fold3"])
     assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
+    bare = collect(toy, task, tmp_path / "x" / "bare", means=False)
+    assert np.array_equal(bare.counts, whole.counts) and not (bare.path / "clip_means.npy").exists()
+    with pytest.raises(ValueError, match="needs clip_means.npy"):
+        _ = bare.means
     for bad, message in (
         ({"layers": ["nope"]}, "no layer 'nope'"),
         ({"splits": ["fold9"]}, "no split 'fold9'"),
@@ -293,6 +301,7 @@ def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, monke
     assert shared.manifest["pass_of"] == "noise_analysis (task noise)"
     assert np.array_equal(shared.counts, alone.counts) and torch.equal(shared.over_zero, alone.over_zero)
     assert np.array_equal(shared.padding_counts, alone.padding_counts)
+    assert np.allclose(shared.means, alone.means, rtol=1e-3)
     assert np.allclose(shared.embeddings(), alone.embeddings(), atol=1e-6)
     assert shared.classes == ("class0", "class1")
 
@@ -333,7 +342,7 @@ def test_manifest_says_what_made_it(tmp_path: Path, toy, task):
     )
     assert {"torch", "numpy", "python"} <= set(manifest["versions"])
     assert set(manifest["checksums"]) == {
-        "over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "padding_counts.npy",
+        "over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "clip_means.npy", "padding_counts.npy",
     }  # fmt: skip
     text = json.dumps(manifest)
     assert time.strftime("%Y-%m-%d") not in text  # bytes carry no time stamp
