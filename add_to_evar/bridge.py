@@ -1,15 +1,18 @@
-"""Any model of EVAR (https://github.com/nttcslab/eval-audio-repr) as an `Encoder`.
+"""Any model of EVAR (https://github.com/nttcslab/eval-audio-repr) as an `Encoder`, any of its tasks as a `Task`.
 
 The environment variable EVAR points to a clone, as EVAR itself has it. Nothing of EVAR is imported before `load` is
-called, and what the clone or this Python lacks is named with the command that gets it.
+called, and what the clone or this Python lacks is named with the command that gets it. The task table is read, not
+run, so that tasks need nothing of EVAR installed.
 
     EVAR=~/evar python -c "
     from add_to_evar import bridge as evar
-    encoder = evar.load('config/m2d.yaml', options={'weight_file': '/data/m2d_vit_base-.../checkpoint-300.pth'})"
+    encoder = evar.load('config/m2d.yaml', options={'weight_file': '/data/m2d_vit_base-.../checkpoint-300.pth'})
+    task = evar.load_task('cremad')"
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -22,17 +25,16 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
 
-from aape.encoder import Encoder, from_module
-
-if TYPE_CHECKING:
-    from aape.task import Task
+from aape.encoder import Encoder, from_module, sha256_of_state
+from aape.files import sha256_of, write_text
+from aape.task import Task, from_metadata
 
 _RAW = "https://raw.githubusercontent.com"
 _MLP = f"{_RAW}/daisukelab/general-learning/a3391e8d526e3cde2a5e4b765f832c6b83934416/MLP/torch_mlp_clf2.py"
@@ -76,6 +78,8 @@ _M2D_SETTINGS: dict[str, Any] = {
     "warmup_epochs": 5,
 }
 
+_FOLDERS = {16000: "16k", 22000: "22k", 32000: "32k", 44100: "44k", 48000: "48k"}  # evar/ds_tasks.py, _fs_table
+
 
 @dataclass(frozen=True)
 class Requirement:
@@ -115,43 +119,33 @@ def has_package(name: str) -> bool:
 
 def requirements(root: Path) -> list[Requirement]:
     """Everything outside the clone's own files that EVAR needs, present or not."""
-
     pip = f"{sys.executable} -m pip install"
-    torch_audio = f"{pip} --no-deps torchaudio==2.11.0  # newest seen in November 2026; --no-deps leaves torch alone"
+    packages = {
+        "torchaudio": ("--no-deps torchaudio==2.11.0  # --no-deps leaves torch alone", "all of EVAR"),
+        "easydict": ("easydict", "all of EVAR"),
+        "nnAudio": ("nnAudio", "all of EVAR"),
+        "einops": ("einops", "ar_m2d"),
+        "fire": ("fire", "lineareval.py"),
+        "torchlibrosa": ("--no-deps torchlibrosa", "ar_cnn14"),
+    }
+    borrowed = {
+        "evar/utils/torch_mlp_clf2.py": (_MLP, "lineareval.py"),
+        "evar/sampler.py": (f"{_CLF}/sampler.py", "lineareval.py"),
+        "evar/cnn14_decoupled.py": (f"{_CLF}/cnn14_decoupled.py", "ar_cnn14"),
+    }
     runtime = root / "external" / "m2d" / "m2d"
+    whole = all((runtime / f).is_file() for f in ("runtime_audio.py", "models_mae.py", "pos_embed.py"))
+    get_m2d = f"git clone {_M2D} {runtime.parent}  # then its README, section 1: the curl lines and the patch"
     return [
-        Requirement("the package torchaudio", has_package("torchaudio"), torch_audio, "all of EVAR"),
-        Requirement("the package easydict", has_package("easydict"), f"{pip} easydict", "all of EVAR"),
-        Requirement("the package nnAudio", has_package("nnAudio"), f"{pip} nnAudio", "all of EVAR"),
-        Requirement("the package einops", has_package("einops"), f"{pip} einops", "ar_m2d"),
-        Requirement("the package fire", has_package("fire"), f"{pip} fire", "lineareval.py"),
-        Requirement(
-            "the package torchlibrosa", has_package("torchlibrosa"), f"{pip} --no-deps torchlibrosa", "ar_cnn14"
+        *(
+            Requirement(f"the package {name}", has_package(name), f"{pip} {what}", purpose)
+            for name, (what, purpose) in packages.items()
         ),
-        Requirement(
-            str(root / "evar" / "utils" / "torch_mlp_clf2.py"),
-            (root / "evar" / "utils" / "torch_mlp_clf2.py").is_file(),
-            f"curl -fL {_MLP} -o {root / 'evar' / 'utils' / 'torch_mlp_clf2.py'}",
-            "lineareval.py",
+        *(
+            Requirement(str(root / name), (root / name).is_file(), f"curl -fL {address} -o {root / name}", purpose)
+            for name, (address, purpose) in borrowed.items()
         ),
-        Requirement(
-            str(root / "evar" / "sampler.py"),
-            (root / "evar" / "sampler.py").is_file(),
-            f"curl -fL {_CLF}/sampler.py -o {root / 'evar' / 'sampler.py'}",
-            "lineareval.py",
-        ),
-        Requirement(
-            str(root / "evar" / "cnn14_decoupled.py"),
-            (root / "evar" / "cnn14_decoupled.py").is_file(),
-            f"curl -fL {_CLF}/cnn14_decoupled.py -o {root / 'evar' / 'cnn14_decoupled.py'}",
-            "ar_cnn14",
-        ),
-        Requirement(
-            f"{runtime} with models_mae.py and pos_embed.py",
-            all((runtime / f).is_file() for f in ("runtime_audio.py", "models_mae.py", "pos_embed.py")),
-            f"git clone {_M2D} {runtime.parent}  # then its README, section 1: the curl lines and the patch",
-            "ar_m2d",
-        ),
+        Requirement(f"{runtime} with models_mae.py and pos_embed.py", whole, get_m2d, "ar_m2d"),
     ]
 
 
@@ -192,37 +186,12 @@ def importable(root: Path) -> Iterator[None]:
             os.environ["EVAR"] = before
 
 
-def _parse_options(options: Mapping[str, Any] | str) -> dict[str, Any]:
-    """`{"lr": 1}` or EVAR's own "lr=1,+new=text" -> mapping; values read as YAML, never evaluated."""
-    if not isinstance(options, str):
-        return dict(options)
-    parsed = {}
-    # a comma separates options only where the next one's key follows: values may hold lists
-    for item in [part for part in _split(options) if part.strip()]:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise ValueError(f"option {item!r} in {options!r}: expected key=value")
-        parsed[key.strip()] = yaml.safe_load(value)
-    return parsed
-
-
-def _split(text: str) -> list[str]:
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "[(") - (character in "])")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def read_config(root: Path, config: str | Path, options: Mapping[str, Any] | str = "") -> dict[str, Any]:
+def read_config(root: Path, config: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """An EVAR configuration file with options on top, as lineareval.py has them.
 
     Args:
         root: the clone; a relative `config` is looked for here first, then in the working directory.
-        options: mapping or EVAR's "key=value,..." text. Keys must be in the file already, new ones start with "+".
+        options: settings by name. Names must be in the file already, new ones start with "+".
 
     Raises:
         FileNotFoundError: no such configuration.
@@ -239,7 +208,7 @@ def read_config(root: Path, config: str | Path, options: Mapping[str, Any] | str
     settings = yaml.safe_load(path.read_text())
     if not isinstance(settings, dict) or not {"audio_repr", "sample_rate"} <= set(settings):
         raise ValueError(f"{path}: expected an EVAR configuration, a mapping with audio_repr and sample_rate")
-    for key, value in _parse_options(options).items():
+    for key, value in (options or {}).items():
         name = key.removeprefix("+")
         if name == key and name not in settings:
             near = difflib.get_close_matches(name, settings, 1)
@@ -285,8 +254,7 @@ class _Embed(nn.Module):
         self.ar = ar
 
     def forward(self, wave: Tensor) -> Tensor:
-        with torch.no_grad():
-            out = self.ar(wave)
+        out = self.ar(wave)
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(wave):
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"{type(self.ar).__name__}: expected embeddings [{len(wave)}, dim], found {found}")
@@ -296,7 +264,7 @@ class _Embed(nn.Module):
 def load(
     config: str | Path = "config/m2d.yaml",
     *,
-    options: Mapping[str, Any] | str = "",
+    options: Mapping[str, Any] | None = None,
     activations: str | None = None,
     task: Task | None = None,
     clip_seconds: float | None = None,
@@ -308,9 +276,9 @@ def load(
 
     Args:
         config: an EVAR configuration file, e.g. "config/m2d.yaml", relative to the clone.
-        options: settings on top, e.g. {"weight_file": "/data/.../checkpoint-300.pth"} or EVAR's "key=value,..." text.
-        activations: pattern over the AR_* model's modules, see `aape.encoders.from_module`; None: known for
-            the models in `NEURONS`.
+        options: settings on top, e.g. {"weight_file": "/data/.../checkpoint-300.pth"}.
+        activations: glob over the AR_* model's modules, see `aape.from_module`; None: known for the models in
+            `NEURONS`.
         task: gives the clip length, and training data to models that normalise with its statistics. EVAR draws random
             crops of shuffled clips for these; here the first 5,000 training clips in order are used.
         clip_seconds: the longest wave, s; by default the task's, or 10 s. M2D cuts longer waves itself.
@@ -363,7 +331,7 @@ def load(
     try:
         encoder = from_module(
             model,
-            activations=_prefixed(pattern),
+            activations=f"ar.{pattern}",  # the AR_* model sits in _Embed.ar
             embed=model,
             sample_rate=sample_rate,
             clip_seconds=seconds,
@@ -376,11 +344,6 @@ def load(
     # the layers are named as in EVAR's own class
     activations_of_ar = {layer.removeprefix("ar."): module for layer, module in encoder.activations.items()}
     return replace(encoder, activations=activations_of_ar)
-
-
-def _prefixed(pattern: str) -> str:
-    """The pattern is written for the AR_* model, which sits in `_Embed.ar`."""
-    return f"ar.{pattern}" if not pattern.startswith("^") else rf"ar\.{pattern[1:]}"
 
 
 def _build(root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int) -> Any:
@@ -417,9 +380,6 @@ def _loader(task: Task, sample_rate: int) -> torch.utils.data.DataLoader:
 
 
 def _provenance(ar: nn.Module, settings: Mapping[str, Any], config: str | Path) -> dict[str, Any]:
-    from aape.encoder import sha256_of_state
-    from aape.files import sha256_of
-
     weight_file = settings.get("weight_file")
     if weight_file and Path(str(weight_file)).is_file():
         return {"source": str(weight_file), "sha256": sha256_of(Path(weight_file)), "evar": str(config)}
@@ -466,8 +426,84 @@ def write_config(
     lines = [f"# {line}" for line in (f"{len(ordered)} neurons of M2D times {gain:g}", *note.splitlines())]
     lines += [yaml.safe_dump(settings, sort_keys=False).rstrip()]
     lines += [f"int_gain: {float(gain)}", f"int_neurons: [{', '.join(f'[{i}, {j}]' for i, j in ordered)}]"]
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    write_text(Path(path), "\n".join(lines) + "\n")
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One line of EVAR's task table: number of folds (1: train, valid, test), clip length in s, folder under work/."""
+
+    folds: int
+    clip_seconds: float
+    folder: str
+    balanced: bool
+
+
+def definitions(path: str | Path | None = None) -> dict[str, Definition]:
+    """EVAR's task table (`_defs` in evar/ds_tasks.py) by task name, additions of register_tasks.py included.
+
+    Raises:
+        FileNotFoundError: no clone.
+        ValueError: the table is not where it was in 2026, or an entry has another form.
+    """
+    source = clone(path) / "evar" / "ds_tasks.py"
+    table: dict[str, Any] = {}
+    for node in ast.parse(source.read_text(encoding="utf-8"), str(source)).body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["_defs"]:
+            table |= ast.literal_eval(node.value)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            call = node.value
+            if ast.unparse(call.func) == "_defs.update" and len(call.args) == 1:
+                table |= ast.literal_eval(call.args[0])
+    if not table:
+        raise ValueError(f"{source}: expected a table _defs = {{task: [folds, seconds, folder, balanced]}}, found none")
+    found = {}
+    for name, entry in table.items():
+        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+            raise ValueError(f"{source}: task {name!r} is {entry!r}, expected [folds, seconds, folder, balanced]")
+        found[name] = Definition(int(entry[0]), float(entry[1]), entry[2] or name, bool(entry[3]))
+    return found
+
+
+def load_task(task: str, *, sample_rate: int = 16000, path: str | Path | None = None) -> Task:
+    """A task of the EVAR clone: evar/metadata/<task>.csv and work/<rate>/<folder>, clip length of its task table.
+
+    Args:
+        task: EVAR's name, e.g. "cremad". gise51, vc1_gender and vc1_country: see add_to_evar/README.md.
+        sample_rate: which of the clone's resampled copies to read, Hz.
+        path: the clone, instead of the environment variable EVAR.
+
+    Raises:
+        FileNotFoundError: no clone, metadata, folder or file; the EVAR command that makes it is named.
+        ValueError: a task that EVAR does not know, or a rate that it keeps no folder for.
+    """
+    root = clone(path)
+    known = definitions(root)
+    if task not in known:
+        near = difflib.get_close_matches(task, known, 3)
+        ours = task in ("gise51", "vc1_gender", "vc1_country")
+        raise ValueError(
+            f"EVAR at {root} knows no task {task!r}. "
+            + ("Register it: python add_to_evar/register_tasks.py. " if ours else "")
+            + f"{'Did you mean' if near else 'It knows'}: {', '.join(near or sorted(known))}"
+        )
+    if sample_rate not in _FOLDERS:
+        raise ValueError(f"EVAR keeps audio at {sorted(_FOLDERS)} Hz, found sample_rate={sample_rate}")
+    definition = known[task]
+    table = root / "evar" / "metadata" / f"{task}.csv"
+    doubled = table.with_name(f"{task}.csv.csv")  # make_metadata.py adds .csv twice for nspitch and nsvelocity
+    if not table.is_file() and doubled.is_file():
+        table = doubled
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"no metadata {table}. In {root}: python evar/utils/make_metadata.py {task} <folder of the dataset>, "
+            "see its Preparing-datasets.md, or `aape metadata`"
+        )
+    audio = root / "work" / _FOLDERS[sample_rate] / definition.folder
+    if not audio.is_dir():
+        raise FileNotFoundError(
+            f"no audio folder {audio}. In {root}: python prepare_wav.py <folder of the dataset> "
+            f"{audio.relative_to(root)} {sample_rate}"
+        )
+    return from_metadata(table, audio, clip_seconds=definition.clip_seconds, name=task)

@@ -17,7 +17,6 @@ import torch
 from aape.counting import count_batch, widths
 from aape.encoders import m2d
 from add_to_evar import bridge as evar
-from add_to_evar import tasks as evar_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -125,8 +124,7 @@ def test_weights_are_drawn_by_seed_and_named_by_hash(fake):
 
 
 def test_options_are_data_and_unknown_ones_are_errors(fake):
-    assert evar.read_config(fake, "config/toy.yaml", "width=4,+layers=[1, 2],mean=")["layers"] == [1, 2]
-    assert evar.read_config(fake, "config/toy.yaml", "width=__import__('os').getcwd()")["width"].startswith("__")
+    assert evar.read_config(fake, "config/toy.yaml", {"width": 4, "+layers": [1, 2]})["layers"] == [1, 2]
     with pytest.raises(ValueError, match="did you mean 'width'"):
         evar.read_config(fake, "config/toy.yaml", {"widht": 4})
     with pytest.raises(FileNotFoundError, match="Did you mean: toy"):
@@ -137,7 +135,7 @@ def test_statistics_of_training_data_need_a_task_and_use_its_training_clips(fake
     options = {"mean": None, "sample_rate": 16000}
     with pytest.raises(ValueError, match="pass task="):
         evar.load("config/toy.yaml", options=options, activations="layers.*.1")
-    task = evar_tasks.load_task("toy")
+    task = evar.load_task("toy")
     encoder = evar.load("config/toy.yaml", options=options, activations="layers.*.1", task=task)
     expected = np.mean([task.read(i, 16000)[0] for i in (0, 1)])
     assert float(encoder.module.ar.mean) == pytest.approx(expected, abs=1e-6)
@@ -194,36 +192,36 @@ def test_no_clone(tmp_path, monkeypatch):
         evar.load()
     monkeypatch.setenv("EVAR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is no EVAR clone"):
-        evar_tasks.load_task("esc50")
+        evar.load_task("esc50")
 
 
 def test_a_task_is_read_from_the_table_the_metadata_and_the_folder(fake):
-    task = evar_tasks.load_task("toy")
+    task = evar.load_task("toy")
     assert (len(task), task.clip_seconds, task.group_column) == (6, 0.5, "speaker_id")
     assert task.classes == ("2", "10")  # numbers in their order
     assert task.splits == ("train", "train", "valid", "valid", "test", "test")
     wave, valid = task.read(3, 16000)
     assert (len(wave), valid) == (8000, 8000)
-    assert evar_tasks.load_task("toy_pitch").clip_seconds == 0.25  # metadata written as .csv.csv
-    assert evar_tasks.definitions()["added"].folds == 5
+    assert evar.load_task("toy_pitch").clip_seconds == 0.25  # metadata written as .csv.csv
+    assert evar.definitions()["added"].folds == 5
 
 
 def test_tasks_that_are_not_there(fake):
     with pytest.raises(ValueError, match="Did you mean: toy"):
-        evar_tasks.load_task("tooy")
+        evar.load_task("tooy")
     with pytest.raises(ValueError, match=r"register_tasks\.py"):
-        evar_tasks.load_task("gise51")
+        evar.load_task("gise51")
     with pytest.raises(FileNotFoundError, match="make_metadata"):
-        evar_tasks.load_task("lost")
+        evar.load_task("lost")
     with pytest.raises(FileNotFoundError, match="prepare_wav"):
-        evar_tasks.load_task("toy", sample_rate=48000)
+        evar.load_task("toy", sample_rate=48000)
     (fake / "evar" / "ds_tasks.py").write_text("nothing = 1\n")
     with pytest.raises(ValueError, match="expected a table _defs"):
-        evar_tasks.definitions()
+        evar.definitions()
 
 
 def test_nothing_of_evar_is_imported_before_it_is_asked_for():
-    code = "import sys, add_to_evar.bridge, add_to_evar.tasks; sys.exit('evar' in sys.modules or 'easydict' in sys.modules)"
+    code = "import sys, add_to_evar.bridge; sys.exit('evar' in sys.modules or 'easydict' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
@@ -255,7 +253,7 @@ def test_m2d_through_the_real_evar_gives_the_counts_of_our_loader(tmp_path):
 
 @real
 def test_the_real_task_table_is_read_as_evar_has_it():
-    found = evar_tasks.definitions()
+    found = evar.definitions()
     code = textwrap.dedent("""
         import json, evar.ds_tasks as tasks
         print("TABLE" + json.dumps({k: [v[0], v[1], v[2] or k, v[3]] for k, v in tasks._defs.items()}))
