@@ -1,27 +1,27 @@
-"""A task: labelled clips with splits and groups, read from EVAR-format metadata and a folder of audio."""
+"""A task: labelled clips with splits and groups, from a list of clips or a folder of audio."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import soundfile
-import soxr
 
-GROUP_COLUMNS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
-SPLITS = ("train", "valid", "test")
+from aape.audio import SUFFIXES, BadClip, audio_files, cache_dir, read_mono, seconds_of
+from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, seeded_split
+from aape.files import facts_html, whole_file, write_text
 
+__all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
 
-class BadClip(ValueError):
-    """A clip that cannot be used: unreadable, empty, or with samples that are no numbers. The message names it."""
+_LONGEST = 600.0  # s of a clip; a batch of longer ones does not fit into memory
+_SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,14 @@ class Task:
         name: short name, e.g. "esc50".
         clip_seconds: every clip is cut or zero-padded to this, s.
         audio_dir: folder that `files` are relative to.
-        metadata: the CSV file this came from.
+        metadata: the CSV file or folder this came from.
         files: file name of each clip, in the metadata's order.
         labels: class index of each clip, int64 [clips].
         classes: class names; sorted labels, numbers as numbers (EVAR).
         splits: of each clip: train, valid, test, or fold1, fold2, ...
         groups: what each clip came from (recording, speaker, ...): clips of one group are not independent.
-        group_column: metadata column of the groups; None: every clip is its own group.
+        group_column: where the groups come from; None: unknown, every clip is its own group.
+        notes: what a reader of results must know, e.g. that the split is ours.
     """
 
     name: str
@@ -51,11 +52,7 @@ class Task:
     splits: tuple[str, ...]
     groups: tuple[str, ...]
     group_column: str | None
-
-    @property
-    def grouped(self) -> bool:
-        """Whether the metadata says which clips belong together."""
-        return self.group_column is not None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,10 +68,10 @@ class Task:
         end or padded with zeros, as EVAR's deterministic pass does.
 
         Raises:
-            BadClip: unreadable, zero-length, or not finite.
+            BadClip: unreadable, cut off, zero-length, or not finite.
         """
         length = self.samples(sample_rate)
-        wave = _read_mono(self.audio_dir / self.files[index], sample_rate, self.clip_seconds)
+        wave = read_mono(self.audio_dir / self.files[index], sample_rate, self.clip_seconds)
         valid = min(len(wave), length)
         out = np.zeros(length, dtype=np.float32)
         out[:valid] = wave[:valid]
@@ -87,48 +84,22 @@ class Task:
             head = file.read(1 << 16)
         return f"{path.stat().st_size}-{hashlib.sha256(head).hexdigest()[:16]}"
 
+    def _facts(self) -> dict[str, str]:
+        splits = ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items())
+        groups = "unknown" if self.group_column is None else f"{len(set(self.groups)):,} ({self.group_column})"
+        more = f", ... ({len(self.classes)})" if len(self.classes) > 10 else ""
+        return {
+            "clips": f"{len(self):,} of {self.clip_seconds:g} s in {self.audio_dir}",
+            "classes": ", ".join(self.classes[:10]) + more,
+            "splits": splits,
+            "groups": groups,
+        } | {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(self.notes)}
 
-def cache_dir() -> Path:
-    """Where resampled audio is kept: $AAPE_CACHE, else ~/.cache/aape."""
-    return Path(os.environ.get("AAPE_CACHE", Path.home() / ".cache" / "aape"))
+    def __repr__(self) -> str:
+        return "\n".join([f"Task {self.name!r}", *(f"  {name}: {fact}" for name, fact in self._facts().items())])
 
-
-def _read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
-    """Mono samples at `sample_rate`, at most about `seconds` of them, from the cache where they were resampled."""
-    try:
-        info = soundfile.info(path)
-        if info.frames == 0:
-            raise BadClip(f"{path} holds no samples; remove it from the metadata or replace it")
-        cached = None
-        if info.samplerate != sample_rate:
-            stat = path.stat()
-            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
-            name = hashlib.sha256(key.encode()).hexdigest()[:32]
-            cached = cache_dir() / "resampled" / name[:2] / f"{name}.npy"
-            if cached.is_file():
-                return np.load(cached, allow_pickle=False)
-        # A little more than is needed, so that the resampler's edge lies behind the cut.
-        frames = math.ceil((seconds + 0.1) * info.samplerate)
-        wave = soundfile.read(path, frames=frames, dtype="float32", always_2d=True)[0].mean(axis=1)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadClip(f"{path} ({_size(path)}) cannot be read as audio: {error}; replace or remove it") from error
-    if len(wave) == 0:
-        raise BadClip(f"{path} ({_size(path)}) holds no samples; replace it or remove it from the metadata")
-    if not np.isfinite(wave).all():
-        bad = int((~np.isfinite(wave)).argmax())
-        raise BadClip(f"{path}: sample {bad} (at {bad / info.samplerate:.3f} s) is {wave[bad]}, expected numbers")
-    if cached is not None:
-        wave = soxr.resample(wave, info.samplerate, sample_rate, quality="HQ").astype(np.float32)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}.part")
-        with partial.open("wb") as file:
-            np.save(file, wave)
-        os.replace(partial, cached)
-    return wave
-
-
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
+    def _repr_html_(self) -> str:
+        return facts_html(f"Task {self.name!r}", self._facts())
 
 
 def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -167,7 +138,15 @@ def prefetched(
                 future.cancel()
 
 
-def from_metadata(csv_path: str | Path, audio_dir: str | Path, *, clip_seconds: float, name: str) -> Task:
+def from_metadata(
+    csv_path: str | Path,
+    audio_dir: str | Path,
+    *,
+    clip_seconds: float,
+    name: str,
+    label: str = "label",
+    group: str | None = None,
+) -> Task:
     """A task from EVAR's metadata format, or from ESC-50's own `meta/esc50.csv`, and a folder of audio.
 
     Args:
@@ -177,6 +156,7 @@ def from_metadata(csv_path: str | Path, audio_dir: str | Path, *, clip_seconds: 
         audio_dir: folder that `file_name` is relative to. WAV, FLAC, Ogg, MP3, AU ..., any rate and channel count.
         clip_seconds: length of every clip, s.
         name: short name.
+        label, group: columns of the classes and the groups, where they are called otherwise.
 
     Raises:
         FileNotFoundError: CSV, folder or listed files missing.
@@ -185,95 +165,54 @@ def from_metadata(csv_path: str | Path, audio_dir: str | Path, *, clip_seconds: 
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
-    if clip_seconds <= 0:
-        raise ValueError(f"task {name}: clip_seconds must be positive, found {clip_seconds}")
-    table = pd.read_csv(csv_path, keep_default_na=False, dtype={"file_name": str, "filename": str})
-    if "file_name" not in table and {"filename", "category", "fold"} <= set(table):
-        table = table.drop(columns="label", errors="ignore").rename(
-            columns={"filename": "file_name", "category": "label"}
+    clips, column = read_clips_csv(csv_path, label, group)
+    _check_files([clip.file_name for clip in clips], audio_dir, csv_path)
+    return _task(clips, name=name, clip_seconds=clip_seconds, audio_dir=audio_dir, source=csv_path, grouped_by=column)
+
+
+def _task(
+    clips: Sequence[Clip],
+    *,
+    name: str,
+    clip_seconds: float,
+    audio_dir: Path,
+    source: Path,
+    grouped_by: str | None,
+    notes: Sequence[str] = (),
+) -> Task:
+    """The clips as a Task. Raises ValueError; warns where a class has no clip in a split."""
+    if not 0 < clip_seconds <= _LONGEST:
+        raise ValueError(f"task {name}: clip_seconds must be between 0 and {_LONGEST:g}, found {clip_seconds:g}")
+    try:
+        classes = class_order(clip.label for clip in clips)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    pairs = Counter((clip.label, clip.split) for clip in clips)
+    splits = list(dict.fromkeys(clip.split for clip in clips))
+    gaps = [f"{c} in {s}" for c in classes for s in splits if not pairs[c, s]]
+    if gaps:
+        warnings.warn(
+            f"{source}: {len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}. Counting goes on; a "
+            "classifier cannot be trained or tested on what is not there.",
+            stacklevel=3,
         )
-    missing = [c for c in ("file_name", "label") if c not in table]
-    if missing or not {"split", "fold"} & set(table):
-        raise ValueError(
-            f"{csv_path}: expected columns file_name, label and split (or fold), found {', '.join(table.columns)}"
-        )
-    if table.empty:
-        raise ValueError(f"{csv_path}: no rows, expected one a clip")
-    _check_rows(table, csv_path)
-    table = _with_split(table, csv_path)
-    splits = _splits(table, csv_path)
-    files = tuple(table.file_name)
-    _check_files(files, audio_dir, csv_path)
-    values = sorted(table.label.unique().tolist())
-    index = {value: i for i, value in enumerate(values)}
-    _check_coverage(table.label, splits, csv_path)
-    group_column = next((c for c in GROUP_COLUMNS if c in table), None)
-    groups = table[group_column].astype(str) if group_column else pd.Series([str(i) for i in range(len(table))])
-    if (groups == "").any():
-        row = int((groups == "").to_numpy().argmax())
-        raise ValueError(f"{csv_path}, line {row + 2}: empty {group_column}; name the group or drop the column")
+    index = {label: i for i, label in enumerate(classes)}
     return Task(
         name=name,
         clip_seconds=float(clip_seconds),
         audio_dir=audio_dir,
-        metadata=csv_path,
-        files=files,
-        labels=table.label.map(index).to_numpy(dtype=np.int64),
-        classes=tuple(str(v) for v in values),
-        splits=splits,
-        groups=tuple(groups),
-        group_column=group_column,
+        metadata=source,
+        files=tuple(clip.file_name for clip in clips),
+        labels=np.array([index[clip.label] for clip in clips], dtype=np.int64),
+        classes=tuple(classes),
+        splits=tuple(clip.split for clip in clips),
+        groups=tuple(str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)),
+        group_column=grouped_by,
+        notes=tuple(notes),
     )
 
 
-def _check_rows(table: pd.DataFrame, csv_path: Path) -> None:
-    """Row-wise complaints, each with its line in the file."""
-    labels = table.label.astype(str)
-    for bad, what in (
-        (table.file_name == "", "no file_name"),
-        (labels.str.strip() == "", "no label"),
-        (table.file_name.duplicated(), "a file that an earlier line has already"),
-    ):
-        if bad.any():
-            row = int(bad.to_numpy().argmax())
-            raise ValueError(
-                f"{csv_path}, line {row + 2}: {what} ({table.file_name[row]!r}); {int(bad.sum())} such line(s). "
-                "Expected each clip once, with its label."
-            )
-    several = labels.str.contains(",")
-    if several.any():
-        row = int(several.to_numpy().argmax())
-        raise ValueError(
-            f"{csv_path}, line {row + 2}: label {labels[row]!r} names several classes. Conditional activation "
-            "probabilities are defined here for one class a clip; keep the clips with a single label."
-        )
-
-
-def _with_split(table: pd.DataFrame, csv_path: Path) -> pd.DataFrame:
-    """Rows that are in a split. EVAR's gtzan.csv lists 70 clips outside the fault-filtered ones, and EVAR skips them."""
-    if "split" not in table:
-        return table
-    without = table.split.astype(str).str.strip() == ""
-    if without.any() and not without.all():
-        warnings.warn(f"{csv_path}: {int(without.sum())} row(s) without a split are left out", stacklevel=3)
-        return table[~without].reset_index(drop=True)
-    return table
-
-
-def _splits(table: pd.DataFrame, csv_path: Path) -> tuple[str, ...]:
-    if "split" in table:
-        splits = table.split.astype(str).replace({"val": "valid", "validation": "valid"})
-        unknown = sorted(set(splits) - set(SPLITS))
-        if unknown:
-            raise ValueError(f"{csv_path}: split {unknown[0]!r}, expected {', '.join(SPLITS)}")
-        return tuple(splits)
-    try:
-        return tuple(f"fold{int(f)}" for f in table.fold)
-    except ValueError as error:
-        raise ValueError(f"{csv_path}: fold must be numbers, found {sorted(set(table.fold))[:5]}") from error
-
-
-def _check_files(files: tuple[str, ...], audio_dir: Path, csv_path: Path) -> None:
+def _check_files(files: Sequence[str], audio_dir: Path, csv_path: Path) -> None:
     if not audio_dir.is_dir():
         raise FileNotFoundError(f"no audio folder {audio_dir}, which {csv_path} speaks of {len(files)} files in")
     absent = [f for f in files if not (audio_dir / f).is_file()]
@@ -284,13 +223,153 @@ def _check_files(files: tuple[str, ...], audio_dir: Path, csv_path: Path) -> Non
         )
 
 
-def _check_coverage(labels: pd.Series, splits: tuple[str, ...], csv_path: Path) -> None:
-    present = pd.crosstab(labels.to_numpy(), np.asarray(splits))
-    gaps = [(str(c), str(s)) for c in present.index for s in present.columns if present.loc[c, s] == 0]
-    if gaps:
-        shown = ", ".join(f"{c} in {s}" for c, s in gaps[:5])
-        warnings.warn(
-            f"{csv_path}: {len(gaps)} class(es) have no clip in a split: {shown}. Counting goes on; a classifier "
-            "cannot be trained or tested on what is not there.",
-            stacklevel=3,
+def from_folder(
+    folder: str | Path,
+    *,
+    clip_seconds: float | None = None,
+    pattern: str | None = None,
+    name: str | None = None,
+    split: Mapping[str, float] | None = None,
+    group: Callable[[str], str] | None = None,
+    seed: int = 0,
+) -> Task:
+    """A task from a folder of sounds whose folders or names say what they are.
+
+    Args:
+        folder: class folders (`dog/a.wav`), split and class folders (`train/dog/a.wav`), or anything that `pattern`
+            describes.
+        clip_seconds: length of every clip, s. None: the median, which leaves least to cut and to pad.
+        pattern: of the paths below `folder`, e.g. "{label}_{group}_{take}.wav" or "{split}/**/{group}/{label}-*.flac":
+            `{label}`, `{group}`, `{split}`, free fields (`{take}`, `{}`), `*` within a name, `**/` for any folders.
+            A field holds as little as it can. Without "/" it is held against names alone, in whatever folder;
+            without a suffix any kind of audio fits.
+        name: short name; None: the folder's.
+        split: shares of a split of ours, by whole groups, where the folder has none.
+        group: path below `folder` -> group, where no `{group}` says it.
+        seed: of a split of ours.
+
+    Raises:
+        FileNotFoundError: no folder, or no audio in it.
+        ValueError: files that are no class folders or do not fit the pattern, that cannot be read, a single class, a
+            single group or fewer groups than splits.
+    """
+    folder = Path(folder).expanduser()
+    files = audio_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}")
+    clips = clips_of_names(files, pattern, SUFFIXES)
+    if group is not None:
+        clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
+    if len({clip.label for clip in clips}) < 2:
+        raise ValueError(
+            f"{folder}: all {len(clips):,} clips are of one class, {clips[0].label!r}; specificity needs two or more. "
+            "Give the folder above, or another pattern."
         )
+    notes, seconds = [], [seconds_of(folder / clip.file_name) for clip in clips]
+    clip_seconds, note = _length(np.array(seconds), clip_seconds, folder)
+    notes.append(note)
+    grouped = clips[0].group is not None
+    if not grouped:
+        notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
+    if not all(clip.split for clip in clips):
+        clips = _split(clips, _SHARES if split is None else split, seed, folder)
+        notes.append(
+            f"the split is ours{' by whole groups' if grouped else ''}, seed {seed}: not one to be compared with"
+        )
+    by = None if not grouped else "pattern" if group is None else "group"
+    return _task(
+        clips,
+        name=name or folder.resolve().name,
+        clip_seconds=clip_seconds,
+        audio_dir=folder,
+        source=folder,
+        grouped_by=by,
+        notes=notes,
+    )
+
+
+def _split(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, source: Path) -> list[Clip]:
+    """A seeded split by whole groups, within each class where groups do not straddle classes."""
+    groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
+    if len(set(groups)) < len(shares):
+        raise ValueError(
+            f"{source}: {len(set(groups))} group(s) ({', '.join(sorted(set(groups))[:3])}) cannot fill the splits "
+            f"{', '.join(shares)} without standing in two of them; give another {{group}}, or split={{...}} with fewer"
+        )
+    straddle = len(set(zip(groups, (clip.label for clip in clips), strict=True))) > len(set(groups))
+    strata = ["" if straddle else clip.label for clip in clips]
+    drawn = seeded_split(groups, strata, shares=shares, seed=seed)
+    return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
+
+
+def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
+    """The clips' length and a sentence on it; warns where much is cut or padded.
+
+    The median leaves least: it minimises the sum of |seconds - length|, what is cut plus what is padded.
+    """
+    median = max(0.1, round(float(np.median(seconds)), 1))
+    if wanted is None and median > 60:
+        raise ValueError(f"{source}: the median clip lasts {median:,.0f} s; say clip_seconds, of which each is cut to")
+    length = median if wanted is None else wanted
+    cut, padded = (seconds > length + 0.05).mean(), np.maximum(length - seconds, 0).sum() / (length * len(seconds))
+    heard = np.minimum(seconds, length).sum() / seconds.sum()
+    note = (
+        f"clips last {seconds.min():.2f} to {seconds.max():,.2f} s (median {np.median(seconds):.2f}): {length:g} s cuts "
+        f"{cut:.0%} of them and hears {heard:.0%} of the sound, {padded:.0%} is padding"
+    )
+    if padded > 0.3 or heard < 0.5:
+        warnings.warn(f"{source}: {note}; clip_seconds={median:g} leaves least to cut and to pad", stacklevel=3)
+    return length, note
+
+
+def from_datasets(
+    repository: str,
+    *,
+    clip_seconds: float,
+    label: str = "label",
+    group: str | None = None,
+    revision: str | None = None,
+    config: str | None = None,
+    name: str | None = None,
+) -> Task:
+    """A task from a dataset of the Hugging Face Hub, or a folder that `datasets` reads, with an Audio column.
+
+    Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile.
+
+    Args:
+        repository: name on the Hub, or a folder. clip_seconds: length of every clip, s.
+        label, group: columns of the classes and the groups. revision: commit to hold to. config: of the dataset.
+        name: short name; None: the repository's.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ValueError: no Audio column, or no such column of labels or groups.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("from_datasets needs the package datasets: pip install 'aape[datasets]'") from error
+    loaded: Any = datasets.load_dataset(repository, config, revision=revision)
+    clips, folder = [], cache_dir() / "datasets"
+    marks = [repository, config, revision, *(rows._fingerprint for rows in loaded.values())]
+    folder /= hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    for split, rows in loaded.items():
+        audio = next((c for c, feature in rows.features.items() if isinstance(feature, datasets.Audio)), None)
+        lacking = [c for c in (label, group) if c is not None and c not in rows.features]
+        if audio is None or lacking:
+            what = "a column of audio" if audio is None else f"a column {lacking[0]!r}"
+            raise ValueError(f"{repository}: expected {what}, found {', '.join(rows.features)}")
+        names = getattr(rows.features[label], "names", None)
+        for i, row in enumerate(rows.cast_column(audio, datasets.Audio(decode=False))):
+            sound = row[audio]
+            path = folder / split / f"{i:06d}{Path(sound['path'] or '.wav').suffix}"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(path, sync=False) as file:
+                    file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
+            named = str(row[label] if names is None else names[row[label]])
+            clips.append(Clip(f"{split}/{path.name}", named, split, None if group is None else str(row[group])))
+    if len(loaded) == 1:
+        clips = _split(clips, _SHARES, 0, Path(repository))
+    write_text(folder / "clips.csv", csv_text(clips))
+    return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)

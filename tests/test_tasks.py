@@ -29,7 +29,7 @@ def test_evar_format_keeps_the_order_and_sorts_classes_as_evar_does(tmp_path: Pa
     assert task.files == ("b.wav", "a.wav", "c.wav")
     assert task.classes == ("9", "10")  # numbers sort as numbers
     assert task.labels.tolist() == [1, 0, 0] and task.splits == ("train", "test", "valid")
-    assert task.groups == ("0", "1", "2") and not task.grouped
+    assert task.groups == ("0", "1", "2") and task.group_column is None
 
 
 def test_esc50s_own_layout_is_recognised(tmp_path: Path):
@@ -71,7 +71,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     assert abs(valid - 16000) <= 1
     likeness = correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()  # codecs shift in time
     assert likeness == pytest.approx(1.0, abs=0.05)
-    cached = list((cache_dir() / "resampled").rglob("*.npy"))
+    cached = list((cache_dir() / "resampled").rglob("*.npz"))
     assert cached
     again, _ = task.read(0, 16000)
     assert np.array_equal(wave, again)
@@ -83,7 +83,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,split\na.wav,train\n", "expected columns file_name, label and split"),
         ("file_name,label\na.wav,x\n", "expected columns"),
         ("file_name,label,split\n", "no rows"),
-        ("file_name,label,split\na.wav,x,train\na.wav,y,test\n", "line 3: a file that an earlier line has"),
+        ("file_name,label,split\na.wav,x,train\na.wav,y,test\n", "line 3: .a.wav. is a file that an earlier line has"),
         ("file_name,label,split\na.wav,,train\n", "line 2: no label"),
         ("file_name,label,split\n,x,train\n", "line 2: no file_name"),
         ('file_name,label,split\na.wav,"x,y",train\n', "line 2: label 'x,y' names several classes"),
@@ -132,8 +132,6 @@ def test_bad_audio_is_named(tmp_path: Path):
     wave = np.zeros(500)
     wave[250] = np.nan
     soundfile.write(audio / task.files[3], wave, 1000, subtype="FLOAT")
-    for index, message in enumerate(
-        ("cannot be read", "cannot be read", "holds no samples", r"sample 250 \(at 0.250 s\)")
-    ):
+    for index, message in enumerate(("cannot be read", "cannot be read", "no samples", r"sample 250 \(at 0.250 s\)")):
         with pytest.raises(BadClip, match=f"{task.files[index]}.*{message}"):
             task.read(index, 1000)

@@ -1,137 +1,116 @@
-"""What is installed, found and missing for a study, and the next step.
-
-python common.py doctor paper
-"""
+"""What is installed, found and missing for a study, and the next step. Runs on a Python without any package."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
-import torch
-from packaging.requirements import InvalidRequirement, Requirement
+from aape.datasets import DATASETS, TASKS
+from aape.datasets.base import data_folder, evar_metadata
 
-from aape.datasets import DATASETS, evar_metadata
-from aape.study import ROOT, Loader, Study, load_study, resolve
+if TYPE_CHECKING:
+    from aape.study import Loader, Study
 
 _SAMPLE = 2000  # files of a task that are looked for; more would take minutes on a network drive
-
-# Task -> how to get its audio: items of `download`, or words.
-_AUDIO = {
-    "esc50": "python common.py download esc50",
-    "gise51": "python common.py download gise51",
-    "gtzan": "python common.py download gtzan gtzan_split",
-    "nspitch": "python common.py download nsynth",
-    "surge": "python common.py download surge",
-    "vc1_gender": "ask the VoxCeleb site for VoxCeleb1's audio (Install.md), then python common.py download vc1_meta",
-    "vc1_country": "ask the VoxCeleb site for VoxCeleb1's audio (Install.md), then python common.py download vc1_meta",
-    "cremad": "clone CREMA-D with Git LFS into the folder (Install.md)",
-    "cremad_gender": "clone CREMA-D with Git LFS into the folder (Install.md)",
-    "voxforge": "EVAR's download_voxforge.py (Install.md)",
-}
+_CLONE = Path(__file__).resolve().parents[2]  # the clone's folder, where there is a clone
 
 
-@dataclass
-class Finding:
+class Finding(NamedTuple):
     """One line of the report.
 
     Attributes:
-        subject: what was looked at. state: "ok", "missing" or "note".
-        detail: what was found. next_step: a command or words, where something is missing.
+        state: "ok", "missing" or "note". subject: what was looked at. detail: what was found.
+        next_step: a command or words, where something is missing.
     """
 
-    subject: str
     state: str
+    subject: str
     detail: str
     next_step: str = ""
 
 
-@dataclass
-class Section:
-    """A heading and its findings."""
-
-    title: str
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(self, *parts: str) -> None:
-        """Append a finding."""
-        self.findings.append(Finding(*parts))
+def command() -> str:
+    """How this program was called, so that advice can be typed as it stands."""
+    called = {"common.py": "python common.py", "__main__.py": "python -m aape"}
+    return called.get(Path(sys.argv[0]).name, "aape")
 
 
-def _megabytes(size: int) -> str:
+def _size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def machine() -> Section:
+def machine() -> list[Finding]:
     """Interpreter, processor, memory, disk and the device that a pass would use."""
-    section = Section("machine")
     ok = sys.version_info >= (3, 10)
-    section.add(
-        "Python",
-        "ok" if ok else "missing",
-        f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}",
-        "" if ok else "make a virtual environment with Python 3.10 or newer",
-    )
+    python = f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
+    step = "" if ok else "make a virtual environment with Python 3.10 or newer"
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = f", {_megabytes(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} memory"
-    section.add("processor", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}{memory}")
-    section.add("disk", "ok", f"{_megabytes(shutil.disk_usage(ROOT).free)} free at {ROOT}")
+        memory = f", {_size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} memory"
+    findings = [
+        Finding("ok" if ok else "missing", "Python", python, step),
+        Finding("ok", "processor", f"{os.cpu_count()} cores{memory}"),
+        Finding("ok", "disk", f"{_size(shutil.disk_usage(Path.cwd()).free)} free at {Path.cwd()}"),
+    ]
+    if importlib.util.find_spec("torch") is None:
+        return [*findings, Finding("note", "device", "not known before torch is installed")]
+    import torch
+
     if torch.cuda.is_available():
         cards = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        section.add("device", "ok", f"cuda: {cards}")
-    else:
-        mps = getattr(torch.backends, "mps", None)
-        apple = "; Apple MPS is there and used on request (device='mps')" if mps and mps.is_available() else ""
-        section.add("device", "ok", f"cpu (torch sees no CUDA device){apple}")
-    return section
+        return [*findings, Finding("ok", "device", f"cuda: {cards}")]
+    apple = "; Apple MPS is there and used on request (device='mps')" if torch.backends.mps.is_available() else ""
+    return [*findings, Finding("ok", "device", f"cpu (torch sees no CUDA device){apple}")]
 
 
-def packages(requirements: Path | None = None) -> Section:
-    """Every line of requirements.txt against what is installed, and packages known to clash."""
-    section = Section("packages")
-    path = ROOT / "requirements.txt" if requirements is None else requirements
-    fine = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        text = line.split("#")[0].strip()
-        if not text or text.startswith("-"):
-            continue
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            section.add(text, "note", f"a line of {path.name} that is no requirement")
-            continue
-        if wanted.marker is not None and not wanted.marker.evaluate():
-            continue
-        found = _version(wanted.name)
-        if found is None:
-            section.add(wanted.name, "missing", f"needs {text}", f"python -m pip install '{text}'")
-        elif not wanted.specifier.contains(found, prereleases=True):
-            section.add(wanted.name, "missing", f"{found}, needs {text}", f"python -m pip install --upgrade '{text}'")
-        else:
-            fine.append(f"{wanted.name} {found}")
+def requirements() -> dict[str, list[str]]:
+    """Extra ("" for what is always needed) -> requirements: of the clone's pyproject.toml, else of the installation."""
+    project = _CLONE / "pyproject.toml"
+    found: dict[str, list[str]] = {}
+    if project.is_file():  # by hand, for Python 3.10 brings no reader of TOML
+        for name, body in re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S):
+            found["" if name == "dependencies" else name] = re.findall(r'^ +"([^"]+)"', body, re.M)
+        return found
+    for line in importlib.metadata.requires("aape") or []:
+        requirement, _, extra = line.partition("; extra == ")
+        found.setdefault(extra.strip("\"'"), []).append(requirement)
+    return found
+
+
+def packages() -> list[Finding]:
+    """Every requirement against what is installed, and a package known to clash."""
+    fine, findings = [], []
+    for extra, lines in requirements().items():
+        lacking = []
+        for line in lines:
+            name, wanted = re.match(r"([\w.-]+)(.*)", line).groups()  # type: ignore[union-attr]
+            installed = _version(name)
+            if installed is not None and _meets(installed, wanted):
+                fine.append(f"{name} {installed}")
+            elif extra:
+                lacking.append(name)
+            else:
+                what = "not installed" if installed is None else installed
+                findings.append(Finding("missing", name, f"{what}, needs {line}", f"python -m pip install '{line}'"))
+        if lacking:
+            what = f"'aape[{extra}]'" if not (_CLONE / "pyproject.toml").is_file() else f"-e '{_CLONE}[{extra}]'"
+            findings.append(
+                Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", f"python -m pip install {what}")
+            )
     if fine:
-        section.findings.insert(0, Finding("installed", "ok", ", ".join(fine)))
+        findings.insert(0, Finding("ok", "installed", ", ".join(fine)))
     if _version("evar") is not None:
-        section.add(
-            "evar",
-            "note",
-            f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR",
-            "python -m pip uninstall evar",
-        )
-    if _version("torchaudio") is None:
-        section.add("torchaudio", "note", "not installed; only EVAR's own scripts need it")
-    return section
+        what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
+        findings.append(Finding("note", "evar", what, "python -m pip uninstall evar"))
+    return findings
 
 
 def _version(name: str) -> str | None:
@@ -141,147 +120,135 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _options(study: Study, name: str, entry: Loader) -> Iterator[tuple[str, Any, str]]:
-    """(key, resolved value, complaint) of every option."""
-    for key, value in entry.call(name)[1].items():
-        try:
-            yield key, resolve(key, value, study.base), ""
-        except ValueError as error:
-            yield key, None, str(error)
+def _meets(installed: str, wanted: str) -> bool:
+    """Whether a version meets `>=1.2` or `==1.2.*`, the two forms that pyproject.toml uses."""
+    have, need = ([int(n) for n in re.findall(r"\d+", v.split("+")[0])] for v in (installed, wanted))
+    return have[: len(need)] == need if wanted.startswith("==") else have >= need
 
 
-def _loader_problem(loader: str) -> str:
-    module, _, function = loader.partition(":")
+def _prepared(study: Study, name: str, spec: Loader) -> tuple[dict[str, Any], str, str]:
+    """(options with paths resolved, what is wrong, next step), as the loader would find it."""
+    from aape.study import prepare
+
     try:
-        getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        return f"{loader}: {error}"
-    return ""
+        return prepare(study, name, spec)[1], "", ""
+    except ValueError as error:
+        return {}, str(error), "install or set what is named, or correct the study's entry"
 
 
-def models(study: Study) -> Section:
+def models(study: Study) -> list[Finding]:
     """Each model's loader and files."""
-    section = Section("models")
-    for name, entry in study.encoders.items():
-        title = f"{name} ({entry.label})"
-        problem = _loader_problem(entry.call(name)[0])
+    findings = []
+    for name, spec in study.encoders.items():
+        title = f"{name} ({spec.label})"
+        options, problem, step = _prepared(study, name, spec)
+        paths = {key: value for key, value in options.items() if isinstance(value, Path)}
+        for key, path in paths.items():
+            if not path.exists() and not problem:
+                problem, step = f"{key}: no file {path}", _checkpoint_step(path)
         if problem:
-            section.add(title, "missing", problem, "install what is named, or correct the study's loader")
+            findings.append(Finding("missing", title, problem, step))
             continue
-        found, lacking = [], False
-        for key, value, complaint in _options(study, name, entry):
-            if complaint:
-                section.add(
-                    title, "missing", complaint, f"export the variable, or write the path into the study ({key})"
-                )
-                lacking = True
-            elif isinstance(value, Path) and not value.exists():
-                section.add(title, "missing", f"{key}: no file {value}", _checkpoint_step(value))
-                lacking = True
-            elif isinstance(value, Path):
-                size = f", {_megabytes(value.stat().st_size)}" if value.is_file() else ""
-                found.append(f"{value}{size}")
-            elif value == "random":
-                found.append("random weights")
-        if not lacking:
-            section.add(title, "ok", "; ".join(found) or entry.call(name)[0])
-    return section
+        sizes = [f"{p}, {_size(p.stat().st_size)}" if p.is_file() else str(p) for p in paths.values()]
+        findings.append(Finding("ok", title, "; ".join(sizes) or f"made by {spec.call(name)[0]}"))
+    return findings
 
 
 def _checkpoint_step(path: Path) -> str:
-    if "221006-mr7_enconly" in str(path):
-        return "python common.py download m2d_enconly"
-    if "221006-mr7" in str(path):
-        return "python common.py download m2d"
-    return "Install.md, 'The supervised ViT', says how to train one and what may stand in for it"
+    for name in ("m2d_enconly", "m2d"):
+        if DATASETS[name].remotes[0].name.removesuffix(".zip") in str(path):
+            return _fetch(name, path.parent.parent)
+    return f"put the weights there, or the right path into the study; {command()} download --help m2d"
 
 
-def tasks(study: Study) -> Section:
+def _fetch(name: str, folder: Path) -> str:
+    """The command that puts a dataset into a folder."""
+    if not DATASETS[name].remotes:
+        return f"{command()} download --help {name} says how to get it"
+    return f"{command()} download {name}" + ("" if folder == data_folder() else f" --folder {_shown(folder)}")
+
+
+def tasks(study: Study) -> list[Finding]:
     """Each task's loader, metadata and audio."""
-    section = Section("tasks")
-    for name, entry in study.tasks.items():
-        problem = _loader_problem(entry.call(name)[0])
+    findings = []
+    for name, spec in study.tasks.items():
+        options, problem, step = _prepared(study, name, spec)
         if problem:
-            section.add(name, "missing", problem, "install what is named, or correct the study's loader")
-            continue
-        options, complaints = {}, []
-        for key, value, complaint in _options(study, name, entry):
-            options[key] = value
-            if complaint:
-                complaints.append(complaint)
-        if complaints:
-            section.add(name, "missing", "; ".join(complaints), "export the variable, or write the path into the study")
+            findings.append(Finding("missing", name, problem, step))
         elif "csv_path" in options and "audio_dir" in options:
-            section.findings.append(_data(name, Path(options["csv_path"]), Path(options["audio_dir"])))
+            findings.append(_data(name, options))
+        elif "folder" in options and not Path(options["folder"]).is_dir():
+            findings.append(Finding("missing", name, f"no folder {options['folder']}", "point folder to the sounds"))
         else:
-            section.add(name, "ok", f"made by {entry.call(name)[0]}")
-    return section
+            findings.append(Finding("ok", name, f"made by {spec.call(name)[0]}"))
+    return findings
 
 
-def _data(name: str, metadata: Path, audio: Path) -> Finding:
+def _data(name: str, options: Mapping[str, Any]) -> Finding:
     """A task's CSV and audio on disk."""
+    from aape.cliplist import read_clips_csv
+
+    metadata, audio = Path(options["csv_path"]), Path(options["audio_dir"])
     if not audio.is_dir() or not any(audio.iterdir()):
-        return Finding(name, "missing", f"no audio at {audio}", _AUDIO.get(name, "point audio_dir to the audio"))
+        step = "point audio_dir to the audio"
+        if name in TASKS:
+            dataset = TASKS[name].name
+            step = _fetch(dataset, audio.parent)
+            if audio.name != dataset:
+                step += f", and write {_shown(audio.parent / dataset)} into the study as audio_dir"
+        return Finding("missing", name, f"no audio at {audio}", step)
     if not metadata.is_file():
-        if name in DATASETS:
-            step = f"python common.py metadata {name} {_shown(audio)} {_shown(metadata)}"
-        else:
-            step = "write a CSV with columns file_name, label, split or fold, and group"
-        return Finding(name, "missing", f"audio at {audio}, no metadata at {metadata}", step)
-    table = pd.read_csv(metadata, keep_default_na=False)
-    column = next((c for c in ("file_name", "filename") if c in table), None)
-    if column is None:
-        return Finding(
-            name, "missing", f"{metadata} has no column file_name", "see README, 'Your own data', for the format"
-        )
-    files = table[column].astype(str)
-    looked = files if len(files) <= _SAMPLE else files.iloc[:: len(files) // _SAMPLE + 1]
+        step = "write a CSV with columns file_name, label, split or fold, and group"
+        if name in TASKS:
+            step = f"{command()} metadata {name} {_shown(audio)} {_shown(metadata)}"
+        return Finding("missing", name, f"audio at {audio}, no metadata at {metadata}", step)
+    try:
+        clips = read_clips_csv(metadata, **{k: v for k, v in options.items() if k in ("label", "group")})[0]
+    except ValueError as error:
+        return Finding("missing", name, str(error), f"mend {_shown(metadata)}")
+    files = [clip.file_name for clip in clips]
+    looked = files if len(files) <= _SAMPLE else files[:: len(files) // _SAMPLE + 1]
     absent = [f for f in looked if not (audio / f).is_file()]
     of = f"{len(files):,} clips" if len(looked) == len(files) else f"{len(looked):,} of {len(files):,} clips looked for"
     if absent:
         step = "complete the audio, or make the metadata again: it leaves missing files out and names them"
-        return Finding(name, "missing", f"{of}: {len(absent):,} not at {audio}, e.g. {absent[0]}", step)
-    return Finding(name, "ok", f"{of} at {audio}")
+        return Finding("missing", name, f"{of}: {len(absent):,} not at {audio}, e.g. {absent[0]}", step)
+    return Finding("ok", name, f"{of} at {audio}")
 
 
 def _shown(path: Path) -> str:
-    """As one types it in the repository's folder."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    """As one types it in the current folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def evar(study: Study) -> Section:
+def evar(study: Study) -> list[Finding]:
     """The EVAR clone, if any, and what it offers the study's tasks."""
-    section = Section("EVAR (optional)")
     folder = os.environ.get("EVAR")
     if not folder:
-        section.add(
-            "EVAR",
-            "note",
-            "the environment variable EVAR is not set",
-            "for the published splits of CREMA-D, VoxForge and Surge: git clone "
-            "https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar",
-        )
-        return section
+        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
+        why = "the environment variable EVAR is not set; its clone has the published splits of CREMA-D, VoxForge and Surge"
+        return [Finding("note", "EVAR", why, step)]
     root = Path(folder).expanduser()
     if not (root / "evar").is_dir():
-        section.add(
-            "EVAR", "missing", f"{root} is no clone of EVAR: it has no folder evar/", "correct EVAR, or unset it"
-        )
-        return section
-    offered = [name for name in study.tasks if name in DATASETS and evar_metadata(name, root)]
-    section.add("EVAR", "ok", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
-    return section
+        wrong = f"{root} is no clone of EVAR: it has no folder evar/"
+        return [Finding("missing", "EVAR", wrong, "correct the environment variable EVAR, or unset it")]
+    offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
+    return [Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")]
 
 
-def collected(study: Study) -> Section:
+def collected(study: Study) -> list[Finding]:
     """Which artifacts the analysis would find."""
-    section = Section("collected")
+    findings = []
     for model in study.encoders:
-        have = [t for t in study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
-        lacking = [t for t in study.tasks if t not in have]
-        detail = f"{len(have)} of {len(study.tasks)} tasks" + (f"; not yet: {', '.join(lacking)}" if lacking else "")
-        section.add(model, "note" if lacking else "ok", detail)
-    return section
+        lacking = _uncollected(study, model)
+        detail = f"{len(study.tasks) - len(lacking)} of {len(study.tasks)} tasks"
+        detail += f"; not yet: {', '.join(lacking)}" if lacking else ""
+        findings.append(Finding("note" if lacking else "ok", model, detail))
+    return findings
+
+
+def _uncollected(study: Study, model: str) -> list[str]:
+    return [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
 
 
 def doctor(study_name: str | Path = "paper") -> int:
@@ -290,43 +257,30 @@ def doctor(study_name: str | Path = "paper") -> int:
     Raises:
         FileNotFoundError, ValueError: no such study, or it is not valid.
     """
-    study = load_study(study_name)
-    sections = [machine(), packages(), models(study), tasks(study), evar(study), collected(study)]
-    print(f"study {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
-    print(f"results go to {study.directory}")
-    for section in sections:
-        print(f"\n{section.title}")
-        for finding in section.findings:
+    sections = {"machine": machine(), "packages": packages()}
+    done = "everything is collected; the analysis notebooks"
+    try:
+        from aape.study import load_study
+    except ImportError as error:
+        print(f"The study {study_name} can be examined when the packages are installed ({error}).")
+    else:
+        study = load_study(study_name)
+        print(f"study {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
+        print(f"results go to {study.directory}")
+        sections |= {"models": models(study), "tasks": tasks(study)}
+        sections |= {"EVAR (optional)": evar(study), "collected": collected(study)}
+        todo = [(model, task) for model in study.encoders for task in _uncollected(study, model)]
+        if todo:
+            done = f"{command()} collect {study_name} {' '.join(todo[0])}, or the notebook of that name"
+    for title, findings in sections.items():
+        print(f"\n{title}")
+        for finding in findings:
             print(f"  {finding.state:<8}{finding.subject}: {finding.detail}")
             if finding.next_step:
                 print(f"  {'':<8}-> {finding.next_step}")
-    lacking = [f for s in sections for f in s.findings if f.state == "missing"]
+    lacking = [f for findings in sections.values() for f in findings if f.state == "missing"]
     if lacking:
         print(f"\n{len(lacking)} missing. Next: {lacking[0].next_step}")
         return 1
-    print(f"\nNothing is missing. Next: {_first_run(study)}")
+    print(f"\nNothing is missing. Next: {done}")
     return 0
-
-
-def _first_run(study: Study) -> str:
-    for model in study.encoders:
-        for task in study.tasks:
-            if not (study.artifacts_directory(task, model) / "over_zero.pt").is_file():
-                return f"python common.py collect {study.name} {model} {task}, or the notebook of that name"
-    return "the analysis notebooks; everything is collected"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="doctor", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("study", nargs="?", default="paper", help="name in studies/, or a YAML file (default: paper)")
-    options = parser.parse_args(argv)
-    try:
-        return doctor(options.study)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"doctor: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

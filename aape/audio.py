@@ -1,0 +1,126 @@
+"""Audio files: finding them, telling damaged ones, and reading mono samples at a rate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from aape.files import Cache
+
+# In order of preference where one clip lies there in several containers.
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
+# What libsndfile's log says of a file that ends before its header says it should. Writers to a pipe promise almost 2 or
+# 4 GiB, which is no damage.
+_SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
+_OGG_CUT = re.compile(r"lacks an end-of-stream bit|Junk after the last page|without an End-Of-Stream flag")
+_PLACEHOLDER = 0x7FFF_0000
+_CODEC_DELAY = 2304  # samples that a whole MP3 may decode to less than its header says: two frames
+
+
+class BadClip(ValueError):
+    """A clip that cannot be used: unreadable, empty, or with samples that are no numbers. The message names it."""
+
+
+def audio_files(root: Path) -> list[str]:
+    """Audio files under a folder, relative to it, with /, sorted; without hidden files and macOS's ._ companions."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [s for s in subfolders if not s.startswith((".", "__MACOSX"))]
+        relative = Path(folder).relative_to(root)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        ]
+    return sorted(found)
+
+
+def damage(file: soundfile.SoundFile) -> str | None:
+    """What libsndfile noticed of a file that is empty or cut off, or None; it reads the latter without a word."""
+    log = file.extra_info
+    for promised, there in _SHORTER.findall(log):
+        if int(there) < int(promised) < _PLACEHOLDER:
+            return f"truncated: the header promises {int(promised):,} bytes of samples, {int(there):,} are there"
+    if _OGG_CUT.search(log):
+        return "truncated: the Ogg stream breaks off before its last page"
+    return "no samples" if file.frames == 0 else None
+
+
+def cache_dir() -> Path:
+    """Where resampled audio is kept: $AAPE_CACHE, else ~/.cache/aape."""
+    return Path(os.environ.get("AAPE_CACHE", Path.home() / ".cache" / "aape"))
+
+
+def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
+    """Mono samples at a rate, at most about `seconds` of them; what had to be resampled is kept in a cache.
+
+    Mono by averaging channels, resampled with soxr HQ.
+
+    Args:
+        path: of the file. sample_rate: Hz. seconds: what is needed, s.
+
+    Returns:
+        float32 [samples]
+
+    Raises:
+        BadClip: unreadable, cut off, zero-length, or not finite.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            complaint = damage(file)
+            if complaint:
+                raise BadClip(f"{path} ({size_of(path)}): {complaint}; replace it or remove it from the task")
+            rate = file.samplerate
+            stat = path.stat()
+            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+            cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
+            found = cache.get(name, key) if rate != sample_rate else None
+            if found is not None:
+                return found["wave"]
+            # A little more than is needed, so that the resampler's edge lies behind the cut.
+            wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
+            wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise BadClip(f"{path} ({size_of(path)}) cannot be read as audio: {error}; replace or remove it") from error
+    if len(wave) < wanted - _CODEC_DELAY or len(wave) == 0:
+        raise BadClip(f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it")
+    if not np.isfinite(wave).all():
+        bad = int((~np.isfinite(wave)).argmax())
+        raise BadClip(f"{path}: sample {bad} (at {bad / rate:.3f} s) is {wave[bad]}, expected numbers")
+    if rate != sample_rate:
+        wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
+        cache.put(name, key, {"wave": wave})
+    return wave
+
+
+def seconds_of(path: Path) -> float:
+    """Duration of a file, s. Raises BadClip where it is empty, unreadable or cut off."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            complaint = damage(file)
+            seconds = file.frames / file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        complaint = f"cannot be read as audio: {error}"
+    if complaint:
+        raise BadClip(f"{path} ({size_of(path)}): {complaint}; replace it or move it away")
+    return seconds
+
+
+def size_of(path: Path) -> str:
+    """Size of a file in words; says so where it is a Git LFS pointer in place of the recording."""
+    if not path.exists():
+        return "missing"
+    with path.open("rb") as file:
+        pointer = file.read(40).startswith(b"version https://git-lfs")
+    hint = ', a Git LFS pointer: run `git lfs pull --include "*"` in its clone' if pointer else ""
+    return f"{path.stat().st_size:,} bytes{hint}"

@@ -1,0 +1,55 @@
+"""ESC-50: 2,000 environmental recordings of 5 s, 50 classes
+
+K. J. Piczak: "ESC: Dataset for Environmental Sound Classification", ACM Multimedia 2015.
+
+Pinned to one commit instead of master.zip. GitHub packs such archives on demand, and two MD5s of this commit's archive
+are in circulation: `aape metadata` checks the contents instead. Any folder with audio/ and meta/esc50.csv serves, also
+without metadata of ours: AAPE_ESC50=<folder> and the studies esc50 and esc50_base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aape.cliplist import Clip, read_table
+from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
+
+COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
+
+
+def rows(source: Source) -> Rows:
+    """`meta/esc50.csv` and `audio/`, five official folds; group = Freesound recording."""
+    meta = source.companion("esc50.csv") or next(iter(sorted(source.root.glob("*/meta/esc50.csv"))), None)
+    if meta is None:
+        raise FileNotFoundError(
+            f"no meta/esc50.csv under {source.root}; give the unpacked folder of ESC-50 (ESC-50-<commit>/)"
+        )
+    table = zip(*read_table(meta).need("filename", "category", "fold", "src_file"), strict=True)
+    clips = [Clip(f"audio/{name}", label, f"fold{fold}", group) for name, label, fold, group in table]
+    return Rows(clips, "meta/esc50.csv of the dataset, official folds")
+
+
+def recording_of(name: str) -> str:
+    """`audio/1-100032-A-0.wav` -> `100032` (fold, recording, take, class)."""
+    return Path(name).stem.split("-")[1]
+
+
+DATASET = Dataset(
+    name="esc50",
+    text=__doc__,
+    size="about 600 MB",
+    licence="CC BY-NC 3.0",
+    remotes=(Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),),
+    shortest=4.9,
+    evar_group=recording_of,
+    tasks={
+        "esc50": TaskFacts(
+            rows=rows,
+            clip_seconds=5.0,
+            published={"clips": 2000, "classes": 50, **{f"fold{i}": 400 for i in range(1, 6)}},
+            source="Piczak 2015",
+            splits="official, 5 folds",
+            group="Freesound recording (1,524)",
+        )
+    },
+)

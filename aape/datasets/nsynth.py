@@ -1,0 +1,61 @@
+"""NSynth: 305,979 notes of 1,006 instruments, by pitch
+
+J. Engel et al.: "Neural Audio Synthesis of Musical Notes with WaveNet Autoencoders", ICML 2017.
+
+Three archives; the audio alone is 39 GB, computed. They are large: where the connection breaks, fetch them with a
+program that goes on where it stopped (`curl -C - -O <address>` in data/archives) and run the download again, which
+takes them from there. All pitches are kept, as with EVAR; HEAR's task of the same name keeps five octaves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+
+from aape.cliplist import Clip
+from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
+
+_URL = "http://download.magenta.tensorflow.org/datasets/nsynth"
+_SPLITS = ("train", "valid", "test")
+
+
+def rows(source: Source) -> Rows:
+    """`nsynth-<split>/examples.json` and `audio/`; group = instrument."""
+    clips = []
+    for split in _SPLITS:
+        places = (source.root / base / f"nsynth-{split}" / "examples.json" for base in ("", "nsynth"))
+        path = next((p for p in places if p.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"no nsynth-{split}/examples.json under {source.root}; unpack nsynth-{split}.jsonwav.tar.gz there"
+            )
+        for note, facts in json.loads(path.read_text(encoding="utf-8")).items():
+            group = facts.get("instrument_str") or instrument_of(note)
+            clips.append(Clip(f"nsynth-{split}/audio/{note}.wav", str(int(facts["pitch"])), split, group))
+    return Rows(clips, "examples.json of the dataset, official splits")
+
+
+def instrument_of(note: str) -> str:
+    """`bass_synthetic_033-022-050` -> `bass_synthetic_033` (instrument, pitch, velocity)."""
+    return PurePosixPath(note).stem.rsplit("-", 2)[0]
+
+
+DATASET = Dataset(
+    name="nsynth",
+    text=__doc__,
+    size="not verified here",
+    licence="CC BY 4.0",
+    remotes=tuple(Remote(f"nsynth-{s}.jsonwav.tar.gz", f"{_URL}/nsynth-{s}.jsonwav.tar.gz") for s in _SPLITS),
+    shortest=3.99,
+    evar_group=instrument_of,
+    tasks={
+        "nspitch": TaskFacts(
+            rows=rows,
+            clip_seconds=4.0,
+            published={"clips": 305979, "train": 289205, "valid": 12678, "test": 4096},
+            source="Engel et al. 2017; total also EVAR, make_metadata.py",
+            splits="official",
+            group="instrument",
+        )
+    },
+)
