@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test lint notebooks clean
 
@@ -21,10 +22,15 @@ lint: $(VENV)/.installed
 notebooks: $(VENV)/.installed
 	$(BIN)/python -m notebooks_src.generate
 
-$(VENV)/.installed: requirements.txt
+# PyPI's torch for Linux brings gigabytes of CUDA libraries. Where there is no NVIDIA driver the CPU build is tried, and
+# where its index does not answer PyPI's is taken after all: everything works the same.
+$(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@if [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ]; then \
+		$(BIN)/python -m pip install --quiet --retries 0 --timeout 10 --index-url $(TORCH_CPU) torch torchvision \
+		|| echo "$(TORCH_CPU) does not answer: PyPI's torch is installed, with its CUDA libraries"; fi
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 

@@ -10,14 +10,14 @@ _ROOMS = {
     "analysis": ["Analysis", "analyze"],
     "artifacts": ["Artifacts", "load_artifacts"],
     "chance": ["Calibrated", "calibrate"],
-    "collecting": ["collect"],
+    "collecting": ["collect", "collect_study"],
     "encoder": ["Encoder", "from_module"],
     "encoders": ["m2d"],
     "selection": ["Selection", "entropy", "select"],
     "sharing": ["jaccard", "sharing_against_chance"],
     "silencing": ["silenced"],
     "study": ["Study", "load_encoder", "load_study", "load_task"],
-    "task": ["BadClip", "Task", "from_metadata"],
+    "task": ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -28,6 +28,7 @@ from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import Cache, sha256_of, whole_file, write_json, write_text
 from aape.plan import IDENTITY, RUN, Plan, plan_pass, refuse_other, say_cost
+from aape.study import load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
 
 _PACKAGES = ("torch", "timm", "numpy", "nnAudio", "soundfile", "soxr")
@@ -412,3 +413,22 @@ def _take_over(plan: Plan, source: Artifacts, out_dir: Path) -> None:
     everyone = np.arange(len(plan.clips))
     known = _Rows(everyone, source.tokens[rows], source.padding_tokens[rows], padding is not None, [])
     _write_artifacts(plan, known, blocks(), None, facts, out_dir)
+
+
+def collect_study(
+    study: str | Path, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
+) -> Artifacts:
+    """Everything a collecting notebook does: load a study's model and task by name, collect with its settings."""
+    loaded = load_study(study)
+    settings = loaded.collect
+    return collect(
+        load_encoder(loaded, model),
+        load_task(loaded, task),
+        loaded.artifacts_directory(task, model),
+        batch_size=settings.batch_size if batch_size is None else batch_size,
+        device=device,
+        splits=settings.splits,
+        keep_clips=settings.keep_clips,
+        on_bad_clip=settings.on_bad_clip,
+        seed=loaded.seed,
+    )

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -387,16 +388,32 @@ def resolve(key: str, value: Any, base: Path) -> Any:
     return expanded if key == "name_or_folder" and not path.is_dir() else path
 
 
-def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
+def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that an entry of the study names, and its keyword arguments with paths resolved.
+
+    Raises:
+        ValueError: no such module or function, an option that it does not take, a variable that is not set.
+    """
     loader, options = spec.call(name)
     module, _, function = loader.partition(":")
     try:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"loader {loader!r}: expected package.module:function ({error})") from error
-    loaded = made(**{key: resolve(key, value, study.base) for key, value in options.items()})
+    resolved = {key: resolve(key, value, study.base) for key, value in options.items()}
+    taken = inspect.signature(made)
+    try:
+        taken.bind(**resolved)
+    except TypeError as error:
+        raise ValueError(f"{name}: {loader} has {error}; it takes {', '.join(taken.parameters)}") from None
+    return made, resolved
+
+
+def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
+    made, options = prepare(study, name, spec)
+    loaded = made(**options)
     if not isinstance(loaded, expected):
-        raise ValueError(f"{loader} returned a {type(loaded).__name__}, expected {expected.__name__}")
+        raise ValueError(f"{spec.call(name)[0]} returned a {type(loaded).__name__}, expected {expected.__name__}")
     return loaded
 
 

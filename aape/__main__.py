@@ -1,0 +1,7 @@
+"""`python -m aape`."""
+
+import sys
+
+from aape.cli import main
+
+sys.exit(main())

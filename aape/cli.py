@@ -1,0 +1,130 @@
+"""The command line: `aape`, `python -m aape`, or `python common.py` in a clone.
+
+aape collect STUDY MODEL TASK          one model on one task of a study (or torchrun ... -m aape collect ...)
+aape doctor [STUDY]                    what is installed, found, missing, and the next step
+aape download [NAME ...]               checkpoints and datasets that may be fetched freely; --help NAME tells of one
+aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Only the standard library up here: `doctor` must run on a Python without any package.
+
+
+def _collect(words: list[str]) -> int:
+    parser = _parser("collect", "One model on one task of a study.")
+    for name in ("study", "model", "task"):
+        parser.add_argument(name)
+    parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
+    parser.add_argument("--batch-size", type=int, help="clips at a time (default: the study's)")
+    options = parser.parse_args(words)
+    from aape.collecting import collect_study
+
+    artifacts = collect_study(
+        options.study, options.model, options.task, device=options.device, batch_size=options.batch_size
+    )
+    print(artifacts)
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    parser = _parser("doctor", "What is installed, found and missing for a study, and the next step.")
+    parser.add_argument("study", nargs="?", default="paper", help="name in studies/, or a YAML file (default: paper)")
+    options = parser.parse_args(words)
+    from aape.datasets.doctor import doctor
+
+    return doctor(options.study)
+
+
+def _download(words: list[str]) -> int:
+    from aape.datasets import DATASETS
+    from aape.datasets.base import data_folder, find, listing
+
+    parser = _parser("download", "Checkpoints and datasets that may be fetched freely; without a name, a list of them.")
+    parser.add_argument("names", nargs="*", metavar="name", help="what to fetch; with --help, its page")
+    parser.add_argument("--folder", type=Path, default=data_folder(), help="where to (default: %(default)s)")
+    names = [word for word in words if not word.startswith("-")]
+    if names and {"-h", "--help"} & set(words):
+        print("\n\n".join(find(name, DATASETS).page() for name in names))
+        return 0
+    options = parser.parse_args(words)
+    if not options.names:
+        print(listing(DATASETS))
+        return 0
+    from aape.datasets.download import download
+
+    for name, place in download(options.names, options.folder).items():
+        print(f"{name}: {place}")
+    return 0
+
+
+def _metadata(words: list[str]) -> int:
+    from aape.datasets import TASKS
+
+    parser = _parser("metadata", "EVAR-format metadata of a dataset; status 1 where files are missing or invalid.")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("root", help="folder that the dataset was unpacked to")
+    parser.add_argument("out_csv", help="metadata to write; the report goes beside it as .json")
+    parser.add_argument("--evar", help="clone of EVAR (default: the environment variable EVAR)")
+    parser.add_argument("--lists", help="folder with split lists that the dataset does not bring (GTZAN)")
+    parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where no other exists")
+    parser.add_argument("--check", choices=("header", "read", "none"), default="header", help="how closely to look")
+    options = parser.parse_args(words)
+    from aape.datasets.check import build_metadata
+
+    report = build_metadata(**vars(options))
+    print(report)
+    return 1 if report.missing or report.invalid else 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "collect": _collect,
+    "doctor": _doctor,
+    "download": _download,
+    "metadata": _metadata,
+}
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"aape {command}", description=description)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line: the first word names the command, the rest is its own.
+
+    Returns:
+        0 where all is well, 1 where something is missing, 2 where the command could not be done.
+    """
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+        print(f"aape: no command {words[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        status = COMMANDS[words[0]](words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `aape ... | head` has read enough; nothing may be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"aape {words[0]}: {error}; `aape doctor` says what to install", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"aape {words[0]}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
