@@ -24,13 +24,12 @@ from aape.artifacts import Artifacts, load_artifacts
 from aape.chance import (
     Counted,
     Stability,
+    UnitSums,
     calibrate_counts,
     counted_clips,
     exchangeable_units,
     one_sided_p,
-    shuffled_clip_labels,
     stability,
-    unit_sums,
 )
 from aape.figures import sharing as figures
 from aape.files import whole_file, write_text
@@ -394,17 +393,9 @@ def _stabilities(
     data: Counted, n_classes: int, options: dict[str, Any], splits: int, seed: int
 ) -> tuple[Stability, Stability]:
     """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all)."""
-    units = exchangeable_units(data.labels, data.groups, n_classes)
-    shape_only = np.empty((0, *data.counts.shape[1:]), dtype=np.uint8)
-    sums = unit_sums(data.counts, data.tokens, units)
-    real = stability(shape_only, data.tokens, units, splits=splits, seed=seed, sums=sums, **options)
-    mixed = exchangeable_units(shuffled_clip_labels(units, seed + 1), data.groups, n_classes)
-    if len(mixed) == len(units) and np.array_equal(mixed.of_clip, units.of_clip):
-        mixed_sums = sums
-    else:
-        mixed_sums = unit_sums(data.counts, data.tokens, mixed)
-    half = max(1, splits // 2)
-    return real, stability(shape_only, data.tokens, mixed, splits=half, seed=seed, sums=mixed_sums, **options)
+    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, n_classes))
+    real = stability(sums, splits=splits, seed=seed, **options)
+    return real, stability(sums.permuted_once(seed + 1), splits=max(1, splits // 2), seed=seed, **options)
 
 
 def _sensitivity(

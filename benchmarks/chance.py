@@ -1,4 +1,4 @@
-"""Speed, memory and error rates of the selection and its nulls: python -m benchmarks.statistics [speed|shuffles|planted]
+"""Speed, memory and error rates of the selection and its nulls: python -m benchmarks.chance [speed|shuffles|planted]
 
 speed: 1,000 permutations of 2,000 clips (1,524 groups) x 36,864 neurons x 50 classes, with the time that
 reading the table of counts once per permutation takes (the memory-bandwidth floor), and one selection of
@@ -16,15 +16,9 @@ import time
 
 import numpy as np
 
-from aape.chance import (
-    Calibrated,
-    Counted,
-    calibrate_counts,
-    exchangeable_units,
-    permutation_null,
-    shuffled_clip_labels,
-)
+from aape.chance import Calibrated, calibrate_counts, permutation_null
 from aape.selection import select
+from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
 
 TOKENS = 60
 
@@ -55,7 +49,8 @@ def speed(permutations: int, threads: int) -> None:
         reads.append(time.thread_time() - start)
     del table
     start, cpu = time.perf_counter(), time.process_time()
-    null = permutation_null(counts, np.full(clips, 155), units, rate=0.02, permutations=permutations, threads=threads)
+    sums = UnitSums(Counted(counts, labels, np.full(clips, 155), group), units, threads=threads)
+    null = permutation_null(sums, rate=0.02, permutations=permutations)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     print(
         f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {threads} threads"
@@ -98,7 +93,8 @@ def shuffles(runs: int) -> None:
         rng = np.random.default_rng([seed, 5])
         rate = made_up(rng, labels, group, 400)
         counts = rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8).reshape(-1, 2, 200)
-        mixed = shuffled_clip_labels(exchangeable_units(labels, group), seed)
+        units = exchangeable_units(labels, group)
+        mixed = next(permuted_labels(units, 1, seed))[units.of_clip]
         result = pipeline(counts, mixed, group, 99, 0.0)
         found["any pair with q < 0.05"] += result.null.discoveries > 0
         found["and the gate on the task"] += result.null.discoveries > 0 and result.null.task_p <= 0.05

@@ -15,7 +15,6 @@ from torch import nn
 from aape import ablation, trials
 from aape.ablation import ablate, index_plus_one, load_result, matched, paired_interval, target_neurons
 from aape.artifacts import load_artifacts
-from aape.chance import benjamini_hochberg, one_sided_p
 from aape.collecting import collect
 from aape.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
@@ -194,14 +193,6 @@ def test_targets() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             of(mode, *classes)
-
-
-def test_p() -> None:
-    assert one_sided_p(-2.0, np.array([-1.0, 0.0, 1.0])) == 1 / 4
-    assert one_sided_p(-1.0, np.array([-1.0, 0.0, 1.0])) == 2 / 4  # a tie counts against the target
-    assert np.isnan(one_sided_p(-1.0, np.array([])))
-    q = benjamini_hochberg(np.array([0.01, 0.02, np.nan, 0.9]))
-    np.testing.assert_allclose(q, [0.03, 0.03, np.nan, 0.9])
 
 
 def test_the_interval_is_paired_and_by_groups() -> None:

@@ -13,10 +13,9 @@ import pytest
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import PUBLISHED_LISTS, pitch_of, published_comparison, published_neurons
-from aape.chance import calibrate_counts, counted_clips, exchangeable_units, shuffled_clip_labels
-from aape.selection import select
+from aape.chance import counted_clips
 from aape.study import load_study
-from common_analyze import analyze, calibrate, load_artifacts
+from common_analyze import analyze, load_artifacts
 
 EVENTS = ["dog", "rain", "siren", "sea_waves"]
 PITCHES = [str(p) for p in range(48, 74)]
@@ -193,37 +192,6 @@ def test_regrouping_without_the_model(analysis):
     p = artifacts.probabilities(split="train", classes={"low": PITCHES[:13], "high": PITCHES[13:]})
     rows = (artifacts.splits == "train") & (artifacts.labels < 13)
     assert p[..., 0] == pytest.approx(artifacts.counts[rows].mean(axis=0) / TOKENS)
-
-
-def test_calibrated_selection_is_a_part_of_the_selection(analysis):
-    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
-    chosen = select(artifacts.probabilities(), rate=0.1, classes=artifacts.classes)
-    result = calibrate(artifacts, chosen, permutations=40, effect=0.3, progress=False)
-    assert result.members.any() and not (result.members & ~chosen.members).any()
-    gap = chosen.probabilities - result.selection.outside
-    assert gap[result.members].min() >= 0.3
-    assert result.coverage == 1 and result.table().calibrated.sum() == result.members.sum()
-    train = select(artifacts.probabilities(split="train"), rate=0.1)
-    assert calibrate(artifacts, train, split="train", permutations=20, progress=False).clips == 108
-    with pytest.raises(ValueError, match="make it from these artifacts"):
-        calibrate(artifacts, select(artifacts.probabilities()[:, :50]), permutations=20)
-
-
-def test_shuffled_labels_give_no_discovery():
-    """The promise of the calibrated pipeline, small: at most 5 % of shuffles, here at most 3 of 16."""
-    labels = np.repeat(np.arange(5), 24)
-    groups = np.arange(120) // 2
-    found = 0
-    for seed in range(16):
-        counts = planted_counts(labels, 5, seed=seed, each=5)
-        units = exchangeable_units(labels, groups)
-        mixed = shuffled_clip_labels(units, seed)
-        p = np.stack([counts[mixed == c].mean(axis=0) / TOKENS for c in range(5)], axis=-1)
-        data = type("Data", (), {})()
-        data.counts, data.labels, data.tokens, data.groups = counts, mixed, np.full(120, TOKENS), groups
-        result = calibrate_counts(data, select(p, rate=0.1), permutations=39, effect=0.0, progress=False)
-        found += bool(result.members.any())
-    assert found <= 3
 
 
 def test_nothing_collected_is_an_error(tmp_path):

@@ -1,0 +1,222 @@
+"""What may swap labels with what, and its sums of counts by class for any labelling.
+
+Clips of one group (recording, speaker, instrument) are not independent:
+- a group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit: labels are
+  permuted *among such groups*, and its clips move together;
+- a group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch)
+  is a stratum: labels are permuted *within the group*, clip by clip.
+Both kinds can be in one task; then both are done at once. Without groups every clip is a unit.
+
+    units = exchangeable_units(labels, groups)
+    sums = UnitSums(Counted(counts, labels, tokens, groups), units)
+    for batch, active in sums.by_class(permuted_labels(units, 1000, seed=0)):
+        ...                                              # active tokens [labellings, classes, layers * neurons]
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+
+HELD_BYTES = 1 << 30  # sums per unit up to this size stay in memory
+BATCH_BYTES = 1 << 28  # of class sums at once, where the sums per unit are in memory,
+STREAM_BYTES = 1 << 31  # and where they are not: fewer readings of the counts
+READ = 2048  # neurons read from disk at a time
+TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """The clips of which counts are there.
+
+    Attributes:
+        counts: active tokens, unsigned [clips, layers, neurons], may be memory-mapped.
+        labels, tokens, groups: class index, number of tokens, and group of each clip, [clips].
+        without: counts to take off, shaped as `counts` (those of zero padding; `tokens` is then without them too).
+    """
+
+    counts: np.ndarray
+    labels: np.ndarray
+    tokens: np.ndarray
+    groups: np.ndarray
+    without: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What may swap labels with what.
+
+    Attributes:
+        of_clip: int64 [clips], the unit of each clip.
+        label: int32 [units].
+        stratum: int64 [units]; labels are permuted within a stratum.
+        group: int64 [units].
+        n_classes: number of classes, some may have no unit.
+        description: one sentence for tables.
+    """
+
+    of_clip: np.ndarray
+    label: np.ndarray
+    stratum: np.ndarray
+    group: np.ndarray
+    n_classes: int
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None) -> Units:
+    """The units whose labels are permuted.
+
+    Args:
+        labels: class index of each clip, [clips].
+        groups: [clips], text or numbers.
+        n_classes: by default one more than the largest label.
+
+    Raises:
+        ValueError: no clips, lengths that differ, negative or too large labels.
+    """
+    label = np.asarray(labels, dtype=np.int32)
+    if label.ndim != 1 or not len(label):
+        raise ValueError(f"expected labels [clips] of at least one clip, found shape {label.shape}")
+    if len(groups) != len(label):
+        raise ValueError(f"expected one group per clip: {len(label)} labels, {len(groups)} groups")
+    if n_classes is None:
+        n_classes = int(label.max()) + 1
+    if label.min() < 0 or label.max() >= n_classes:
+        raise ValueError(f"expected labels from 0 to {n_classes - 1}, found {label.min()} to {label.max()}")
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    low = np.full(group.max() + 1, n_classes)
+    high = np.full(group.max() + 1, -1)
+    np.minimum.at(low, group, label)
+    np.maximum.at(high, group, label)
+    is_split = low < high  # [groups]
+    # a whole group is one unit; in a split group every clip is
+    key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
+    _, first, of_clip = np.unique(key, return_index=True, return_inverse=True)
+    unit_group = group[first]
+    stratum = np.where(is_split[unit_group], 1 + unit_group, 0)
+    _, stratum = np.unique(stratum, return_inverse=True)
+    whole, split = int((~is_split).sum()), int(is_split.sum())
+    if not split:
+        what = "clips" if whole == len(label) else "groups"
+        description = f"labels permuted among {whole} {what}"
+    elif not whole:
+        description = f"labels permuted within {split} groups"
+    else:
+        description = f"labels permuted within {split} groups of several classes and among {whole} of one class"
+    return Units(of_clip, label[first], stratum, unit_group, n_classes, description)
+
+
+def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.ndarray]:
+    """`permutations` times int32 [units], labels permuted within the strata; seeded."""
+    rng = np.random.default_rng(seed)
+    home = np.argsort(units.stratum, kind="stable")
+    for _ in range(permutations):
+        # stratum + random in [0, 1): sorting shuffles inside each stratum
+        order = np.argsort(units.stratum + rng.random(len(units)), kind="stable")
+        shuffled = np.empty_like(units.label)
+        shuffled[home] = units.label[order]
+        yield shuffled
+
+
+class UnitSums:
+    """Active tokens of each unit, read in blocks of neurons, and summed by class for any labelling of the units.
+
+    float32 holds the sums exactly below 2**24 tokens a class.
+
+    Args:
+        data: the counts.
+        units: from `exchangeable_units`.
+        threads: default the number of cores, at most 4; it does not change results.
+        held_bytes: sums per unit up to this size are held in memory; larger ones are read again for every batch.
+
+    Raises:
+        ValueError: shapes that do not fit, or a class without tokens.
+    """
+
+    def __init__(self, data: Counted, units: Units, *, threads: int | None = None, held_bytes: int = HELD_BYTES):
+        clips = len(units.of_clip)
+        if data.counts.ndim != 3 or len(data.counts) != clips or len(data.tokens) != clips:
+            raise ValueError(
+                f"expected counts [{clips} clips, layers, neurons] and as many tokens, "
+                f"found counts {data.counts.shape} and {len(data.tokens)} tokens"
+            )
+        self.units, self.shape, self._data = units, data.counts.shape[1:], data
+        self.width = int(np.prod(self.shape))
+        self.threads = threads or min(os.cpu_count() or 1, 4)
+        self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
+        self._held = list(self._read()) if 4 * len(units) * self.width <= held_bytes else None
+
+    def permuted_once(self, seed: int) -> UnitSums:
+        """The same sums with labels permuted: groups of one class stay so, groups of several keep their labels."""
+        other = copy.copy(self)
+        other.units = replace(self.units, label=next(permuted_labels(self.units, 1, seed)))
+        return other
+
+    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
+        return iter(self._held) if self._held is not None else self._read()
+
+    def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
+        clips, units = len(self._data.counts), len(self.units)
+        gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
+        width = int(np.clip(2**25 // units, 128, 1024))  # a block of the sums stays near the processor
+        tables = [t.reshape(clips, -1) for t in (self._data.counts, self._data.without) if t is not None]
+        for start in range(0, self.width, READ):
+            # a copy of some columns: a memory-mapped table is read from disk here and nowhere else
+            raw = [np.array(table[:, start : start + READ]) for table in tables]
+            for first in range(0, raw[0].shape[1], width):
+                counts, *without = [r[:, first : first + width].astype(np.float32) for r in raw]
+                for less in without:
+                    counts -= less
+                yield slice(start + first, start + first + counts.shape[1]), gather @ counts
+
+    def class_tokens(self, labels: np.ndarray) -> np.ndarray:
+        """float64 [classes]: tokens by label (-1: left out)."""
+        used = labels >= 0
+        return np.bincount(labels[used], weights=self.tokens[used], minlength=self.units.n_classes)
+
+    def by_class(self, labellings: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+        """Batches of the labellings with their sums, float32 [labellings of the batch, classes, layers * neurons].
+
+        A label of -1 leaves its unit out. The sums' memory is used again for the next batch.
+        """
+        budget = BATCH_BYTES if self._held is not None else STREAM_BYTES
+        size = max(1, budget // (4 * self.units.n_classes * self.width))
+        labellings = iter(labellings)
+        out = None
+        with ThreadPoolExecutor(self.threads) as pool:
+            while batch := list(itertools.islice(labellings, size)):
+                out = np.empty((len(batch), self.units.n_classes, self.width), np.float32) if out is None else out
+                self._sum(batch, out, pool)
+                yield batch, out[: len(batch)]
+
+    def _sum(self, batch: list[np.ndarray], out: np.ndarray, pool: ThreadPoolExecutor) -> None:
+        n_units, n_classes = len(self.units), self.units.n_classes
+        groups = []
+        for start in range(0, len(batch), TOGETHER):
+            labels = np.stack(batch[start : start + TOGETHER], axis=1)  # [units, labellings]
+            used = (labels >= 0).astype(np.float32)
+            row = np.maximum(labels, 0) + np.arange(labels.shape[1], dtype=np.int32) * n_classes
+            column = np.arange(0, labels.size + 1, labels.shape[1], dtype=np.int32)
+            shape = (labels.shape[1] * n_classes, n_units)
+            groups.append((start, csc_array((used.reshape(-1), row.reshape(-1), column), shape)))
+
+        for where, sums in self:
+
+            def one(group: tuple[int, csc_array], where: slice = where, sums: np.ndarray = sums) -> None:
+                start, member = group
+                found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
+                out[start : start + len(found), :, where] = found
+
+            list(pool.map(one, groups))
