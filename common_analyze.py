@@ -3,7 +3,7 @@
 Only `ablate` needs the models and their audio.
 
 analysis = analyze("miniature")           # everything of a study
-analysis.side_by_side                     # a table
+analysis.overview                         # a table
 analysis.figures["within_task-gtzan"]     # a figure, PNG beside the PDF
 
 artifacts = load_artifacts("outputs/miniature/esc50_analysis")

@@ -293,7 +293,7 @@ class Study(_Strict):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        facts = {f"model {name}": spec.label for name, spec in self.models.items()}
+        facts: dict[str, Any] = {f"model {name}": spec.label for name, spec in self.models.items()}
         facts |= {f"task {name}": spec.title for name, spec in self.tasks.items()} | {"results in": self.directory}
         return facts_html(f"{self.name}: {self.description}", facts | ({"note": self.note} if self.note else {}))
 

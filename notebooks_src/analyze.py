@@ -54,7 +54,7 @@ def cells() -> list[Cell]:
             "encoder of the same shape is the first control: what it reaches needs no training. *Calibrated* columns "
             "are explained in section 2.",
         ),
-        ("code", "analysis.side_by_side"),
+        ("code", "analysis"),
         (
             "markdown",
             "The complete rows (clips, tokens, thresholds, minimum and maximum per class, neurons by layer, nulls) are "
@@ -64,11 +64,9 @@ def cells() -> list[Cell]:
         (
             "code",
             "columns = [\n"
-            '    "classes", "clips", "groups", "tokens", "neurons_selected", "per_class_mean", "per_class_median",\n'
-            '    "per_class_min", "per_class_max", "threshold", "rate", "weak_filter", "permutation",\n'
+            '    "task", "model", "clips", "groups", "neurons_selected", "per_class_median", "threshold", "permutation",\n'
             "]\n"
-            "for model, table in analysis.statistics.items():\n"
-            '    display(Markdown(f"**{settings.model(model).label}**"), table.reindex(columns=columns))',
+            "analysis.overview.reindex(columns=columns)",
         ),
         (
             "markdown",
@@ -82,7 +80,7 @@ def cells() -> list[Cell]:
             "So coverage and counts do not tell structure from noise. The AAPE of the selected neurons and their "
             "number of classes do: a dot to the left of its bar is structure.",
         ),
-        ("code", 'show("chance")\nanalysis.chance'),
+        ("code", 'show("chance")'),
         (
             "markdown",
             "**Columns.** *permuted*: mean and 95 % interval over the permutations. *p (AAPE)*: share of the permutations "
@@ -100,7 +98,7 @@ def cells() -> list[Cell]:
         ),
         (
             "code",
-            'first = next(iter(analysis.statistics))\n'
+            "first = next(iter(settings.encoders))\n"
             "mine = analysis.classes[analysis.classes.model == first]\n"
             'if "calibrated" in mine:\n'
             '    ranked = mine.sort_values(["task", "calibrated"], ascending=[True, False], kind="stable")\n'

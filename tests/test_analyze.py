@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
-from aape.analysis import PUBLISHED_LISTS, pitch_of, published_comparison, published_neurons
+from aape.analysis import pitch_of
 from aape.chance import counted_clips
+from aape.published import LISTS, published_lists, published_neurons
 from aape.study import load_study
 from common_analyze import analyze, load_artifacts
 
@@ -53,26 +54,24 @@ def analysis(study_file):
     return analyze(study_file, progress=False)
 
 
-def test_every_table_has_ssl_sl_and_untrained(analysis):
-    assert set(analysis.statistics) == {"ssl", "sl", "untrained"}
-    assert analysis.side_by_side.columns.get_level_values(1).unique().tolist() == ["SSL ViT", "SL ViT", "untrained"]
-    assert analysis.missing == []
-    for name in ("analysis", "vit", "untrained"):
-        table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{name}.csv")
+def test_every_table_has_every_model(analysis):
+    labels = ["SSL ViT", "SL ViT", "untrained"]
+    assert analysis.statistics.model.tolist() == ["ssl", "sl", "untrained"] * 2
+    assert analysis.overview.model.tolist() == labels * 2 and analysis.missing == []
+    assert analysis.sharing_summary.model.tolist() == labels * 2
+    assert len(analysis.sensitivity) == 8 * 3 and set(analysis.sensitivity.model) == set(labels)
+    for model, folder in (("ssl", "analysis"), ("sl", "vit"), ("untrained", "untrained")):
+        table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{folder}.csv")
         assert table.task.tolist() == ["events", "notes"]
         assert {"coverage", "per_class_mean", "classes_per_neuron", "threshold", "tokens"} <= set(table)
         assert table.loc[0, "tokens"] == 144 * TOKENS
-        assert table.filter(regex=r"^layer_\d").sum(axis=1).tolist() == [
-            analysis.results[t, {"analysis": "ssl", "vit": "sl", "untrained": "untrained"}[name]]
-            .members.any(axis=2)
-            .sum()
-            for t in ("events", "notes")
-        ]
-    assert {"SSL ViT", "SL ViT", "untrained"} <= set(analysis.chance.model)
+        found = [analysis.results[task, model].members.any(axis=2).sum() for task in ("events", "notes")]
+        assert table.filter(regex=r"^layer_\d").sum(axis=1).tolist() == found
+    assert len(repr(analysis)) < 600 and "SSL ViT" in analysis._repr_html_()
 
 
 def test_planted_structure_survives_and_noise_does_not(analysis):
-    ssl, untrained = analysis.statistics["ssl"].loc["events"], analysis.statistics["untrained"].loc["events"]
+    ssl, untrained = (analysis.statistics.set_index(["task", "model"]).loc["events", m] for m in ("ssl", "untrained"))
     assert ssl.calibrated_coverage == 1 and untrained.calibrated_coverage == 0
     assert ssl.mean_aape < ssl.mean_aape_null_low and ssl.p_mean_aape == pytest.approx(1 / 41, abs=1e-9)
     assert ssl.coverage_null_mean == pytest.approx(1, abs=0.05)
@@ -103,7 +102,7 @@ def test_octaves_are_shared_in_the_planted_pitches(analysis):
     eleven, twelve, thirteen = curve.mean_jaccard
     assert twelve > 1.5 * max(eleven, thirteen)
     assert curve.chance_high.iloc[1] < twelve
-    row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "ssl"]
+    row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "SSL ViT"]
     assert row["pairs with q < 0.05"] >= 1
 
 
@@ -120,9 +119,10 @@ def test_a_second_run_computes_nothing_and_gives_the_same(study_file, analysis, 
         raise AssertionError("computed again")
 
     monkeypatch.setattr("aape.analysis.task_result", refuse)
-    monkeypatch.setattr("aape.analysis.sharing_against_chance", refuse)
+    monkeypatch.setattr("aape.analysis._shared", refuse)
     again = analyze(study_file, draw=False, progress=False)
-    pd.testing.assert_frame_equal(again.chance, analysis.chance)
+    pd.testing.assert_frame_equal(again.overview, analysis.overview)
+    pd.testing.assert_frame_equal(again.classes, analysis.classes)
     pd.testing.assert_frame_equal(again.sensitivity, analysis.sensitivity)
     pd.testing.assert_frame_equal(again.sharing_summary, analysis.sharing_summary)
     assert np.array_equal(again.results["notes", "sl"].members, analysis.results["notes", "sl"].members)
@@ -136,10 +136,6 @@ def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis)
     assert mine.note.iloc[-1] == "11.1% of the tokens"  # 20 of 60 in every third clip
     other = table[(table.task == "notes") & (table.model == "ssl")]
     assert other.note.iloc[-1] == "no clip is padded"
-
-
-def test_stand_ins_are_not_compared_with_the_paper(analysis):
-    assert analysis.published.empty or (analysis.published.remark != "comparable").all()
 
 
 def test_unequal_classes_are_resampled(tmp_path):
@@ -178,13 +174,14 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     assert "no counts per clip" in found.notes[0]
     artifacts = load_artifacts(folder)
     known = type(artifacts)(artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}})
-    _, lists = published_comparison(load_study(path), found.results, {("cremad", "ssl"): known})
+    place = ("cremad", "ssl")
+    lists = published_lists(load_study(path), {place: p}, {place: known})
     assert lists["published"].tolist() == [22, 22]
     assert lists.set_index("filter").loc["lape", ["ours", "in both"]].tolist() == [23, 22]
 
 
 def test_published_lists_have_the_published_sizes():
-    assert [len(published_neurons(*key)) for key in PUBLISHED_LISTS] == [22, 26]
+    assert [len(published_neurons(*key)) for key in LISTS] == [22, 26]
 
 
 def test_regrouping_without_the_model(analysis):
@@ -258,7 +255,7 @@ def test_edges_have_defined_results(tmp_path):
     ):
         write_artifacts(tmp_path / "fake" / f"{name}_analysis", counts, labels, classes, task=name)
     found = analyze(path, progress=False)
-    rows = found.statistics["ssl"]
+    rows = found.statistics.set_index("task")
     assert rows.calibrated_coverage.tolist() == [0, 0, 0, 0]
     assert rows.coverage[["dead", "equal"]].tolist() == [0, 0]
     assert rows.neurons_selected["dead"] == 0 and np.isnan(rows.mean_aape["dead"])
@@ -289,3 +286,24 @@ def test_counted_clips_of_a_split(analysis):
     artifacts = load_artifacts(analysis.study.directory / "events_analysis")
     data = counted_clips(artifacts, "test")
     assert len(data.labels) == 36 and data.counts.shape == (36, 3, 100)
+
+
+def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
+    never = {"loader": "nowhere:load"}
+    models = {"trained": never, "random": never | {"role": "untrained", "seeds": [3, 5]}}
+    sharing = [("within_task-events", "events", "events")]
+    path = write_study(tmp_path / "s.yaml", {"events": "event"}, sharing, models=models)
+    labels = np.repeat(np.arange(4), 36)
+    for seed, folder in ((0, "trained"), (3, "untrained-3"), (5, "untrained-5")):
+        counts = planted_counts(labels, 4, seed=seed, each=6 if folder == "trained" else 1)
+        write_artifacts(tmp_path / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events", weights=folder)
+    found = analyze(path, progress=False)
+    assert found.statistics.model.tolist() == ["trained", "random-3", "random-5"]
+    table = pd.read_csv(tmp_path / "fake" / "task_level_neuron_statistics_untrained.csv")
+    assert table.model.tolist() == ["random-3", "random-5"]
+    low, high = sorted(table.per_class_mean)
+    assert low < high
+    trained, random = found.overview.set_index("model").per_class_mean[["trained", "random"]]
+    assert isinstance(trained, float)
+    assert random == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
+    assert found.sharing_summary.model.tolist() == ["trained", "random"]

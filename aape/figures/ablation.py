@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aape.ablation import AblationResult
-from aape.figures.sharing import colours, save
+from aape.figures.style import colours, save
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability of the\ntrue class, nats"}
 SHOWN = 12  # classes side by side at most

@@ -1,0 +1,30 @@
+"""What all figures share: colours and saving."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from aape.files import whole_file
+
+# Okabe and Ito's palette: told apart with any colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+def colours(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, in the study's order."""
+    return dict(zip(models, itertools.cycle(PALETTE), strict=False))
+
+
+def save(figure: Figure, directory: Path, name: str) -> Path:
+    """Write `name`.pdf and `name`.png (the bytes carry no time stamp); returns the path of the PNG."""
+    figure.draw_without_rendering()  # the layout settles in the second pass
+    with whole_file(directory / f"{name}.pdf") as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None}, bbox_inches="tight")
+    figure.set_layout_engine("none")
+    with whole_file(directory / f"{name}.png") as file:
+        figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
+    return directory / f"{name}.png"

@@ -1,0 +1,228 @@
+"""What one encoder's neurons say on one task: selection, null, calibrated selection, stability, sensitivity.
+
+`task_result` makes all of it from the artifacts; `aape.analysis` does so for every task and model of a study.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aape.artifacts import Artifacts
+from aape.chance import (
+    Calibrated,
+    Counted,
+    Stability,
+    UnitSums,
+    calibrate_counts,
+    counted_clips,
+    exchangeable_units,
+    one_sided_p,
+    stability,
+)
+from aape.selection import Selection, jaccard_index, select
+from aape.study import Study
+
+
+@dataclass
+class TaskResult:
+    """One encoder on one task. L layers, N neurons, C classes.
+
+    Attributes:
+        members, calibrated: bool [L, N, C].
+        row: the task-level statistics.
+        neurons: a row per class-specific (neuron, class), strongest first.
+        classes: a row per class.
+        sensitivity: a row per variant of the settings.
+    """
+
+    members: np.ndarray
+    calibrated: np.ndarray
+    row: dict[str, Any]
+    neurons: pd.DataFrame
+    classes: pd.DataFrame
+    sensitivity: pd.DataFrame
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the arrays."""
+        return self.classes["class"].tolist()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays, for the cache; `from_arrays` is the way back."""
+        tables = {name: getattr(self, name).to_dict(orient="list") for name in ("neurons", "classes", "sensitivity")}
+        text = json.dumps({"row": self.row, **tables}, default=lambda value: value.item())
+        return {
+            "members": self.members,
+            "calibrated": self.calibrated,
+            "text": np.frombuffer(text.encode(), dtype=np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TaskResult:
+        """A result from the cache."""
+        text = json.loads(arrays["text"].tobytes())
+        row = text.pop("row")
+        return cls(arrays["members"], arrays["calibrated"], row, **{k: pd.DataFrame(v) for k, v in text.items()})
+
+
+def probabilities_of(artifacts: Artifacts) -> np.ndarray:
+    """float64 [L, N, C]: from the counts where those of all clips are there, else over_zero."""
+    return artifacts.probabilities() if _all_counted(artifacts) else artifacts.over_zero.double().numpy()
+
+
+def _all_counted(artifacts: Artifacts) -> bool:
+    return artifacts.has_counts and "kept_clips" not in artifacts.manifest
+
+
+def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
+    """Selection, null, stability and sensitivity of one encoder on one task."""
+    p = probabilities_of(artifacts)
+    options: dict[str, Any] = study.selection.model_dump() | {"rate": study.rate(task)}
+    chosen = select(p, classes=artifacts.classes, **options)
+    row: dict[str, Any] = {
+        "title": study.task(task).title,
+        "classes": len(artifacts.classes),
+        "clips": len(artifacts.labels) if artifacts.manifest else None,
+        "tokens": int(artifacts.tokens.sum()) if artifacts.manifest else None,
+        **_selection_numbers(chosen),
+        "threshold": chosen.threshold,
+        "weak_threshold": chosen.weak_threshold,
+        **options,
+        "ln_classes": float(np.log(len(artifacts.classes))),
+    }
+    row["aape_share"] = row["mean_aape"] / row["ln_classes"] if len(artifacts.classes) > 1 else np.nan
+    classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
+    neurons = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False)
+    alive = np.zeros_like(chosen.members)
+    by_layer = {"layer": chosen.members.any(axis=2), "several_classes_layer": chosen.members.sum(axis=2) > 1}
+    if artifacts.has_counts:
+        data = counted_clips(artifacts)
+        found = calibrate_counts(
+            data, chosen, permutations=study.chance.permutations, seed=study.seed, q=study.chance.q,
+            effect=study.chance.effect, progress=progress and data.counts.nbytes > 2**26,  # seconds need no bar
+        )  # fmt: skip
+        halves = _stabilities(data, len(artifacts.classes), options, study.chance.resamples, study.seed)
+        row |= _chance_row(row, found) | {"groups": len(np.unique(data.groups))}
+        row |= {"stability": halves[0].mean, "stability_shuffled": halves[1].mean}
+        classes = classes.assign(**_chance_columns(found, halves, artifacts.labels))
+        neurons, alive = found.table(), found.members
+        by_layer["calibrated_layer"] = alive.any(axis=2)
+    row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
+    return TaskResult(chosen.members, alive, row, neurons, classes, _sensitivity(artifacts, p, chosen, options, study))
+
+
+def _selection_numbers(chosen: Selection) -> dict[str, Any]:
+    per_class, kept = chosen.per_class.to_numpy(), int(chosen.selected.sum())
+    return {
+        "neurons_selected": kept,
+        "coverage": chosen.coverage,
+        **{f"per_class_{how.__name__}": how(per_class).item() for how in (np.mean, np.median, np.min, np.max)},
+        "classes_per_neuron": float(per_class.sum() / kept) if kept else np.nan,
+        "mean_aape": float(chosen.entropy[chosen.selected].mean()) if kept else np.nan,
+    }
+
+
+def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
+    """Task-level statistics that need the counts: the null of each number, and the calibrated selection."""
+    null, alive, per_class = found.null, found.members.any(axis=2), found.per_class
+    draws = {name: getattr(null, name) for name in ("coverage", "classes_per_neuron", "mean_aape")}
+    numbers: dict[str, Any] = {}
+    for name, values in (draws | {"per_class_mean": null.per_class.mean(axis=1)}).items():
+        known = values[~np.isnan(values)] if not np.isnan(values).all() else np.array([np.nan])
+        low, high = np.quantile(known, [0.025, 0.975])
+        numbers |= {f"{name}_null_mean": known.mean(), f"{name}_null_low": low, f"{name}_null_high": high}
+    for name in ("mean_aape", "classes_per_neuron"):
+        numbers[f"p_{name}"] = one_sided_p(row[name], draws[name], slack=1e-6)  # the null is in float32
+    return numbers | {
+        "permutation": null.units.description,
+        "permutations": null.permutations,
+        "null_clips": found.clips,
+        "neurons_differing": float((np.nan_to_num(null.neuron_q, nan=1.0) < found.q).mean()),  # of all neurons
+        "pairs_differing": null.discoveries,
+        "p_task": null.task_p,
+        "effect": found.effect,
+        "calibrated_neurons": int(alive.sum()),
+        "calibrated_coverage": found.coverage,
+        "calibrated_per_class_mean": float(per_class.mean()),
+        "calibrated_per_class_median": float(per_class.median()),
+        "calibrated_classes_per_neuron": float(found.members.sum() / alive.sum()) if alive.any() else np.nan,
+    }
+
+
+def _chance_columns(found: Calibrated, halves: tuple[Stability, Stability], labels: np.ndarray) -> dict[str, Any]:
+    low, high = np.quantile(found.null.per_class, [0.025, 0.975], axis=0)
+    return {
+        "clips": np.bincount(labels, minlength=len(low)),
+        "null_mean": found.null.per_class.mean(axis=0),
+        "null_low": low,
+        "null_high": high,
+        "calibrated": found.per_class.to_numpy(),
+        "stability": halves[0].by_class,
+        "stability_shuffled": halves[1].by_class,
+    }
+
+
+def _stabilities(
+    data: Counted, n_classes: int, options: dict[str, Any], splits: int, seed: int
+) -> tuple[Stability, Stability]:
+    """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all)."""
+    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, n_classes))
+    real = stability(sums, splits=splits, seed=seed, **options)
+    return real, stability(sums.permuted_once(seed + 1), splits=max(1, splits // 2), seed=seed, **options)
+
+
+def _sensitivity(
+    artifacts: Artifacts, p: np.ndarray, stated: Selection, options: dict[str, Any], study: Study
+) -> pd.DataFrame:
+    """How the numbers move with each choice; overlap: Jaccard of the (neuron, class) pairs with the stated ones."""
+    rows = []
+
+    def add(setting: str, value: str, chosen: list[Selection], note: str = "") -> None:
+        numbers = pd.DataFrame([_selection_numbers(c) for c in chosen]).mean()
+        both = ((c.members & stated.members, c.members | stated.members) for c in chosen)
+        alike = [jaccard_index(shared.sum(), either.sum(), empty=1.0) for shared, either in both]
+        overlap = np.mean(alike) if alike else np.nan
+        rows.append({"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note})
+
+    other = "paper" if stated.weak_filter == "lape" else "lape"
+    add("as stated", f"{stated.weak_filter}, {stated.rate:g}, {stated.quantile:g}", [stated])
+    add("filter", other, [select(p, **(options | {"weak_filter": other}))])
+    add("rate", "half", [select(p, **(options | {"rate": stated.rate / 2}))])
+    add("rate", "double", [select(p, **(options | {"rate": min(1.0, stated.rate * 2)}))])
+    for quantile in (0.9, 0.99):
+        add("quantile", f"{quantile:g}", [select(p, **(options | {"quantile": quantile}))])
+    whole = _all_counted(artifacts)
+    unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips")
+    add("clips per class", "equal", *(_equal_clips(artifacts, stated, options, study) if whole else unknown))
+    add("zero padding", "left out", *(_without_padding(artifacts, stated, options) if whole else unknown))
+    return pd.DataFrame(rows)
+
+
+def _equal_clips(
+    artifacts: Artifacts, stated: Selection, options: dict[str, Any], study: Study
+) -> tuple[list[Selection], str]:
+    size = np.bincount(artifacts.labels, minlength=len(artifacts.classes))
+    if size.min() == size.max():
+        return [stated], "they are equal"
+    rng, drawn = np.random.default_rng(study.seed), []
+    for _ in range(study.chance.resamples):
+        clips = [rng.choice(np.flatnonzero(artifacts.labels == c), size.min(), replace=False) for c in range(len(size))]
+        drawn.append(select(artifacts.probabilities(clips=np.concatenate(clips)), **options))
+    return drawn, f"{size.min()} instead of {size.min()} to {size.max()}"
+
+
+def _without_padding(artifacts: Artifacts, stated: Selection, options: dict[str, Any]) -> tuple[list[Selection], str]:
+    if artifacts.manifest.get("padding") == "unknown":
+        return [], "the encoder does not say which tokens are padding"
+    if artifacts.padding_counts is None:
+        return [stated], "no clip is padded"
+    try:
+        share = artifacts.padding_tokens.sum() / artifacts.tokens.sum()
+        return [select(artifacts.probabilities(padding=False), **options)], f"{share:.1%} of the tokens"
+    except ValueError as error:  # a class of nothing but padding
+        return [], str(error)
