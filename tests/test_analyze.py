@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -272,8 +271,9 @@ def test_changed_settings_are_computed_again(tmp_path):
     assert kept == [30, 15]
     damaged = tmp_path / "fake" / ".analysis" / "events_analysis.npz"
     damaged.write_bytes(damaged.read_bytes()[:300])
-    third = analyze(path, draw=False, progress=False)
-    assert third.results["events", "ssl"].row == json.loads(json.dumps(second.results["events", "ssl"].row))
+    with pytest.warns(UserWarning, match="events_analysis.npz cannot be used"):
+        third = analyze(path, draw=False, progress=False)
+    assert third.results["events", "ssl"].row == second.results["events", "ssl"].row
 
 
 def test_pitch_of_a_class_name():
