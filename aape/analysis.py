@@ -137,8 +137,8 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
         if len(content):
             _write(content, study.directory / f"{name}.csv")
     analysis = Analysis(
-        study, results, missing, notes, statistics, _over_seeds(study, statistics, ["task"]), classes,
-        sensitivity_table(study, variants), sharing, curves, _over_seeds(study, summary, ["figure"]), pairs, octaves,
+        study, results, missing, notes, statistics, over_seeds(study, statistics, ["task"]), classes,
+        sensitivity_table(study, variants), sharing, curves, over_seeds(study, summary, ["figure"]), pairs, octaves,
         values, lists,
     )  # fmt: skip
     if draw:
@@ -256,8 +256,8 @@ def _stacked(results: dict[Place, TaskResult], name: str) -> pd.DataFrame:
 
 
 def spread(values: pd.Series) -> Any:
-    """A single value as it is, several (of seeds) as their mean and range, what is not a number as the first of them."""
-    if len(values) == 1 or not pd.api.types.is_numeric_dtype(values):
+    """The mean and range of values that differ (of seeds), else the first of them."""
+    if not pd.api.types.is_numeric_dtype(values) or values.nunique(dropna=False) == 1:
         return values.iloc[0]
     return f"{three_digits(float(values.mean()))} ({three_digits(values.min())} to {three_digits(values.max())})"
 
@@ -267,7 +267,7 @@ def _labels(study: Study) -> dict[str, str]:
     return {copy: spec.label for model, spec in study.models.items() for copy in study.copies(model)}
 
 
-def _over_seeds(study: Study, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def over_seeds(study: Study, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row a model, under its label: encoders of one model that differ by seed are put together."""
     if not len(rows):
         return rows

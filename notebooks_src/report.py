@@ -1,27 +1,42 @@
-"""What a study found, in short: a plain summary with yes or no, and a page that gathers tables and figures.
+"""What a study found, in short: answers with their numbers, and a page that gathers tables and figures.
 
 python -m notebooks_src.report miniature             # writes outputs/miniature/summary.md and index.html
-python -m notebooks_src.report miniature --gallery   # and copies figures and tables to gallery/miniature/ and README.md
+python -m notebooks_src.report miniature --gallery   # and gallery/miniature/: README.md, pictures and tables
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import jinja2
 import pandas as pd
+from scipy.stats import binomtest
 
-from aape.ablation import AblationResult, judged, load_result
+from aape.ablation import load_result
+from aape.analysis import OVERVIEW, over_seeds
+from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
-from aape.study import ROOT, Study, load_study
+from aape.study import ROOT, SharingFigure, Study, load_study
 
 GALLERY = ROOT / "gallery"
-LABELS = {"ssl": "SSL", "sl": "SL"}
+CHANCE = {
+    "task": "task",
+    "model": "model",
+    "coverage_null_mean": "coverage, permuted",
+    "per_class_mean_null_mean": "neurons per class, permuted",
+    "classes_per_neuron_null_mean": "classes per neuron, permuted",
+    "mean_aape": "mean AAPE, nats",
+    "mean_aape_null_mean": "mean AAPE, permuted",
+    "p_mean_aape": "p (AAPE)",
+}
+COPIED = ("task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects")
 
 PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
@@ -31,29 +46,28 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 img { max-width: 100%; } figure { margin: 2rem 0; } figcaption { color: #555; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-td, th { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+td, th { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 .note { background: #fff4d6; padding: .75rem 1rem; border-left: 4px solid #e0a800; }
 </style></head><body>
 <h1>{{ study.description }}</h1>
-{% if study.stand_in %}<p class="note"><strong>Stand-ins.</strong> {{ study.note }}</p>{% endif %}
+{% if study.note %}<p class="note">{% if study.stand_in %}<strong>Stand-ins.</strong> {% endif %}{{ study.note }}</p>{% endif %}
+{% if atlas %}<p><a href="atlas/index.html"><strong>Atlas: hear what the neurons listen to</strong></a></p>{% endif %}
 <h2>In short</h2>
 {% for finding in findings %}
 <p><strong>{{ finding.question }}</strong> {{ finding.answer }}. {{ finding.numbers }}</p>
-{% if finding.table is not none %}
-<div class="scroll">{{ finding.table.to_html(index=False, border=0) | safe }}</div>
-{% endif %}
 {% endfor %}
 <h2>Figures</h2>
 {% for figure in figures %}
-<figure><img src="{{ figure }}" alt="{{ figure }}" loading="lazy">
-<figcaption>{{ figure }}{% if pdfs[figure] %}, <a href="{{ pdfs[figure] }}">PDF</a>{% endif %}</figcaption></figure>
+<figure><img src="{{ figure }}.png" alt="{{ figure }}" loading="lazy">
+<figcaption>{{ figure }}, <a href="{{ figure }}.pdf">PDF</a></figcaption></figure>
 {% endfor %}
 <h2>Tables</h2>
-{% for name, table in tables.items() %}
-<h3 id="{{ name }}"><a href="{{ name }}">{{ name }}</a></h3>
-<div class="scroll">{{ table | safe }}</div>
+{% for title, table in tables.items() %}
+<h3>{{ title }}</h3>
+<div class="scroll">{{ table.to_html(index=False, border=0) | safe }}</div>
 {% endfor %}
+<p>Complete: {% for name in files %}<a href="{{ name }}">{{ name }}</a> {% endfor %}</p>
 <h2>Executed notebooks</h2>
 <ul>{% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>
 </body></html>
@@ -63,344 +77,188 @@ td:first-child, th:first-child { text-align: left; }
 
 @dataclass(frozen=True)
 class Finding:
-    """A question the paper asks, the study's answer in a word or two, and the numbers behind it, if many in a table."""
+    """A question, the study's answer in a word or two, and the numbers behind it."""
 
     question: str
     answer: str
     numbers: str
-    table: pd.DataFrame | None = None
+
+
+def as_text(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """At most eight columns of strings with three significant digits; columns: name -> heading, as far as they exist."""
+    names = {c: c for c in frame} if columns is None else {c: n for c, n in columns.items() if c in frame}
+    shown = frame[list(names)[:MOST_COLUMNS]].rename(columns=names)
+    return shown.apply(lambda column: column.map(three_digits))
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table of ready strings as Markdown."""
+    """A table of strings as Markdown."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def _statistics(study: Study) -> dict[str, pd.DataFrame]:
-    tables = {}
-    for model, spec in study.encoders.items():
-        path = study.directory / f"task_level_neuron_statistics_{spec.folder}.csv"
-        if path.is_file():
-            tables[model] = pd.read_csv(path).set_index("task")
-    return tables
+def _read(study: Study, name: str) -> pd.DataFrame:
+    """A table of the study; empty where the analysis has not written it."""
+    path = study.directory / f"{name}.csv"
+    return pd.read_csv(path, dtype={"rows": str, "columns": str, "class": str}) if path.is_file() else pd.DataFrame()
+
+
+def statistics(study: Study) -> pd.DataFrame:
+    """Task-level statistics of all models, a row per task and encoder, in the study's order; empty without analysis."""
+    tables = []
+    for model, spec in study.models.items():
+        table = _read(study, f"task_level_neuron_statistics_{spec.folder}")
+        tables.append(table if "model" in table else table.assign(model=model))
+    stacked = pd.concat(tables, ignore_index=True)
+    if len(stacked):
+        stacked = stacked.sort_values("task", key=lambda t: t.map(list(study.tasks).index), kind="stable")
+    return stacked
+
+
+def _models(study: Study, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(label, rows) of each model that a table has rows of."""
+    for model, spec in study.models.items():
+        rows = table[table["model"].isin(study.copies(model))]
+        if len(rows):
+            yield spec.label, rows
 
 
 def _coverage(study: Study) -> list[Finding]:
-    tables = _statistics(study)
-    if not {"ssl", "sl"} <= set(tables):
+    table, classes = statistics(study), _read(study, "class_level_neuron_statistics")
+    if "calibrated_coverage" not in table or "calibrated" not in classes:
         return []
-    question = "Does the self-supervised encoder cover more classes than the supervised one?"
-    parts = {
-        f"{LABELS.get(m, m)} {t.coverage.mean():.0%} (calibrated {t.calibrated_coverage.mean():.0%})"
-        for m, t in tables.items()
-    }
-    sharper = {m: t.mean_aape.mean() for m, t in tables.items()}
-    permuted = {m: t.coverage_null_mean.mean() for m, t in tables.items()}
-    answers = []
-    for column in ("coverage", "calibrated_coverage"):
-        more = tables["ssl"][column].mean() - tables["sl"][column].mean()
-        answers.append("No difference" if abs(more) < 0.005 else "Yes" if more > 0 else "No")
-    raw, calibrated = answers
-    answer = raw if raw == calibrated else f"{raw} by the percentiles, {calibrated.lower()} when calibrated"
-    return [
-        Finding(
-            question,
-            answer,
-            f"Mean share of classes with a class-specific neuron: {', '.join(sorted(parts))}. Permuted labels give "
-            + ", ".join(f"{LABELS.get(m, m)} {v:.0%}" for m, v in permuted.items())
-            + ", so coverage alone says little; the mean AAPE of the selected neurons is "
-            + ", ".join(f"{LABELS.get(m, m)} {v:.2f}" for m, v in sharper.items())
-            + " nats (lower is more specific).",
-        )
-    ]
+    said = "; ".join(
+        f"{label}: {rows.calibrated_coverage.mean():.0%} of the classes have a neuron after calibration "
+        f"({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%})"
+        for label, rows in _models(study, table)
+    )
+    roles = {spec.role: name for name, spec in reversed(study.models.items())}
+    if not {"ssl", "sl"} <= set(roles):
+        return [Finding("How many classes have neurons of their own?", said, "")]
+    ssl, sl = (
+        classes[classes["model"] == study.copies(roles[role])[0]].set_index(["task", "class"]).calibrated > 0
+        for role in ("ssl", "sl")
+    )
+    first, second = int((ssl & ~sl).sum()), int((sl & ~ssl).sum())
+    p = binomtest(first, first + second).pvalue if first + second else 1.0
+    answer = "No difference that chance would not give" if p > 0.05 else "Yes" if first > second else "No, fewer"
+    test = f"Only the SSL model has one for {first} of {len(ssl)} classes, only the SL model for {second} (sign test, "
+    return [Finding("Does the SSL model cover more classes than the SL model?", answer, f"{said}. {test}p = {p:.2g})")]
 
 
 def _sharing(study: Study) -> list[Finding]:
-    path = study.directory / "sharing_summary.csv"
-    if not path.is_file():
-        return []
-    summary = pd.read_csv(path)
-    findings = []
-    for name, question in (
-        ("cross_task-surge-nspitch", "Do nspitch and surge share more neurons between the same pitches and octaves?"),
-        ("cross_task-vc1-cremad_gender", "Do vc1_gender and cremad_gender share neurons for the same gender?"),
-        ("cross_task-esc50-gise51", "Do like events of esc50 and gise51 share neurons?"),
-    ):
-        rows = summary[summary.figure == name]
-        if rows.empty:
-            continue
-        if name == "cross_task-surge-nspitch":
-            findings.append(_octaves(study, question, name))
-            continue
-        findings.append(_same_class(study, question, name))
-    return findings
+    pairs, octaves = _read(study, "sharing_pairs"), _read(study, "sharing_by_distance")
+    found = []
+    for figure in study.sharing:
+        mine = pairs[pairs["figure"] == figure.name] if len(pairs) else pairs
+        if len(octaves) and (octaves["figure"] == figure.name).any():
+            found.append(_octaves(study, figure, octaves[octaves["figure"] == figure.name]))
+        elif figure.rows != figure.columns and len(mine):
+            same = mine["rows"].str.lower() == mine["columns"].str.lower()
+            if same.any():
+                found.append(_same_class(study, figure, mine[same], mine[~same]))
+    return found
 
 
-def _octaves(study: Study, question: str, name: str) -> Finding:
-    table = pd.read_csv(study.directory / "sharing_by_distance.csv")
-    table = table[table.figure == name]
+def _octaves(study: Study, figure: SharingFigure, table: pd.DataFrame) -> Finding:
     said, answers = [], []
-    for model, mine in table.groupby("model", sort=False):
-        mine = mine.assign(distance=mine.semitones.abs())
-        same = mine[mine.distance == 0]
-        octave = mine[mine.distance == 12]
-        above_chance = bool((octave.mean_jaccard > octave.chance_high).all())
-        peak = bool((octave.above_neighbours > 0).all())
-        answers.append(above_chance and peak)
+    for label, rows in _models(study, table):
+        same, octave = (rows[rows.semitones == distance] for distance in (0, 12))
+        if octave.empty:
+            continue
+        answers.append((octave.mean_jaccard > octave.chance_high).all() and (octave.above_neighbours > 0).all())
+        at_same = f"Jaccard {same.mean_jaccard.mean():.3f} at the same pitch, " if len(same) else ""
         said.append(
-            f"{LABELS.get(str(model), str(model))}: Jaccard {same.mean_jaccard.mean():.3f} at the same pitch, "
-            f"{octave.mean_jaccard.mean():.3f} an octave apart (chance {octave.chance.mean():.3f} to "
-            f"{octave.chance_high.mean():.3f}; {octave.above_neighbours.mean():+.3f} against one semitone off)"
+            f"{label}: {at_same}{octave.mean_jaccard.mean():.3f} an octave apart (chance {octave.chance.mean():.3f}, "
+            f"97.5 % at {octave.chance_high.mean():.3f}; {octave.above_neighbours.mean():+.3f} against one semitone off)"
         )
-    answer = "Octaves: " + ("yes" if answers and answers[0] else "no") + " for the SSL encoder"
-    return Finding(question, answer, "; ".join(said) + ".")
+    question = f"Do {figure.rows} and {figure.columns} share neurons between octaves?"
+    return Finding(question, f"{sum(answers)} of {len(answers)} models", "; ".join(said))
 
 
-def _same_class(study: Study, question: str, name: str) -> Finding:
-    pairs = pd.read_csv(study.directory / "sharing_pairs.csv", dtype={"rows": str, "columns": str})
-    pairs = pairs[pairs.figure == name]
-    said, first = [], False
-    for number, (model, mine) in enumerate(pairs.groupby("model", sort=False)):
-        same = mine[mine["rows"].str.lower() == mine["columns"].str.lower()]
-        other = mine.drop(same.index)
-        survive = int((same.q < study.chance.q).sum())
-        if number == 0:
-            first = survive > 0 and same.jaccard.mean() > other.jaccard.mean()
+def _same_class(study: Study, figure: SharingFigure, same: pd.DataFrame, other: pd.DataFrame) -> Finding:
+    said, above = [], 0
+    for label, rows in _models(study, same):
+        survive = int((rows.q < study.chance.q).sum())
+        others = other[other["model"].isin(rows["model"])].jaccard.mean()
+        above += survive > 0 and rows.jaccard.mean() > others
         said.append(
-            f"{LABELS.get(str(model), str(model))}: mean Jaccard {same.jaccard.mean():.3f} between classes of the same "
-            f"name, {other.jaccard.mean():.3f} between others; {survive} of {len(same)} same-name pairs above chance "
-            f"(q < {study.chance.q:g})"
+            f"{label}: mean Jaccard {rows.jaccard.mean():.3f} between classes of the same name, {others:.3f} between "
+            f"others; {survive} of {len(rows)} same-name pairs above chance (q < {study.chance.q:g})"
         )
-    return Finding(question, ("Yes" if first else "No") + " for the SSL encoder", "; ".join(said) + ".")
-
-
-def _signed(value: float, digits: int) -> str:
-    return "" if pd.isna(value) else f"{round(value, digits) + 0.0:+.{digits}f}"  # no "-0.0"
-
-
-def _targeted(result: AblationResult, measure: str) -> pd.DataFrame:
-    """Effects on the targeted classes, a row per target, class and model, with the other ways of silencing beside."""
-    keys = ["task", "target", "mode", "model", "class"]
-    rows = result.effects[result.effects.targeted & (result.effects.measure == measure)]
-    silenced = rows[rows.kind == "silenced"].set_index(keys)
-    silenced["at_mean"] = rows[rows.kind == "replaced by mean"].set_index(keys).difference
-    return silenced.reset_index()
-
-
-def _fallen(study: Study, effects: pd.DataFrame, digits: int) -> tuple[str, int, int]:
-    """Mean change "against" that of the random sets, how many classes fall below them, and how many were tested."""
-    tested, fallen = judged(effects, study.chance.q)
-    change = f"{_signed(tested.difference.mean(), digits)} against {_signed(tested.layer_mean.mean(), digits)}"
-    return change, fallen, len(tested)
+    question = f"Do {figure.rows} and {figure.columns} share neurons for the same {figure.title}?"
+    return Finding(question, f"{above} of {len(said)} models", "; ".join(said))
 
 
 def _ablations(study: Study) -> list[Finding]:
-    question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
     try:
         result = load_result(study)
     except FileNotFoundError:
         return []
-    said, answer = [], "Nothing to test"
-    accuracy = _targeted(result, "accuracy")
-    for model, nats in _targeted(result, "log_probability").groupby("model", sort=False):
-        name = LABELS.get(str(model), str(model))
-        change, fallen, tested = _fallen(study, nats, 3)
-        if not tested:
-            said.append(f"{name}: nothing to test.")
-            continue
-        points = accuracy[(accuracy.model == model) & accuracy.layer_p.notna()]
-        point_change, point_fallen, _ = _fallen(study, points, 1)
-        if model == "ssl":
-            answer = "Yes" if fallen == tested else "In part" if fallen else "No"
-            answer += f" for the {name} encoder"
-        line = (
-            f"{name}: {point_change} points of accuracy ({point_fallen} of {tested} targeted classes below the random "
-            f"sets, q < {study.chance.q:g}), {change} nats of log-probability ({fallen} of {tested})"
-        )
-        for column, meaning in (
-            ("target_rate_mean", "a set as active in the class, whatever its AAPE"),
-            ("at_mean", "the same neurons at their mean in place of 0"),
-        ):
-            if column in points and points[column].notna().any():
-                line += f"; {meaning}: {_signed(points[column].mean(), 1)} points"
-        said.append(line + ".")
-        if model == "untrained" and fallen:
-            said.append(
-                "Neurons selected in the untrained encoder hurt their classes as well: such a drop shows that a set "
-                "acts on its class, not that training put it there."
-            )
-    return [
-        Finding(
-            question,
-            answer,
-            f"Mean change, against layer-matched random sets. {' '.join(said)}",
-            ablation_table(result),
-        )
-    ]
-
-
-def ablation_table(result: AblationResult) -> pd.DataFrame:
-    """A row of strings per target, class and model: the change in accuracy and log-probability beside the controls'."""
-    keys = ["task", "target", "mode", "class", "model"]
-    both = _targeted(result, "accuracy").merge(_targeted(result, "log_probability"), on=keys, suffixes=("", "_log"))
-    columns = ["difference", "rate_p", "target_rate_mean", "at_mean"]
-    columns += [f"layer_{key}" for key in ("mean", "low", "high", "p", "q")]
-    rows = []
-    for row in both.to_dict("records"):
-        target = f"{row['task']}: {row['target']}"
-        named = {
-            "target (class)": target if row["target"] == row["class"] else f"{target} ({row['class']})",
-            "model": LABELS.get(row["model"], row["model"]),
-            "neurons": f"{row['neurons']:.0f}",
-            "accuracy before": f"{row['before']:.1f} %",
-        }
-        for suffix, unit, digits in (("", "points", 1), ("_log", "nats", 3)):
-            at = {key: row[f"{key}{suffix}"] for key in columns}
-            mean, low, high = (_signed(at[f"layer_{key}"], digits) for key in ("mean", "low", "high"))
-            tested = pd.notna(at["layer_p"])
-            cells = {
-                "change": _signed(at["difference"], digits) or "no neurons",
-                "random sets": f"{mean} [{low}, {high}]" if tested else "",
-                "p, q": f"{at['layer_p']:.3f}, {at['layer_q']:.3f}" if tested else "",
-                "p, rate-matched": f"{at['rate_p']:.3f}" if pd.notna(at["rate_p"]) else "",
-                "as active in the class": _signed(at["target_rate_mean"], digits),
-                "at their mean": _signed(at["at_mean"], digits),
-            }
-            named |= {f"{key} ({unit})": cell for key, cell in cells.items()}
-        rows.append(named)
-    table = pd.DataFrame(rows)
-    return table.loc[:, (table != "").any()]
+    question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
+    return [Finding(question, "Model by model", " ".join(result.verdict().split("\n")))]
 
 
 def findings(study: Study) -> list[Finding]:
-    """Answers to the paper's questions from the study's CSV files; a question without its files is left out."""
+    """Answers from the study's CSV files; a question without its files is left out."""
     return [*_coverage(study), *_sharing(study), *_ablations(study)]
 
 
-def summary_text(study: Study, found: list[Finding]) -> str:
-    """The findings as Markdown."""
-    lines = [f"# {study.description}", ""]
-    if study.stand_in:
-        lines += [f"Stand-ins: {study.note}", ""]
-    return "\n".join([*lines, findings_text(found)]) + "\n"
+def tables(study: Study) -> dict[str, pd.DataFrame]:
+    """Heading -> table of strings, at most eight columns; what the study lacks is left out."""
+    overview = over_seeds(study, statistics(study), ["task"])
+    summary = over_seeds(study, _read(study, "sharing_summary"), ["figure"])
+    shown = [name for name in summary if name not in ("what", "of", "chance low")]
+    found = {
+        "Class-specific neurons": as_text(overview, OVERVIEW),
+        "What permuted labels give": as_text(overview, CHANCE) if "p_mean_aape" in overview else pd.DataFrame(),
+        "Shared neurons": as_text(summary[shown]),
+    }
+    with contextlib.suppress(FileNotFoundError):  # a study may have no ablations
+        found["Silenced neurons against random sets"] = as_text(load_result(study).table())
+    return {title: table for title, table in found.items() if len(table)}
 
 
-def findings_text(found: list[Finding]) -> str:
-    """A Markdown list of the findings, and the tables behind it."""
-    lines = [f"- **{f.question}** {f.answer}. {f.numbers}" for f in found]
-    lines += [f"\n{markdown(f.table)}" for f in found if f.table is not None]
-    return "\n".join(lines)
+def _text(study: Study) -> str:
+    """Title, note and findings as Markdown."""
+    note = ("**Every number and figure here is of stand-ins.** " if study.stand_in else "") + study.note
+    lines = [f"- **{f.question}** {f.answer}. {f.numbers}".rstrip() for f in findings(study)]
+    return "\n".join([f"# {study.description}", *(["", note] if note else []), "", *lines, ""])
 
 
-def write_report(study: Study) -> list[Finding]:
-    """Write summary.md and index.html into the study's folder; returns the findings."""
+def write_report(study: Study) -> None:
+    """Write summary.md and index.html into the study's folder."""
     folder = study.directory
-    found = findings(study)
-    figures = sorted(p.name for p in folder.glob("*.png"))
-    tables = {}
-    for path in sorted(folder.glob("*.csv")):
-        table = pd.read_csv(path)
-        shown = table.head(40).to_html(index=False, float_format=lambda v: f"{v:.4g}", border=0, na_rep="")
-        more = f"<p>{len(table) - 40:,} more rows in the file.</p>" if len(table) > 40 else ""
-        tables[path.name] = shown + more
     page = PAGE.render(
         study=study,
-        findings=found,
-        figures=figures,
-        pdfs={f: f"{Path(f).stem}.pdf" if (folder / f"{Path(f).stem}.pdf").is_file() else "" for f in figures},
-        tables=tables,
+        findings=findings(study),
+        atlas=(folder / "atlas" / "index.html").is_file(),
+        figures=sorted(p.stem for p in folder.glob("*.png")),
+        tables=tables(study),
+        files=sorted(p.name for p in folder.glob("*.csv")),
         notebooks=sorted(p.name for p in (folder / "notebooks").glob("*.ipynb")),
     )
     write_text(folder / "index.html", page)
-    write_text(folder / "summary.md", summary_text(study, found))
-    return found
-
-
-def results_table(study: Study) -> pd.DataFrame:
-    """SSL, SL and untrained side by side, with what permuted labels give, as strings."""
-    tables = _statistics(study)
-    first = next(iter(tables.values()))
-    rows = []
-    for task in first.index:
-        named = {"task": str(task), "classes": str(first.classes[task])}
-        for model, table in tables.items():
-            row, name = table.loc[task], LABELS.get(model, model)
-            named[f"{name} coverage (permuted)"] = f"{row.coverage:.0%} ({row.coverage_null_mean:.0%})"
-            named[f"{name} neurons per class (permuted)"] = (
-                f"{row.per_class_mean:.1f} ({row.per_class_mean_null_mean:.1f})"
-            )
-            named[f"{name} calibrated per class"] = f"{row.calibrated_per_class_mean:.1f}"
-        rows.append(named)
-    return pd.DataFrame(rows)
-
-
-def readme_results(study: Study, found: list[Finding], today: datetime.date) -> str:
-    """A study's section of README's results."""
-    pictures = {
-        "chance": "What chance gives",
-        "cross_task-esc50-gise51": "Shared neurons of events",
-        "ablation_controls": "Silenced neurons against random sets",
-    }
-    shown = [
-        f"![{title}](gallery/{study.name}/{name}.png)\n"
-        for name, title in pictures.items()
-        if (study.directory / f"{name}.png").is_file()
-    ]
-    lines = [
-        f"### {study.description}\n",
-        f"The study `{study.name}`, made on {today} by `python -m notebooks_src.report {study.name} --gallery`. "
-        + (
-            f"**Stand-ins:** {study.note} They are not comparable with the paper's figures."
-            if study.stand_in
-            else study.note
-        )
-        + "\n",
-        markdown(results_table(study)) + "\n",
-        "*Permuted*: the mean over permuted labels. *Calibrated*: class-specific neurons that also pass q < "
-        f"{study.chance.q:g} and differ by {study.chance.effect:g} in activation probability between class and rest.\n",
-        *shown[:1],
-        findings_text(found) + "\n",
-        *shown[1:],
-        f"All figures: [gallery/{study.name}](gallery/{study.name}/README.md).",
-    ]
-    return "\n".join(lines)
-
-
-def write_readme_results(study: Study, found: list[Finding]) -> None:
-    """Put a study's section between its markers in README.
-
-    Raises:
-        ValueError: README has no markers for this study.
-    """
-    path = ROOT / "README.md"
-    start, end = f"<!-- results of {study.name} -->\n", f"\n<!-- end of results of {study.name} -->"
-    text = path.read_text()
-    if start not in text or end not in text:
-        raise ValueError(f"{path} has no place for the results: expected {start.strip()} and {end.strip()}")
-    before, rest = text.split(start)
-    section = readme_results(study, found, datetime.date.today())
-    write_text(path, before + start + section + end + rest.split(end)[1])
+    write_text(folder / "summary.md", _text(study))
 
 
 def write_gallery(study: Study) -> None:
-    """Copy what one wants to see without running to gallery/<study>/, with the date and what made it."""
+    """What one wants to see without running, in gallery/<study>/: answers, tables, pictures, and who made it when."""
     folder = GALLERY / study.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    names = sorted(p.name for p in study.directory.glob("*.png"))
-    for name in [*names, *(p.name for p in study.directory.glob("task_level_*.csv")), "summary.md"]:
-        shutil.copy(study.directory / name, folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [path for path in folder.iterdir() if path.suffix in (".png", ".csv", ".md")]:
+        old.unlink()
+    copied = [path for name in COPIED for path in sorted(study.directory.glob(f"{name}.csv"))]
+    pictures = sorted(study.directory.glob("*.png"))
+    for path in [*copied, *pictures]:
+        shutil.copy(path, folder / path.name)
     lines = [
-        f"# Gallery: {study.description}",
-        "",
-        f"Made on {datetime.date.today()} by `python -m notebooks_src.report {study.name} --gallery`, after "
-        f"all notebooks of the study `{study.name}` were executed."
-        + (f" **Every number and figure here is of stand-ins.** {study.note}" if study.stand_in else ""),
-        "",
-        "What they say in short: [summary.md](summary.md).",
-        "",
-        *(f"## {Path(name).stem}\n\n![{Path(name).stem}]({name})\n" for name in names),
+        _text(study),
+        f"Made on {datetime.date.today()} by `python -m notebooks_src.report {study.name} --gallery`, after all notebooks "
+        "of the study were executed.",
+        *(f"\n## {title}\n\n{markdown(table)}" for title, table in tables(study).items()),
+        f"\nAll columns: {', '.join(f'[{path.name}]({path.name})' for path in copied)}.\n",
+        *(f"![{re.sub('[_-]', ' ', path.stem)}]({path.name})\n" for path in pictures),
     ]
     write_text(folder / "README.md", "\n".join(lines))
 
@@ -409,17 +267,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="miniature")
-    parser.add_argument(
-        "--gallery", action="store_true", help="also into the repository: gallery/<study>/ and README.md"
-    )
+    parser.add_argument("--gallery", action="store_true", help="also into the repository: gallery/<study>/")
     options = parser.parse_args(arguments)
     study = load_study(options.study)
-    found = write_report(study)
-    print(summary_text(study, found))
+    write_report(study)
+    print((study.directory / "summary.md").read_text())
     print(f"page: {study.directory / 'index.html'}")
     if options.gallery:
         write_gallery(study)
-        write_readme_results(study, found)
+        print(f"gallery: {GALLERY / study.name / 'README.md'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a report says: answers that follow from the numbers, in README, the summary and the page alike."""
+"""What a report says: answers that follow from the numbers, in the summary, the page and the gallery alike."""
 
 from __future__ import annotations
 
@@ -12,153 +12,127 @@ from aape.ablation import TABLES
 from aape.study import Study
 from notebooks_src import report
 
+CLASSES = [f"c{i}" for i in range(10)]
 
-def effect(model: str, measure: str, difference: float, p: float, q: float, mean: float = -0.01) -> dict:
+
+def effect(model: str, measure: str, difference: float, p: float, q: float) -> dict:
     tested = np.isfinite(p)
     return {
-        "task": "songs",
-        "model": model,
-        "target": "jazz",
-        "mode": "specific",
-        "kind": "silenced",
-        "class": "jazz",
-        "targeted": True,
-        "measure": measure,
-        "before": 50.0 if measure == "accuracy" else -1.0,
-        "difference": difference,
-        "clips": 40,
-        "in_sample": 0,
-        "neurons": 12.0 if tested else 0.0,
-        "low": difference - 1,
-        "high": difference + 1,
-        "refit_sd": 0.1,
-        "layer_mean": mean,
-        "layer_low": mean - 0.5,
-        "layer_high": mean + 0.5,
-        "layer_p": p,
-        "layer_q": q,
-        "target_rate_mean": -7.0 if tested else np.nan,
-        "rate_p": np.nan,
-    }
+        "task": "songs", "model": model, "target": "jazz", "mode": "specific", "kind": "silenced", "class": "jazz",
+        "targeted": True, "measure": measure, "before": 50.0 if measure == "accuracy" else -1.0,
+        "difference": difference, "clips": 40, "in_sample": 0, "neurons": 12.0 if tested else 0.0,
+        "low": difference - 1, "high": difference + 1, "refit_sd": 0.1, "layer_mean": -0.01, "layer_low": -0.51,
+        "layer_high": 0.49, "layer_p": p, "layer_q": q, "rate_controls": 0.0,
+    }  # fmt: skip
+
+
+def write_statistics(study: Study, model: str, folder: str, calibrated: int, seeds: tuple[str, ...] = ()) -> None:
+    """Task-level numbers of a model in which the first `calibrated` of ten classes have neurons."""
+    row = {
+        "task": "songs", "classes": 10, "coverage": 1.0, "coverage_null_mean": 0.25, "aape_share": 0.5,
+        "calibrated_coverage": calibrated / 10, "mean_aape": 1.15, "mean_aape_null_mean": 2.0, "p_mean_aape": 0.01,
+        "per_class_mean": 7.25, "per_class_mean_null_mean": 3.0, "classes_per_neuron": 2.0,
+        "classes_per_neuron_null_mean": 4.0, "calibrated_per_class_mean": 1.5,
+    }  # fmt: skip
+    rows = [row | {"model": name, "per_class_mean": 7.25 + i} for i, name in enumerate(seeds)] or [row]
+    pd.DataFrame(rows).to_csv(study.directory / f"task_level_neuron_statistics_{folder}.csv", index=False)
+    own = pd.DataFrame({"task": "songs", "model": (seeds or (model,))[0], "class": CLASSES})
+    own["calibrated"] = (np.arange(10) < calibrated).astype(int)
+    path = study.directory / "class_level_neuron_statistics.csv"
+    pd.concat([pd.read_csv(path), own] if path.is_file() else [own]).to_csv(path, index=False)
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
+    never = {"loader": "x:y"}
     made = Study(
-        name="songs",
-        description="Songs",
-        stand_in=True,
-        note="Not music.",
-        output=str(tmp_path),
+        name="songs", description="Songs", base=tmp_path, stand_in=True, note="Not music.", chance={"q": 0.05},
         models={
-            "ssl": {"loader": "x:y", "label": "one", "folder": "analysis"},
-            "sl": {"loader": "x:y", "label": "two", "folder": "vit"},
-            "untrained": {"loader": "x:y", "label": "three", "folder": "untrained"},
+            "one": never | {"role": "ssl", "label": "One"},
+            "two": never | {"role": "sl", "label": "Two"},
+            "dice": never | {"role": "untrained", "seeds": [0, 1]},
         },
-        tasks={"songs": {"loader": "x:y", "title": "Songs"}},
-    )
-    for folder, coverage in (("analysis", 1.0), ("vit", 0.5)):
-        pd.DataFrame(
-            [
-                {
-                    "task": "songs",
-                    "classes": 10,
-                    "coverage": coverage,
-                    "coverage_null_mean": 0.25,
-                    "calibrated_coverage": coverage / 2,
-                    "mean_aape": 2.0,
-                    "per_class_mean": 7.25,
-                    "per_class_mean_null_mean": 3.0,
-                    "calibrated_per_class_mean": 1.5,
-                }
-            ]
-        ).to_csv(tmp_path / f"task_level_neuron_statistics_{folder}.csv", index=False)
-    (tmp_path / "chance.png").write_bytes(b"picture")
+        tasks={"songs": never, "tunes": never},
+        sharing=[{"name": "cross", "rows": "songs", "columns": "tunes", "title": "genre"}],
+    )  # fmt: skip
+    made.directory.mkdir(parents=True)
+    write_statistics(made, "one", "analysis", 9)
+    write_statistics(made, "two", "vit", 2)
+    write_statistics(made, "dice", "untrained", 0, seeds=("dice-0", "dice-1"))
+    (made.directory / "chance.png").write_bytes(b"picture")
     return made
 
 
-def write_effects(study: Study, log_p_q: float, untrained: tuple[float, float] | None = None) -> None:
-    for name in TABLES:
-        pd.DataFrame({"class": [], "silenced": [], "target": []}).to_csv(
-            study.directory / f"ablation_{name}.csv", index=False
-        )
-    rows = [effect("ssl", "accuracy", -5.0, 0.2, 0.4), effect("ssl", "log_probability", -0.2, 0.005, log_p_q)]
-    if untrained is None:
-        rows += [effect("untrained", m, np.nan, np.nan, np.nan, np.nan) for m in ("accuracy", "log_probability")]
-    else:
-        rows += [
-            effect("untrained", "accuracy", -5.0, 0.2, 0.4),
-            effect("untrained", "log_probability", -0.2, *untrained),
-        ]
-    rows += [row | {"kind": "replaced by mean", "difference": -1.5} for row in rows if row["neurons"]]
-    pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
-
-
-def test_coverage_and_table(study: Study):
+def test_coverage_is_judged_by_a_test_not_by_a_sign(study: Study):
     (found,) = report.findings(study)
-    assert found.answer == "Yes" and "SSL 100% (calibrated 50%)" in found.numbers
-    table = report.results_table(study)
-    assert table.to_dict("records") == [
+    assert found.answer == "Yes"
+    assert (
+        "Only the SSL model has one for 7 of 10 classes, only the SL model for 0 (sign test, p = 0.016)"
+        in found.numbers
+    )
+    assert "One: 90% of the classes have a neuron after calibration (100% before, permuted labels 25%)" in found.numbers
+    (study.directory / "class_level_neuron_statistics.csv").unlink()
+    write_statistics(study, "one", "analysis", 5)
+    write_statistics(study, "two", "vit", 2)  # 3 classes more are 3 of 3: p = 0.25
+    (found,) = report.findings(study)
+    assert found.answer == "No difference that chance would not give"
+
+
+def test_tables_have_eight_columns_and_a_range_over_seeds(study: Study):
+    tables = report.tables(study)
+    assert list(tables) == ["Class-specific neurons", "What permuted labels give"]
+    rows = tables["Class-specific neurons"]
+    assert rows.model.tolist() == ["One", "Two", "dice"] and rows.shape[1] == 8
+    assert rows["neurons per class"].tolist() == ["7.25", "7.25", "7.75 (7.25 to 8.25)"]
+    assert rows["AAPE / ln C"].tolist() == ["0.500"] * 3
+    assert report.markdown(rows).count("\n") == 4
+
+
+def test_same_names_are_counted(study: Study):
+    pairs = pd.DataFrame(
         {
-            "task": "songs",
-            "classes": "10",
-            "SSL coverage (permuted)": "100% (25%)",
-            "SSL neurons per class (permuted)": "7.2 (3.0)",
-            "SSL calibrated per class": "1.5",
-            "SL coverage (permuted)": "50% (25%)",
-            "SL neurons per class (permuted)": "7.2 (3.0)",
-            "SL calibrated per class": "1.5",
+            "figure": "cross", "model": ["one", "one", "dice-0", "dice-1"], "rows": ["a", "a", "a", "b"],
+            "columns": ["A", "b", "a", "b"], "jaccard": [0.5, 0.1, 0.2, 0.4], "q": [0.01, 0.5, 0.2, 0.3],
         }
-    ]
+    )  # fmt: skip
+    pairs.to_csv(study.directory / "sharing_pairs.csv", index=False)
+    found = report.findings(study)[1]
+    assert found.answer == "1 of 2 models"
+    assert "One: mean Jaccard 0.500 between classes of the same name, 0.100 between others; 1 of 1" in found.numbers
+    assert "dice: mean Jaccard 0.300" in found.numbers
 
 
-@pytest.mark.parametrize(("q", "answer"), [(0.04, "Yes"), (0.06, "No")])
-def test_ablation_answer_follows_q(study: Study, q: float, answer: str):
-    write_effects(study, q)
-    found = report.findings(study)[-1]
-    assert found.answer == f"{answer} for the SSL encoder"
-    hits = int(answer == "Yes")
-    assert "SSL: -5.0 against +0.0 points of accuracy (0 of 1 targeted" in found.numbers  # no "-0.0"
-    assert f"-0.200 against -0.010 nats of log-probability ({hits} of 1); a set as active in the class" in found.numbers
-    assert "whatever its AAPE: -7.0 points; the same neurons at their mean in place of 0: -1.5 points." in found.numbers
-    assert "untrained: nothing to test" in found.numbers and "as well" not in found.numbers
-    assert found.table is not None
-    ours, theirs = found.table.to_dict("records")
-    assert ours["change (points)"] == "-5.0" and ours["p, q (points)"] == "0.200, 0.400"
-    assert ours["as active in the class (points)"] == "-7.0" and ours["at their mean (points)"] == "-1.5"
-    assert "p, rate-matched (points)" not in ours  # the study has no such controls
-    assert ours["random sets (nats)"] == "-0.010 [-0.510, +0.490]"
-    assert theirs["change (nats)"] == "no neurons" and theirs["p, q (nats)"] == ""
-    assert report.markdown(found.table).count("\n") == 3
+def test_octaves_need_a_peak_above_chance(study: Study):
+    row = {"figure": "cross", "model": "one", "chance": 0.1, "chance_high": 0.15}
+    table = pd.DataFrame(
+        [
+            row | {"semitones": 0, "mean_jaccard": 0.4, "above_neighbours": 0.1},
+            row | {"semitones": 12, "mean_jaccard": 0.2, "above_neighbours": 0.05},
+            row | {"semitones": 12, "mean_jaccard": 0.2, "above_neighbours": -0.05, "model": "two"},
+        ]
+    )
+    table.to_csv(study.directory / "sharing_by_distance.csv", index=False)
+    found = report.findings(study)[1]
+    assert found.answer == "1 of 2 models"
+    assert "One: Jaccard 0.400 at the same pitch, 0.200 an octave apart (chance 0.100" in found.numbers
 
 
-def test_an_untrained_encoder_that_falls_is_said(study: Study):
-    write_effects(study, 0.04, untrained=(0.01, 0.02))
-    numbers = report.findings(study)[-1].numbers
-    assert "untrained: -5.0 against +0.0 points of accuracy (0 of 1" in numbers
-    assert "not that training put it there" in numbers
-
-
-def test_report_gallery_and_readme(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_effects(study, 0.04)
-    root = tmp_path / "repository"
-    root.mkdir()
-    monkeypatch.setattr(report, "ROOT", root)
-    monkeypatch.setattr(report, "GALLERY", root / "gallery")
-    found = report.write_report(study)
-    page = (tmp_path / "index.html").read_text()
-    assert "Not music." in page and "chance.png" in page and "no neurons" in page
+def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in TABLES:
+        empty = pd.DataFrame({"class": [], "silenced": [], "target": []})
+        empty.to_csv(study.directory / f"ablation_{name}.csv", index=False)
+    rows = [effect("one", "accuracy", -5.0, 0.2, 0.4), effect("one", "log_probability", -0.2, 0.005, 0.04)]
+    pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
+    assert "One, nats of log-probability: 1 of 1 targeted classes" in report.findings(study)[-1].numbers
+    report.write_report(study)
+    page = (study.directory / "index.html").read_text()
+    assert "Not music." in page and 'src="chance.png"' in page and "7.75 (7.25 to 8.25)" in page
+    assert "atlas" not in page  # there is none
+    monkeypatch.setattr(report, "GALLERY", tmp_path / "gallery")
     report.write_gallery(study)
-    assert {p.name for p in (root / "gallery" / "songs").iterdir()} >= {"README.md", "chance.png", "summary.md"}
-    readme = root / "README.md"
-    readme.write_text("Before\n")
-    with pytest.raises(ValueError, match="no place for the results: expected <!-- results of songs -->"):
-        report.write_readme_results(study, found)
-    readme.write_text("Before\n<!-- results of songs -->\nold\n<!-- end of results of songs -->\nAfter\n")
-    report.write_readme_results(study, found)
-    text = readme.read_text()
-    assert text.startswith("Before\n") and text.endswith("\nAfter\n") and "old" not in text
-    assert "![What chance gives](gallery/songs/chance.png)" in text and "Not music." in text
-    assert "ablation_controls.png" not in text  # the study has no such figure
-    report.write_readme_results(study, found)
-    assert readme.read_text() == text
+    folder = tmp_path / "gallery" / "songs"
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Songs\n\n**Every number and figure here is of stand-ins.** Not music.")
+    assert "## Silenced neurons against random sets" in text and "![chance](chance.png)" in text
+    linked = {"task_level_neuron_statistics_analysis.csv", "class_level_neuron_statistics.csv", "ablation_effects.csv"}
+    assert all(f"({name})" in text and (folder / name).is_file() for name in linked)
