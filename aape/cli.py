@@ -12,6 +12,7 @@ import argparse
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,11 +85,34 @@ def _metadata(words: list[str]) -> int:
     return 1 if report.missing or report.invalid else 0
 
 
+def _table(words: list[str]) -> int:
+    parser = _parser("table", "The clips of a folder of sounds as a CSV: file, label, split, group.")
+    _add_folder(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="CSV to write")
+    options = parser.parse_args(words)
+    from aape.files import write_text
+    from aape.task import from_folder
+
+    task = from_folder(options.folder, clip_seconds=options.seconds, pattern=options.pattern, seed=options.seed)
+    write_text(options.output, task.csv())
+    print(f"{task}\nwritten to {options.output}; in Python:")
+    print(f"  from_metadata({str(options.output)!r}, {options.folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})")
+    return 0
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="class folders, split/class folders, or what --pattern describes")
+    parser.add_argument("--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'")
+    parser.add_argument("--seconds", type=float, help="length of every clip (default: the median)")
+    parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where the folder has none")
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "collect": _collect,
     "doctor": _doctor,
     "download": _download,
     "metadata": _metadata,
+    "table": _table,
 }
 
 
@@ -111,6 +135,7 @@ def main(words: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
         print(f"aape: no command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         status = COMMANDS[words[0]](words[1:])
         sys.stdout.flush()

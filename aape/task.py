@@ -84,6 +84,13 @@ class Task:
             head = file.read(1 << 16)
         return f"{path.stat().st_size}-{hashlib.sha256(head).hexdigest()[:16]}"
 
+    def csv(self) -> str:
+        """The clips as CSV text, as `from_metadata` reads it."""
+        known = self.group_column is not None
+        names = [self.classes[c] for c in self.labels]
+        rows = zip(self.files, names, self.splits, self.groups if known else [None] * len(self), strict=True)
+        return csv_text(Clip(*row) for row in rows)
+
     def _facts(self) -> dict[str, str]:
         splits = ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items())
         groups = "unknown" if self.group_column is None else f"{len(set(self.groups)):,} ({self.group_column})"

@@ -5,7 +5,7 @@ Also the weights that are fetched the same way. Importing this package takes not
 
 from __future__ import annotations
 
-from aape.datasets import cremad, esc50, gise51, gtzan, nsynth, surge, voxceleb1, voxforge, weights
+from aape.datasets import cremad, esc50, gise51, gtzan, nsynth, ravdess, surge, voxceleb1, voxforge, weights
 from aape.datasets.base import Dataset
 
 DATASETS: dict[str, Dataset] = {
@@ -13,7 +13,7 @@ DATASETS: dict[str, Dataset] = {
     for dataset in (
         weights.M2D,
         weights.M2D_ENCONLY,
-        *(module.DATASET for module in (esc50, gise51, voxforge, voxceleb1, cremad, gtzan, nsynth, surge)),
+        *(module.DATASET for module in (esc50, gise51, voxforge, voxceleb1, cremad, gtzan, nsynth, surge, ravdess)),
     )
 }
 TASKS: dict[str, Dataset] = {task: dataset for dataset in DATASETS.values() for task in dataset.tasks}
