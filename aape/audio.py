@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -21,7 +22,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".o
 _SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
 _OGG_CUT = re.compile(r"lacks an end-of-stream bit|Junk after the last page|without an End-Of-Stream flag")
 _PLACEHOLDER = 0x7FFF_0000
-_CODEC_DELAY = 2304  # samples that a whole MP3 may decode to less than its header says: two frames
+_SLACK = {"FLAC": 1, "MP3": 2304}  # samples before the end that must be there; an MP3 may lack two frames
 
 
 class BadClip(ValueError):
@@ -52,7 +53,15 @@ def damage(file: soundfile.SoundFile) -> str | None:
             return f"truncated: the header promises {int(promised):,} bytes of samples, {int(there):,} are there"
     if _OGG_CUT.search(log):
         return "truncated: the Ogg stream breaks off before its last page"
-    return "no samples" if file.frames == 0 else None
+    if file.frames == 0:
+        return "no samples"
+    if file.format in _SLACK:  # libsndfile believes these headers
+        with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(file.name) as tail:
+            tail.seek(max(0, file.frames - _SLACK[file.format]))
+            if len(tail.read(1)):
+                return None
+        return f"truncated: the last of {file.frames:,} samples cannot be decoded"
+    return None
 
 
 def cache_dir() -> Path:
@@ -92,7 +101,7 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
             wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.SoundFileError, OSError) as error:
         raise BadClip(f"{path} ({size_of(path)}) cannot be read as audio: {error}; replace or remove it") from error
-    if len(wave) < wanted - _CODEC_DELAY or len(wave) == 0:
+    if len(wave) < wanted - _SLACK["MP3"]:
         raise BadClip(f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it")
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).argmax())

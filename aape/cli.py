@@ -96,7 +96,9 @@ def _table(words: list[str]) -> int:
     task = from_folder(options.folder, clip_seconds=options.seconds, pattern=options.pattern, seed=options.seed)
     write_text(options.output, task.csv())
     print(f"{task}\nwritten to {options.output}; in Python:")
-    print(f"  from_metadata({str(options.output)!r}, {options.folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})")
+    print(
+        f"  from_metadata({str(options.output)!r}, {options.folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})"
+    )
     return 0
 
 
@@ -135,9 +137,10 @@ def main(words: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
         print(f"aape: no command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        status = COMMANDS[words[0]](words[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            status = COMMANDS[words[0]](words[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `aape ... | head` has read enough; nothing may be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -101,12 +101,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv("AAPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def shared_folder(*parts: str) -> Path:
+    """A folder of real data or weights: beside the repository, or below $AAPE_SHARED. It may not be there."""
+    return Path(os.environ.get("AAPE_SHARED", REPOSITORY.parent / "shared"), *parts)
+
+
 def esc50_folder() -> Path | None:
     """Where ESC-50 lies: $AAPE_ESC50, or beside the repository; None where it does not."""
-    for path in (os.environ.get("AAPE_ESC50"), REPOSITORY.parent / "shared" / "data" / "esc50"):
-        if path and (Path(path) / "meta" / "esc50.csv").is_file():
-            return Path(path)
-    return None
+    folder = Path(os.environ.get("AAPE_ESC50") or shared_folder("data", "esc50"))
+    return folder if (folder / "meta" / "esc50.csv").is_file() else None
 
 
 @pytest.fixture
@@ -114,4 +117,12 @@ def esc50() -> Path:
     folder = esc50_folder()
     if folder is None:
         pytest.skip("ESC-50 is not here: set AAPE_ESC50 to its folder")
+    return folder
+
+
+@pytest.fixture
+def ravdess() -> Path:
+    folder = shared_folder("data", "ravdess")
+    if not folder.is_dir():
+        pytest.skip(f"RAVDESS is not here: expected it at {folder}, or set AAPE_SHARED")
     return folder

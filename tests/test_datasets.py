@@ -14,8 +14,9 @@ from aape.cliplist import seeded_split
 from aape.datasets import TASKS
 from aape.datasets.base import evar_metadata
 from aape.datasets.check import AudioIndex, build_metadata, why_invalid
+from aape.datasets.ravdess import EMOTIONS
 from aape.datasets.voxforge import speaker_of
-from aape.task import from_metadata
+from aape.task import from_folder, from_metadata
 
 
 @pytest.fixture(autouse=True)
@@ -380,6 +381,29 @@ def test_cremad_without_evar(tmp_path):
     assert by_gender.label[by_gender.group == "1001"].unique().tolist() == ["Male"]
     assert not emotion.comparable
     assert not gender.comparable
+
+
+def test_ravdess_names(tmp_path):
+    root = tmp_path / "ravdess"
+    for actor in range(1, 25):
+        clip(root / f"Actor_{actor:02d}" / f"03-01-05-02-01-01-{actor:02d}.wav", seconds=3.0, rate=500)
+    clip(root / "Actor_01" / "03-02-05-02-01-01-01.wav")  # song
+    emotion, table = build("ravdess", root, tmp_path)
+    assert set(table.label) == {"angry"} and table.group.tolist() == [f"{a:02d}" for a in range(1, 25)]
+    assert not emotion.comparable and emotion.counts["groups"] == 24
+    _, by_gender = build("ravdess_gender", root, tmp_path)
+    assert by_gender.drop(columns="label").equals(table.drop(columns="label"))  # one pass serves both
+    assert by_gender.label[:2].tolist() == ["Male", "Female"]
+    both = pd.crosstab(by_gender.label, by_gender.split)
+    assert both.to_dict() == {s: {"Female": n, "Male": n} for s, n in (("test", 3), ("train", 7), ("valid", 2))}
+
+
+def test_the_real_ravdess(ravdess, tmp_path):
+    report, table = build("ravdess", ravdess, tmp_path)
+    assert report.as_published and not report.missing and not report.invalid and not report.short
+    assert table.label.value_counts().to_dict() == {**dict.fromkeys(EMOTIONS, 192), "neutral": 96}
+    task = from_folder(ravdess, pattern="{}-{}-{label}-{}-{}-{}-{group}", clip_seconds=4.0)
+    assert len(task) == 1440 and len(set(task.groups)) == 24 and task.classes[0] == "01"
 
 
 def evar_clone(tmp_path: Path, **files: str) -> Path:

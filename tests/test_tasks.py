@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ import soundfile
 from conftest import make_task, write_clips
 from scipy.signal import correlate
 
-from aape.task import BadClip, cache_dir, from_metadata
+from aape import cli
+from aape.audio import cache_dir
+from aape.cliplist import clips_of_names
+from aape.task import BadClip, from_datasets, from_folder, from_metadata
 
 
 def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav"), **options):
@@ -88,13 +93,50 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\n,x,train\n", "line 2: no file_name"),
         ('file_name,label,split\na.wav,"x,y",train\n', "line 2: label 'x,y' names several classes"),
         ("file_name,label,split\na.wav,x,dev\n", "split 'dev', expected train, valid, test"),
-        ("file_name,label,fold\na.wav,x,one\n", "fold must be numbers"),
+        ("file_name,label,fold\na.wav,x,one\n", "line 2: fold must be numbers"),
+        ("file_name,label,fold\na.wav,x,1.5\n", "line 2: fold must be numbers without a fraction, found '1.5'"),
+        ("file_name,label,split\na.wav,1,train\nb.wav,01,test\n", "'01' and '1' are one number written in two ways"),
+        ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test\n", "one number written in two ways"),
+        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test\n", "line 3: 'a.wav' is a file that an earlier line"),
+        ("file_name,label,split\na.wav,x,train\n../a.wav,x,train\n", "line 3: .* leaves the audio folder"),
+        ("file_name,label,split\n/a.wav,x,train\n", "line 2: .* leaves the audio folder"),
+        ("file_name,label,split,label\na.wav,x,train,y\n", "'label' stands there twice"),
+        ("file_name,label,split\na.wav,x,train,\n", "line 2: 4 fields, but the header has 3"),
+        ("file_name,label,split\na.wav,x\n", "line 2: 2 fields, but the header has 3"),
+        ('file_name,label,split\na.wav,"x,train\nb.wav,y,test\n', "line 2: .*quote left open"),
         ("file_name,label,split,group\na.wav,x,train,\n", "line 2: empty group"),
     ],
 )
 def test_bad_metadata(tmp_path: Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
         task_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_named_with_the_file(tmp_path: Path, encoding: str):
+    (tmp_path / "m.csv").write_bytes("file_name,label,split\nb\u00fcro.wav,x,train\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"m\.csv is not UTF-8 .*save it as UTF-8"):
+        from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
+
+
+def test_labels_are_text_as_written(tmp_path: Path):
+    task = task_of(tmp_path, "\ufefffile_name,label,split\nb.wav,02,train\na.wav,01,train\n")
+    assert task.classes == ("01", "02") and task.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("column", ["speaker", "actor_id", "Recording", "subjects", "artist"])
+def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column: str):
+    text = f"file_name,label,split,{column}\na.wav,x,train,s1\nb.wav,x,train,s1\n"
+    with pytest.warns(UserWarning, match=f"column '{column}' .* Give group='{column}'"):
+        assert task_of(tmp_path, text).group_column is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task = task_of(tmp_path, text, group=column)
+        assert task.groups == ("s1", "s1") and task.group_column == column
+        task_of(tmp_path, "file_name,label,split,take\na.wav,x,train,1\n")
+    with pytest.raises(ValueError, match="expected columns speakr"):
+        task_of(tmp_path, text, group="speakr")
+    assert task_of(tmp_path, text.replace("label", "animal"), label="animal", group=column).classes == ("x",)
 
 
 def test_missing_metadata_folder_and_files(tmp_path: Path):
@@ -123,6 +165,28 @@ def test_labels_that_look_like_missing_values_stay_labels(tmp_path: Path):
     assert task.classes == ("NA", "None")
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+def test_audio_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
+    task = make_task(tmp_path)
+    path = tmp_path / "audio" / task.files[0]
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200_000), 44100, format=suffix.upper())
+    assert task.read(0, 44100)[1] == 44100
+    content = path.read_bytes()
+    for end in (len(content) // 8, len(content) // 2):
+        path.write_bytes(content[:end])
+        with pytest.raises(BadClip, match=rf"{task.files[0]}.*(truncated|cannot be read)"):
+            task.read(0, 44100)
+
+
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path):
+    task = make_task(tmp_path)
+    (tmp_path / "audio" / task.files[0]).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
+    with pytest.raises(BadClip, match="Git LFS pointer: run `git lfs pull"):
+        task.read(0, 1000)
+
+
 def test_bad_audio_is_named(tmp_path: Path):
     task = make_task(tmp_path)
     audio = tmp_path / "audio"
@@ -135,3 +199,169 @@ def test_bad_audio_is_named(tmp_path: Path):
     for index, message in enumerate(("cannot be read", "cannot be read", "no samples", r"sample 250 \(at 0.250 s\)")):
         with pytest.raises(BadClip, match=f"{task.files[index]}.*{message}"):
             task.read(index, 1000)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def sounds(folder: Path, *names: str, seconds: float = 0.5) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, np.full(int(1000 * seconds), 0.1), 1000)
+    return folder
+
+
+def test_class_folders(tmp_path: Path):
+    names = [f"{c}/{sub}{i}.wav" for c in ("cat", "dog") for i in range(10) for sub in ("", "deep/")]
+    task = from_folder(sounds(tmp_path / "pets", *names), clip_seconds=0.5)
+    assert task.name == "pets" and task.classes == ("cat", "dog") and len(task) == 40
+    assert [task.classes[c] for c in task.labels] == [f.split("/")[0] for f in task.files]
+    counts = Counter(zip(task.splits, task.labels.tolist(), strict=True))
+    assert counts == {(s, c): n for s, n in (("train", 14), ("valid", 2), ("test", 4)) for c in (0, 1)}
+    assert task.group_column is None and any("the split is ours, seed 0" in note for note in task.notes)
+    assert from_folder(tmp_path / "pets", clip_seconds=0.5).splits == task.splits
+    assert from_folder(tmp_path / "pets", clip_seconds=0.5, seed=1).splits != task.splits
+
+
+def test_split_and_class_folders(tmp_path: Path):
+    names = [f"{s}/{c}/{i}.wav" for s in ("train", "val", "test") for c in "ab" for i in range(2)]
+    task = from_folder(sounds(tmp_path, *names), clip_seconds=0.5)
+    assert dict(zip(task.files, task.splits, strict=True))["val/a/0.wav"] == "valid"
+    assert not any("ours" in note for note in task.notes)
+
+
+def test_a_pattern_names_classes_and_groups(tmp_path: Path):
+    names = [f"{w}_{who}_{i}.wav" for w in ("one", "two") for who in "abcdefghij" for i in range(2)]
+    task = from_folder(sounds(tmp_path, *names), clip_seconds=0.5, pattern="{label}_{group}_{take}.wav")
+    assert task.classes == ("one", "two") and set(task.groups) == set("abcdefghij")
+    split_of = set(zip(task.groups, task.splits, strict=True))
+    assert len(split_of) == 10 and Counter(s for _, s in split_of) == {"train": 7, "valid": 1, "test": 2}
+    by_function = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: name.split("_")[1])
+    assert by_function.splits == task.splits and by_function.groups == task.groups
+    halves = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_{group}_*", split={"train": 0.5, "test": 0.5})
+    assert Counter(halves.splits) == {"train": 20, "test": 20}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file", "found"),
+    [
+        ("{label}_{group}_{take}.wav", "one_ann_b_3.wav", ("one", "", "ann")),
+        ("{label}_{group}_{}", "x/y/one_ann_3.flac", ("one", "", "ann")),  # without / and suffix: names alone
+        ("{split}/**/{group}/{label}-*.wav", "val/a/b/ann/one-2.wav", ("one", "valid", "ann")),
+        ("Actor_{group}/{}-{}-{label}-*", "Actor_03/03-01-05-01.ogg", ("05", "", "03")),
+        ("{label}/{}/(x) {}.wav", "dog/2024/(x) [1].wav", ("dog", "", None)),
+    ],
+)
+def test_patterns(pattern: str, file: str, found: tuple):
+    clip = clips_of_names([file], pattern, (".wav", ".flac", ".ogg"))[0]
+    assert (clip.label, clip.split, clip.group) == found
+
+
+def test_bad_patterns(tmp_path: Path):
+    sounds(tmp_path, "one_ann-3.wav", "two_bob_3.wav", "two_eve_3.wav")
+    with pytest.raises(ValueError, match="no {label}"):
+        from_folder(tmp_path, pattern="{group}_{take}.wav")
+    with pytest.raises(ValueError, match="{label} twice"):
+        from_folder(tmp_path, pattern="{label}_{label}.wav")
+    with pytest.raises(ValueError, match=r"none of the 3 files .*one_ann-3.wav .fits as far as '{label}'"):
+        from_folder(tmp_path, pattern="{label}+{group}.wav")
+    with (
+        pytest.warns(UserWarning, match=r"1 file.s. do not fit .*one_ann-3.wav .fits as far as '{label}_{group}'"),
+        pytest.raises(ValueError, match="all 2 clips are of one class, 'two'"),
+    ):
+        from_folder(tmp_path, pattern="{label}_{group}_{take}.wav")
+
+
+@pytest.mark.filterwarnings("ignore:.*is padding")
+def test_folders_that_are_no_task(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        from_folder(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match="holds no audio; expected files that end in .wav"):
+        from_folder(tmp_path / "empty")
+    with pytest.raises(
+        ValueError, match=r"expected folders named after classes, found 1 file.s. without one, e.g. a.wav"
+    ):
+        from_folder(sounds(tmp_path / "flat", "a.wav", "x/b.wav"))
+    with pytest.raises(ValueError, match="of one class, 'x'"):
+        from_folder(sounds(tmp_path / "single", "x/a.wav", "x/b.wav"))
+    names = [f"{c}_ann_{i}.wav" for c in "xy" for i in range(3)]
+    with pytest.raises(ValueError, match=r"1 group.s. .ann. cannot fill the splits train, valid, test"):
+        from_folder(sounds(tmp_path / "ann", *names), pattern="{label}_{group}_{}")
+    pets = sounds(tmp_path / "pets", *(f"{c}/{i}.wav" for c in "xy" for i in range(10)))
+    (pets / "x" / "0.wav").write_bytes(b"")
+    with pytest.raises(BadClip, match=r"x/0.wav \(0 bytes\): cannot be read"):
+        from_folder(pets)
+
+
+def test_lengths_are_said_and_suggested(tmp_path: Path):
+    for i, seconds in enumerate((0.2, 0.4, 0.4, 0.6, 1.0)):
+        sounds(tmp_path, f"x/{i}.wav", f"y/{i}.wav", seconds=seconds)
+    task = from_folder(tmp_path)
+    assert task.clip_seconds == 0.4
+    # 4 of 10 are cut; heard (.2 + 4 * .4) / 2.6 = 69 %; padded .2 of 5 * .4 = 10 %
+    assert "0.4 s cuts 40% of them and hears 69% of the sound, 10% is padding" in task.notes[0]
+    with pytest.warns(UserWarning, match=r"74% is padding; clip_seconds=0.4 leaves least"):
+        from_folder(tmp_path, clip_seconds=2.0)
+    with pytest.warns(UserWarning, match=r"0.1 s cuts 100% of them and hears 19%"):
+        from_folder(tmp_path, clip_seconds=0.1)
+    with (
+        pytest.raises(ValueError, match="clip_seconds must be between 0 and 600, found 7200"),
+        pytest.warns(UserWarning),
+    ):
+        from_folder(tmp_path, clip_seconds=7200)
+
+
+def test_files_of_two_hours_need_a_length(tmp_path: Path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            soundfile.write(tmp_path / name / f"{i}.flac", np.zeros(7200 * 100, np.int16), 100)
+    with pytest.raises(ValueError, match="the median clip lasts 7,200 s; say clip_seconds"):
+        from_folder(tmp_path)
+    with pytest.warns(UserWarning, match="hears 0% of the sound"):
+        task = from_folder(tmp_path, clip_seconds=2.0)
+    assert task.read(0, 100)[1] == 200
+
+
+def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture):
+    names = [f"{w}_{who}_{i}.wav" for w in ("one", "two") for who in "abcdefghij" for i in range(2)]
+    folder = sounds(tmp_path / "digits", *names)
+    out = tmp_path / "clips.csv"
+    assert cli.main(["table", str(folder), "-o", str(out), "--pattern", "{label}_{group}_{}"]) == 0
+    assert "classes: one, two" in capsys.readouterr().out
+    read = from_metadata(out, folder, clip_seconds=0.5, name="digits")
+    made = from_folder(folder, pattern="{label}_{group}_{}", clip_seconds=0.5)
+    for field in ("files", "splits", "groups", "classes"):
+        assert getattr(read, field) == getattr(made, field)
+    assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
+    assert "expected folders named after classes" in capsys.readouterr().err
+
+
+def test_a_task_shows_itself_in_a_few_lines(tmp_path: Path):
+    task = make_task(tmp_path)
+    assert len(repr(task)) < 600 and "24 of 1 s" in repr(task) and "class0, class1, class2" in repr(task)
+    assert "<table>" in task._repr_html_()
+
+
+def test_a_dataset_with_an_audio_column(tmp_path: Path):
+    datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
+    folder = sounds(tmp_path / "wavs", *(f"{i}.wav" for i in range(6)))
+    columns = {
+        "sound": [str(folder / f"{i}.wav") for i in range(6)],
+        "animal": [i % 2 for i in range(6)],
+        "who": ["a", "b", "c", "d", "e", "f"],
+    }
+    features = datasets.Features(
+        sound=datasets.Audio(), animal=datasets.ClassLabel(names=["cat", "dog"]), who=datasets.Value("string")
+    )
+    made = datasets.Dataset.from_dict(columns).cast(features)
+    for split, rows in (("train", range(4)), ("test", range(4, 6))):
+        made.select(rows).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    task = from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="who")
+    assert task.classes == ("cat", "dog") and Counter(task.splits) == {"train": 4, "test": 2}
+    assert task.groups == tuple("abcdef")
+    assert np.array_equal(task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0])
+    with pytest.raises(ValueError, match="expected a column 'speaker', found sound, animal, who"):
+        from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="speaker")

@@ -8,7 +8,6 @@ neither gets a row. Whole but short clips are kept and named.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -88,12 +87,6 @@ def why_invalid(path: Path, *, check: str = "header") -> str | None:
                     return f"truncated: {len(wave):,} of {frames:,} samples can be decoded"
                 if not np.isfinite(wave).all():
                     return "samples that are no numbers (NaN or infinite)"
-            elif path.suffix.lower() in (".flac", ".mp3"):  # libsndfile believes their headers
-                with contextlib.suppress(soundfile.SoundFileError):
-                    file.seek(frames - 1)
-                    if len(file.read(1)) == 1:
-                        return None
-                return f"truncated: the last of {frames:,} samples cannot be decoded"
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         return f"not readable as audio ({size_of(path)}): {error}"
     return None
