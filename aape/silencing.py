@@ -301,7 +301,8 @@ def _difference(
     neurons = change.neurons_of(layer)
     a = activations[..., torch.from_numpy(np.searchsorted(members, neurons)).to(activations.device)]
     columns = projection.weight[:, torch.from_numpy(neurons).to(activations.device)]
-    return nn.functional.linear(change.changed(layer, a) - a, columns)
+    step = a * (change.gain - 1.0) if change.replace_by is None else change.changed(layer, a) - a
+    return nn.functional.linear(step, columns)
 
 
 @torch.inference_mode()
