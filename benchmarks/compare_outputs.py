@@ -81,9 +81,14 @@ def compare_tables(name: str, old: pd.DataFrame, new: pd.DataFrame, rename: Mapp
     for column in (c for c in both if c not in keys):
         x, y = a.loc[rows, column], b.loc[rows, column]
         found.values += len(rows)
+        # A difference of two numbers of about 1 keeps their rounding, however small it is: hence the 1.0.
         if pd.api.types.is_numeric_dtype(x) and pd.api.types.is_numeric_dtype(y):
             u, v = x.to_numpy(float), y.to_numpy(float)
-            same = (u == v) | (np.isnan(u) & np.isnan(v)) | (np.abs(u - v) <= 1e-12 * np.maximum(np.abs(u), np.abs(v)))
+            same = (
+                (u == v)
+                | (np.isnan(u) & np.isnan(v))
+                | (np.abs(u - v) <= 1e-12 * np.maximum(1.0, np.maximum(np.abs(u), np.abs(v))))
+            )
         else:
             u, v = (s.astype(object).where(s.notna(), "").astype(str).map(lambda t: rename.get(t, t)) for s in (x, y))
             same = (u == v).to_numpy()
