@@ -29,8 +29,11 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@if [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ]; then \
-		$(BIN)/python -m pip install --quiet --retries 0 --timeout 10 --index-url $(TORCH_CPU) torch torchvision \
-		|| echo "$(TORCH_CPU) does not answer: PyPI's torch is installed, with its CUDA libraries"; fi
+		$(BIN)/python -m pip install --isolated --quiet --retries 0 --timeout 10 --index-url $(TORCH_CPU) torch torchvision \
+		2>/dev/null \
+		&& $(BIN)/python -c "import torchvision" \
+		|| { echo "$(TORCH_CPU) does not serve us: PyPI's torch is installed, with its CUDA libraries"; \
+		$(BIN)/python -m pip uninstall --quiet --yes torch torchvision 2>/dev/null; }; fi
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 

@@ -134,6 +134,8 @@ def _prepared(study: Study, name: str, spec: Loader) -> tuple[dict[str, Any], st
         return prepare(study, name, spec)[1], "", ""
     except ValueError as error:
         return {}, str(error), "install or set what is named, or correct the study's entry"
+    except Exception as error:  # whatever a module raises while it is imported is what the doctor is here to tell
+        return {}, f"{spec.call(name)[0]}: {type(error).__name__}: {error}", "mend that module or its packages"
 
 
 def models(study: Study) -> list[Finding]:
