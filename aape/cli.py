@@ -4,6 +4,7 @@ aape collect STUDY MODEL TASK          one model on one task of a study (or torc
 aape doctor [STUDY]                    what is installed, found, missing, and the next step
 aape download [NAME ...]               checkpoints and datasets that may be fetched freely; --help NAME tells of one
 aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
+aape table FOLDER -o OUT.csv           the same of a folder of your own, to look at and to edit
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,32 +43,25 @@ def command() -> str:
     return called.get(Path(sys.argv[0]).name, "aape")
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
-
-
-def machine() -> list[Finding]:
-    """Interpreter, processor, memory, disk and the device that a pass would use."""
+def machine() -> Iterator[Finding]:
+    """Interpreter, processor, disk and the device that a pass would use."""
     ok = sys.version_info >= (3, 10)
-    python = f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
     step = "" if ok else "make a virtual environment with Python 3.10 or newer"
-    memory = ""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = f", {_size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} memory"
-    findings = [
-        Finding("ok" if ok else "missing", "Python", python, step),
-        Finding("ok", "processor", f"{os.cpu_count()} cores{memory}"),
-        Finding("ok", "disk", f"{_size(shutil.disk_usage(Path.cwd()).free)} free at {Path.cwd()}"),
-    ]
+    python = f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
+    yield Finding("ok" if ok else "missing", "Python", python, step)
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Finding("ok", "machine", f"{os.cpu_count()} cores, {free / 1e9:,.1f} GB free at {Path.cwd()}")
     if importlib.util.find_spec("torch") is None:
-        return [*findings, Finding("note", "device", "not known before torch is installed")]
+        yield Finding("note", "device", "not known before torch is installed")
+        return
     import torch
 
+    device = "cpu (torch sees no CUDA device)"
     if torch.cuda.is_available():
-        cards = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [*findings, Finding("ok", "device", f"cuda: {cards}")]
-    apple = "; Apple MPS is there and used on request (device='mps')" if torch.backends.mps.is_available() else ""
-    return [*findings, Finding("ok", "device", f"cpu (torch sees no CUDA device){apple}")]
+        device = "cuda: " + ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    elif torch.backends.mps.is_available():
+        device += "; Apple MPS is there and used on request (device='mps')"
+    yield Finding("ok", "device", device)
 
 
 def requirements() -> dict[str, list[str]]:
@@ -85,9 +78,9 @@ def requirements() -> dict[str, list[str]]:
     return found
 
 
-def packages() -> list[Finding]:
+def packages() -> Iterator[Finding]:
     """Every requirement against what is installed, and a package known to clash."""
-    fine, findings = [], []
+    fine = []
     for extra, lines in requirements().items():
         lacking = []
         for line in lines:
@@ -98,19 +91,16 @@ def packages() -> list[Finding]:
             elif extra:
                 lacking.append(name)
             else:
-                what = "not installed" if installed is None else installed
-                findings.append(Finding("missing", name, f"{what}, needs {line}", f"python -m pip install '{line}'"))
+                what = f"{installed or 'not installed'}, needs {line}"
+                yield Finding("missing", name, what, f"python -m pip install '{line}'")
         if lacking:
-            what = f"'aape[{extra}]'" if not (_CLONE / "pyproject.toml").is_file() else f"-e '{_CLONE}[{extra}]'"
-            findings.append(
-                Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", f"python -m pip install {what}")
-            )
-    if fine:
-        findings.insert(0, Finding("ok", "installed", ", ".join(fine)))
+            what = f"-e '{_CLONE}[{extra}]'" if (_CLONE / "pyproject.toml").is_file() else f"'aape[{extra}]'"
+            step = f"python -m pip install {what}"
+            yield Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", step)
+    yield Finding("ok", "installed", ", ".join(fine) or "none of the requirements")
     if _version("evar") is not None:
         what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
-        findings.append(Finding("note", "evar", what, "python -m pip uninstall evar"))
-    return findings
+        yield Finding("note", "evar", what, "python -m pip uninstall evar")
 
 
 def _version(name: str) -> str | None:
@@ -138,22 +128,16 @@ def _prepared(study: Study, name: str, spec: Loader) -> tuple[dict[str, Any], st
         return {}, f"{spec.call(name)[0]}: {type(error).__name__}: {error}", "mend that module or its packages"
 
 
-def models(study: Study) -> list[Finding]:
+def models(study: Study) -> Iterator[Finding]:
     """Each model's loader and files."""
-    findings = []
     for name, spec in study.encoders.items():
-        title = f"{name} ({spec.label})"
         options, problem, step = _prepared(study, name, spec)
         paths = {key: value for key, value in options.items() if isinstance(value, Path)}
-        for key, path in paths.items():
-            if not path.exists() and not problem:
-                problem, step = f"{key}: no file {path}", _checkpoint_step(path)
-        if problem:
-            findings.append(Finding("missing", title, problem, step))
-            continue
-        sizes = [f"{p}, {_size(p.stat().st_size)}" if p.is_file() else str(p) for p in paths.values()]
-        findings.append(Finding("ok", title, "; ".join(sizes) or f"made by {spec.call(name)[0]}"))
-    return findings
+        lost = next((key for key, path in paths.items() if not path.exists()), None)
+        if lost is not None:
+            problem, step = f"{lost}: no file {paths[lost]}", _checkpoint_step(paths[lost])
+        found = problem or ", ".join(map(str, paths.values())) or f"made by {spec.call(name)[0]}"
+        yield Finding("missing" if problem else "ok", f"{name} ({spec.label})", found, step)
 
 
 def _checkpoint_step(path: Path) -> str:
@@ -170,20 +154,16 @@ def _fetch(name: str, folder: Path) -> str:
     return f"{command()} download {name}" + ("" if folder == data_folder() else f" --folder {_shown(folder)}")
 
 
-def tasks(study: Study) -> list[Finding]:
+def tasks(study: Study) -> Iterator[Finding]:
     """Each task's loader, metadata and audio."""
-    findings = []
     for name, spec in study.tasks.items():
         options, problem, step = _prepared(study, name, spec)
-        if problem:
-            findings.append(Finding("missing", name, problem, step))
-        elif "csv_path" in options and "audio_dir" in options:
-            findings.append(_data(name, options))
-        elif "folder" in options and not Path(options["folder"]).is_dir():
-            findings.append(Finding("missing", name, f"no folder {options['folder']}", "point folder to the sounds"))
-        else:
-            findings.append(Finding("ok", name, f"made by {spec.call(name)[0]}"))
-    return findings
+        if not problem and "csv_path" in options and "audio_dir" in options:
+            yield _data(name, options)
+            continue
+        if not problem and "folder" in options and not Path(options["folder"]).is_dir():
+            problem, step = f"no folder {options['folder']}", "point folder to the sounds"
+        yield Finding("missing" if problem else "ok", name, problem or f"made by {spec.call(name)[0]}", step)
 
 
 def _data(name: str, options: Mapping[str, Any]) -> Finding:
@@ -223,30 +203,30 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def evar(study: Study) -> list[Finding]:
+def evar(study: Study) -> Iterator[Finding]:
     """The EVAR clone, if any, and what it offers the study's tasks."""
-    folder = os.environ.get("EVAR")
-    if not folder:
-        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
-        why = "the environment variable EVAR is not set; its clone has the published splits of CREMA-D, VoxForge and Surge"
-        return [Finding("note", "EVAR", why, step)]
+    folder = os.environ.get("EVAR", "")
     root = Path(folder).expanduser()
-    if not (root / "evar").is_dir():
-        wrong = f"{root} is no clone of EVAR: it has no folder evar/"
-        return [Finding("missing", "EVAR", wrong, "correct the environment variable EVAR, or unset it")]
-    offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
-    return [Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")]
+    if not folder:
+        why = "not set; a clone has the published splits of CREMA-D, VoxForge and Surge"
+        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
+        yield Finding("note", "environment variable EVAR", why, step)
+    elif not (root / "evar").is_dir():
+        yield Finding(
+            "missing", "EVAR", f"{root} is no clone of EVAR: it has no folder evar/", "correct it, or unset it"
+        )
+    else:
+        offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
+        yield Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
 
 
-def collected(study: Study) -> list[Finding]:
+def collected(study: Study) -> Iterator[Finding]:
     """Which artifacts the analysis would find."""
-    findings = []
     for model in study.encoders:
         lacking = _uncollected(study, model)
-        detail = f"{len(study.tasks) - len(lacking)} of {len(study.tasks)} tasks"
-        detail += f"; not yet: {', '.join(lacking)}" if lacking else ""
-        findings.append(Finding("note" if lacking else "ok", model, detail))
-    return findings
+        rest = f"; not yet: {', '.join(lacking)}" if lacking else ""
+        done = f"{len(study.tasks) - len(lacking)} of {len(study.tasks)} tasks{rest}"
+        yield Finding("note" if lacking else "ok", model, done)
 
 
 def _uncollected(study: Study, model: str) -> list[str]:
@@ -259,7 +239,7 @@ def doctor(study_name: str | Path = "paper") -> int:
     Raises:
         FileNotFoundError, ValueError: no such study, or it is not valid.
     """
-    sections = {"machine": machine(), "packages": packages()}
+    sections = {"machine": list(machine()), "packages": list(packages())}
     done = "everything is collected; the analysis notebooks"
     try:
         from aape.study import load_study
@@ -269,8 +249,8 @@ def doctor(study_name: str | Path = "paper") -> int:
         study = load_study(study_name)
         print(f"study {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
         print(f"results go to {study.directory}")
-        sections |= {"models": models(study), "tasks": tasks(study)}
-        sections |= {"EVAR (optional)": evar(study), "collected": collected(study)}
+        found = {"models": models, "tasks": tasks, "EVAR (optional)": evar, "collected": collected}
+        sections |= {title: list(look(study)) for title, look in found.items()}
         todo = [(model, task) for model in study.encoders for task in _uncollected(study, model)]
         if todo:
             done = f"{command()} collect {study_name} {' '.join(todo[0])}, or the notebook of that name"
