@@ -13,6 +13,8 @@ _ROOMS = {
     "collecting": ["collect", "collect_study"],
     "encoder": ["Encoder", "from_module"],
     "encoders": ["m2d"],
+    "encoders.contracts": ["from_hear", "from_xares"],
+    "encoders.hub": ["from_hub"],
     "selection": ["Selection", "entropy", "select"],
     "sharing": ["jaccard", "sharing_against_chance"],
     "silencing": ["silenced"],

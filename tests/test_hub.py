@@ -1,207 +1,469 @@
-"""AST and AudioMAE adapters, offline: random weights, small configurations, and saved checkpoints of those."""
+"""from_hub, offline: every family with a tiny random configuration in a folder of this machine, and whisper-tiny."""
 
+from __future__ import annotations
+
+import copy
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import timm
 import torch
+import transformers
+from conftest import shared_folder
+from safetensors.torch import load_file, save_file
 
 from aape.counting import count_batch, widths
-from aape.encoders import hub as pretrained
-from aape.encoders import m2d
-from aape.encoders.hub import load_ast, load_audiomae
+from aape.encoder import Encoder, hooked
+from aape.encoders.ears import TimeEars
+from aape.encoders.hub import FAMILIES, from_hub
 
-SMALL_AST = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_length": 64,
-}
-SMALL_VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": (64, 128)}
+WHISPER, RAVDESS = shared_folder("models", "whisper-tiny-encoder"), shared_folder("data", "ravdess")
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
-LOADERS = {
-    "ast": lambda **options: load_ast("random", config=SMALL_AST, **options),
-    "audiomae": lambda **options: load_audiomae("random", config=SMALL_VIT, **options),
-}
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+CONV = SIZE | {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+CONFIGS = {
+    "wav2vec2": transformers.Wav2Vec2Config(**CONV),  # group norm over time, trained without an attention mask
+    "wav2vec2 with mask": transformers.Wav2Vec2Config(**CONV, feat_extract_norm="layer", do_stable_layer_norm=True,
+                                                      add_adapter=True, num_adapter_layers=1),
+    "hubert": transformers.HubertConfig(**CONV, feat_extract_norm="layer"),
+    "wavlm": transformers.WavLMConfig(**CONV, feat_extract_norm="layer"),
+    "data2vec-audio": transformers.Data2VecAudioConfig(**CONV, conv_pos_kernel_size=3),
+    "unispeech": transformers.UniSpeechConfig(**CONV, feat_extract_norm="layer"),
+    "unispeech-sat": transformers.UniSpeechSatConfig(**CONV, feat_extract_norm="layer"),
+    "sew": transformers.SEWConfig(**(CONV | {"conv_dim": (8,) * 13}), feat_extract_norm="layer"),
+    "sew-d": transformers.SEWDConfig(**(CONV | {"conv_dim": (8,) * 13}), feat_extract_norm="layer"),
+    "wav2vec2-conformer": transformers.Wav2Vec2ConformerConfig(**CONV, feat_extract_norm="layer"),
+    "wav2vec2-bert": transformers.Wav2Vec2BertConfig(**SIZE, feature_projection_input_dim=160),
+    "whisper": transformers.WhisperConfig(
+        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48, decoder_layers=1,
+        decoder_attention_heads=2, decoder_ffn_dim=48, num_mel_bins=80, max_source_positions=100, vocab_size=50,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    ),
+    "audio-spectrogram-transformer": transformers.ASTConfig(**SIZE, max_length=64),
+}  # fmt: skip
+MASKED = [n for n in CONFIGS if n not in ("wav2vec2", "whisper", "audio-spectrogram-transformer")]
+# In these the mask leaves padding out altogether; the others convolve over tokens, whose biases leak across the edge.
+CLEAN = ["wav2vec2 with mask", "hubert", "wavlm", "unispeech", "unispeech-sat", "wav2vec2-bert"]
+TIMM = {"img_size": [64, 128], "in_chans": 1, "global_pool": "avg", "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
-@pytest.fixture(scope="module", params=LOADERS)
-def encoder(request):
-    return LOADERS[request.param]()
+def write_model(folder: Path, kind: str) -> Path:
+    """A tiny random model of one family, as save_pretrained (or timm's hub) writes it."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    if kind == "timm":
+        model = timm.create_model("vit_base_patch16_224", num_classes=0, **TIMM)
+        save_file(model.state_dict(), folder / "model.safetensors")
+        cfg = {"input_size": [1, 64, 128], "first_conv": "patch_embed.proj", "classifier": "head"}
+        config = {"architecture": "vit_base_patch16_224", "num_classes": 0, "global_pool": "avg", "model_args": TIMM}
+        (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": cfg}))
+        return folder
+    config = CONFIGS[kind]
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    if kind == "whisper":
+        extractor = transformers.WhisperFeatureExtractor(chunk_length=2)
+    elif kind == "wav2vec2-bert":
+        extractor = transformers.SeamlessM4TFeatureExtractor()
+    elif kind == "audio-spectrogram-transformer":
+        extractor = transformers.ASTFeatureExtractor(max_length=64)
+    else:
+        extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=kind in MASKED)
+    extractor.save_pretrained(folder)
+    return folder
 
 
-def noise(batch=2, samples=10240, seed=0):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models-of-this-machine")
+    return {kind: write_model(root / kind.replace(" ", "-"), kind) for kind in (*CONFIGS, "timm")}
+
+
+@pytest.fixture(params=[*CONFIGS, "timm"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def encoders(folders: dict[str, Path]) -> dict[str, Encoder]:
+    return {kind: from_hub(folder) for kind, folder in folders.items()}
+
+
+@pytest.fixture
+def encoder(encoders: dict[str, Encoder], kind: str) -> Encoder:
+    return encoders[kind]
+
+
+def in_pieces(encoder: Encoder) -> Encoder:
+    """The encoder with pieces of 0.64 s."""
+    ears = TimeEars(encoder.embed.steps, 10240) if isinstance(encoder.embed, TimeEars) else encoder.embed
+    layout = {"padding_masks": ears.padding_masks, "token_grid": ears.token_grid}
+    return dataclasses.replace(encoder, embed=ears, clip_seconds=0.64, **layout)
+
+
+def noise(batch: int = 2, samples: int = 9600, seed: int = 0) -> torch.Tensor:
     return 0.1 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
 
 
-def test_shapes_and_layers(encoder):
-    assert encoder.sample_rate == 16000
-    assert encoder.clip_seconds == 64 * 160 / 16000
-    assert len(encoder.layers) == 2
-    assert set(widths(encoder).values()) == ({48} if encoder.name == "AST" else {128})
-    assert not encoder.preactivation
-    embedding = encoder.embed(noise())
-    assert embedding.shape == (2, 32)
-    assert torch.isfinite(embedding).all()
-    assert "ASTFeatureExtractor with" in encoder.weights["front_end"]
+def test_every_family_is_tested():
+    assert {k.split(" ")[0] for k in CONFIGS} | {"timm"} == set(FAMILIES)
 
 
-def test_a_clip_is_encoded_the_same_alone_and_in_a_batch(encoder):
-    wave = noise()
-    with torch.inference_mode():
-        together = encoder.embed(wave)
-        alone = torch.cat([encoder.embed(wave[i : i + 1]) for i in range(2)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
+def hear(kind: str, folder: Path, wave: torch.Tensor) -> torch.Tensor:
+    """A model's tokens [batch, tokens, width] as transformers' own documentation has it, without aape."""
+    rate = {"sampling_rate": 16000, "return_tensors": "pt"}
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    if hasattr(model, "adapter"):
+        model.adapter = None
+    if kind == "whisper":
+        encoder = model.encoder
+        features = extractor(list(wave.numpy()), padding="max_length", max_length=wave.shape[1], **rate)
+        positions = wave.shape[1] // 320
+        encoder.embed_positions = torch.nn.Embedding.from_pretrained(encoder.embed_positions.weight[:positions])
+        encoder.config.max_source_positions = positions
+        return encoder(features["input_features"]).last_hidden_state
+    return model(**extractor(list(wave.numpy()), **rate)).last_hidden_state
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-def test_seeds(kind):
-    one, again, other = (LOADERS[kind](seed=s) for s in (1, 1, 2))
-    assert one.weights["sha256"] == again.weights["sha256"] != other.weights["sha256"]
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [k for k in CONFIGS if k != "audio-spectrogram-transformer"])  # that one: see below
+def test_counts_and_embedding_equal_hooks_on_transformers_own_model(folders, kind, encoder):
+    wave = noise(samples=9600)
+    counted = count_batch(encoder, wave, torch.full((2,), 9600), encoder.layers, 48)
+    hidden: list[torch.Tensor] = []  # whatever any activation function of transformers gives, 48 channels wide
+
+    def see(module, args, output):
+        if not list(module.children()) and "activation" in type(module).__module__ and output.shape[-1] == 48:
+            hidden.append(output)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(see)
+    try:
+        tokens = hear(kind, folders[kind], wave)
+    finally:
+        handle.remove()
+    assert len(hidden) == len(encoder.layers) == (4 if kind in ("wav2vec2-conformer", "wav2vec2-bert") else 2)
+    for layer, activations in enumerate(hidden):
+        assert torch.equal(counted.counts[:, layer], (activations > 0).sum(dim=1).int())
+    torch.testing.assert_close(counted.embeddings, tokens.mean(dim=1), rtol=0, atol=1e-6)
+    assert counted.padding is None and counted.tokens.tolist() == [hidden[0].shape[1]] * 2
 
 
-def test_short_waves_are_padded_by_the_front_end_and_long_ones_cut(encoder):
-    with torch.inference_mode():
-        assert encoder.embed(noise(samples=5000)).shape == (2, 32)
-        assert encoder.embed(noise(samples=100)).shape == (2, 32)
-        wave = noise(samples=2 * 10240 + 3000)
-        pieces = [encoder.embed(p) for p in wave.split(10240, dim=-1)]
-        lengths = torch.tensor([10240, 10240, 3000.0])
-        expected = (torch.stack(pieces) * lengths[:, None, None]).sum(0) / lengths.sum()
-        torch.testing.assert_close(encoder.embed(wave), expected, atol=1e-5, rtol=1e-5)
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CLEAN)
+def test_padding_changes_neither_the_embedding_nor_a_count_where_the_mask_leaves_it_out(kind, encoder):
+    alone, padded = noise(1, 6400, seed=1), torch.zeros(2, 9600)
+    padded[0, :6400], padded[1] = alone, noise(1, 9600)
+    one = count_batch(encoder, alone, torch.tensor([6400]), encoder.layers, 48)
+    both = count_batch(encoder, padded, torch.tensor([6400, 9600]), encoder.layers, 48)
+    torch.testing.assert_close(both.embeddings[0], one.embeddings[0], rtol=0, atol=1e-5)
+    assert both.padding is not None and both.padding_tokens[0] > 0 and both.padding_tokens[1] == 0
+    assert both.tokens[0] - both.padding_tokens[0] == one.tokens[0]
+    assert ((both.counts - both.padding)[0] - one.counts[0]).abs().sum() <= 2  # rounding near zero
 
 
-def test_padding_masks_agree_with_what_the_front_end_sees(encoder):
-    """A patch is marked exactly when changing the valid samples cannot change it."""
-    valid, samples = 3000, 10240
-    wave = torch.zeros(1, samples)
-    wave[:, :valid] = noise(1, valid)
-    other = torch.zeros(1, samples)
-    other[:, :valid] = noise(1, valid, seed=1)
-    chunked = encoder.embed
-    same = chunked.front_end(wave) == chunked.front_end(other)  # [1, frames, mels]
-    frame_same = same.all(dim=-1)[0]
+def front(kind: str, encoder: Encoder, wave: torch.Tensor) -> torch.Tensor:
+    """What the front end gives the blocks of the whole wave, before anything looks across time [tokens, width]."""
+    model = encoder.module
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(encoder.weights["source"])
+    if kind == "whisper":
+        features = extractor(wave.numpy(), sampling_rate=16000, max_length=len(wave), return_tensors="pt")
+        x = torch.nn.functional.gelu(model.conv1(features["input_features"]))
+        return model.conv2(x)[0].T
+    if kind == "wav2vec2-bert":
+        given = extractor([wave.numpy()], sampling_rate=16000, do_normalize_per_mel_bins=False, return_tensors="pt")
+        return given["input_features"][0]
+    if kind == "wav2vec2":
+        model = copy.deepcopy(model)
+        model.feature_extractor.conv_layers[0].layer_norm = torch.nn.Identity()  # looks across time
+    tokens = model.feature_extractor(wave[None])[0].T
+    return torch.stack([t.reshape(-1) for t in tokens.split(2) if len(t) == 2]) if kind.startswith("sew") else tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("valid", [3000, 4800, 6421])
+@pytest.mark.parametrize("kind", [k for k in CONFIGS if k != "audio-spectrogram-transformer"])
+def test_masks_by_changing_what_lies_in_the_padding_and_in_the_sound(kind, encoder, valid):
+    samples = 9600
+    sound, other, padding = noise(1, samples)[0], noise(1, samples, seed=1)[0], noise(1, samples, seed=2)[0] / 10
+    place = torch.arange(samples)
+    waves = []
+    for heard, behind in ((sound, torch.zeros(samples)), (sound, padding), (other, torch.zeros(samples))):
+        wave = torch.where(place < valid, heard, behind)
+        # all begin alike and loud: Whisper normalises by the loudest
+        waves.append(front(kind, encoder, torch.where(place < 1000, 10 * sound, wave)))
+    by_padding = (waves[0] != waves[1]).any(dim=1)
+    by_sound = (waves[0] != waves[2]).any(dim=1)
     (mask,) = encoder.padding_masks(torch.tensor([valid]), samples)
-    starts = chunked.first_frames
-    expected = torch.tensor([bool(frame_same[s : s + 16].all()) for s in starts.tolist()])
-    extra = chunked.extra_tokens
-    assert not mask[0, :extra].any()
-    # frames behind the last whole window are the model's padding, equal for both waves
-    torch.testing.assert_close(mask[0, extra:], expected)
-    assert mask.any()
-    assert not mask.all()
+    mask = mask[0]
+    assert mask.any() and not mask.all()
+    by_sound[: 1000 // 320] = True
+    assert mask[~by_sound].all()  # a token that heard nothing of the sound is padding
+    assert not mask[~by_padding].any()  # a token that heard nothing of the padding is none
+    both = by_sound & by_padding  # across the edge, the model's own arithmetic decides
+    assert both.sum() <= (4 if kind == "whisper" else 2)
+    if kind not in ("whisper", "sew", "sew-d"):
+        assert mask[both].all()  # a convolution that reaches into the padding gives no token of the sound
 
 
-def test_counting(encoder):
-    wave, valid = noise(samples=10240 + 4000), torch.tensor([10240 + 4000, 6000])
-    wave[1, 6000:] = 0
-    neurons = next(iter(widths(encoder).values()))
-    with torch.inference_mode():
-        counts = count_batch(encoder, wave, valid, encoder.layers, neurons)
-    masks = encoder.padding_masks(valid, wave.shape[1])
-    assert counts.tokens.tolist() == [sum(m.shape[1] for m in masks)] * 2
-    assert counts.padding_tokens.tolist() == [sum(int(m[i].sum()) for m in masks) for i in range(2)]
-    assert counts.padding_tokens[1] > counts.padding_tokens[0] > 0
-    assert counts.counts.float().mean() > 0
-
-
-def test_ast_embedding_is_transformers_own(tmp_path):
-    encoder = LOADERS["ast"]()
-    wave = noise()
-    extractor = encoder.embed.front_end.extractor
-    features = extractor(list(wave.numpy()), sampling_rate=16000, return_tensors="pt")["input_values"]
-    with torch.inference_mode():
-        expected = encoder.module(features).pooler_output
-        torch.testing.assert_close(encoder.embed(wave), expected)
-
-
-def test_ast_from_a_folder_without_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    first = LOADERS["ast"](seed=5)
-    first.module.save_pretrained(tmp_path)
-    first.embed.front_end.extractor.save_pretrained(tmp_path)
-    second = load_ast(tmp_path)
-    assert second.weights["sha256"] == first.weights["sha256"]
-    torch.testing.assert_close(second.embed(noise()), first.embed(noise()))
-    with pytest.raises(ValueError, match="own configuration"):
-        load_ast(tmp_path, config=SMALL_AST)
-    first.embed.front_end.extractor.max_length = 32
-    first.embed.front_end.extractor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="pads to 32 frames"):
-        load_ast(tmp_path)
-
-
-def test_audiomae_from_a_file(tmp_path):
-    first = LOADERS["audiomae"](seed=5)
-    state = {**first.module.state_dict(), "head.weight": torch.zeros(527, 32), "head.bias": torch.zeros(527)}
-    path = tmp_path / "pytorch_model.bin"
-    torch.save(state, path)
-    second = load_audiomae(path, config=SMALL_VIT)
-    assert second.weights["source"] == str(path)
-    torch.testing.assert_close(second.embed(noise()), first.embed(noise()))
-    del state["blocks.1.mlp.fc1.weight"]
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=r"1 tensors missing \(blocks\.1\.mlp\.fc1\.weight\)"):
-        load_audiomae(path, config=SMALL_VIT)
-    with pytest.raises(FileNotFoundError):
-        load_audiomae(tmp_path / "gone.pth")
-
-
-def test_audiomae_from_timms_folder(tmp_path):
-    first = LOADERS["audiomae"](seed=5)
-    torch.save(first.module.state_dict(), tmp_path / "pytorch_model.bin")
-    # as on the Hub: an architecture of timm and the arguments that make it this model
-    arguments = {
-        "img_size": [64, 128],
-        "in_chans": 1,
-        "global_pool": "avg",
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 2,
-    }
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {
-                "architecture": "vit_base_patch16_224",
-                "num_classes": 0,
-                "global_pool": "avg",
-                "model_args": arguments,
-                "pretrained_cfg": {"input_size": [1, 64, 128], "first_conv": "patch_embed.proj", "classifier": "head"},
-            }
+def test_masks_of_patches(encoders):
+    """A patch is marked exactly when changing the valid samples cannot change it."""
+    for kind in ("timm", "audio-spectrogram-transformer"):
+        encoder = encoders[kind]
+        valid, samples = 3000, 10240
+        waves = torch.zeros(2, samples)
+        waves[0, :valid], waves[1, :valid] = noise(1, valid), noise(1, valid, seed=1)
+        a, b = encoder.embed.front_end(waves)
+        frame_same = (a == b).all(dim=-1)
+        (mask,) = encoder.padding_masks(torch.tensor([valid]), samples)
+        extra = encoder.embed.extra
+        starts = encoder.embed.cells[:, 1] * encoder.embed.stride
+        expected = torch.tensor([bool(frame_same[s : s + 16].all()) for s in starts.tolist()])
+        assert (
+            not mask[0, :extra].any() and torch.equal(mask[0, extra:], expected) and 0 < expected.sum() < len(expected)
         )
+
+
+@torch.no_grad()
+def test_the_grid_has_a_cell_for_every_token_and_time_runs_on_across_pieces(kind, encoder):
+    encoder = in_pieces(encoder)
+    samples = 10240 + 4000
+    counted = count_batch(
+        encoder, noise(1, samples), torch.tensor([samples]), encoder.layers, 128 if kind == "timm" else 48
     )
-    second = load_audiomae(tmp_path)
-    torch.testing.assert_close(second.embed(noise()), first.embed(noise()))
-    with pytest.raises(ValueError, match="own configuration"):
-        load_audiomae(tmp_path, config=SMALL_VIT)
+    grid = encoder.token_grid(samples)
+    assert len(grid) == 2 and sum(len(g) for g in grid) == counted.tokens[0]
+    cells = torch.cat(grid)
+    times = cells[cells[:, 0] >= 0, 1]
+    assert times.min() == 0 and torch.equal(times.unique(), torch.arange(int(times.max()) + 1))
+    assert int(grid[1][:, 1].max()) == times.max() and int(grid[0][:, 1].max()) + 1 == int(
+        grid[1][grid[1][:, 0] >= 0, 1].min()
+    )
 
 
-def test_full_size_defaults():
-    """The published shape: 3,072 neurons a layer, 512 patches of 10.24 s (one layer here instead of twelve)."""
-    encoder = load_audiomae("random", config={"depth": 1})
-    assert encoder.clip_seconds == pytest.approx(10.24)
-    assert encoder.module.blocks[0].mlp.fc1.out_features == 3072
-    assert len(encoder.embed.first_frames) == 512
-    front = encoder.embed.front_end(torch.zeros(1, 16000))
-    assert front.shape == (1, 1024, 128)
-    # behind the wave: log energy 0, normalised with AudioSet's statistics
-    np.testing.assert_allclose(front[0, -1].numpy(), 4.2677393 / (2 * 4.5689974), rtol=1e-6)
-    assert pretrained.AUDIOMAE.endswith("audiomae_as2m_ft_as20k")
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["timm", "audio-spectrogram-transformer"])
+def test_patches_lie_where_the_grid_says(kind, encoder):
+    model, ears = encoder.module, encoder.embed
+    plain = torch.zeros(1, 64, 128)
+
+    def tokens(spectrogram):
+        return model.patch_embed(spectrogram[:, None])[0] if kind == "timm" else model.embeddings(spectrogram)[0, 2:]
+
+    for place, (f, t) in enumerate(ears.cells.tolist()):
+        changed = plain.clone()
+        # the last corner of an AST patch that overlaps with its neighbours is in fewer patches than the first
+        step_f, size = (16, 16) if kind == "timm" else (10, 16)
+        changed[0, t * ears.stride : t * ears.stride + size, f * step_f : f * step_f + size] = 1
+        differ = (tokens(changed) - tokens(plain)).abs().sum(dim=1)
+        assert differ.argmax() == place or differ[place] > 0.9 * differ.max()
 
 
-def test_sl_vit_as_evars_finetune_saves_it(tmp_path):
-    """EVAR fine-tunes AudioSet on 1,001 frames; patches of 16 cover 992 of them, chunks are still cut at 1,001."""
-    vit = m2d.M2DViT((80, 1001), (16, 16), 64, 1, 1)
-    state = {f"module.ar.runtime.backbone.{k}": v for k, v in vit.state_dict().items()}
-    folder = tmp_path / "vit_base-80x1001p16x16-supervised"
-    folder.mkdir()
-    torch.save({**state, "module.head.mlp.mlp.0.weight": torch.zeros(527, 320)}, folder / "weights.pth")
-    encoder = m2d.load(folder / "weights.pth", name="ViT")
-    assert encoder.clip_seconds == 10.01
-    wave, valid = noise(1, 240000), torch.tensor([30000])  # 1,501 frames: a chunk of 1,001 and one of 500
-    with torch.inference_mode():
-        counts = count_batch(encoder, wave, valid, encoder.layers, 256)
-    assert counts.tokens.tolist() == [2 + 5 * (62 + 32)]
-    assert counts.padding_tokens.tolist() == [5 * (62 - 12) + 5 * 32]
+@torch.no_grad()
+def test_longer_waves_are_cut_and_pieces_count_by_their_tokens(kind, encoder):
+    encoder = in_pieces(encoder)
+    wave = noise(samples=10240 + 3200)
+    pieces = wave.split(10240, dim=1)
+    embeddings = torch.stack([encoder.embed(p) for p in pieces])  # [pieces, batch, dim]
+    if kind in ("timm", "audio-spectrogram-transformer"):
+        share = torch.tensor([float(p.shape[1]) for p in pieces])
+    else:  # tokens of what the model gives out, twice those in the blocks of SEW
+        share = torch.tensor([float(encoder.embed.steps.heard(torch.tensor([p.shape[1]]))) for p in pieces])
+    expected = (embeddings * share[:, None, None]).sum(dim=0) / share.sum()
+    torch.testing.assert_close(encoder.embed(wave), expected, rtol=0, atol=1e-5)
+    for short in (noise(samples=10), noise(samples=10240 + 3), torch.zeros(1, 800)):
+        assert torch.isfinite(encoder.embed(short)).all()
+
+
+def test_gradients_start_behind_the_front_end(kind, encoder):
+    leaves: list[torch.Tensor] = []
+
+    def see(place: int, activations: torch.Tensor) -> torch.Tensor | None:
+        if place == 0:
+            activations = activations.detach().requires_grad_()
+        leaves.append(activations)
+        return activations
+
+    with hooked(encoder, encoder.layers, see):
+        embedding = encoder.embed(noise(samples=9600))
+    for gradient in torch.autograd.grad(embedding[:, 0].sum(), leaves):
+        assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+
+
+def test_names_widths_layers_and_weights(folders, kind, encoder):
+    width = 128 if kind == "timm" else 48
+    assert set(widths(encoder).values()) == {width} and encoder.sample_rate == 16000 and encoder.chunks
+    assert encoder.weights["source"] == str(folders[kind]) and encoder.dtype == "float32"
+    again = from_hub(folders[kind], layers=[-1 + len(encoder.layers), encoder.layers[0]])
+    assert again.layers == (encoder.layers[0], encoder.layers[-1]) and again.identity == encoder.identity
+    twin = from_hub(folders[kind], seed=1)
+    assert twin.name.endswith("(untrained)") and twin.weights["seed"] == 1 and twin.identity != encoder.identity
+
+
+def test_untrained_twins_are_drawn_by_seed(folders):
+    for kind in ("hubert", "whisper", "timm"):
+        torch.rand(1)
+        one, again, two = (from_hub(folders[kind], seed=seed) for seed in (1, 1, 2))
+        assert one.identity == again.identity != two.identity
+
+
+def test_half_precision_files_are_heard_in_float32(folders, tmp_path):
+    folder = write_model(tmp_path / "half-on-this-machine", "hubert")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v.half() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": "float16", "torch_dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder = from_hub(folder)
+    weight = encoder.module.state_dict()["encoder.layers.1.feed_forward.intermediate_dense.weight"]
+    expected = next(v for k, v in tensors.items() if k.endswith("layers.1.feed_forward.intermediate_dense.weight"))
+    assert encoder.dtype == "float32" and torch.equal(weight, expected.half().float())
+
+
+def test_pooled_outputs_are_the_models_own(encoders):
+    wave = noise(samples=10240)
+    for kind in ("timm", "audio-spectrogram-transformer"):
+        encoder = encoders[kind]
+        extractor = transformers.ASTFeatureExtractor(max_length=64)
+        features = extractor(list(wave.numpy()), sampling_rate=16000, return_tensors="pt")["input_values"]
+        model = encoder.module
+        expected = model(features[:, None]) if kind == "timm" else model(features).pooler_output
+        torch.testing.assert_close(encoder.embed(wave), expected)
+        assert encoder.embed(wave).shape == (2, 32) and "ASTFeatureExtractor with" in encoder.weights["front_end"]
+        assert encoder.clip_seconds == 0.64
+        # behind the wave: log energy 0, normalised with AudioSet's statistics
+        silence = encoder.embed.front_end(wave[:, :4000])[0, -1]
+        np.testing.assert_allclose(silence.numpy(), 4.2677393 / (2 * 4.5689974), rtol=1e-6)
+
+
+# --- what cannot be had ------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_none_of_these_get_the_lines_to_write(tmp_path):
+    lines = r"from_module\(model, activations=.*embed=embed"
+    for name, config, words in (
+        ("text-here", {"model_type": "bert"}, "type 'bert'"),
+        ("image-here", {"model_type": "vit"}, "type 'vit'"),
+        ("nothing-here", {}, "type None"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"(?s){words}.*wav2vec2.*{lines}"):
+            from_hub(tmp_path / name)
+    (tmp_path / "empty-here").mkdir()
+    with pytest.raises(ValueError, match=f"(?s)no config.json.*{lines}"):
+        from_hub(tmp_path / "empty-here")
+    photo = write_model(tmp_path / "photos-here", "timm")
+    config = json.loads((photo / "config.json").read_text())
+    config["model_args"] = TIMM | {"in_chans": 3}
+    (photo / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"(?s)3 channels.*{lines}"):
+        from_hub(photo, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind_of_error", "words"),
+    [
+        ("GatedRepoError", "gated.*hf auth login"),
+        ("RepositoryNotFoundError", "no model of this name"),
+        ("RevisionNotFoundError", "no revision 'v9'"),
+        ("LocalEntryNotFoundError", "cannot be reached.*give a folder"),
+        ("EntryNotFoundError", "no config.json on the Hub"),
+    ],
+)
+def test_a_name_that_cannot_be_had_says_why(monkeypatch, kind_of_error, words):
+    """The Hub's answers are played by an error of the same class: no test reaches a hub."""
+    cause = type(kind_of_error, (Exception,), {})("the Hub's own words")
+
+    def cached_file(*args, **options):
+        raise OSError("transformers' long message\nin several lines") from cause
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    with pytest.raises((OSError, ValueError), match=f"(?s)nobody-here/unmistakably-local.*{words}"):
+        from_hub("nobody-here/unmistakably-local", revision="v9")
+
+
+def test_the_commit_is_recorded_and_held_to(folders, monkeypatch):
+    """A snapshot in the layout of the Hub's cache, found by transformers without a network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def cached_file(source, name, revision=None):
+        asked.append((source, name, revision))
+        place = folders["hubert"].parent / "snapshots" / commit
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text((folders["hubert"] / name).read_text())
+        return str(place / name)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    monkeypatch.setattr("aape.encoders.hub._from_transformers", lambda source, family, revision, trained: (
+        transformers.AutoModel.from_pretrained(folders["hubert"]),
+        transformers.AutoFeatureExtractor.from_pretrained(folders["hubert"]),
+    ))  # fmt: skip
+    encoder = from_hub("nobody-here/unmistakably-local", revision="main")
+    assert (
+        asked == [("nobody-here/unmistakably-local", "config.json", "main")] and encoder.weights["revision"] == commit
+    )
+
+
+def test_bad_arguments_and_damaged_folders(folders, tmp_path):
+    for kind, options, words in (
+        ("hubert", {"revision": "main"}, "is a folder on this machine"),
+        ("hubert", {"full_window": True}, "full_window is Whisper's"),
+        ("hubert", {"layers": [7]}, "no layer 7"),
+        ("hubert", {"layers": []}, "no layer"),
+        ("hubert", {"clip_seconds": 0.001}, "takes 0.025 to inf s"),
+        ("whisper", {"clip_seconds": 3.0}, "takes 6.25e-05 to 2 s"),
+        ("audio-spectrogram-transformer", {"clip_seconds": 0.5}, "takes 0.64 to 0.64 s"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_hub(folders[kind], **options)
+    folder = write_model(tmp_path / "less-of-it-here", "hubert")
+    tensors = load_file(folder / "model.safetensors")
+    dropped = next(k for k in tensors if k.endswith("layers.1.feed_forward.intermediate_dense.bias"))
+    save_file({k: v for k, v in tensors.items() if k != dropped}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 are missing.*intermediate_dense\.bias"):
+        from_hub(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="weights cannot be loaded"):
+        from_hub(folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+        from_hub(folder)
+
+
+# --- real weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (WHISPER / "model.safetensors").is_file(), reason=f"no whisper-tiny weights at {WHISPER}")
+@pytest.mark.parametrize("full_window", [True, False])
+@torch.no_grad()
+def test_whisper_tiny_equals_hooks_on_transformers_own_encoder(full_window):
+    clips = sorted(RAVDESS.rglob("*.ogg"))[:2]
+    if clips:
+        wave = torch.stack([torch.from_numpy(soundfile.read(c, frames=32000, dtype="float32")[0]) for c in clips])
+    else:
+        wave = noise(2, 32000)
+    encoder = from_hub(WHISPER, full_window=full_window)
+    counted = count_batch(encoder, wave, torch.full((2,), 32000), encoder.layers, 1536)
+
+    state = {k.removeprefix("model.encoder."): v.float() for k, v in load_file(WHISPER / "model.safetensors").items()}
+    tokens = 1500 if full_window else 100
+    config = transformers.WhisperConfig.from_pretrained(WHISPER, max_source_positions=tokens)
+    theirs = transformers.models.whisper.modeling_whisper.WhisperEncoder(config).eval()
+    theirs.load_state_dict(state | {"embed_positions.weight": state["embed_positions.weight"][:tokens]})
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(WHISPER)
+    features = extractor(list(wave.numpy()), sampling_rate=16000, max_length=tokens * 320, return_tensors="pt")
+    seen: list[torch.Tensor] = []
+    for layer in theirs.layers:
+        layer.activation_fn.register_forward_hook(lambda module, args, out: seen.append(out))
+    hidden = theirs(features["input_features"]).last_hidden_state
+    for layer, activations in enumerate(seen):
+        assert torch.equal(counted.counts[:, layer], (activations > 0).sum(dim=1).int())
+        torch.testing.assert_close(counted.means[:, layer], activations.mean(dim=1), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 4 and counted.tokens.tolist() == [tokens] * 2
+    torch.testing.assert_close(counted.embeddings, hidden[:, :100].mean(dim=1), rtol=0, atol=1e-5)
+    assert counted.padding_tokens.tolist() == [tokens - 100] * 2

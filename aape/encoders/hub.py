@@ -1,231 +1,249 @@
-"""Supervised audio Transformers from the Hugging Face Hub as encoders: AST (transformers) and AudioMAE (timm).
+"""Audio Transformers by name: twelve families of transformers, and timm's audio ViTs, from the Hub or from a folder.
 
-They stand in for the paper's SL ViT where nobody wants to train one. They are not that model: AST (Gong et al. 2021,
-arXiv 2104.01778) starts from an image model and is fine-tuned on AudioSet with labels; AudioMAE (Huang et al. 2022,
-arXiv 2207.06405) is self-supervised first and then fine-tuned on AudioSet-20k with labels. Both see 128 mel bands of
-10.24 s, M2D sees 80 bands of 6.08 s.
+    encoder = from_hub("openai/whisper-tiny")
 
-The front end of both is the Kaldi filter bank of transformers' ASTFeatureExtractor, with its padding to the model's
-1,024 frames. It computes with torchaudio where that is installed and with numpy where not; the two differ in the last
-digits, so the manifest says which it was. Gradients do not pass through it.
+Neurons are the channels behind the activation function of each MLP, as many as the intermediate size; where a block has
+two MLPs (conformers' ffn1 and ffn2) it gives two layers. The front end is the model's own feature extractor, clip by
+clip, and gradients start behind it. Weights are float32 whatever the file holds. The model hears a clip up to its last
+sample that is not zero; the clip embedding is the mean over the tokens that heard sound (AST and timm's ViTs: their own
+pooled output). Which tokens these are comes from the model's own arithmetic of lengths.
+
+Waves longer than `clip_seconds` are cut into pieces of that length. Whisper was trained on 30 s, padded with silence;
+here it runs at the clip's length, its positions cut, unless `full_window` says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aape.encoder import Encoder, from_module, sha256_of_state
-from aape.encoders.checkpoint import fill, read_checkpoint
-from aape.files import sha256_of
+from aape.encoders.ears import ears_of
 
-AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
-AUDIOMAE = "gaunernst/vit_base_patch16_1024_128.audiomae_as2m_ft_as20k"
-
-_WINDOW, _HOP = 400, 160  # samples at 16 kHz: 25 ms every 10 ms (Kaldi)
-
-
-class Fbank:
-    """Wave [batch, samples] at 16 kHz -> normalised log-mel [batch, frames, mels], padded to the model's frames.
-
-    What is normalised is the log energy e of a band: (e - mean) / (2 std), with AudioSet's mean and standard deviation.
-    Frames behind the wave hold e = 0 before that (AST, AudioMAE), which is not what silence gives.
-    """
-
-    def __init__(self, extractor: Any) -> None:
-        self.extractor = extractor
-        self.frames = int(extractor.max_length)
-        self.sample_rate = int(extractor.sampling_rate)
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        if wave.shape[-1] < _WINDOW:  # a last chunk shorter than one frame
-            wave = nn.functional.pad(wave, (0, _WINDOW - wave.shape[-1]))
-        clips = list(wave.detach().float().cpu().numpy())
-        features = self.extractor(clips, sampling_rate=self.sample_rate, return_tensors="pt")["input_values"]
-        return features.to(device=wave.device, dtype=torch.float32)
-
-    @property
-    def computed_with(self) -> str:
-        """The library that computes the filter bank here."""
-        return "numpy" if hasattr(self.extractor, "mel_filters") else "torchaudio"
+_MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
+_CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"
+# model type -> globs over its modules, of which the first that matches is taken (names differ between transformers 4, 5)
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "wav2vec2": (_MLP,),
+    "hubert": (_MLP,),
+    "wavlm": (_MLP,),
+    "data2vec-audio": (_MLP,),
+    "unispeech": (_MLP,),
+    "unispeech-sat": (_MLP,),
+    "sew": (_MLP,),
+    "sew-d": ("encoder.encoder.layer.*.intermediate.intermediate_act_fn",),
+    "wav2vec2-conformer": (_CONFORMER,),
+    "wav2vec2-bert": (_CONFORMER,),
+    "whisper": ("layers.*.activation_fn",),
+    "audio-spectrogram-transformer": ("layers.*.mlp.activation_fn", "encoder.layer.*.intermediate.intermediate_act_fn"),
+    "timm": ("blocks.*.mlp.act",),
+}
 
 
-class _Chunked:
-    """Cuts waves into pieces of the model's length, encodes each, and averages their embeddings by length.
-
-    A piece is as many samples as the model has frames times the hop; the last one may be shorter.
-    """
-
-    def __init__(
-        self, front_end: Fbank, encode: Callable[[Tensor], Tensor], first_frames: Tensor, extra_tokens: int
-    ) -> None:
-        self.front_end = front_end
-        self.encode = encode
-        self.first_frames = first_frames  # first frame that each patch sees [patches], in token order
-        self.extra_tokens = extra_tokens  # class and distillation tokens, in front
-        self.samples = front_end.frames * _HOP
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        pieces = wave.split(self.samples, dim=-1)
-        embeddings = [self.encode(self.front_end(p)) * p.shape[-1] for p in pieces]
-        return torch.stack(embeddings).sum(dim=0) / wave.shape[-1]
-
-    def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
-        """Patches whose first frame begins behind the last valid sample, one mask [batch, tokens] a piece.
-
-        That counts the model's own padding behind a short wave too. Class and distillation tokens never are padding.
-        """
-        first = self.first_frames.to(valid_samples.device) * _HOP  # [patches], samples
-        masks = []
-        for start in range(0, samples, self.samples):
-            # Frames that would reach beyond the piece are not computed: they are the model's padding.
-            length = max(_WINDOW, min(self.samples, samples - start))
-            last_frame = (length - _WINDOW) // _HOP
-            inside = (valid_samples - start).clamp(min=0)
-            silent = (first[None, :] >= inside[:, None]) | (first > last_frame * _HOP)[None, :]
-            masks.append(nn.functional.pad(silent, (self.extra_tokens, 0)))
-        return masks
-
-
-def load_ast(
-    source: str | Path = AST,
+def from_hub(
+    name_or_folder: str | Path,
     *,
-    config: Mapping[str, Any] | None = None,
-    seed: int = 0,
     revision: str | None = None,
-    name: str = "AST",
+    layers: Sequence[str | int] | None = None,
+    clip_seconds: float | None = None,
+    full_window: bool = False,
+    seed: int | None = None,
 ) -> Encoder:
-    """An Audio Spectrogram Transformer through transformers.
+    """An audio Transformer of the Hugging Face Hub, or of a folder that `save_pretrained` wrote, as an Encoder.
 
     Args:
-        source: a Hub name, a folder that `save_pretrained` wrote, or "random".
-        config: settings of transformers' ASTConfig, for random weights only.
-        seed: of random weights.
-        revision: commit of the Hub repository; name one to be held to it.
-        name: what tables call the model.
-
-    The clip embedding is AST's own: the mean of class and distillation token after the last layer norm.
-
-    Raises:
-        ValueError: a config beside weights that have their own.
-        OSError: transformers cannot find or fetch the source.
-    """
-    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
-
-    if str(source) == "random":
-        settings = ASTConfig(**(config or {}))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = ASTModel(settings)
-        extractor = ASTFeatureExtractor(num_mel_bins=settings.num_mel_bins, max_length=settings.max_length)
-        provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(model)}
-    else:
-        if config is not None:
-            raise ValueError(f"{source} brings its own configuration; leave config out, or use source='random'")
-        folder = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else str(source)
-        model = ASTModel.from_pretrained(folder, revision=revision or "main")
-        extractor = ASTFeatureExtractor.from_pretrained(folder, revision=revision or "main")
-        provenance = {"source": str(source), "sha256": sha256_of_state(model)}
-        commit = getattr(model.config, "_commit_hash", None) or revision
-        if commit:
-            provenance["revision"] = commit
-    settings = model.config
-    front_end = Fbank(extractor)
-    if front_end.frames != settings.max_length:
-        raise ValueError(
-            f"{source}: its front end pads to {front_end.frames} frames, its model takes {settings.max_length}"
-        )
-    rows, columns = model.embeddings.get_shape(settings)  # frequency, time
-    starts = torch.arange(columns) * settings.time_stride
-    chunked = _Chunked(
-        front_end,
-        lambda features: model(features).pooler_output,
-        first_frames=starts.repeat(rows),  # tokens have frequency outermost
-        extra_tokens=2,
-    )
-    return _encoder(model, chunked, _ast_pattern(model), name, provenance)
-
-
-def _ast_pattern(model: nn.Module) -> str:
-    """Where transformers keeps the activations: renamed between its versions 4 and 5."""
-    names = {n for n, _ in model.named_modules()}
-    return (
-        "layers.*.mlp.activation_fn"
-        if "layers.0.mlp.activation_fn" in names
-        else ("encoder.layer.*.intermediate.intermediate_act_fn")
-    )
-
-
-def load_audiomae(
-    source: str | Path = AUDIOMAE, *, config: Mapping[str, Any] | None = None, seed: int = 0, name: str = "AudioMAE"
-) -> Encoder:
-    """AudioMAE's encoder through timm.
-
-    Args:
-        source: a Hub name (of timm's kind), a folder with timm's config.json and weights, a file of weights, or
-            "random".
-        config: keyword arguments of timm's VisionTransformer, for random weights or a file: `embed_dim`, `depth`, ...
-        seed: of random weights.
-        name: what tables call the model.
-
-    The clip embedding is the checkpoint's own: the mean of the patches, normalised.
+        name_or_folder: "openai/whisper-tiny", or a folder with config.json, preprocessor_config.json and weights.
+        revision: commit, tag or branch of the Hub's repository. The commit that was found is recorded in `weights`.
+        layers: the layers to count, by name or by place from 0; all.
+        clip_seconds: the longest wave that goes through the blocks at once, s; 30, or what the model takes.
+        full_window: Whisper only: pad every clip to the model's 30 s, as it was trained, instead of running at the
+            clip's length. A clip of 5 s then has 83 % padding.
+        seed: draw the weights at random with this seed instead of loading them: the untrained twin.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is not there, or holds another model.
+        ImportError: transformers is not installed.
+        OSError: no such model, no access to it, no network; the message says which, and what to do.
+        ValueError: no audio Transformer of these families (the message shows what to write instead), weights missing in
+            the file, an unknown layer, or a clip longer than the model takes.
     """
-    import timm
-
-    settings: dict[str, Any] = {"img_size": (1024, 128), "in_chans": 1, "global_pool": "avg", "num_classes": 0}
-    path = Path(source).expanduser()
-    if str(source) == "random" or path.is_file():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = timm.create_model("vit_base_patch16_224", pretrained=False, **{**settings, **(config or {})})
-        provenance: dict[str, Any] = {"source": "random", "seed": seed, "sha256": sha256_of_state(model)}
-        if path.is_file():
-            fill(model, read_checkpoint(path), path)
-            provenance = {"source": str(source), "sha256": sha256_of(path)}
-    else:
-        if config is not None:
-            raise ValueError(f"{source} brings its own configuration; leave config out, or use source='random'")
-        if path.suffix in (".pth", ".bin", ".safetensors"):
-            raise FileNotFoundError(f"no weights at {path}")
-        prefix = "local-dir:" if path.is_dir() else "hf_hub:"
-        address = str(source) if ":" in str(source) else f"{prefix}{path if path.is_dir() else source}"
-        model = timm.create_model(address, pretrained=True, num_classes=0)
-        provenance = {"source": str(source), "sha256": sha256_of_state(model)}
-    patch_embed: Any = model.patch_embed
-    frames, mels = patch_embed.img_size
-    step_t, step_f = patch_embed.patch_size
-    if patch_embed.proj.in_channels != 1:
-        raise ValueError(f"{source} takes {patch_embed.proj.in_channels} channels, expected 1 (a spectrogram)")
-    prefix_tokens: Any = model.num_prefix_tokens
-    from transformers import ASTFeatureExtractor
-
-    chunked = _Chunked(
-        Fbank(ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)),
-        lambda features: model(features.unsqueeze(1)),
-        # tokens have time outermost: the spectrogram enters as [batch, 1, frames, mels]
-        first_frames=(torch.arange(frames // step_t) * step_t).repeat_interleave(mels // step_f),
-        extra_tokens=int(prefix_tokens),
-    )
-    return _encoder(model, chunked, "blocks.*.mlp.act", name, provenance)
-
-
-def _encoder(model: nn.Module, chunked: _Chunked, pattern: str, name: str, provenance: Mapping[str, Any]) -> Encoder:
-    model.requires_grad_(False)
-    return from_module(
+    source = str(name_or_folder)
+    if Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser())
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is of the Hub, {source} is a folder on this machine: leave it out")
+    revision = revision or "main"
+    settings, commit = _config(source, revision)
+    family = settings.get("model_type") or ("timm" if "architecture" in settings else None)
+    if family not in FAMILIES:
+        raise ValueError(_write_it_yourself(source, f"holds a model of type {family!r}"))
+    if full_window and family != "whisper":
+        raise ValueError(f"full_window is Whisper's 30 s, {source} is a {family} model: leave it out")
+    with _quietly(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        load = _from_timm if family == "timm" else _from_transformers
+        model, extractor = load(source, family, revision, seed is None)
+    model.float().eval().requires_grad_(False)
+    ears = ears_of(model, extractor, family, clip_seconds, full_window)
+    origin = {"source": source, "family": family, "front_end": ears.note, "sha256": sha256_of_state(model)}
+    if commit:
+        origin["revision"] = commit
+    if seed is not None:
+        origin |= {"drawn": "at random", "seed": seed}
+    names = {name for name, _ in model.named_modules()}
+    pattern = next(p for p in FAMILIES[family] if p.replace("*", "0").replace("[12]", "1") in names)
+    encoder = from_module(
         model,
         activations=pattern,
-        embed=chunked,
-        sample_rate=chunked.front_end.sample_rate,
-        clip_seconds=chunked.samples / chunked.front_end.sample_rate,
-        name=name,
-        weights={**provenance, "front_end": f"ASTFeatureExtractor with {chunked.front_end.computed_with}"},
+        embed=ears,
+        sample_rate=extractor.sampling_rate,
+        clip_seconds=ears.window / extractor.sampling_rate,
+        name=Path(source).name + ("" if seed is None else " (untrained)"),
+        weights=origin,
         chunks=True,
-        padding_masks=chunked.padding_masks,
+        padding_masks=ears.padding_masks,
+        token_grid=ears.token_grid,
     )
+    return encoder if layers is None else replace(encoder, activations=_chosen(encoder, layers))
+
+
+def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:
+    """Some of an encoder's layers, in the order of depth."""
+    unknown = [k for k in layers if k not in encoder.layers and k not in range(len(encoder.layers))]
+    if unknown or not layers:
+        raise ValueError(
+            f"{encoder.name} has no layer {unknown[0] if unknown else layers!r}: its {len(encoder.layers)} layers are "
+            f"{encoder.layers[0]} ... {encoder.layers[-1]}, or 0 to {len(encoder.layers) - 1}"
+        )
+    return {n: m for place, (n, m) in enumerate(encoder.activations.items()) if n in layers or place in layers}
+
+
+# --- finding and loading -----------------------------------------------------------------------------------------
+
+
+def _write_it_yourself(source: str, found: str) -> str:
+    """What to say of a model that from_hub does not know."""
+    return (
+        f"{source} {found}; from_hub knows {', '.join(FAMILIES)}. Any other module in three lines of your own:\n"
+        '    model = ...  # a torch module; print(model) shows its names, e.g. "layers.3.mlp.act"\n'
+        "    embed = lambda wave: model(wave).mean(dim=1)  # [batch, samples] -> [batch, dim], its front end included\n"
+        '    encoder = aape.from_module(model, activations="layers.*.mlp.act", embed=embed, sample_rate=16000, '
+        'clip_seconds=5.0, name="mine")'
+    )
+
+
+def _config(source: str, revision: str) -> tuple[dict[str, Any], str | None]:
+    """The model's config.json, and the commit that it is of (None for a folder)."""
+    try:
+        from transformers.utils import cached_file
+        from transformers.utils.hub import extract_commit_hash
+    except ImportError as error:
+        raise ImportError("from_hub needs the package transformers: pip install transformers") from error
+    try:
+        path = cached_file(source, "config.json", revision=revision)
+        if path is None:
+            raise FileNotFoundError("no config.json")
+    except OSError as error:
+        raise _named(error, source, revision) from error
+    commit = None if Path(source).is_dir() else extract_commit_hash(str(path), None)
+    return json.loads(Path(str(path)).read_text(encoding="utf-8")), commit
+
+
+def _named(error: OSError, source: str, revision: str) -> Exception:
+    """The error of a model that cannot be had: what was expected, what was found, what to do."""
+    kinds, cause = set(), error
+    while cause is not None:
+        kinds.add(type(cause).__name__)
+        cause = cause.__cause__  # type: ignore[assignment]
+    if Path(source).is_dir():
+        return ValueError(_write_it_yourself(source, "has no config.json, so it is no folder of save_pretrained"))
+    if "GatedRepoError" in kinds:
+        return OSError(
+            f"{source} is gated: accept its terms on https://huggingface.co/{source} and log in with `hf auth login`, "
+            "or give a folder that holds it."
+        )
+    if "RevisionNotFoundError" in kinds:
+        return OSError(f"{source} has no revision {revision!r}; its page on the Hub lists the commits under Files.")
+    if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
+        return ValueError(_write_it_yourself(source, "has no config.json on the Hub"))
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        return OSError(
+            f"{source}: no such folder here, and no model of this name on the Hub that this machine may read. Expected "
+            '"owner/model", or a folder that save_pretrained wrote; private models need `hf auth login`.'
+        )
+    return OSError(
+        f"{source}: no such folder here, and the Hub cannot be reached ({str(error).splitlines()[0][:160]}) Without a "
+        "network give a folder that save_pretrained wrote on another machine."
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' report of tensors: what is missing is an error here, what is left over is of other heads."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _from_transformers(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
+    """Model and feature extractor of one of transformers' families."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+    config.mask_time_prob = config.mask_feature_prob = 0.0  # of training only, with a tensor that no file need hold
+    config.add_adapter = False  # layers behind the last block that shorten the sequence
+    try:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{source} holds a {family} model without its feature extractor: expected a preprocessor_config.json "
+            f"beside config.json ({str(error).splitlines()[0][:160]})"
+        ) from error
+    # Whisper's encoder alone is what its audio classifier has; WhisperModel would draw a decoder at random.
+    kind: Any = transformers.WhisperForAudioClassification if family == "whisper" else transformers.AutoModel
+    if not trained:
+        model = kind(config) if family == "whisper" else kind.from_config(config)
+        return (model.encoder if family == "whisper" else model), extractor
+    try:
+        model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
+    except OSError as error:
+        raise OSError(f"{source}: its weights cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    lost = sorted(k for k in report["missing_keys"] if not k.startswith(("projector.", "classifier.")))
+    lost += [str(k) for k in report["mismatched_keys"]]
+    if lost:
+        raise ValueError(
+            f"{source} does not hold all weights of its {family} model: {len(lost)} are missing or of another shape, "
+            f"e.g. {', '.join(lost[:3])}. Random ones in their place would not be this model."
+        )
+    return (model.encoder if family == "whisper" else model), extractor
+
+
+def _from_timm(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
+    """A spectrogram ViT of timm (AudioMAE, say), and the filter bank that it is used with (its authors' AST recipe)."""
+    import timm
+    from transformers import ASTFeatureExtractor
+
+    address = f"local-dir:{source}" if Path(source).is_dir() else f"hf_hub:{source}@{revision}"
+    model = timm.create_model(address, pretrained=trained, num_classes=0)
+    patches: Any = getattr(model, "patch_embed", None)
+    if patches is None or patches.proj.in_channels != 1 or not hasattr(model, "num_prefix_tokens"):
+        channels = "another kind of" if patches is None else patches.proj.in_channels
+        raise ValueError(
+            _write_it_yourself(source, f"takes {channels} channels of an image, expected a spectrogram's 1")
+        )
+    frames, mels = patches.img_size
+    return model, ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)

@@ -1,0 +1,289 @@
+"""How the models of `aape.encoders.hub` hear: waves to tokens, which tokens heard only padding, and where they lie."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WINDOW = 30.0  # s, of models without a longest input
+
+
+def ears_of(
+    model: nn.Module, extractor: Any, family: str, clip_seconds: float | None, full_window: bool
+) -> TimeEars | PatchEars:
+    """What a model of a family of `FAMILIES` hears with.
+
+    Args:
+        model: of transformers or timm; of Whisper the encoder.
+        extractor: its feature extractor.
+        family: model type.
+        clip_seconds: the longest piece that it gets at once, s; None: what it takes, or `WINDOW`.
+        full_window: Whisper at its 30 s instead of the piece's length.
+
+    Raises:
+        ValueError: a length that this model does not take.
+    """
+    rate = extractor.sampling_rate
+    if family in ("timm", "audio-spectrogram-transformer"):
+        patches = _of_timm(model, extractor) if family == "timm" else _of_ast(model, extractor)
+        shortest, longest = patches.window, float(patches.window)
+    else:
+        of = {"whisper": _of_whisper, "wav2vec2-bert": _of_filter_bank}.get(family, _of_convolutions)
+        steps = of(model, extractor, full_window)
+        patches, shortest, longest = None, steps.least, steps.limit or float("inf")
+    window = min(longest, round(WINDOW * rate)) if clip_seconds is None else round(clip_seconds * rate)
+    if not shortest <= window <= longest:
+        raise ValueError(
+            f"clip_seconds={clip_seconds}: this {family} model takes {shortest / rate:g} to {longest / rate:g} s at "
+            "once (longer waves are cut into such pieces)"
+        )
+    return patches or TimeEars(steps, int(window))
+
+
+# --- models whose tokens follow each other in time ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How one family turns waves into tokens.
+
+    Attributes:
+        hidden: (each clip's samples up to its last sound, samples of the piece) -> tokens after the last block
+            [batch, tokens, width].
+        heard: sound samples [batch] -> how many of these tokens heard sound, by the model's own arithmetic.
+        tokens: samples of a piece -> number of tokens in the blocks.
+        least: the shortest piece that gives a token in the blocks, samples.
+        squeeze: how many of `hidden`'s tokens one token in the blocks stands for.
+        limit: the longest piece, samples; None without one.
+        note: about the front end, for the manifest.
+    """
+
+    hidden: Callable[[list[np.ndarray], int], Tensor]
+    heard: Callable[[Tensor], Tensor]
+    tokens: Callable[[int], int]
+    least: int
+    squeeze: int = 1
+    limit: int | None = None
+    note: str = ""
+
+
+class TimeEars:
+    """Embedding, padding masks and grid of a model whose tokens follow each other in time."""
+
+    def __init__(self, steps: Steps, window: int) -> None:
+        self.steps, self.window, self.note = steps, window, steps.note
+
+    def _pieces(self, samples: int) -> list[tuple[int, int, int]]:
+        """First sample, samples, and samples as the model gets them, of each piece of a wave."""
+        starts = range(0, samples, self.window)
+        lengths = [min(self.window, samples - start) for start in starts]
+        return [(start, n, max(n, self.steps.least)) for start, n in zip(starts, lengths, strict=True)]
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
+        samples = wave.shape[1]
+        values = wave.detach().float().cpu()
+        places = torch.arange(1, samples + 1)
+        heard = torch.where(values != 0, places, 0).amax(dim=1)
+        heard = torch.where(heard == 0, samples, heard)  # [batch], last sound
+        total, count = torch.zeros(()), torch.zeros(len(wave), dtype=torch.int64)
+        for start, length, given in self._pieces(samples):
+            sound = (heard - start).clamp(0, length)
+            piece = nn.functional.pad(values[:, start : start + length], (0, given - length)).numpy()
+            clips = [row[: max(int(n), self.steps.least)] for row, n in zip(piece, sound, strict=True)]
+            tokens = self.steps.hidden(clips, given)
+            # A clip that is too short for a whole token still has its first one.
+            mine = self.steps.heard(sound).clamp(1 if start == 0 else 0, tokens.shape[1])
+            mask = (torch.arange(tokens.shape[1]) < mine[:, None]).to(tokens.device)
+            total = total.to(tokens.device) + (tokens * mask[:, :, None]).sum(dim=1)
+            count += mine
+        return total / count[:, None].to(total.device)
+
+    def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
+        """Tokens behind those that heard sound, one mask [batch, tokens] a piece; the model's own padding too."""
+        masks = []
+        for start, length, given in self._pieces(samples):
+            heard = self.steps.heard((valid_samples - start).clamp(0, length))
+            mine = -(-heard // self.steps.squeeze)
+            places = torch.arange(self.steps.tokens(given), device=valid_samples.device)
+            masks.append(places[None, :] >= mine[:, None])
+        return masks
+
+    def token_grid(self, samples: int) -> list[Tensor]:
+        """Frequency 0, time counted on across pieces."""
+        counts = [self.steps.tokens(given) for _, _, given in self._pieces(samples)]
+        times = torch.arange(sum(counts))
+        return list(torch.stack([torch.zeros_like(times), times], dim=1).split(counts))
+
+
+def _on(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
+    """wav2vec2 and its relatives: convolutions over the wave."""
+    config = model.config
+    squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
+    least = squeeze
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+        least = (least - 1) * stride + kernel
+
+    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+        given = extractor(
+            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=samples,
+            return_attention_mask=True, return_tensors="pt",
+        ).to(_on(model))  # fmt: skip
+        # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
+        mask = given["attention_mask"] if extractor.return_attention_mask else None
+        return model(given["input_values"], attention_mask=mask).last_hidden_state
+
+    def heard(sound: Tensor) -> Tensor:
+        return model._get_feat_extract_output_lengths(sound).clamp(min=0).long()
+
+    note = f"Wav2Vec2FeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
+    return Steps(hidden, heard, lambda n: int(heard(torch.tensor(n))) // squeeze, least, squeeze, note=note)
+
+
+def _of_filter_bank(model: Any, extractor: Any, full_window: bool) -> Steps:
+    """wav2vec2-bert: Kaldi's filter bank (25 ms every 10 ms), every two frames side by side."""
+    stride, unit = int(extractor.stride), extractor.sampling_rate // 100
+
+    def frames(samples: Any) -> Any:
+        return (samples - 5 * unit // 2) // unit + 1
+
+    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+        given = extractor(
+            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=frames(samples),
+            pad_to_multiple_of=stride, return_attention_mask=True, return_tensors="pt",
+        ).to(_on(model))  # fmt: skip
+        mask = given["attention_mask"] if extractor.return_attention_mask else None
+        return model(given["input_features"], attention_mask=mask).last_hidden_state
+
+    least = 5 * unit // 2 + (stride - 1) * unit
+    note = f"SeamlessM4TFeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
+    return Steps(
+        hidden, lambda n: frames(n).clamp(min=0) // stride, lambda n: -(-frames(n) // stride), least, note=note
+    )
+
+
+def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
+    """Whisper: two convolutions over a log-mel that is normalised by the clip's loudest band."""
+    hop, positions = int(extractor.hop_length), int(encoder.config.max_source_positions)
+    step, limit = 2 * hop, 2 * hop * positions  # samples a token, samples of the full window
+
+    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+        length = limit if full_window else samples
+        given = extractor(
+            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=length,
+            pad_to_multiple_of=step, return_tensors="pt",
+        ).to(_on(encoder))["input_features"]  # fmt: skip
+        with _first_positions(encoder, given.shape[-1] // 2):
+            return encoder(given).last_hidden_state
+
+    return Steps(
+        hidden,
+        lambda sound: encoder._get_feat_extract_output_lengths(sound // hop).clamp(min=0),
+        lambda samples: positions if full_window else -(-samples // step),
+        least=1,
+        limit=limit,
+        note=f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}",
+    )
+
+
+@contextlib.contextmanager
+def _first_positions(encoder: Any, tokens: int) -> Iterator[None]:
+    """Within: Whisper's encoder takes `tokens` tokens, with the first of its positions."""
+    whole, positions = encoder.embed_positions, encoder.config.max_source_positions
+    encoder.embed_positions = nn.Embedding.from_pretrained(whole.weight[:tokens])
+    encoder.config.max_source_positions = tokens
+    try:
+        yield
+    finally:
+        encoder.embed_positions, encoder.config.max_source_positions = whole, positions
+
+
+# --- models on patches of a spectrogram of fixed length ----------------------------------------------------------
+
+_FRAME, _HOP = 400, 160  # samples at 16 kHz: 25 ms every 10 ms (Kaldi)
+
+
+class PatchEars:
+    """Embedding, padding masks and grid of a ViT on the filter bank of AST, as AudioMAE uses it too.
+
+    What is normalised is the log energy e of a band: (e - mean) / (2 std), with AudioSet's mean and standard deviation.
+    Frames behind the wave hold e = 0 before that (AST, AudioMAE), which is not what silence gives. Waves are cut into
+    as many samples as the model has frames times the hop, and the embeddings of the pieces are averaged by length.
+
+    Args:
+        extractor: transformers' ASTFeatureExtractor.
+        encode: normalised log-mel [batch, frames, mels] -> embedding [batch, dim].
+        cells: (frequency, time) of each patch [patches, 2], in token order.
+        stride: frames between two columns of patches.
+        extra: class and distillation tokens, in front.
+    """
+
+    def __init__(
+        self, extractor: Any, encode: Callable[[Tensor], Tensor], cells: Tensor, stride: int, extra: int
+    ) -> None:
+        self.extractor, self.encode, self.cells, self.stride, self.extra = extractor, encode, cells, stride, extra
+        self.window = int(extractor.max_length) * _HOP
+        with_library = "numpy" if hasattr(extractor, "mel_filters") else "torchaudio"  # they differ in the last digits
+        self.note = f"ASTFeatureExtractor with {with_library}"
+
+    def front_end(self, wave: Tensor) -> Tensor:
+        """Wave [batch, samples] -> normalised log-mel [batch, frames, mels], padded to the model's frames."""
+        wave = nn.functional.pad(wave, (0, max(0, _FRAME - wave.shape[-1])))  # a last piece shorter than one frame
+        clips = list(wave.detach().float().cpu().numpy())
+        given = self.extractor(clips, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        return given["input_values"].to(device=wave.device, dtype=torch.float32)
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        pieces = wave.split(self.window, dim=-1)
+        embeddings = [self.encode(self.front_end(p)) * p.shape[-1] for p in pieces]
+        return torch.stack(embeddings).sum(dim=0) / wave.shape[-1]
+
+    def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
+        """Patches whose first frame begins behind the last valid sample, one mask [batch, tokens] a piece.
+
+        That counts the model's own padding behind a short wave too. Class and distillation tokens never are padding.
+        """
+        first = self.cells[:, 1].to(valid_samples.device) * self.stride * _HOP  # [patches], samples
+        masks = []
+        for start in range(0, samples, self.window):
+            # Frames that would reach beyond the piece are not computed: they are the model's padding.
+            length = max(_FRAME, min(self.window, samples - start))
+            last_frame = (length - _FRAME) // _HOP
+            inside = (valid_samples - start).clamp(min=0)
+            silent = (first[None, :] >= inside[:, None]) | (first > last_frame * _HOP)[None, :]
+            masks.append(nn.functional.pad(silent, (self.extra, 0)))
+        return masks
+
+    def token_grid(self, samples: int) -> list[Tensor]:
+        """The cells of each piece, time counted on; -1 for class and distillation tokens."""
+        columns = int(self.cells[:, 1].max()) + 1
+        shifts = [torch.tensor([0, piece * columns]) for piece in range(-(-samples // self.window))]
+        return [nn.functional.pad(self.cells + shift, (0, 0, self.extra, 0), value=-1) for shift in shifts]
+
+
+def _of_ast(model: Any, extractor: Any) -> PatchEars:
+    """AST (Gong et al. 2021, arXiv 2104.01778); the clip embedding is its own: the mean of class and distillation token."""
+    config = model.config
+    if int(extractor.max_length) != config.max_length:
+        raise ValueError(f"the front end pads to {extractor.max_length} frames, the model takes {config.max_length}")
+    rows, columns = model.embeddings.get_shape(config)  # frequency, time
+    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # frequency outermost
+    return PatchEars(extractor, lambda features: model(features).pooler_output, cells, config.time_stride, 2)
+
+
+def _of_timm(model: Any, extractor: Any) -> PatchEars:
+    """AudioMAE (Huang et al. 2022, arXiv 2207.06405); the clip embedding is the checkpoint's own pooling."""
+    (frames, mels), (step_t, step_f) = model.patch_embed.img_size, model.patch_embed.patch_size
+    # The spectrogram enters as [batch, 1, frames, mels]: time outermost.
+    cells = torch.cartesian_prod(torch.arange(frames // step_t), torch.arange(mels // step_f)).flip(1)
+    return PatchEars(extractor, lambda x: model(x.unsqueeze(1)), cells, step_t, int(model.num_prefix_tokens))
