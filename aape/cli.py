@@ -75,7 +75,6 @@ def _metadata(words: list[str]) -> int:
     parser.add_argument("root", help="folder that the dataset was unpacked to")
     parser.add_argument("out_csv", help="metadata to write; the report goes beside it as .json")
     parser.add_argument("--evar", help="clone of EVAR (default: the environment variable EVAR)")
-    parser.add_argument("--lists", help="folder with split lists that the dataset does not bring (GTZAN)")
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where no other exists")
     parser.add_argument("--check", choices=("header", "read", "none"), default="header", help="how closely to look")
     options = parser.parse_args(words)

@@ -50,13 +50,11 @@ class Source:
     Attributes:
         root: the folder that the dataset was unpacked to.
         evar: a clone of EVAR, or None.
-        lists: a folder with split lists that do not come with the dataset, or None.
         seed: of a split of our own, where no other exists.
     """
 
     root: Path
     evar: Path | None = None
-    lists: Path | None = None
     seed: int = 0
 
     @cached_property
@@ -67,8 +65,8 @@ class Source:
         return AudioIndex(self.root)
 
     def companion(self, *names: str) -> Path | None:
-        """The first of these files that lies in the root, its `meta` folder, or the folder of lists."""
-        folders = [self.root, self.root / "meta", *([] if self.lists is None else [self.lists])]
+        """The first of these files that lies in the root or its `meta` folder."""
+        folders = (self.root, self.root / "meta")
         return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 

@@ -200,7 +200,6 @@ def build_metadata(
     out_csv: str | Path,
     evar: str | Path | None = None,
     *,
-    lists: str | Path | None = None,
     seed: int = 0,
     check: str = "header",
 ) -> Report:
@@ -212,7 +211,6 @@ def build_metadata(
             `audio_dir` too.
         out_csv: the CSV to write; the report goes beside it with suffix .json.
         evar: a clone of EVAR. None: the environment variable EVAR, where set.
-        lists: a folder with split lists that the dataset does not bring (GTZAN's).
         seed: of a split of ours.
         check: "header" (sizes, headers, last sample), "read" (decode everything), "none" (only whether files exist).
 
@@ -225,8 +223,8 @@ def build_metadata(
     if check not in CHECKS:
         raise ValueError(f"check={check!r}, expected one of {', '.join(CHECKS)}")
     dataset, facts = TASKS[task], TASKS[task].tasks[task]
-    clone, lists = (Path(p).expanduser() if p else None for p in (evar or os.environ.get("EVAR"), lists))
-    source = Source(Path(root).expanduser(), clone, lists, seed)
+    clone = Path(evar or os.environ["EVAR"]).expanduser() if evar or os.environ.get("EVAR") else None
+    source = Source(Path(root).expanduser(), clone, seed)
     theirs = evar_metadata(task, source.evar)
     rows = facts.rows(source) if theirs is None else _evar_rows(task, theirs)
     found = [(clip, source.index.find(clip.file_name)) for clip in rows.clips]

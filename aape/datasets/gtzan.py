@@ -33,7 +33,7 @@ def rows(source: Source) -> Rows:
         path = source.companion(name, f"GTZAN_split/{name}")
         if path is None:
             raise FileNotFoundError(
-                f"no {name} in {source.root}, its GTZAN_split/ or the folder of lists. The lists of the fault-filtered "
+                f"no {name} in {source.root}, its meta/ or GTZAN_split/. The lists of the fault-filtered "
                 "split do not come with GTZAN: `aape download gtzan` gets them (20 kB), or use EVAR's gtzan.csv by "
                 "setting EVAR."
             )
