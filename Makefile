@@ -1,11 +1,11 @@
-# make demo: the whole study in miniature.   make test: the whole test suite.
+# make demo: the whole study in miniature.   make test: the whole test suite.   make lab: the notebooks in JupyterLab.
 # Each makes its own virtual environment in .venv first.  PYTHON=python3.12 make ... chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lab lint notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m notebooks_src.run miniature
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -q
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -38,14 +38,5 @@ __all__ = [
 ]
 
 
-def check_parameters(namespace, known):  # for notebooks that are about to go
-    """Nothing is checked any more: the runner does."""
-
-
-def describe(study, artifacts):  # for notebooks that are about to go
-    """The artifacts."""
-    return artifacts
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,11 +13,13 @@ artifacts.probabilities(split="train", classes={"animal": ["dog", "cat"], "rest"
 from __future__ import annotations
 
 from aape.ablation import AblationResult, ablate
-from aape.analysis import Analysis, TaskResult, analyze
+from aape.analysis import Analysis, TaskResult, analyze, example
 from aape.artifacts import Artifacts, load_artifacts
-from aape.chance import Calibrated, calibrate
+from aape.chance import Calibrated, calibrate, counted_clips
+from aape.figures.tables import table
 from aape.selection import Selection, entropy, select
 from aape.sharing import jaccard, sharing_against_chance
+from aape.silencing import silenced
 from aape.study import Study, load_study
 
 __all__ = [
@@ -31,10 +33,14 @@ __all__ = [
     "ablate",
     "analyze",
     "calibrate",
+    "counted_clips",
     "entropy",
+    "example",
     "jaccard",
     "load_artifacts",
     "load_study",
     "select",
     "sharing_against_chance",
+    "silenced",
+    "table",
 ]

@@ -309,7 +309,7 @@ class AblationResult:
                 f"before, {before}": number(found.before, "{:.3g}"),
                 f"change, {change}": number(found.difference, "{:+.3g}"),
                 f"random sets, {change}": number(found.layer_mean, "{:+.3g}"),
-                "q": number(found.layer_q, "{:.3f}"),
+                "q": number(found.layer_q, "{:.3g}"),
             }
         ).reset_index(drop=True)
 

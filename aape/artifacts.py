@@ -243,7 +243,7 @@ class Artifacts:
                 "of zero padding": "unknown" if m["padding"] == "unknown" else f"{padded / tokens:.1%}",
                 "device, precision": f"{m['hardware']['device']}, {m['precision']}",
             }
-        facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.4f}"
+        facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.3f}"
         facts["disk"] = f"{sum(f.stat().st_size for f in self.path.glob('*') if f.is_file()) / 2**20:.1f} MiB"
         return facts | {"folder": str(self.path)}
 

@@ -286,6 +286,14 @@ class Study(_Strict):
         own = self.task(task).rate
         return self.selection.rate if own is None else own
 
+    def heading(self, model: str | None = None, task: str | None = None) -> str:
+        """Markdown for the top of a notebook: what it shows, and whether that stands in for something else."""
+        what = self.description
+        if model is not None and task is not None:
+            what = f"{self.encoder(model).label} on {self.task(task).title}"
+        mark = " (stand-in)" if self.stand_in and "stand-in" not in what.lower() else ""
+        return f"## {what}{mark}" + f"\n\n{self.note}" * bool(self.note)
+
     def __repr__(self) -> str:
         models = ", ".join(f"{name} ({spec.label})" for name, spec in self.models.items())
         return f"Study {self.name!r}: {self.description}\nmodels: {models}\ntasks: {', '.join(self.tasks)}"

@@ -1,44 +1,64 @@
-"""Write the committed notebooks from their source: python -m notebooks_src.generate"""
+"""Write the committed notebooks from their sources in this folder: python -m notebooks_src.generate
+
+A source is a script in jupytext's percent format. `Collect.py` is also the template of the paper's twenty collecting
+notebooks, which differ from it in the names of model and task alone.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import jupytext
 import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from notebooks_src import ablations, analyze, collecting
-from notebooks_src.collecting import Cell
+from aape.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+SOURCES = Path(__file__).resolve().parent
+ROOT = SOURCES.parent
+OTHERS = ("Collect", "Analyze_ClassSpecificNeurons", "Ablations")
+MODELS = {"ssl": "M2D", "sl": "ViT"}  # model of a study -> how the paper's notebooks call it
+TASKS = {
+    "esc50": "ESC50",
+    "gise51": "GISE51",
+    "voxforge": "VoxForge",
+    "vc1_gender": "VC1_gender",
+    "vc1_country": "VC1_country",
+    "cremad": "CREMAD",
+    "cremad_gender": "CREMAD_gender",
+    "gtzan": "GTZAN",
+    "nspitch": "NSPitch",
+    "surge": "Surge",
+}
 
 
-def notebook(cells: list[Cell]) -> str:
-    """Cells as the text of a notebook without outputs; the first code cell is tagged `parameters` (papermill)."""
-    built = []
-    for number, (kind, source) in enumerate(cells):
-        make = new_code_cell if kind == "code" else new_markdown_cell
-        cell = make(source)
-        cell["id"] = f"cell-{number}"
-        if kind == "code" and not any(c["cell_type"] == "code" for c in built):
-            cell["metadata"]["tags"] = ["parameters"]
-        built.append(cell)
+def collecting_notebook(model: str, task: str) -> str:
+    """File name of the notebook that collects a model on a task: the paper's where it has one, else the general one."""
+    known = model in MODELS and task in TASKS
+    return f"{MODELS[model]}_{TASKS[task]}.ipynb" if known else "Collect.ipynb"
+
+
+def notebook(script: str) -> str:
+    """A percent script as the text of a notebook without outputs."""
+    built = jupytext.reads(script, fmt="py:percent")
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    whole = new_notebook(cells=built, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
-    nbformat.validate(whole)
-    return nbformat.writes(whole) + "\n"
+    built.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    built.nbformat, built.nbformat_minor = 4, 5
+    for number, cell in enumerate(built.cells):
+        cell.id = f"cell-{number}"
+    nbformat.validate(built)
+    return nbformat.writes(built) + "\n"
 
 
 def all_notebooks() -> dict[str, str]:
     """File name -> content, for every committed notebook."""
-    built = {
-        f"{model}_{dataset.notebook}.ipynb": notebook(collecting.cells(model, dataset))
-        for model in collecting.MODELS
-        for dataset in collecting.DATASETS
-    }
-    built["Analyze_ClassSpecificNeurons.ipynb"] = notebook(analyze.cells())
-    built["Ablations.ipynb"] = notebook(ablations.cells())
+    scripts = {name: (SOURCES / f"{name}.py").read_text() for name in OTHERS}
+    built = {f"{name}.ipynb": notebook(script) for name, script in scripts.items()}
+    for model in MODELS:
+        for task in TASKS:
+            script = scripts["Collect"].replace("any model, any task\n", f'model "{model}", task "{task}"\n')
+            script = script.replace('= "ssl"', f'= "{model}"').replace('= "esc50"', f'= "{task}"')
+            built[collecting_notebook(model, task)] = notebook(script)
     return built
 
 
@@ -47,7 +67,7 @@ def main() -> int:
     for name, content in all_notebooks().items():
         path = ROOT / name
         if not path.is_file() or path.read_text() != content:
-            path.write_text(content)
+            write_text(path, content)
             print(f"wrote {name}")
     return 0
 

@@ -1,27 +1,44 @@
 """Execute the notebooks of a study in the order of their dependencies: python -m notebooks_src.run miniature
 
-Executed copies go to `outputs/<study>/notebooks/`. A notebook that was executed from the same source, study and
-artifacts is not executed again.
+Every task of the study goes through every model: in the paper's own notebooks where it has one for the two, in
+Collect.ipynb otherwise; then come the analysis and the ablations. Executed copies go to `outputs/<study>/notebooks/`.
+A notebook that was executed from the same source, study and artifacts is not executed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import queue
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import papermill
+from jupyter_client import BlockingKernelClient, KernelManager
 from traitlets.config import Config
 
-from aape.files import write_json
-from aape.study import ROOT, Study, load_study
-from notebooks_src.collecting import DATASETS, ROLES, SHARED_AUDIO
+from aape.files import FolderBusy, folder_lock, write_json
+from aape.study import ROOT, Study, load_study, load_task
+from notebooks_src.generate import collecting_notebook
+
+# What a fresh kernel does not have: names, numbers of cells, open figures, warnings that were shown already.
+FORGET = """
+import sys, warnings
+if "matplotlib.pyplot" in sys.modules:
+    sys.modules["matplotlib.pyplot"].close("all")
+with warnings.catch_warnings():
+    pass
+get_ipython().reset(new_session=True)
+__import__("gc").collect()
+"""
 
 
 @dataclass(frozen=True)
@@ -36,32 +53,22 @@ class Job:
 
 
 def collecting_jobs(study: Study, name: str) -> list[Job]:
-    """One job for each model and task of the study; tasks that take over another's pass come last."""
+    """One job for each task and model of the study."""
     jobs = []
-    for dataset in sorted(DATASETS, key=lambda d: d.task in SHARED_AUDIO):
-        if dataset.task not in study.tasks:
-            continue
+    for task in study.tasks:
         for model in study.encoders:
-            base = next((b for b, name in ROLES.items() if name == model), "M2D")
-            suffix = "" if model in ROLES.values() else f".{model}"
-            jobs.append(
-                Job(
-                    f"{base}_{dataset.notebook}.ipynb",
-                    f"{base}_{dataset.notebook}{suffix}.ipynb",
-                    {"study": name, "model": model, "task": dataset.task},
-                    results=(study.artifacts_directory(dataset.task, model) / "manifest.json",),
-                )
-            )
+            notebook = collecting_notebook(model, task)
+            executed = notebook if notebook != "Collect.ipynb" else f"Collect.{task}.{model}.ipynb"
+            manifest = study.artifacts_directory(task, model) / "manifest.json"
+            jobs.append(Job(notebook, executed, {"study": name, "model": model, "task": task}, results=(manifest,)))
     return jobs
 
 
 def final_jobs(study: Study, name: str) -> list[Job]:
     """Analysis, then ablations where the study has targets; both stand on every manifest there is."""
     manifests = tuple(sorted(study.directory.glob("*/manifest.json")))
-    jobs = [Job("Analyze_ClassSpecificNeurons.ipynb", "Analyze_ClassSpecificNeurons.ipynb", {"study": name}, manifests)]
-    if study.ablation.targets:
-        jobs.append(Job("Ablations.ipynb", "Ablations.ipynb", {"study": name}, manifests))
-    return jobs
+    notebooks = ["Analyze_ClassSpecificNeurons.ipynb"] + ["Ablations.ipynb"] * bool(study.ablation.targets)
+    return [Job(notebook, notebook, {"study": name}, manifests) for notebook in notebooks]
 
 
 def _stamp(job: Job, study: Study) -> str:
@@ -81,27 +88,49 @@ def _is_done(job: Job, study: Study) -> bool:
     return json.loads(stamp.read_text())["stamp"] == _stamp(job, study) and all(p.is_file() for p in job.results)
 
 
-def _kernel_config(sockets: Path) -> Config:
-    """Kernels talk through sockets in a folder of their own: of two that start at once, TCP may give both one port."""
-    config = Config()
-    if os.name == "posix":
-        config.KernelManager.transport = "ipc"
-        config.KernelManager.ip = str(sockets / "socket")
-    return config
+@contextlib.contextmanager
+def kernel(threads: int | None = None) -> Iterator[KernelManager]:
+    """A kernel as Jupyter starts it, which ends with the block, or with this process if that is killed.
+
+    It talks through sockets in a folder of its own: of two kernels that start at once, TCP may give both one port.
+    Matplotlib's backend is Jupyter's whatever the environment says, so that executed copies hold their pictures.
+    """
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        config = Config()
+        if os.name == "posix":
+            config.KernelManager.transport = "ipc"
+            config.KernelManager.ip = str(Path(sockets) / "socket")
+        manager = KernelManager(kernel_name="python3", config=config)
+        manager.start_kernel(cwd=str(ROOT), env=environment)
+        try:
+            yield manager
+        finally:
+            manager.shutdown_kernel(now=True)
 
 
-def execute(job: Job, study: Study, threads: int | None = None) -> float:
-    """Execute one notebook headless; returns seconds.
+def _forget(manager: KernelManager) -> None:
+    """Bring a kernel back to where a fresh one is, but for the modules that it has imported."""
+    client: BlockingKernelClient = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        reply = client.execute_interactive(FORGET, silent=True, store_history=False, timeout=60)
+        if reply["content"]["status"] != "ok":
+            raise RuntimeError(f"the kernel could not be reset: {reply['content']}")
+    finally:
+        client.stop_channels()
+
+
+def execute(job: Job, study: Study, manager: KernelManager) -> float:
+    """Execute one notebook headless, as a fresh kernel would; returns seconds.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed; the executed copy shows where.
         ValueError: a parameter that the notebook does not have.
     """
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("MPLBACKEND", "agg")
-    import papermill
-
     source = ROOT / job.notebook
     known = papermill.inspect_notebook(str(source))
     unknown = sorted(set(job.parameters) - set(known))
@@ -110,49 +139,81 @@ def execute(job: Job, study: Study, threads: int | None = None) -> float:
     folder = study.directory / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
-        papermill.execute_notebook(
-            str(source),
-            str(folder / job.executed),
-            parameters=job.parameters,
-            cwd=str(ROOT),
-            progress_bar=False,
-            kernel_name="python3",
-            config=_kernel_config(Path(sockets)),
-        )
+    _forget(manager)
+    papermill.execute_notebook(
+        str(source), str(folder / job.executed), job.parameters, progress_bar=False, kernel_name="python3", km=manager
+    )
     write_json(folder / f".{job.executed}.json", {"stamp": _stamp(job, study)})
     return time.monotonic() - start
 
 
+def _execute_all(jobs: list[Job], study: Study, workers: int) -> None:
+    """Execute jobs, `workers` at a time, each worker with one kernel for all of its notebooks.
+
+    After a failure the notebooks that are running are finished, so that nothing is lost, and no other is begun.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    kernels: queue.SimpleQueue[KernelManager] = queue.SimpleQueue()
+
+    def one(job: Job) -> float:
+        manager = kernels.get()
+        try:
+            return execute(job, study, manager)
+        finally:
+            kernels.put(manager)
+
+    failure = None
+    with ThreadPoolExecutor(workers) as pool, contextlib.ExitStack() as stack:
+        for _ in range(workers):
+            kernels.put(stack.enter_context(kernel(threads)))
+        futures = {pool.submit(one, job): job for job in jobs}
+        for number, future in enumerate(as_completed(futures), 1):
+            if future.cancelled():
+                continue
+            if future.exception() is not None:
+                failure = failure or future.exception()
+                for other in futures:
+                    other.cancel()
+                continue
+            print(f"[{number}/{len(jobs)}] {futures[future].executed}: {future.result():.0f} s", flush=True)
+    if failure is not None:
+        raise failure
+
+
 def run_study(name: str, workers: int = 2) -> int:
     """All notebooks of a study; returns how many were executed. Collecting ones run `workers` at a time."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        name = str(Path(name).resolve())  # kernels start in the repository's folder
     study = load_study(name)
     todo = [job for job in collecting_jobs(study, name) if not _is_done(job, study)]
     if todo:
-        _prepare_tasks(study, name)
-        workers = min(workers, len(todo))
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        with ProcessPoolExecutor(workers) as pool:
-            futures = {pool.submit(execute, job, study, threads): job for job in todo}
-            for number, future in enumerate(as_completed(futures), 1):
-                print(f"[{number}/{len(todo)}] {futures[future].executed}: {future.result():.0f} s", flush=True)
+        later = _prepare_tasks(study, name)
+        todo.sort(key=lambda job: job.parameters["task"] in later)
+        _execute_all(todo, study, min(workers, len(todo)))
     executed = len(todo)
     for job in final_jobs(study, name):
         if not _is_done(job, study):
             print(f"{job.executed} ...", flush=True)
-            print(f"{job.executed}: {execute(job, study):.0f} s", flush=True)
+            _execute_all([job], study, 1)
             executed += 1
     return executed
 
 
-def _prepare_tasks(study: Study, name: str) -> None:
-    """Load every task once, so that audio which is made on first use is made before the notebooks need it."""
-    from common import load_task
+def _prepare_tasks(study: Study, name: str) -> set[str]:
+    """Load every task once, so that audio which is made on first use is made before the notebooks need it.
 
+    Returns the tasks whose clips are those of an earlier task: collected after it, they take its pass over.
+    """
+    seen, later = set(), set()
     for task in study.tasks:
         start = time.monotonic()
-        clips = len(load_task(study, task))
-        print(f"{name}/{task}: {clips} clips ready ({time.monotonic() - start:.0f} s)", flush=True)
+        loaded = load_task(study, task)
+        print(f"{name}/{task}: {len(loaded)} clips ready ({time.monotonic() - start:.0f} s)", flush=True)
+        audio = (str(loaded.audio_dir), loaded.files)
+        if audio in seen:
+            later.add(task)
+        seen.add(audio)
+    return later
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -162,8 +223,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="collecting notebooks at a time")
     options = parser.parse_args(arguments)
     start = time.monotonic()
-    executed = run_study(options.study, options.workers)
     study = load_study(options.study)
+    try:
+        with folder_lock(study.directory / "notebooks"):
+            executed = run_study(options.study, options.workers)
+    except FolderBusy as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"{executed} notebook(s) executed in {time.monotonic() - start:.0f} s; results in {study.directory}")
     return 0
 

@@ -1,25 +1,27 @@
-"""The committed notebooks: generated, without outputs, and every one of them runs on the miniature."""
+"""The notebooks: generated without outputs, cells in any order, and executed copies that hold their pictures."""
 
 from __future__ import annotations
 
-import json
+import ast
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPOSITORY
-from jupyter_client.manager import KernelManager
+from conftest import REPOSITORY, write_clips
 
 from aape.artifacts import load_artifacts
+from aape.figures.tables import table, three_digits
 from aape.study import load_study
-from notebooks_src.collecting import DATASETS, MODELS
-from notebooks_src.generate import all_notebooks
-from notebooks_src.run import Job, _kernel_config, collecting_jobs, execute
+from notebooks_src.generate import MODELS, TASKS, all_notebooks
+from notebooks_src.run import Job, collecting_jobs, execute, kernel
 
 
 def test_committed_notebooks_are_what_their_source_gives():
@@ -28,82 +30,227 @@ def test_committed_notebooks_are_what_their_source_gives():
     assert sorted(committed) == sorted(built)
     for name, content in built.items():
         assert committed[name] == content, f"{name} differs: run `make notebooks` and commit"
-    assert len(built) == len(MODELS) * len(DATASETS) + 2
+    assert len(MODELS) * len(TASKS) == 20
 
 
-def test_notebooks_are_committed_without_outputs_and_say_their_parameters():
-    for path in REPOSITORY.glob("*.ipynb"):
-        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        assert all(not c.outputs and c.execution_count is None for c in code)
-        assert code[0].metadata["tags"] == ["parameters"] and 'study = "miniature"' in code[0].source
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_committed_notebook_has_no_outputs_and_no_name_that_two_cells_give_a_value(path: Path):
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    assert code[0].metadata["tags"] == ["parameters"] and 'study = "miniature"' in code[0].source
+    # Cells can be run again in any order where each name has its value from one cell alone.
+    owner: dict[str, int] = {}
+    throwaway = {"picture", "axes", "legend"}  # of a figure that the same cell draws to its end
+    for number, cell in enumerate(code):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in throwaway:
+                assert owner.setdefault(node.id, number) == number, f"{node.id} in cells {owner[node.id]} and {number}"
 
 
-def test_tasks_that_share_audio_come_after_the_pass_they_take_over():
-    order = [j.parameters["task"] for j in collecting_jobs(load_study("miniature"), "miniature")]
-    assert len(order) == 30
-    assert max(i for i, t in enumerate(order) if t == "cremad") < order.index("cremad_gender")
-    assert max(i for i, t in enumerate(order) if t == "vc1_gender") < order.index("vc1_country")
+def test_numbers_have_three_digits_and_a_table_says_what_it_leaves_out():
+    shown = [three_digits(v) for v in (0.1208, 12345.6, 0.000123456, 99.96, 1.0, -0.5, float("nan"), 7, True, "x")]
+    assert shown == ["0.121", "12,346", "0.000123", "100", "1.00", "-0.500", "", "7", "yes", "x"]
+    wide = pd.DataFrame({f"c{i}": range(20) for i in range(10)})
+    html = table(wide, rows=5, csv="all.csv").to_html()
+    assert len(re.findall(r"<th [^>]*col_heading", html)) == 8 and html.count("<tr>") == 6
+    assert "15 more rows; 2 more columns; everything: all.csv" in html
+
+
+def test_tasks_of_the_paper_have_their_notebooks_and_others_the_general_one():
+    study = load_study("miniature")
+    jobs = collecting_jobs(study, "miniature")
+    assert len(jobs) == 30 and len({job.executed for job in jobs}) == 30
+    by_place = {(job.parameters["task"], job.parameters["model"]): job.notebook for job in jobs}
+    assert by_place["vc1_country", "sl"] == "ViT_VC1_country.ipynb"
+    assert by_place["esc50", "untrained"] == "Collect.ipynb"
 
 
 def test_unknown_parameters_are_refused():
-    job = Job("M2D_ESC50.ipynb", "x.ipynb", {"study": "miniature", "modell": "ViT"})
+    job = Job("M2D_ESC50.ipynb", "x.ipynb", {"study": "miniature", "modell": "sl"})
     with pytest.raises(ValueError, match="M2D_ESC50.ipynb has no parameter 'modell'; it has study, model, task"):
-        execute(job, load_study("miniature"))
+        execute(job, load_study("miniature"), None)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kernels talk over TCP there")
-def test_a_kernel_takes_no_port_that_another_may_be_given(tmp_path: Path):
-    manager = KernelManager(config=_kernel_config(tmp_path), kernel_name="python3")
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        assert client.execute_interactive("1 + 1", timeout=60)["content"]["status"] == "ok"
-        assert manager.transport == "ipc"
-        assert len(list(tmp_path.glob("socket-*"))) == 5  # shell, iopub, stdin, control, heartbeat
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere kernels talk over TCP and watch their parent otherwise")
+def test_a_kernel_ends_with_a_runner_that_is_killed_and_takes_no_port():
+    script = (
+        "import glob, time; from notebooks_src.run import kernel\n"
+        "with kernel() as k: client = k.blocking_client(); client.start_channels(); client.wait_for_ready(60); "
+        "print(k.provisioner.pid, len(glob.glob(k.ip + '-*')), flush=True); time.sleep(60)"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    pid, sockets = map(int, runner.stdout.readline().split())
+    assert sockets == 5  # shell, iopub, stdin, control, heartbeat
+    os.kill(pid, 0)
+    runner.send_signal(signal.SIGKILL)
+    runner.communicate()
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.is_file() or state.read_text().split(")")[-1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the kernel lives on")
 
 
-def small_study(folder: Path) -> Path:
-    """The miniature with fewer permutations and controls: the same notebooks, models and sounds, sooner."""
-    content = yaml.safe_load((REPOSITORY / "studies" / "miniature.yaml").read_text())
-    content["chance"] = {"permutations": 40, "resamples": 2}
-    content["ablation"] |= {
-        "controls": 19,
-        "bootstrap": 200,
-        "refits": 2,
-        "targets": content["ablation"]["targets"][:2],
+def outputs_of(path: Path) -> list[nbformat.NotebookNode]:
+    """All outputs of an executed copy, of which none is an error."""
+    cells = nbformat.read(path, as_version=4).cells
+    found = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [o for o in found if o.output_type == "error"], path.name
+    return found
+
+
+def pictures(path: Path) -> list[str]:
+    return [o.data["image/png"] for o in outputs_of(path) if "image/png" in o.get("data", {})]
+
+
+def check_tables(path: Path) -> None:
+    """At most eight columns, no exponents, no number with more than three significant digits behind a point."""
+    tables = [o.data["text/html"] for o in outputs_of(path) if "<table" in o.get("data", {}).get("text/html", "")]
+    assert tables, path.name
+    for html in tables:
+        assert max(len(re.findall(r"<t[hd]\b", row)) for row in re.findall(r"<tr>.*?</tr>", html, re.S)) <= 8, html
+        for number in re.findall(r"<td[^>]*>\s*(-?[\d.,]+(?:e[+-]?\d+)?)\s*</td>", html):
+            assert "e" not in number, number
+            digits = number.lstrip("-").replace(",", "")
+            assert "." not in digits or len(digits.replace(".", "").lstrip("0")) <= 3, number
+
+
+def run(study: Path, outputs: Path, *options: str) -> str:
+    """The runner as a user starts it; what it prints."""
+    environment = os.environ | {
+        "AAPE_OUTPUT": str(outputs),
+        "PYTHONPATH": str(study.parent),
+        "MPLBACKEND": "agg",  # as on a server: executed copies have their pictures all the same
     }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
+    command = [sys.executable, "-m", "notebooks_src.run", str(study), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
 
 
-def test_every_notebook_runs_on_the_miniature_and_a_second_call_does_nothing(tmp_path: Path):
-    study = small_study(tmp_path)
-    environment = os.environ | {"AAPE_OUTPUT": str(tmp_path / "outputs")}
-    command = [sys.executable, "-m", "notebooks_src.run", str(study)]
-    first = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-4000:]
-    assert "32 notebook(s) executed" in first.stdout
-    out = tmp_path / "outputs" / "miniature"
-    loaded = load_study(study)
-    for task in loaded.tasks:
-        for model in loaded.models.values():
-            artifacts = load_artifacts(out / f"{task}_{model.folder}", verify=True)
-            assert artifacts.has_counts and artifacts.over_zero.shape[:2] == (6, 768)
-            neurons = pd.read_csv(artifacts.path / "neurons.csv")
-            assert {"layer", "neuron", "class", "p", "aape"} <= {c.lower() for c in neurons.columns}
-    for name in ("analysis", "vit"):
-        table = pd.read_csv(out / f"task_level_neuron_statistics_{name}.csv")
-        assert len(table) == 10
-    for figure in loaded.sharing:
-        assert (out / f"{figure.name}.pdf").read_bytes().startswith(b"%PDF")
-    for path in (out / "notebooks").glob("*.ipynb"):
-        outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
-        assert outputs and not [o for o in outputs if o["output_type"] == "error"], path.name
-    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert second.returncode == 0 and "0 notebook(s) executed" in second.stdout, second.stdout + second.stderr
+OWN_MODEL = """
+import torch
+from aape import from_module
+
+def load():
+    torch.manual_seed(0)
+    parts = [part for width in (100, 8, 8) for part in (torch.nn.Linear(width, 8), torch.nn.ReLU())]
+    net = torch.nn.Sequential(*parts)
+    embed = lambda wave: net(wave.unflatten(1, (-1, 100))).mean(dim=1)
+    return from_module(net, activations="[135]", embed=embed, sample_rate=1000, clip_seconds=1.0, name="toy")
+"""
+OWN = """
+models:
+  mine: {loader: own_model:load, label: my toy}
+tasks:
+  noise: {metadata: noise/clips.csv, audio_dir: noise/audio, clip_seconds: 1.0, title: my noise}
+  more: {metadata: more/clips.csv, audio_dir: more/audio, clip_seconds: 1.0}
+selection: {rate: 0.3, quantile: 0.6}
+chance: {permutations: 20, resamples: 2}
+sharing: [{name: noise-more, rows: noise, columns: more, title: class}]
+ablation:
+  targets: [{task: noise, classes: [class1], mode: specific}]
+  controls: 5
+  rate_matched: 0
+  bootstrap: 50
+  refits: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def own_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A study of two own tasks and one own model after one run: file, results, what the runner printed."""
+    folder = tmp_path_factory.mktemp("own")
+    write_clips(folder / "noise", 30)
+    write_clips(folder / "more", 30, seed=1)
+    (folder / "own_model.py").write_text(OWN_MODEL)
+    (folder / "own.yaml").write_text(OWN)
+    return folder / "own.yaml", folder / "results" / "own", run(folder / "own.yaml", folder / "results", "--workers=1")
+
+
+def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: tuple[Path, Path, str]):
+    study, out, printed = own_study
+    assert "4 notebook(s) executed" in printed
+    for task in ("noise", "more"):
+        assert load_artifacts(out / f"{task}_mine", verify=True).over_zero.shape == (3, 8, 3)
+    names = ("Collect.noise.mine", "Collect.more.mine", "Analyze_ClassSpecificNeurons", "Ablations")
+    copies = {name: out / "notebooks" / f"{name}.ipynb" for name in names}
+    assert {name: len(pictures(path)) for name, path in copies.items()} == {
+        "Collect.noise.mine": 1,
+        "Collect.more.mine": 1,
+        "Analyze_ClassSpecificNeurons": 6,  # AAPE, chance, sharing of one task; chance, layers, sharing of all
+        "Ablations": 1 + len(list(out.glob("ablation_*.png"))),  # by hand; by class, controls, off target, gains
+    }
+    for path in copies.values():
+        check_tables(path)
+    heading = next(o for o in outputs_of(copies["Collect.noise.mine"]) if "text/markdown" in o.get("data", {}))
+    assert heading.data["text/markdown"] == "## my toy on my noise"
+    assert "0 notebook(s) executed" in run(study, out.parent)
+
+
+def test_a_warm_kernel_leaves_the_copy_that_a_fresh_one_does(own_study: tuple[Path, Path, str], monkeypatch):
+    study, out, _ = own_study
+    warm = out / "notebooks" / "Collect.more.mine.ipynb"  # the second of one kernel
+    monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
+    monkeypatch.setenv("PYTHONPATH", str(study.parent))
+    job = Job("Collect.ipynb", "fresh.ipynb", {"study": str(study), "model": "mine", "task": "more"})
+    with kernel() as fresh:
+        execute(job, load_study(study), fresh)
+
+    def kept(path: Path) -> list[tuple[object, list[object]]]:
+        """Numbers of the cells and what they show, but for the progress bars of the pass itself."""
+        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        bars = "application/vnd.jupyter.widget-view+json"
+        return [(c.execution_count, [o.data for o in c.outputs if bars not in o.get("data", {bars: 0})]) for c in code]
+
+    assert kept(warm) == kept(out / "notebooks" / "fresh.ipynb")
+
+
+def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple[Path, Path, str], monkeypatch):
+    study, out, _ = own_study
+    monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
+    monkeypatch.setenv("PYTHONPATH", str(study.parent))
+    for name in ("Analyze_ClassSpecificNeurons", "Ablations"):
+        book = nbformat.read(REPOSITORY / f"{name}.ipynb", as_version=4)
+        code = [c for c in book.cells if c.cell_type == "code"]
+        code[0].source = code[0].source.replace('"miniature"', repr(str(study)))
+        again = [nbformat.v4.new_code_cell(c.source) for c in reversed(code)]
+        book.cells = code + again
+        from nbclient import NotebookClient
+
+        with kernel() as manager:
+            NotebookClient(book, km=manager, timeout=120).execute()
+
+        def shown(cell: nbformat.NotebookNode) -> list[object]:
+            keys = ("text/markdown", "image/png")
+            data = [o.data for o in cell.outputs if o.output_type in ("display_data", "execute_result")]
+            texts = [re.sub(r'(id|class|#)="?[^">]*"?|#?T_\w+', "", d.get("text/html", "")) for d in data]
+            return [{k: d[k] for k in keys if k in d} for d in data] + texts
+
+        for first, second in zip(code, reversed(again), strict=True):
+            assert shown(first) == shown(second), first.source
+
+
+def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_path: Path):
+    """Real models and sounds, of another task's audio too; a stand-in says so in its heading."""
+    content = yaml.safe_load((REPOSITORY / "studies" / "miniature.yaml").read_text())
+    content["tasks"] = {task: content["tasks"][task] for task in ("cremad_gender", "cremad", "gtzan")}
+    content["models"] = {model: content["models"][model] for model in ("ssl", "untrained")}
+    content["sharing"] = [figure for figure in content["sharing"] if figure["rows"] == "gtzan"]
+    content["chance"] = {"permutations": 20, "resamples": 1}
+    del content["ablation"]
+    study = tmp_path / "small.yaml"
+    study.write_text(yaml.safe_dump(content, sort_keys=False))
+    printed = run(study, tmp_path / "outputs")
+    assert "7 notebook(s) executed" in printed
+    assert printed.index("M2D_CREMAD_gender.ipynb") < printed.index("M2D_CREMAD.ipynb")  # the later takes over
+    copies = sorted((tmp_path / "outputs" / "miniature" / "notebooks").glob("*.ipynb"))
+    assert [len(pictures(path)) for path in copies if "Analyze" not in path.name] == [1] * 6
+    for path in copies:
+        check_tables(path)
+        headings = [o.data["text/markdown"] for o in outputs_of(path) if "text/markdown" in o.get("data", {})]
+        assert "stand-in" in headings[0].splitlines()[0], headings
+    neurons = pd.read_csv(tmp_path / "outputs" / "miniature" / "gtzan_analysis" / "neurons.csv")
+    assert {"layer", "neuron", "class", "p", "aape"} <= set(neurons.columns)

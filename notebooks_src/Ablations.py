@@ -1,0 +1,160 @@
+# %% [markdown]
+# # Ablations: does it matter?
+#
+# A linear classifier is trained on clip embeddings of the intact encoder. Then neurons are silenced in the encoder, the
+# test clips are embedded again, and the unchanged classifier is tested. Each drop stands against many random sets of
+# neurons that were silenced in the same way. Part 1 does that for one class, in plain cells; the rest for every target
+# that the study names beforehand.
+#
+# Needs the artifacts of the collecting notebooks and the audio of the test clips. Cost: one pass over the layers that
+# follow, per test clip and set, with a progress bar: a few minutes for `miniature` on two CPU cores. What is done is kept
+# in `outputs/<study>/ablations/`, so a run that was cut off goes on, and a second one takes seconds.
+
+# %% tags=["parameters"]
+study = "miniature"  # a study in studies/, or the path of your own study file
+device = None  # None: CUDA if there, else CPU; or "cpu", "cuda:1", "mps"
+batch_size = None  # None: the study's
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from aape.classifier import fit, folds
+from aape.figures import ablation as figures
+from common import load_encoder, load_study, load_task
+from common_analyze import ablate, load_artifacts, select, silenced, table
+
+settings = load_study(study)
+Markdown(settings.heading())
+
+# %% [markdown]
+# ## 1. One class, by hand
+#
+# The task of the study's first target, its first model, and of that the class with most neurons. The neurons are
+# chosen on training clips, the classifier is fitted on them, and both are tested on others.
+
+# %%
+task = settings.ablation.targets[0].task
+model = next(iter(settings.encoders))
+artifacts = load_artifacts(settings.artifacts_directory(task, model))
+encoder, sounds = load_encoder(settings, model).to(device or "cpu"), load_task(settings, task)
+
+fold = folds(artifacts.splits, artifacts.labels, artifacts.classes)[0]
+classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
+trained = artifacts.probabilities(clips=fold.fit)  # [layers, neurons, classes]
+how = settings.selection
+selection = select(
+    trained, rate=settings.rate(task), quantile=how.quantile, weak_filter=how.weak_filter, classes=artifacts.classes
+)
+target = int(np.argmax(selection.per_class))
+neurons = selection.neurons(target)  # [k, 2] of (layer, neuron)
+clips = fold.test[artifacts.labels[fold.test] == target][:50]
+waves = [sounds.read(sounds.files.index(file), encoder.sample_rate)[0] for file in artifacts.files[clips]]
+print(f"{artifacts.classes[target]}: {len(neurons)} neurons of {model}, {len(clips)} test clips")
+
+
+# %%
+def log_probability():
+    """Mean log-probability of the class over its test clips, nats."""
+    with torch.no_grad():
+        embeddings = encoder.embed(torch.from_numpy(np.stack(waves)).to(encoder.device))
+    return classifier.log_probabilities(embeddings.cpu().numpy())[:, target].mean()
+
+
+before = log_probability()
+with silenced(encoder, neurons):
+    after = log_probability()
+rng, width = np.random.default_rng(0), selection.entropy.shape[1]
+in_layers = np.bincount(neurons[:, 0])  # neurons of the target by layer
+controls = []
+for _ in range(9):
+    drawn = [(layer, n) for layer, k in enumerate(in_layers) for n in rng.choice(width, k, replace=False)]
+    with silenced(encoder, np.array(drawn)):
+        controls.append(log_probability())
+
+changes = np.array(controls) - before
+picture, axes = plt.subplots(figsize=(6.4, 1.6), layout="constrained")
+axes.scatter(changes, 0 * changes, color="0.6", label="random neurons, as many in each layer")
+axes.scatter(after - before, 0, color="#D55E00", marker="D", label=f"neurons of {artifacts.classes[target]}")
+axes.axvline(0, color="0.8", lw=1)
+axes.set(xlabel="change of the class's log-probability (nats)", yticks=[])
+legend = picture.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+
+# %%
+what = ["nothing", f"neurons of {artifacts.classes[target]}", "random neurons (mean)"]
+change = [0.0, after - before, changes.mean()]
+table(pd.DataFrame({"silenced": what, "log-probability (nats)": [before, after, np.mean(controls)], "change": change}))
+
+# %% [markdown]
+# ## 2. The study's targets
+#
+# They stand in the study file and were written before any result. `identify: train` means that the neurons are chosen
+# on training clips and tested on others. *Specific*: of one class; *shared*: of each of several.
+
+# %%
+targets = [{"task": t.task, "classes": ", ".join(t.classes), "mode": t.mode} for t in settings.ablation.targets]
+table(pd.DataFrame(targets))
+
+# %%
+result = ablate(settings, device=device, batch_size=batch_size)
+figures.show(result)
+
+# %% [markdown]
+# **The classifier**, intact, on the test clips: accuracy (share) and mean log-probability of the true class (nats). Where
+# the encoder itself has heard test clips in its training, `in sample` counts them, and a second row holds the others.
+
+# %%
+judges = result.classifier[result.classifier["class"] == "all classes"]
+judge_columns = {
+    "task": "task",
+    "model": "model",
+    "part": "clips of",
+    "clips": "clips",
+    "in_sample": "in sample",
+    "accuracy": "accuracy",
+    "log_probability": "log-probability (nats)",
+}
+table(judges, judge_columns, rows=60, csv="ablation_classifier.csv")
+
+# %% [markdown]
+# **Targeted neurons against random ones.** *Change*: after minus before, on the class's test clips. *Random sets*: mean
+# of as many neurons in each layer. p = (1 + sets that fall as low) / (1 + sets); q over the targeted classes of the model.
+# First the log-probability of the true class, which is the finer measure, then accuracy in points. The CSV also holds the
+# intervals, the spread over refitted classifiers, and sets that are also of like activation rate.
+
+# %%
+table(result.table(), rows=60, csv="ablation_effects.csv")
+
+# %%
+table(result.table("accuracy"), rows=60, csv="ablation_effects.csv")
+
+# %%
+Markdown("\n".join(f"- {line}" for line in result.verdict().splitlines()))
+
+# %% [markdown]
+# ## 3. Other ways to silence, other controls
+#
+# The change of log-probability (nats) in the targeted classes: silenced; the paper's control (each index plus one); the
+# neurons at their mean over the training clips instead of zero; and the neurons that all clips, the test clips among
+# them, would have chosen (the paper's way).
+
+# %%
+wanted = result.effects.targeted & (result.effects.measure == "log_probability")
+place = ["task", "target", "class", "model"]
+by_kind = result.effects[wanted].pivot_table(index=place, columns="kind", values="difference", sort=False)
+table(by_kind.reset_index(), rows=60, csv="ablation_effects.csv")
+
+# %% [markdown]
+# How far the neurons chosen on training clips and on all clips agree:
+
+# %%
+sizes = {"training_clips": "from training clips", "all_clips": "from all clips", "both": "both", "jaccard": "Jaccard"}
+agreement = result.identification.groupby(["task", "target", "mode", "model"], sort=False)[list(sizes)].mean()
+table(agreement.rename(columns=sizes).reset_index(), rows=60, csv="ablation_identification.csv")
+
+# %%
+print("written to", result.directory)
+sorted(path.name for path in result.directory.glob("ablation_*"))

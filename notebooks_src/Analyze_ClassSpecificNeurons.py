@@ -1,0 +1,274 @@
+# %% [markdown]
+# # Class-specific neurons, what they share, and what chance gives
+#
+# Which neurons of a frozen audio Transformer are specific to which sound class, and which classes and datasets share
+# neurons? Part 1 shows the method of Kawamura, Niizumi and Ono (2026, arXiv 2602.15307) on one task, in plain cells;
+# the other parts do the same for every task and model of a study. All of it needs the artifacts of the collecting
+# notebooks alone: no model and no audio. Beside every number stands what permuted labels give.
+#
+# Cost: a minute or two for `miniature` on two CPU cores, seconds when nothing has changed since.
+
+# %% tags=["parameters"]
+study = "miniature"  # a study in studies/, or the path of your own study file
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Image, Markdown, display
+
+from common_analyze import (
+    analyze,
+    calibrate,
+    counted_clips,
+    example,
+    jaccard,
+    load_artifacts,
+    load_study,
+    select,
+    table,
+)
+
+settings = load_study(study)
+Markdown(settings.heading())
+
+# %% [markdown]
+# ## 1. The method, on one task
+#
+# A *neuron* is one channel of one block's MLP after its activation function; layers and neurons count from 0. The task
+# and the model are the first of the study that are collected.
+
+# %%
+task, model = example(settings)
+artifacts = load_artifacts(settings.artifacts_directory(task, model))
+artifacts
+
+# %% [markdown]
+# **Activation probability.** The collecting pass kept, for every clip, in how many of its tokens each neuron was active
+# (> 0). Over the clips of a class: active tokens / tokens.
+
+# %%
+clips = counted_clips(artifacts)  # .counts [clips, layers, neurons], .labels and .tokens [clips]
+of_class = [clips.labels == c for c in range(len(artifacts.classes))]
+active = np.stack([clips.counts[mine].sum(axis=0, dtype=np.int64) for mine in of_class], axis=2)
+p = active / [clips.tokens[mine].sum() for mine in of_class]  # [layers, neurons, classes]
+table(pd.DataFrame(p[0, :5, :7], columns=artifacts.classes[:7]).rename_axis("neuron of layer 0"))
+
+# %% [markdown]
+# **Selection.** AAPE is the entropy of a neuron's p over the classes: low where it prefers few. Neurons with a weak
+# response are dropped, those of lowest AAPE are kept, and a kept neuron is *class-specific* for each class whose p
+# exceeds the 95th percentile of all p.
+
+# %%
+thresholds = settings.selection
+selection = select(
+    p,
+    rate=settings.rate(task),
+    quantile=thresholds.quantile,
+    weak_filter=thresholds.weak_filter,
+    classes=artifacts.classes,
+)
+aape = selection.entropy[np.isfinite(selection.entropy)]
+bins = np.linspace(aape.min(), aape.max() + 1e-9, 60)
+picture, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
+axes.hist(aape, bins, color="0.75", label="all neurons")
+axes.hist(selection.entropy[selection.selected], bins, color="#0072B2", label="kept")
+axes.set(xlabel="AAPE (nats)", ylabel="neurons", yscale="log")
+legend = axes.legend(frameon=False)
+
+# %%
+selection
+
+# %% [markdown]
+# **Chance.** A percentile selects something from any table. So the labels are permuted, by groups of clips (of one
+# recording, one speaker), and everything is selected again. *Calibrated* neurons also pass a false-discovery rate of
+# 5 % against that.
+
+# %%
+calibrated = calibrate(artifacts, selection, permutations=100)
+place = np.arange(len(artifacts.classes))
+picture, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
+axes.bar(place, selection.per_class, color="0.75", label="selected")
+axes.bar(place, calibrated.per_class, color="#0072B2", label="calibrated")
+low, high = np.quantile(calibrated.null.per_class, [0.025, 0.975], axis=0)
+axes.vlines(place, low, high, color="#D55E00", lw=2, label="permuted labels, 95 %")
+axes.set_xticks(place, artifacts.classes, rotation=90, fontsize=7)
+axes.set(ylabel="class-specific neurons")
+legend = picture.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+
+# %%
+calibrated
+
+# %% [markdown]
+# **Sharing.** The Jaccard index of two classes' sets of neurons: how many both have, over how many either has.
+
+# %%
+shared = jaccard(selection.members, selection.members)  # [classes, classes]
+picture, axes = plt.subplots(figsize=(4.8, 4), layout="constrained")
+image = axes.imshow(shared, vmin=0, vmax=1)
+axes.set_yticks(place, artifacts.classes, fontsize=7)
+axes.set_xticks([])
+bar = picture.colorbar(image, shrink=0.75, label="Jaccard index")
+
+# %% [markdown]
+# ## 2. The same for all tasks
+#
+# *Coverage* is the share of classes with at least one class-specific neuron. **How to read it:** permuted labels reach
+# a coverage of about 100 % and often *more* neurons per class than the real ones, because a neuron that prefers no class
+# passes the threshold for many classes at once. Coverage and counts alone do not tell structure from noise; the AAPE of
+# the selected neurons does: a dot to the left of its bar is structure. An untrained encoder of the same shape is the
+# other control: what it reaches needs no training.
+
+# %%
+analysis = analyze(settings)
+for missing_task, missing_model in analysis.missing:
+    print(f"without artifacts: {missing_task} ({missing_model})")
+for note in analysis.notes:
+    print(note)
+
+
+def show(name):
+    """A figure of the study, where its artifacts are there."""
+    if name in analysis.figures:
+        display(Image(str(analysis.figures[name])))
+    else:
+        print(f"{name}: its tasks are not collected")
+
+
+show("chance")
+
+# %%
+analysis
+
+# %% [markdown]
+# What chance gives: means over the permutations. *p (AAPE)* is the share of them whose selected neurons have as low a
+# mean AAPE. *Calibrated*, above: pairs of neuron and class with q < 0.05 and a stated least difference between p inside
+# and outside the class (`chance.effect` of the study), in a task of which at most 5 % of the permutations make as many
+# discoveries.
+
+# %%
+chance_columns = {
+    "task": "task",
+    "model": "model",
+    "groups": "groups",
+    "coverage_null_mean": "coverage, permuted",
+    "per_class_mean_null_mean": "neurons per class, permuted",
+    "classes_per_neuron_null_mean": "classes per neuron, permuted",
+    "mean_aape_null_mean": "mean AAPE, permuted (nats)",
+    "p_mean_aape": "p (AAPE)",
+}
+table(analysis.overview, chance_columns, rows=100, csv="task_level_neuron_statistics_*.csv")
+
+# %% [markdown]
+# Class by class, for the task of part 1. *Stability*: Jaccard index of a class's neurons from two halves of the groups;
+# noise can be stable too where a neuron is active for all classes.
+
+# %%
+of_task = analysis.classes[(analysis.classes.task == task) & (analysis.classes.model == model)]
+class_columns = {
+    "class": "class",
+    "clips": "clips",
+    "neurons": "neurons",
+    "null_mean": "permuted",
+    "null_low": "2.5 %",
+    "null_high": "97.5 %",
+    "calibrated": "calibrated",
+    "stability": "stability",
+}
+table(of_task.sort_values("neurons", ascending=False), class_columns, csv="class_level_neuron_statistics.csv")
+
+# %% [markdown]
+# ## 3. Where the neurons sit
+#
+# Class-specific neurons by layer, those that survive chance, and those that several classes share.
+
+# %%
+show("neurons_by_layer")
+
+# %% [markdown]
+# ## 4. Shared neurons
+#
+# Against all neurons of the encoder almost any overlap would look like sharing. The null here re-deals the class
+# memberships among the neurons that were *selected*, keeping for each neuron its layer and its number of classes, and
+# for each class its number of neurons per layer. A dot marks what survives it (q < 0.05 over all pairs of the panel).
+# Within one task the re-dealing fixes the total overlap, so only its distribution over the pairs can stand out. For
+# pitches dotted lines are whole octaves, and below stands the mean sharing of pitches so many semitones apart, with the
+# band of the re-dealt memberships: peaks at 12, 24, ... would be octave neurons.
+
+# %%
+for figure in settings.sharing:
+    show(figure.name)
+
+# %%
+sharing_columns = {
+    "what": "what",
+    "model": "model",
+    "neurons in both": "neurons in both",
+    "mean Jaccard": "mean Jaccard",
+    "chance": "chance",
+    "chance high": "chance, 97.5 %",
+    "pairs": "pairs",
+    "pairs with q < 0.05": "pairs with q < 0.05",
+}
+table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.csv, sharing_pairs.csv")
+
+# %%
+if len(analysis.strongest_pairs):
+    pairs = analysis.strongest_pairs[analysis.strongest_pairs.model == model]
+    strongest = pairs[pairs.shared_neurons >= 2].groupby("figure", sort=False).head(3)
+    pair_columns = ["figure", "rows", "columns", "shared_neurons", "jaccard", "chance", "chance_high", "q"]
+    display(table(strongest[pair_columns], rows=30, csv="sharing_pairs.csv"))
+
+# %%
+if len(analysis.octaves):
+    whole = analysis.octaves[(analysis.octaves.semitones % 12 == 0) & (analysis.octaves.pairs >= 5)]
+    octave_columns = {
+        "model": "model",
+        "semitones": "semitones",
+        "pairs": "pairs",
+        "mean_jaccard": "mean Jaccard",
+        "chance_low": "chance, 2.5 %",
+        "chance_high": "chance, 97.5 %",
+        "above_neighbours": "above one semitone off",
+    }
+    display(table(whole, octave_columns, rows=30, csv="sharing_by_distance.csv"))
+
+# %% [markdown]
+# ## 5. Sensitivity
+#
+# How the number of neurons per class, and the set itself, move with each choice of the method: means over the study's
+# tasks. *Overlap* is the Jaccard index of the pairs of neuron and class with those of the stated settings. *Clips per
+# class: equal* resamples the clips so that every class has as many as the smallest. *Zero padding: left out* drops the
+# tokens of zeros that were added behind short clips.
+
+# %%
+table(analysis.sensitivity, rows=100, csv="sensitivity.csv")
+
+# %% [markdown]
+# ## 6. The published figures
+#
+# Where the study reproduces the paper, its values stand beside this study's.
+
+# %%
+if settings.reproduces_paper:
+    display(table(analysis.published, rows=30), table(analysis.published_lists, rows=30))
+else:
+    print(f"The study {settings.name!r} does not reproduce the paper: nothing to compare.")
+
+# %% [markdown]
+# ## 7. Any question later
+#
+# The counts per clip regroup classes or splits without the model, for example into two groups of classes:
+
+# %%
+half = (len(artifacts.classes) + 1) // 2
+halves = {"first half": artifacts.classes[:half], "second half": artifacts.classes[half:]}
+regrouped = artifacts.probabilities(classes=halves)  # [layers, neurons, 2]
+difference = regrouped[:, :, 0] - regrouped[:, :, 1]
+layer, neuron = np.unravel_index(np.abs(difference).argmax(), difference.shape)
+first, second = regrouped[layer, neuron]
+print(f"layer {layer}, neuron {neuron}: p = {first:.2f} and {second:.2f}")
+
+# %%
+print("written to", settings.directory)
+sorted(path.name for pattern in ("*.csv", "*.pdf") for path in settings.directory.glob(pattern))
