@@ -45,9 +45,7 @@ def from_hear(
     )
 
 
-def from_xares(
-    model: nn.Module, *, activations: str | None = None, clip_seconds: float = 10.0, name: str = ""
-) -> Encoder:
+def from_xares(model: Any, *, activations: str | None = None, clip_seconds: float = 10.0, name: str = "") -> Encoder:
     """An encoder object of X-ARES (Zhang et al. 2025, arXiv 2505.16369): wave [batch, samples] -> [batch, time, dim], with
     `sampling_rate` and `hop_size_in_ms`. The clip embedding is the mean over time.
 
