@@ -22,7 +22,7 @@ from aape.figures import activity
 from aape.figures.sharing import sharing_figure
 from aape.figures.style import save
 from aape.figures.tables import table, three_digits
-from aape.files import Cache, facts_html, write_text
+from aape.files import Cache, facts_html, folder_lock, write_text
 from aape.published import published_lists, published_values
 from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
 from aape.statistics import TaskResult, probabilities_of, task_result
@@ -101,11 +101,19 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
 
     Raises:
         FileNotFoundError: there are no artifacts at all.
+        FolderBusy: another process is analysing this study.
         ValueError: damaged or edited artifacts, folders whose artifacts belong to another task, a model whose
             artifacts differ in shape or weights from task to task.
     """
     study = study if isinstance(study, Study) else load_study(study)
     artifacts, missing = find_artifacts(study)
+    with folder_lock(study.directory / ".analysis"):
+        return _analyze(study, artifacts, missing, draw, progress)
+
+
+def _analyze(
+    study: Study, artifacts: dict[Place, Artifacts], missing: list[Place], draw: bool, progress: bool
+) -> Analysis:
     notes = _check_together(artifacts)
     cache = Cache(study.directory / ".analysis")
     results: dict[Place, TaskResult] = {}

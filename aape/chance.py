@@ -479,6 +479,13 @@ class Calibrated:
         """Number of neurons that survive, int64, by class name."""
         return pd.Series(self.members.sum(axis=(0, 1)), index=self.selection.per_class.index, name="calibrated")
 
+    def with_effect(self, effect: float) -> Calibrated:
+        """The same null and level with another least effect."""
+        passed = np.nan_to_num(self.null.pair_q, nan=1.0) < self.q
+        passed &= np.nan_to_num(self.selection.probabilities - self.selection.outside, nan=-1.0) >= effect
+        passed &= self.null.task_p <= self.q
+        return replace(self, members=self.selection.members & passed, effect=effect)
+
     def table(self) -> pd.DataFrame:
         """The selection's table with q of the pair and of the neuron's AAPE, and whether the pair survives."""
         table = self.selection.table()
@@ -583,8 +590,5 @@ def calibrate_counts(
         permutations=permutations, seed=seed, q=q, progress=progress,
     )  # fmt: skip
     outside = outside_class(p, sums.class_tokens(sums.units.label))
-    passed = np.nan_to_num(null.pair_q, nan=1.0) < q
-    passed &= np.nan_to_num(p - outside, nan=-1.0) >= effect
-    passed &= null.task_p <= q
-    members = selection.members & passed
-    return Calibrated(replace(selection, outside=outside), members, null, effect, q, len(data.labels))
+    found = Calibrated(replace(selection, outside=outside), selection.members, null, effect, q, len(data.labels))
+    return found.with_effect(effect)

@@ -5,6 +5,7 @@ Kawamura, Niizumi, Ono 2026, arXiv 2602.15307. A study says `reproduces_paper: t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,10 @@ def published_values(
 def published_lists(
     study: Study, probabilities: Mapping[Place, np.ndarray], artifacts: Mapping[Place, Artifacts]
 ) -> pd.DataFrame:
-    """The paper's two lists of shared neurons beside ours, under both filters."""
+    """The paper's two lists of shared neurons beside ours: both filters, both meanings of "shared by these classes".
+
+    The row in which ours and the published neurons agree says which definitions the authors used.
+    """
     ssl, _ = _by_role(study)
     table = []
     for task, *names in LISTS:
@@ -85,25 +89,24 @@ def published_lists(
         found = artifacts.get((task, ssl))
         reason = not_comparable(study, found)
         theirs = published_neurons(task, *names)
-        for weak_filter in WEAK_FILTERS:
+        for weak_filter, exclusive in itertools.product(WEAK_FILTERS, (False, True)):
             entry = {
-                "task": task, "classes": " and ".join(names), "filter": weak_filter, "published": len(theirs),
+                "task": task, "classes": " and ".join(names), "filter": weak_filter,
+                "meaning": "exactly these" if exclusive else "at least these", "published": len(theirs),
                 "ours": None, "in both": None, "remark": reason or "comparable",
             }  # fmt: skip
-            if found is not None and not reason:
-                alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
-                if all(alike):
-                    how: dict[str, Any] = {
-                        "rate": study.rate(task),
-                        "quantile": study.selection.quantile,
-                        "weak_filter": weak_filter,
-                    }
-                    chosen = select(probabilities[task, ssl], classes=found.classes, **how)
-                    ours = {(int(a), int(b)) for a, b in chosen.shared([c[0] for c in alike])}
-                    entry |= {"ours": len(ours), "in both": len(ours & theirs)}
-                else:
-                    entry["remark"] = f"no class named {' or '.join(names)}"
             table.append(entry)
+            if found is None or reason:
+                continue
+            alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
+            if not all(alike):
+                entry["remark"] = f"no class named {' or '.join(names)}"
+                continue
+            how: dict[str, Any] = study.selection.model_dump() | {"rate": study.rate(task), "weak_filter": weak_filter}
+            chosen = select(probabilities[task, ssl], classes=found.classes, **how)
+            shared = chosen.shared([first for first, *_ in alike], exclusive=exclusive)
+            ours = {(int(layer), int(neuron)) for layer, neuron in shared}
+            entry |= {"ours": len(ours), "in both": len(ours & theirs)}
     return pd.DataFrame(table)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     }
     row["aape_share"] = row["mean_aape"] / row["ln_classes"] if len(artifacts.classes) > 1 else np.nan
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
-    neurons = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False)
+    neurons, sensitivity = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False), []
     alive = np.zeros_like(chosen.members)
     by_layer = {"layer": chosen.members.any(axis=2), "several_classes_layer": chosen.members.sum(axis=2) > 1}
     if artifacts.has_counts:
@@ -112,8 +112,10 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
         classes = classes.assign(**_chance_columns(found, halves, artifacts.labels))
         neurons, alive = found.table(), found.members
         by_layer["calibrated_layer"] = alive.any(axis=2)
+        sensitivity = [_least_effect(found, effect) for effect in sorted({0.0, 0.05, 0.2, study.chance.effect})]
     row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
-    return TaskResult(chosen.members, alive, row, neurons, classes, _sensitivity(artifacts, p, chosen, options, study))
+    variants = pd.DataFrame(_sensitivity(artifacts, p, chosen, options, study) + sensitivity)
+    return TaskResult(chosen.members, alive, row, neurons, classes, variants)
 
 
 def _selection_numbers(chosen: Selection) -> dict[str, Any]:
@@ -178,15 +180,13 @@ def _stabilities(
 
 def _sensitivity(
     artifacts: Artifacts, p: np.ndarray, stated: Selection, options: dict[str, Any], study: Study
-) -> pd.DataFrame:
+) -> list[dict[str, Any]]:
     """How the numbers move with each choice; overlap: Jaccard of the (neuron, class) pairs with the stated ones."""
     rows = []
 
     def add(setting: str, value: str, chosen: list[Selection], note: str = "") -> None:
         numbers = pd.DataFrame([_selection_numbers(c) for c in chosen]).mean()
-        both = ((c.members & stated.members, c.members | stated.members) for c in chosen)
-        alike = [jaccard_index(shared.sum(), either.sum(), empty=1.0) for shared, either in both]
-        overlap = np.mean(alike) if alike else np.nan
+        overlap = np.mean([_alike(c.members, stated.members) for c in chosen]) if chosen else np.nan
         rows.append({"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note})
 
     other = "paper" if stated.weak_filter == "lape" else "lape"
@@ -200,7 +200,20 @@ def _sensitivity(
     unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips")
     add("clips per class", "equal", *(_equal_clips(artifacts, stated, options, study) if whole else unknown))
     add("zero padding", "left out", *(_without_padding(artifacts, stated, options) if whole else unknown))
-    return pd.DataFrame(rows)
+    return rows
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> float:
+    return float(jaccard_index((a & b).sum(), (a | b).sum(), empty=1.0))
+
+
+def _least_effect(found: Calibrated, effect: float) -> dict[str, Any]:
+    """The calibrated selection with another least effect, beside the stated one."""
+    members = found.with_effect(effect).members
+    numbers = _selection_numbers(replace(found.selection, members=members, selected=np.any(members, axis=2)))
+    value = f"{effect:g}" + (" (stated)" if effect == found.effect else "")
+    alike = {"overlap": _alike(members, found.members), "note": "of the calibrated neurons"}
+    return {"setting": "calibrated, least effect", "value": value, **numbers, **alike}
 
 
 def _equal_clips(

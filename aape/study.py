@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aape.files import facts_html
 
@@ -37,8 +37,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
 ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}
-# One path component: task, model and figure names become names of folders and files.
-Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
+
+
+def _one_name(name: str) -> str:
+    """Task, model and figure names become names of folders and files, none of which may lead elsewhere."""
+    if not name or name[0] == "." or set(name) & set("/\\") or not name.isprintable():
+        raise ValueError(f"expected a name without slashes that starts with no dot, found {name!r}")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_one_name)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -199,7 +207,7 @@ class Study(_Strict):
     stand_in: bool = False  # results of stand-in sounds or models, said wherever a number is shown
     reproduces_paper: bool = False  # compare with the published values
     note: str = ""
-    output: str
+    output: Name  # below `outputs`
     seed: int = 0
     models: dict[Name, ModelSpec] = Field(min_length=1)
     tasks: dict[Name, TaskSpec] = Field(min_length=1)
@@ -329,10 +337,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), seen in zip(node.value, range(len(keys)), strict=True):
-            if key.value in keys[:seen]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

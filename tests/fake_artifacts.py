@@ -94,7 +94,6 @@ def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str,
         "name": "fake",
         "description": "made up",
         "stand_in": True,
-        "output": str(path.parent / "fake"),
         "models": {
             "ssl": never | {"label": "SSL ViT", "role": "ssl"},
             "sl": never | {"label": "SL ViT", "role": "sl"},

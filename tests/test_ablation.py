@@ -93,7 +93,7 @@ def make_study(root: Path, *, folds: bool = False, targets: list[dict] | None = 
         name="toy",
         description="",
         stand_in=True,
-        output=str(root / "out"),
+        base=root,
         models={
             "ssl": {"loader": f"{here}:tuned", "label": "tuned", "folder": "analysis"},
             "untrained": {"loader": f"{here}:tuned", "options": {"seed": 1}, "label": "other", "folder": "untrained"},
@@ -407,7 +407,7 @@ def test_bad_studies(study: Study, change: dict, message: str) -> None:
     content["ablation"] |= change | ({} if "models" in change else {"models": ["ssl"]})
     content["selection"]["quantile"] = 0.9 if message == "set is empty" else content["selection"]["quantile"]
     with pytest.raises(ValueError, match=message):
-        ablate(Study(**content), device="cpu")
+        ablate(Study(**content, base=study.base), device="cpu")
 
 
 def test_nothing_was_run(tmp_path: Path) -> None:

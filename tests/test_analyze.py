@@ -13,6 +13,7 @@ from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import pitch_of
 from aape.chance import counted_clips
+from aape.files import FolderBusy, folder_lock
 from aape.published import LISTS, published_lists, published_neurons
 from aape.study import load_study
 from common_analyze import analyze, load_artifacts
@@ -33,13 +34,15 @@ def fill(root: Path, models=("analysis", "vit", "untrained")) -> Path:
         labels = np.repeat(np.arange(4), 36)
         counts = planted_counts(labels, 4, seed=seed, each=each)
         write_artifacts(
-            root / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events",
+            root / "outputs" / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events",
             groups=np.arange(144) // 2, padded=20, weights=folder,
         )  # fmt: skip
         labels = np.repeat(np.arange(26), 8)
         share = [int(p) % 12 for p in PITCHES]
         counts = planted_counts(labels, 26, seed=seed, each=2 * bool(each), share=share)
-        write_artifacts(root / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder)
+        write_artifacts(
+            root / "outputs" / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder
+        )
     return path
 
 
@@ -58,7 +61,7 @@ def test_every_table_has_every_model(analysis):
     assert analysis.statistics.model.tolist() == ["ssl", "sl", "untrained"] * 2
     assert analysis.overview.model.tolist() == labels * 2 and analysis.missing == []
     assert analysis.sharing_summary.model.tolist() == labels * 2
-    assert len(analysis.sensitivity) == 8 * 3 and set(analysis.sensitivity.model) == set(labels)
+    assert len(analysis.sensitivity) == 12 * 3 and set(analysis.sensitivity.model) == set(labels)
     for model, folder in (("ssl", "analysis"), ("sl", "vit"), ("untrained", "untrained")):
         table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{folder}.csv")
         assert table.task.tolist() == ["events", "notes"]
@@ -130,18 +133,27 @@ def test_a_second_run_computes_nothing_and_gives_the_same(study_file, analysis, 
 def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis):
     table = pd.read_csv(analysis.study.directory / "sensitivity.csv")
     mine = table[(table.task == "events") & (table.model == "ssl")]
-    assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "clips per class", "zero padding"]  # fmt: skip
+    assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "clips per class", "zero padding"] + ["calibrated, least effect"] * 4  # fmt: skip
     assert mine.overlap.iloc[0] == 1 and (mine.overlap.iloc[1:6] < 1).any()
-    assert mine.note.iloc[-1] == "11.1% of the tokens"  # 20 of 60 in every third clip
+    effects = mine.iloc[8:].set_index("value")
+    assert effects.index.tolist() == ["0", "0.05", "0.1 (stated)", "0.2"] and effects.overlap["0.1 (stated)"] == 1
+    assert effects.per_class_mean.is_monotonic_decreasing
+    row = analysis.results["events", "ssl"].row
+    assert effects.per_class_mean["0.1 (stated)"] == pytest.approx(row["calibrated_per_class_mean"], rel=1e-5)
+    assert mine.note.iloc[7] == "11.1% of the tokens"  # 20 of 60 in every third clip
     other = table[(table.task == "notes") & (table.model == "ssl")]
-    assert other.note.iloc[-1] == "no clip is padded"
+    assert other.note.iloc[7] == "no clip is padded"
 
 
 def test_unequal_classes_are_resampled(tmp_path):
     labels = np.array([0] * 60 + [1] * 20 + [2] * 12)
     path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
     write_artifacts(
-        tmp_path / "fake" / "events_analysis", planted_counts(labels, 3, seed=0), labels, EVENTS[:3], task="events"
+        tmp_path / "outputs" / "fake" / "events_analysis",
+        planted_counts(labels, 3, seed=0),
+        labels,
+        EVENTS[:3],
+        task="events",
     )
     found = analyze(path, draw=False, progress=False)
     row = found.results["events", "ssl"].sensitivity.set_index("setting").loc["clips per class"]
@@ -150,21 +162,18 @@ def test_unequal_classes_are_resampled(tmp_path):
 
 
 def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
-    """Probabilities whose selection is the published set of ANG and HAP, and one neuron too many."""
+    """Probabilities whose selection is the published set of ANG and HAP, one neuron too many, and one of all classes."""
     path = write_study(
-        tmp_path / "s.yaml",
-        {"cremad": "emotion"},
-        [],
-        stand_in=False,
-        reproduces_paper=True,
-        selection={"rate": 23 / 36864},
-    )
+        tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, reproduces_paper=True,
+        selection={"rate": 24 / 36864},
+    )  # fmt: skip
     p = np.full((12, 3072, 3), 0.05)
     for layer, neuron in [*published_neurons("cremad", "ANG", "HAP"), (11, 7)]:
         p[layer, neuron] = [0.9, 0.0, 0.9]
+    p[11, 8] = [0.9, 0.8, 0.7]
     import torch
 
-    folder = tmp_path / "fake" / "cremad_analysis"
+    folder = tmp_path / "outputs" / "fake" / "cremad_analysis"
     folder.mkdir(parents=True)
     torch.save(torch.from_numpy(p.astype(np.float32)), folder / "over_zero.pt")
     (folder / "classes.txt").write_text("ANG\nDIS\nHAP\n")
@@ -175,8 +184,10 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path):
     known = type(artifacts)(artifacts.path, artifacts.classes, artifacts.over_zero, {"weights": {"source": "m2d.pth"}})
     place = ("cremad", "ssl")
     lists = published_lists(load_study(path), {place: p}, {place: known})
-    assert lists["published"].tolist() == [22, 22]
-    assert lists.set_index("filter").loc["lape", ["ours", "in both"]].tolist() == [23, 22]
+    assert lists["published"].tolist() == [22] * 4
+    lists = lists.set_index(["filter", "meaning"])[["ours", "in both"]]
+    assert lists.loc["lape", "at least these"].tolist() == [24, 22]
+    assert lists.loc["lape", "exactly these"].tolist() == [23, 22]
 
 
 def test_published_lists_have_the_published_sizes():
@@ -198,7 +209,7 @@ def test_nothing_collected_is_an_error(tmp_path):
 
 def test_edited_and_misplaced_artifacts_are_refused(tmp_path):
     path = fill(tmp_path, models=("analysis",))
-    folder = tmp_path / "fake"
+    folder = tmp_path / "outputs" / "fake"
     counts = folder / "events_analysis" / "clip_counts.npy"
     whole = counts.read_bytes()
     counts.write_bytes(whole[:-1] + b"\x07")
@@ -215,7 +226,7 @@ def test_artifacts_of_two_models_in_one_slot_are_refused(tmp_path):
     path = fill(tmp_path, models=("analysis",))
     labels = np.repeat(np.arange(26), 8)
     write_artifacts(
-        tmp_path / "fake" / "notes_analysis", planted_counts(labels, 26, seed=0), labels, PITCHES, task="notes",
+        tmp_path / "outputs" / "fake" / "notes_analysis", planted_counts(labels, 26, seed=0), labels, PITCHES, task="notes",
         weights="another",
     )  # fmt: skip
     with pytest.raises(ValueError, match="weights differ: .*Collect again"):
@@ -226,7 +237,7 @@ def test_another_order_of_classes_is_refused(tmp_path):
     path = fill(tmp_path, models=("analysis", "vit"))
     labels = np.repeat(np.arange(4), 36)
     write_artifacts(
-        tmp_path / "fake" / "events_vit", planted_counts(labels, 4, seed=0), labels, EVENTS[::-1], task="events",
+        tmp_path / "outputs" / "fake" / "events_vit", planted_counts(labels, 4, seed=0), labels, EVENTS[::-1], task="events",
         weights="vit",
     )  # fmt: skip
     with pytest.raises(ValueError, match="'events' have different classes or another order"):
@@ -252,7 +263,7 @@ def test_edges_have_defined_results(tmp_path):
         ("dead", dead * 0, two, ["a", "b"]),
         ("equal", noise * 0 + 9, two, ["a", "b"]),
     ):
-        write_artifacts(tmp_path / "fake" / f"{name}_analysis", counts, labels, classes, task=name)
+        write_artifacts(tmp_path / "outputs" / "fake" / f"{name}_analysis", counts, labels, classes, task=name)
     found = analyze(path, progress=False)
     rows = found.statistics.set_index("task")
     assert rows.calibrated_coverage.tolist() == [0, 0, 0, 0]
@@ -269,7 +280,7 @@ def test_changed_settings_are_computed_again(tmp_path):
     second = analyze(path, draw=False, progress=False)
     kept = [a.results["events", "ssl"].row["neurons_selected"] for a in (first, second)]
     assert kept == [30, 15]
-    damaged = tmp_path / "fake" / ".analysis" / "events_analysis.npz"
+    damaged = tmp_path / "outputs" / "fake" / ".analysis" / "events_analysis.npz"
     damaged.write_bytes(damaged.read_bytes()[:300])
     with pytest.warns(UserWarning, match="events_analysis.npz cannot be used"):
         third = analyze(path, draw=False, progress=False)
@@ -296,10 +307,12 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     labels = np.repeat(np.arange(4), 36)
     for seed, folder in ((0, "trained"), (3, "untrained-3"), (5, "untrained-5")):
         counts = planted_counts(labels, 4, seed=seed, each=6 if folder == "trained" else 1)
-        write_artifacts(tmp_path / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events", weights=folder)
+        write_artifacts(
+            tmp_path / "outputs" / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events", weights=folder
+        )
     found = analyze(path, progress=False)
     assert found.statistics.model.tolist() == ["trained", "random-3", "random-5"]
-    table = pd.read_csv(tmp_path / "fake" / "task_level_neuron_statistics_untrained.csv")
+    table = pd.read_csv(tmp_path / "outputs" / "fake" / "task_level_neuron_statistics_untrained.csv")
     assert table.model.tolist() == ["random-3", "random-5"]
     low, high = sorted(table.per_class_mean)
     assert low < high
@@ -307,3 +320,9 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     assert isinstance(trained, float)
     assert random == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
     assert found.sharing_summary.model.tolist() == ["trained", "random"]
+
+
+def test_two_analyses_at_once(tmp_path):
+    path = fill(tmp_path, models=("analysis",))
+    with folder_lock(tmp_path / "outputs" / "fake" / ".analysis"), pytest.raises(FolderBusy, match="in use by process"):
+        analyze(path, progress=False)
