@@ -65,9 +65,9 @@ class Loader(_Strict):
         return self.loader or "", self.options
 
     def _require_one(self, *forms: str) -> None:
-        given = [form for form in forms if getattr(self, form) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
+        given = " and ".join(form for form in forms if getattr(self, form) is not None)
+        if given not in forms:
+            raise ValueError(f"expected one of {', '.join(forms)}; found {given or 'none'}")
 
 
 class ModelSpec(Loader):
@@ -158,7 +158,7 @@ class SelectionSettings(_Strict):
 class ChanceSettings(_Strict):
     """Permutations and calibrated selection."""
 
-    permutations: int = Field(default=1000, ge=1)
+    permutations: int = Field(default=1000, ge=20)
     q: float = Field(default=0.05, gt=0, lt=1)
     effect: float = Field(default=0.1, ge=0, le=1)  # least difference of p inside and outside the class
     resamples: int = Field(default=20, ge=1)  # of equal clips per class, and of halves of the groups
@@ -198,6 +198,15 @@ class AblationSettings(_Strict):
     refits: int = Field(default=20, ge=0)
 
 
+def _named(kind: str, name: str, entry: Any) -> Any:
+    """A model's or task's entry with what follows from its name."""
+    if not isinstance(entry, dict):
+        return entry
+    if kind == "tasks":
+        return {"title": name} | entry
+    return {"label": name, "folder": ROLE_FOLDERS.get(entry.get("role"), name)} | entry
+
+
 class Study(_Strict):
     """See the module's docstring. `base` is the folder that paths and outputs are relative to."""
 
@@ -222,21 +231,10 @@ class Study(_Strict):
     def _defaults(cls, content: Any) -> Any:
         """What follows from names: description, output, labels, titles and folders."""
 
-        def named(key: str, **defaults: Any) -> Any:
-            entries = content.get(key)
-            if not isinstance(entries, dict):
-                return entries
-            filled = {}
-            for name, entry in entries.items():
-                mine = {k: v(name, entry) for k, v in defaults.items()} if isinstance(entry, dict) else {}
-                filled[name] = mine | entry if mine else entry
-            return filled
-
         content = {"description": content.get("name"), "output": content.get("name")} | content
-        content["models"] = named(
-            "models", label=lambda n, _: n, folder=lambda n, e: ROLE_FOLDERS.get(e.get("role"), n)
-        )
-        content["tasks"] = named("tasks", title=lambda n, _: n)
+        for key in ("models", "tasks"):
+            if isinstance(content.get(key), dict):
+                content[key] = {name: _named(key, name, entry) for name, entry in content[key].items()}
         return {k: v for k, v in content.items() if v is not None}
 
     @model_validator(mode="after")
