@@ -23,7 +23,7 @@ from aape.ablation import load_result
 from aape.analysis import OVERVIEW, over_seeds
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
-from aape.study import ROOT, SharingFigure, Study, load_study
+from aape.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
 CHANCE = {
@@ -36,6 +36,9 @@ CHANCE = {
     "mean_aape_null_mean": "mean AAPE, permuted",
     "p_mean_aape": "p (AAPE)",
 }
+SHARED = (
+    "figure", "model", "neurons in both", "mean Jaccard", "chance", "chance high", "pairs", "pairs with q < 0.05",
+)  # fmt: skip
 COPIED = ("task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects")
 
 PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -147,47 +150,26 @@ def _coverage(study: Study) -> list[Finding]:
 
 
 def _sharing(study: Study) -> list[Finding]:
-    pairs, octaves = _read(study, "sharing_pairs"), _read(study, "sharing_by_distance")
+    """For each figure with classes that are alike (of one name, or an octave apart): do they share more than others?"""
+    summary = _read(study, "sharing_summary")
     found = []
-    for figure in study.sharing:
-        mine = pairs[pairs["figure"] == figure.name] if len(pairs) else pairs
-        if len(octaves) and (octaves["figure"] == figure.name).any():
-            found.append(_octaves(study, figure, octaves[octaves["figure"] == figure.name]))
-        elif figure.rows != figure.columns and len(mine):
-            same = mine["rows"].str.lower() == mine["columns"].str.lower()
-            if same.any():
-                found.append(_same_class(study, figure, mine[same], mine[~same]))
-    return found
-
-
-def _octaves(study: Study, figure: SharingFigure, table: pd.DataFrame) -> Finding:
-    said, answers = [], []
-    for label, rows in _models(study, table):
-        same, octave = (rows[rows.semitones == distance] for distance in (0, 12))
-        if octave.empty:
+    for figure in study.sharing if "alike p" in summary else ():
+        rows = summary[(summary["figure"] == figure.name) & summary["alike p"].notna()]
+        if rows.empty:
             continue
-        answers.append((octave.mean_jaccard > octave.chance_high).all() and (octave.above_neighbours > 0).all())
-        at_same = f"Jaccard {same.mean_jaccard.mean():.3f} at the same pitch, " if len(same) else ""
-        said.append(
-            f"{label}: {at_same}{octave.mean_jaccard.mean():.3f} an octave apart (chance {octave.chance.mean():.3f}, "
-            f"97.5 % at {octave.chance_high.mean():.3f}; {octave.above_neighbours.mean():+.3f} against one semitone off)"
-        )
-    question = f"Do {figure.rows} and {figure.columns} share neurons between octaves?"
-    return Finding(question, f"{sum(answers)} of {len(answers)} models", "; ".join(said))
-
-
-def _same_class(study: Study, figure: SharingFigure, same: pd.DataFrame, other: pd.DataFrame) -> Finding:
-    said, above = [], 0
-    for label, rows in _models(study, same):
-        survive = int((rows.q < study.chance.q).sum())
-        others = other[other["model"].isin(rows["model"])].jaccard.mean()
-        above += survive > 0 and rows.jaccard.mean() > others
-        said.append(
-            f"{label}: mean Jaccard {rows.jaccard.mean():.3f} between classes of the same name, {others:.3f} between "
-            f"others; {survive} of {len(rows)} same-name pairs above chance (q < {study.chance.q:g})"
-        )
-    question = f"Do {figure.rows} and {figure.columns} share neurons for the same {figure.title}?"
-    return Finding(question, f"{above} of {len(said)} models", "; ".join(said))
+        what = rows["alike"].iloc[0]
+        said = [
+            f"{label}: mean Jaccard {mine['alike Jaccard'].mean():.3f} against {mine['other Jaccard'].mean():.3f} of the "
+            f"others (p = {', '.join(f'{p:.2g}' for p in mine['alike p'])})"
+            for label, mine in _models(study, rows)
+        ]
+        above = sum((mine["alike p"] <= 0.05).all() for _, mine in _models(study, rows))
+        least = rows["least p"].min()
+        limit = f"; with so few classes p cannot be below {least:.2g}" if least > 0.05 else ""
+        answer = "Cannot be told" if limit else f"{above} of {len(said)} models"
+        question = f"Do classes of {figure.rows} and {figure.columns} ({what}) share more neurons than others?"
+        found.append(Finding(question, answer, "; ".join(said) + limit))
+    return found
 
 
 def _ablations(study: Study) -> list[Finding]:
@@ -208,7 +190,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
     """Heading -> table of strings, at most eight columns; what the study lacks is left out."""
     overview = over_seeds(study, statistics(study), ["task"])
     summary = over_seeds(study, _read(study, "sharing_summary"), ["figure"])
-    shown = [name for name in summary if name not in ("what", "of", "chance low")]
+    shown = [name for name in SHARED if name in summary]
     found = {
         "Class-specific neurons": as_text(overview, OVERVIEW),
         "What permuted labels give": as_text(overview, CHANCE) if "p_mean_aape" in overview else pd.DataFrame(),

@@ -88,33 +88,17 @@ def test_tables_have_eight_columns_and_a_range_over_seeds(study: Study):
     assert report.markdown(rows).count("\n") == 4
 
 
-def test_same_names_are_counted(study: Study):
-    pairs = pd.DataFrame(
-        {
-            "figure": "cross", "model": ["one", "one", "dice-0", "dice-1"], "rows": ["a", "a", "a", "b"],
-            "columns": ["A", "b", "a", "b"], "jaccard": [0.5, 0.1, 0.2, 0.4], "q": [0.01, 0.5, 0.2, 0.3],
-        }
-    )  # fmt: skip
-    pairs.to_csv(study.directory / "sharing_pairs.csv", index=False)
+def test_like_classes_are_judged_by_their_test(study: Study):
+    row = {"figure": "cross", "alike": "same name", "alike Jaccard": 0.5, "other Jaccard": 0.1, "least p": 0.001}
+    rows = [row | {"model": model, "alike p": p} for model, p in (("one", 0.01), ("dice-0", 0.01), ("dice-1", 0.2))]
+    pd.DataFrame(rows).to_csv(study.directory / "sharing_summary.csv", index=False)
     found = report.findings(study)[1]
-    assert found.answer == "1 of 2 models"
-    assert "One: mean Jaccard 0.500 between classes of the same name, 0.100 between others; 1 of 1" in found.numbers
-    assert "dice: mean Jaccard 0.300" in found.numbers
-
-
-def test_octaves_need_a_peak_above_chance(study: Study):
-    row = {"figure": "cross", "model": "one", "chance": 0.1, "chance_high": 0.15}
-    table = pd.DataFrame(
-        [
-            row | {"semitones": 0, "mean_jaccard": 0.4, "above_neighbours": 0.1},
-            row | {"semitones": 12, "mean_jaccard": 0.2, "above_neighbours": 0.05},
-            row | {"semitones": 12, "mean_jaccard": 0.2, "above_neighbours": -0.05, "model": "two"},
-        ]
-    )
-    table.to_csv(study.directory / "sharing_by_distance.csv", index=False)
+    assert found.answer == "1 of 2 models"  # one of the two seeds is not enough
+    assert "One: mean Jaccard 0.500 against 0.100 of the others (p = 0.01)" in found.numbers
+    assert "dice: mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers
+    pd.DataFrame([r | {"least p": 0.5} for r in rows]).to_csv(study.directory / "sharing_summary.csv", index=False)
     found = report.findings(study)[1]
-    assert found.answer == "1 of 2 models"
-    assert "One: Jaccard 0.400 at the same pitch, 0.200 an octave apart (chance 0.100" in found.numbers
+    assert found.answer == "Cannot be told" and found.numbers.endswith("p cannot be below 0.5")
 
 
 def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -162,7 +162,9 @@ def test_names_that_are_not_there():
         load_task(study, "esc5O")
     with pytest.raises(ValueError, match="no model 'm2d'; known: ssl, sl, untrained"):
         load_encoder(study, "m2d")
-    with pytest.raises(FileNotFoundError, match=r"no study 'papre' .*shipped: esc50, esc50_base, miniature, paper, whisper"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no study 'papre' .*shipped: esc50, esc50_base, miniature, paper, whisper"
+    ):
         load_study("papre")
 
 
