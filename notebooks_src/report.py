@@ -37,7 +37,7 @@ CHANCE = {
     "p_mean_aape": "p (AAPE)",
 }
 SHARED = (
-    "figure", "model", "neurons in both", "mean Jaccard", "chance", "chance high", "pairs", "pairs with q < 0.05",
+    "figure", "model", "mean Jaccard", "chance low", "chance high", "pairs", "pairs with q < 0.05", "alike p",
 )  # fmt: skip
 COPIED = ("task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects")
 
@@ -123,7 +123,7 @@ def _models(study: Study, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFra
     for model, spec in study.models.items():
         rows = table[table["model"].isin(study.copies(model))]
         if len(rows):
-            yield spec.label, rows
+            yield spec.label + (f" ({len(spec.seeds)} seeds)" if spec.seeds else ""), rows
 
 
 def _coverage(study: Study) -> list[Finding]:
@@ -132,7 +132,8 @@ def _coverage(study: Study) -> list[Finding]:
         return []
     said = "; ".join(
         f"{label}: {rows.calibrated_coverage.mean():.0%} of the classes have a neuron after calibration "
-        f"({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%})"
+        f"({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%}); a selected neuron is "
+        f"specific to {rows.classes_per_neuron.mean():.2g} classes, its AAPE {rows.aape_share.mean():.1%} of ln C"
         for label, rows in _models(study, table)
     )
     roles = {spec.role: name for name, spec in reversed(study.models.items())}

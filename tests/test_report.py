@@ -70,6 +70,7 @@ def test_coverage_is_judged_by_a_test_not_by_a_sign(study: Study):
         "Only the SSL model has one for 7 of 10 classes, only the SL model for 0 (sign test, p = 0.016)"
         in found.numbers
     )
+    assert "a selected neuron is specific to 2 classes, its AAPE 50.0% of ln C" in found.numbers
     assert "One: 90% of the classes have a neuron after calibration (100% before, permuted labels 25%)" in found.numbers
     (study.directory / "class_level_neuron_statistics.csv").unlink()
     write_statistics(study, "one", "analysis", 5)
@@ -95,7 +96,7 @@ def test_like_classes_are_judged_by_their_test(study: Study):
     found = report.findings(study)[1]
     assert found.answer == "1 of 2 models"  # one of the two seeds is not enough
     assert "One: mean Jaccard 0.500 against 0.100 of the others (p = 0.01)" in found.numbers
-    assert "dice: mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers
+    assert "dice (2 seeds): mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers
     pd.DataFrame([r | {"least p": 0.5} for r in rows]).to_csv(study.directory / "sharing_summary.csv", index=False)
     found = report.findings(study)[1]
     assert found.answer == "Cannot be told" and found.numbers.endswith("p cannot be below 0.5")
