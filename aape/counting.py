@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aape.encoder import Encoder, hooked
+from aape.shapes import embedded, same_tokens
 
 
 def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -68,7 +69,8 @@ class BatchCounts:
     Attributes:
         embeddings: float32 [batch, dim].
         counts: active tokens, int32 [batch, layers, neurons].
-        means: mean activation over the clip's tokens, float32 [batch, layers, neurons].
+        means: mean activation over the clip's tokens, float32 [batch, layers, neurons]; not finite where an activation
+            was not, which counts as inactive.
         tokens, padding_tokens: int64 [batch].
         padding: active tokens among those of padding, int32 [batch, layers, neurons]; None where there are none.
     """
@@ -79,51 +81,6 @@ class BatchCounts:
     tokens: Tensor
     padding: Tensor | None
     padding_tokens: Tensor
-
-
-def widths(encoder: Encoder) -> dict[str, int]:
-    """Neurons of each layer, found by encoding `clip_seconds` of silence.
-
-    Raises:
-        ValueError: a layer was not called, or its output is not [batch, ..., neurons].
-    """
-    seen: dict[int, int] = {}
-
-    def see(layer: int, output: Tensor) -> None:
-        if output.shape[0] != 2:
-            raise ValueError(
-                f"layer {encoder.layers[layer]!r} gave {tuple(output.shape)} for a batch of 2 clips, expected "
-                "[2, ..., neurons]: its first axis is not the batch (windowed attention?), so clips cannot be told apart"
-            )
-        seen[layer] = output.shape[-1]
-
-    samples = round(encoder.clip_seconds * encoder.sample_rate)
-    with hooked(encoder, encoder.layers, see), torch.inference_mode():
-        encoder.embed(torch.zeros(2, samples, device=encoder.device))
-    silent = [name for i, name in enumerate(encoder.layers) if i not in seen]
-    if silent:
-        raise ValueError(f"{encoder.name}: layer {silent[0]!r} was never called by embed(); check the pattern")
-    return {name: seen[i] for i, name in enumerate(encoder.layers)}
-
-
-def common_width(encoder: Encoder, layers: Sequence[str]) -> int:
-    """Neurons per layer, which must be equal: the artifacts are one tensor [layers, neurons, classes].
-
-    Raises:
-        ValueError: layers of different width, named; an unknown layer.
-    """
-    by_layer = widths(encoder)
-    unknown = [name for name in layers if name not in by_layer]
-    if unknown:
-        raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; its layers are {', '.join(by_layer)}")
-    found = {by_layer[name] for name in layers}
-    if len(found) != 1:
-        raise ValueError(
-            f"{encoder.name}: layers of different width cannot share one tensor [layers, neurons, classes]: "
-            + ", ".join(f"{n} has {by_layer[n]}" for n in layers)
-            + ". Choose layers of one width (layers=...), one collection for each."
-        )
-    return found.pop()
 
 
 def count_batch(
@@ -138,52 +95,46 @@ def count_batch(
         neurons: their width.
     """
     batch, samples = wave.shape
-    masks = encoder.padding_masks(valid_samples, samples) if encoder.padding_masks else []
-    padded = [bool(m.any()) for m in masks]
+    masks = encoder.padding_masks(valid_samples.cpu(), samples) if encoder.padding_masks else []
     on = wave.device
-    masks = [m.to(on) for m in masks]
+    marks = [m.to(on) if m.any() else None for m in masks]
     counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=on)
     sums = torch.zeros(counts.shape, device=on)
-    padding = torch.zeros_like(counts) if any(padded) else None
-    calls = [0] * len(layers)
-    tokens = torch.zeros(batch, dtype=torch.int64)
-    padding_tokens = torch.zeros(batch, dtype=torch.int64)
+    padding = torch.zeros_like(counts) if any(m is not None for m in marks) else None
+    calls: dict[str, list[int]] = {name: [] for name in layers}  # tokens of each call
 
     def see(layer: int, output: Tensor) -> None:
-        nonlocal tokens, padding_tokens
         if output.shape[0] != batch or output.shape[-1] != neurons:
             raise ValueError(
                 f"layer {layers[layer]!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}] "
                 "([batch, ..., neurons])"
             )
-        call = calls[layer]
-        calls[layer] += 1
         values = output.reshape(batch, -1, neurons)
+        call = len(calls[layers[layer]])
+        calls[layers[layer]].append(values.shape[1])
         if masks and (call >= len(masks) or masks[call].shape[1] != values.shape[1]):
             raise ValueError(
                 f"{encoder.name}: padding_masks speaks of {len(masks)} calls, call {call} of layer "
                 f"{layers[layer]!r} has {values.shape[1]} tokens; make padding_masks agree with embed"
             )
-        mask = masks[call] if masks and padded[call] else None
-        active, marked, total = count_active(values, mask)
+        active, marked, total = count_active(values, marks[call] if masks else None)
         counts[:, layer] += active
         sums[:, layer] += total
         if padding is not None and marked is not None:
             padding[:, layer] += marked
-        if layer == 0:
-            tokens += values.shape[1]
-            if mask is not None:
-                padding_tokens += mask.sum(dim=1).cpu()
 
-    with hooked(encoder, layers, see), torch.inference_mode():
-        embeddings = encoder.embed(wave)
-    if embeddings.ndim != 2 or embeddings.shape[0] != batch:
-        raise ValueError(f"{encoder.name}: embed gave {tuple(embeddings.shape)}, expected [batch={batch}, dim]")
+    with hooked(encoder, layers, see):
+        embeddings = embedded(encoder, wave).float().cpu()
+    same_tokens(encoder, calls)
+    if masks and len(masks) != len(calls[layers[0]]):
+        raise ValueError(f"{encoder.name}: padding_masks speaks of {len(masks)} calls, found {len(calls[layers[0]])}")
+    tokens = sum(calls[layers[0]])
+    means = sums.cpu() / max(tokens, 1)
     return BatchCounts(
-        embeddings=embeddings.float().cpu(),
+        embeddings=embeddings,
         counts=counts.cpu(),
-        means=sums.cpu() / tokens[:, None, None],
-        tokens=tokens,
+        means=means,
+        tokens=torch.full((batch,), tokens),
         padding=None if padding is None else padding.cpu(),
-        padding_tokens=padding_tokens,
+        padding_tokens=sum((m.sum(dim=1) for m in masks), torch.zeros(batch, dtype=torch.int64)),
     )

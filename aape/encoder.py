@@ -103,13 +103,18 @@ class Encoder:
         return sha256_of_state(self.module)
 
     @property
+    def dry_samples(self) -> int:
+        """Length of the wave of dry runs: `clip_seconds`, but at most 1 s where any length is taken."""
+        return round((min(self.clip_seconds, 1.0) if self.chunks else self.clip_seconds) * self.sample_rate)
+
+    @property
     def probe(self) -> list[float]:
         """What `embed` makes of a fixed noise wave: at most 64 values, evenly spread over the embedding.
 
         Two encoders of one identity whose probes differ by more than 1e-3 of the largest value embed differently.
         """
         with torch.no_grad():
-            embedding = self.embed(noise(1, round(self.clip_seconds * self.sample_rate)).to(self.device))[0]
+            embedding = self.embed(noise(1, self.dry_samples).to(self.device))[0]
         which = torch.linspace(0, len(embedding) - 1, min(64, len(embedding))).long()
         return embedding.float().cpu()[which].tolist()
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aape.counting import common_width
 from aape.encoder import Encoder
+from aape.shapes import common_width
 from aape.task import Task
 
 BATCH_SIZE = 32

@@ -30,8 +30,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from aape.counting import widths
 from aape.encoder import Encoder, Stages, hooked
+from aape.shapes import widths
 
 _widths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # activation module -> neurons, from a dry run
 

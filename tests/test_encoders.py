@@ -13,9 +13,10 @@ import torch
 from conftest import make_toy
 from torch import nn
 
-from aape.counting import count_active, count_batch, widths
+from aape.counting import count_active, count_batch
 from aape.encoder import Encoder, from_module, hooked
 from aape.encoders import m2d
+from aape.shapes import common_width, widths
 
 SMALL = {"width": 64, "depth": 2}
 FOLDER = "small-80x64p16x16-0"
@@ -273,6 +274,102 @@ def test_a_functional_activation_gets_advice():
         from_module(module, activations="*.act", embed=module, sample_rate=4, clip_seconds=1.0, name="functional")
 
 
+class Halving(nn.Module):
+    """Three layers of 8 neurons; the last sees half the tokens, or `how` says what else goes wrong."""
+
+    def __init__(self, how: str = "halves") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.fc = nn.ModuleList([nn.Linear(n, 8) for n in (100, 8, 8)])
+        self.act = nn.ModuleList([nn.ReLU() for _ in range(3)])
+        self.conv = nn.Conv1d(1, 8, 10, 10)
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        x = wave.unflatten(1, (-1, 100))
+        x = self.act[1](self.fc[1](self.act[0](self.fc[0](x))))
+        if self.how == "halves":
+            x = x[:, ::2]
+        if self.how == "channels first":
+            return self.act[2](self.conv(wave[:, None])).mean(dim=2)
+        if self.how == "twice":
+            x = self.act[2](self.fc[2](x))
+        if self.how == "loud":  # one clip overflows behind the first layer
+            x = x + torch.where(wave.amax(dim=1) > 5, torch.nan, 0.0)[:, None, None]
+        x = self.act[2](self.fc[2](x))
+        return nn.functional.normalize(x.nan_to_num().mean(dim=1)) if self.how == "loud" else x.mean(dim=1)
+
+
+def halving(how: str = "halves") -> Encoder:
+    module = Halving(how)
+    return from_module(
+        module, activations="act.*", embed=module, sample_rate=1000, clip_seconds=1.0, name="halving"
+    )  # fmt: skip
+
+
+def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themselves():
+    wave = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    full = torch.full((3,), 1000)
+    for how, words in (
+        ("halves", "10 tokens in act.0, act.1; 5 tokens in act.2"),
+        ("twice", r"10 \+ 10 tokens in act.2"),
+    ):
+        encoder = halving(how)
+        with pytest.raises(ValueError, match=f"{words}.*layers="):
+            common_width(encoder, encoder.layers)
+        with pytest.raises(ValueError, match=words):
+            count_batch(encoder, wave, full, encoder.layers, 8)
+        with torch.no_grad():
+            encoder.module.fc[2].bias.fill_(100.0)  # every token of the last layer is active
+        assert common_width(encoder, ["act.2"]) == common_width(encoder, ["act.0", "act.1"]) == 8
+        last = count_batch(encoder, wave, full, ["act.2"], 8)
+        assert (last.counts == last.tokens[:, None, None]).all()
+        assert last.tokens.tolist() == [5 if how == "halves" else 20] * 3
+
+
+def test_time_on_the_last_axis_is_not_taken_for_neurons():
+    encoder = halving("channels first")
+    with pytest.raises(ValueError, match=r"'act\.2' has 50 or 100 channels, by the length of the wave"):
+        common_width(encoder, ["act.2"])
+
+
+def test_what_is_not_finite_in_a_layer_shows_in_the_means_of_that_clip_and_layer():
+    encoder = halving("loud")
+    wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    wave[2, 17] = 9.0
+    counted = count_batch(encoder, wave, torch.full((4,), 1000), encoder.layers, 8)
+    assert counted.embeddings.isfinite().all()  # nothing is to be seen of it at the end
+    assert counted.means.isfinite().all(dim=2).logical_not().nonzero().tolist() == [[2, 2]]
+
+
+def test_a_models_output_in_place_of_an_embedding_is_named():
+    @dataclasses.dataclass
+    class ModelOutput:
+        last_hidden_state: torch.Tensor
+
+    toy = make_toy()
+    for embed, words in (
+        (lambda wave: ModelOutput(wave), "a ModelOutput.*last_hidden_state"),
+        (lambda wave: wave[:, :, None], r"\[2, 1000, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=f"embed gave {words}"):
+            common_width(dataclasses.replace(toy, embed=embed), toy.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_counts_of_other_types_are_those_of_the_type(dtype: torch.dtype):
+    toy = make_toy()
+    toy.module.to(dtype)
+    encoder = dataclasses.replace(toy, embed=lambda wave: toy.module(wave.to(dtype)))
+    wave = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    counted = count_batch(encoder, wave, torch.full((3,), 1000), encoder.layers, 8)
+    x = wave.to(dtype).unflatten(1, (-1, 100))
+    for i, layer in enumerate(toy.module.layers):
+        x = layer.act(layer.fc(x))
+        assert torch.equal(counted.counts[:, i], (x > 0).sum(dim=1).int())
+    assert encoder.dtype == str(dtype).removeprefix("torch.") and counted.embeddings.dtype == torch.float32
+
+
 def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
     with pytest.warns(UserWarning, match="silencing there is refused"):
@@ -306,8 +403,6 @@ def test_a_shared_activation_module_and_unequal_widths_are_refused():
         from_module(module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared")
     uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
     encoder = from_module(uneven, activations="[13]", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven")
-    from aape.counting import common_width
-
     with pytest.raises(ValueError, match="1 has 8, 3 has 16"):
         common_width(encoder, encoder.layers)
     assert common_width(encoder, ["3"]) == 16

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 import torch
 
-from aape.counting import count_batch, widths
+from aape.counting import count_batch
 from aape.encoders import m2d
+from aape.shapes import widths
 from add_to_evar import bridge as evar
 
 REPOSITORY = Path(__file__).resolve().parents[1]

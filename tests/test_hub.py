@@ -16,10 +16,11 @@ import transformers
 from conftest import shared_folder
 from safetensors.torch import load_file, save_file
 
-from aape.counting import count_batch, widths
+from aape.counting import count_batch
 from aape.encoder import Encoder, hooked
 from aape.encoders.ears import TimeEars
 from aape.encoders.hub import FAMILIES, from_hub
+from aape.shapes import widths
 
 WHISPER, RAVDESS = shared_folder("models", "whisper-tiny-encoder"), shared_folder("data", "ravdess")
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
