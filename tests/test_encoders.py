@@ -464,6 +464,16 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     odd = tensors | {"blocks.1.norm1.weight": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"):
         m2d.load(save(tmp_path / FOLDER / "odd.pth", odd))
+    for name, change, words in (
+        ("far", {"blocks.999999999.norm1.weight": torch.zeros(64)}, "numbers up to 999999999, expected 0 to 2"),
+        ("flat", {"pos_embed": torch.zeros(21)}, r"'pos_embed' is \[21\]"),
+        ("vast", {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**9, 64)}, r"says \[1, 1000000000, 64\]"),
+        ("tall", {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "no ViT of M2D's kind"),
+        ("nan", {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds values that are not finite"),
+        ("whole", {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            m2d.load(save(tmp_path / FOLDER / f"{name}.pth", tensors | change))
     with pytest.raises(ValueError, match="name says input 80x608 .* tensors hold 20 positions"):
         m2d.load(save(tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "c.pth", tensors))
 

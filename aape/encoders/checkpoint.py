@@ -45,6 +45,11 @@ def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tenso
         if isinstance(value, Tensor):
             for prefix in prefixes:
                 key = key.removeprefix(prefix)
+            if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(
+                    f"{path}: {key} says {list(value.shape)}, of which the file holds "
+                    f"{0 if value.is_sparse else value.untyped_storage().nbytes():,} bytes: no checkpoint that was trained"
+                )
             tensors[key] = value
     return tensors
 
@@ -53,7 +58,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy tensors into a model of exactly this architecture, as float32; what else the file holds is left out.
 
     Raises:
-        ValueError: tensors missing or of another shape, named.
+        ValueError: tensors missing, of another shape, of whole numbers where weights are expected, or not finite; named.
     """
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(tensors))
@@ -64,4 +69,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path} does not hold a whole {type(model).__name__} of this shape: {len(missing)} tensors missing "
             f"({', '.join(missing[:3])}){found}"
         )
+    for key, value in wanted.items():
+        if value.is_floating_point() and not (tensors[key].is_floating_point() and tensors[key].isfinite().all()):
+            what = "values that are not finite" if tensors[key].is_floating_point() else f"{tensors[key].dtype}"
+            raise ValueError(f"{path}: {key} holds {what}, expected weights; a damaged file should be fetched again")
     model.load_state_dict({k: tensors[k].float() for k in wanted})

@@ -192,11 +192,11 @@ def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] |
 
 def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Sizes of the ViT that these tensors are of, checked against the folder's (or else the file's) name."""
-    for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "norm.weight"):
-        if key not in tensors:
+    for key, axes in {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}.items():
+        if key not in tensors or tensors[key].ndim != axes:
             raise ValueError(
-                f"{path} is no M2D encoder: {key!r} is missing. Found {len(tensors)} tensors, "
-                f"e.g. {', '.join(sorted(tensors)[:4]) or 'none'}."
+                f"{path} is no M2D encoder: {key!r} is {'missing' if key not in tensors else list(tensors[key].shape)}. "
+                f"Found {len(tensors)} tensors, e.g. {', '.join(sorted(tensors)[:4]) or 'none'}."
             )
     width, channels, *patch = tensors["patch_embed.proj.weight"].shape
     if channels != 1 or len(patch) != 2:
@@ -210,6 +210,10 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     else:
         (mels, _), _, sample_rate = named
     rows = mels // patch[0]
+    if not rows or width % max(1, width // 64):
+        raise ValueError(
+            f"{path}: patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}: no ViT of M2D's kind"
+        )
     input_size = (mels, patches // rows * patch[1])
     if named is not None and named[0][1] - named[0][1] % patch[1] == input_size[1]:
         input_size = named[0]  # 80x1001: chunks of 1,001 frames, of which patches cover the first 992 (M2D)
@@ -222,12 +226,16 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         )
     if patches % rows:
         raise ValueError(f"{path}: {patches} positions do not fill {rows} rows of patches")
-    depth = 1 + max(int(m.group(1)) for m in (re.match(r"blocks\.(\d+)\.", k) for k in tensors) if m)
+    blocks = {int(m.group(1)) for m in (re.match(r"blocks\.(\d+)\.", k) for k in tensors) if m}
+    if blocks != set(range(len(blocks))):
+        raise ValueError(
+            f"{path}: {len(blocks)} blocks with numbers up to {max(blocks)}, expected 0 to {len(blocks) - 1}"
+        )
     return {
         "input_size": input_size,
         "patch_size": tuple(patch),
         "width": width,
-        "depth": depth,
+        "depth": len(blocks),
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "sample_rate": sample_rate,
     }
