@@ -204,7 +204,7 @@ def _named(kind: str, name: str, entry: Any) -> Any:
         return entry
     if kind == "tasks":
         return {"title": name} | entry
-    return {"label": name, "folder": ROLE_FOLDERS.get(entry.get("role"), name)} | entry
+    return {"label": name, "folder": ROLE_FOLDERS.get(str(entry.get("role")), name)} | entry
 
 
 class Study(_Strict):
