@@ -28,7 +28,7 @@ from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sh
 from aape.statistics import TaskResult, probabilities_of, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 2  # of what is kept; raise it when its meaning changes
+FORMAT = 4  # of what is kept; raise it when its meaning changes
 SHARING_DRAWS = 1000
 Place = tuple[str, str]  # task, encoder
 
