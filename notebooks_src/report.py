@@ -58,7 +58,8 @@ td:first-child, th:first-child { text-align: left; }
 {% if atlas %}<p><a href="atlas/index.html"><strong>Atlas: hear what the neurons listen to</strong></a></p>{% endif %}
 <h2>In short</h2>
 {% for finding in findings %}
-<p><strong>{{ finding.question }}</strong> {{ finding.answer }}. {{ finding.numbers }}</p>
+<p><strong>{{ finding.question }}</strong> {{ finding.answer }}.</p>
+<ul>{% for line in finding.numbers %}<li>{{ line }}</li>{% endfor %}</ul>
 {% endfor %}
 <h2>Figures</h2>
 {% for figure in figures %}
@@ -80,11 +81,11 @@ td:first-child, th:first-child { text-align: left; }
 
 @dataclass(frozen=True)
 class Finding:
-    """A question, the study's answer in a word or two, and the numbers behind it."""
+    """A question, the study's answer in a word or two, and a line of numbers for each model."""
 
     question: str
     answer: str
-    numbers: str
+    numbers: list[str]
 
 
 def as_text(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -130,15 +131,15 @@ def _coverage(study: Study) -> list[Finding]:
     table, classes = statistics(study), _read(study, "class_level_neuron_statistics")
     if "calibrated_coverage" not in table or "calibrated" not in classes:
         return []
-    said = "; ".join(
+    said = [
         f"{label}: {rows.calibrated_coverage.mean():.0%} of the classes have a neuron after calibration "
         f"({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%}); a selected neuron is "
         f"specific to {rows.classes_per_neuron.mean():.2g} classes, its AAPE {rows.aape_share.mean():.1%} of ln C"
         for label, rows in _models(study, table)
-    )
+    ]
     roles = {spec.role: name for name, spec in reversed(study.models.items())}
     if not {"ssl", "sl"} <= set(roles):
-        return [Finding("How many classes have neurons of their own?", said, "")]
+        return [Finding("How many classes have neurons of their own?", "Model by model", said)]
     ssl, sl = (
         classes[classes["model"] == study.copies(roles[role])[0]].set_index(["task", "class"]).calibrated > 0
         for role in ("ssl", "sl")
@@ -147,7 +148,7 @@ def _coverage(study: Study) -> list[Finding]:
     p = binomtest(first, first + second).pvalue if first + second else 1.0
     answer = "No difference that chance would not give" if p > 0.05 else "Yes" if first > second else "No, fewer"
     test = f"Only the SSL model has one for {first} of {len(ssl)} classes, only the SL model for {second} (sign test, "
-    return [Finding("Does the SSL model cover more classes than the SL model?", answer, f"{said}. {test}p = {p:.2g})")]
+    return [Finding("Does the SSL model cover more classes than the SL model?", answer, [*said, f"{test}p = {p:.2g})"])]
 
 
 def _sharing(study: Study) -> list[Finding]:
@@ -166,10 +167,10 @@ def _sharing(study: Study) -> list[Finding]:
         ]
         above = sum((mine["alike p"] <= 0.05).all() for _, mine in _models(study, rows))
         least = rows["least p"].min()
-        limit = f"; with so few classes p cannot be below {least:.2g}" if least > 0.05 else ""
+        limit = [f"with so few classes p cannot be below {least:.2g}"] if least > 0.05 else []
         answer = "Cannot be told" if limit else f"{above} of {len(said)} models"
         question = f"Do classes of {figure.rows} and {figure.columns} ({what}) share more neurons than others?"
-        found.append(Finding(question, answer, "; ".join(said) + limit))
+        found.append(Finding(question, answer, said + limit))
     return found
 
 
@@ -179,7 +180,7 @@ def _ablations(study: Study) -> list[Finding]:
     except FileNotFoundError:
         return []
     question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
-    return [Finding(question, "Model by model", " ".join(result.verdict().split("\n")))]
+    return [Finding(question, "Model by model", result.verdict().split("\n"))]
 
 
 def findings(study: Study) -> list[Finding]:
@@ -205,7 +206,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
 def _text(study: Study) -> str:
     """Title, note and findings as Markdown."""
     note = ("**Every number and figure here is of stand-ins.** " if study.stand_in else "") + study.note
-    lines = [f"- **{f.question}** {f.answer}. {f.numbers}".rstrip() for f in findings(study)]
+    lines = ["\n  - ".join([f"- **{f.question}** {f.answer}.", *f.numbers]) for f in findings(study)]
     return "\n".join([f"# {study.description}", *(["", note] if note else []), "", *lines, ""])
 
 

@@ -70,8 +70,10 @@ def test_coverage_is_judged_by_a_test_not_by_a_sign(study: Study):
         "Only the SSL model has one for 7 of 10 classes, only the SL model for 0 (sign test, p = 0.016)"
         in found.numbers
     )
-    assert "a selected neuron is specific to 2 classes, its AAPE 50.0% of ln C" in found.numbers
-    assert "One: 90% of the classes have a neuron after calibration (100% before, permuted labels 25%)" in found.numbers
+    assert "a selected neuron is specific to 2 classes, its AAPE 50.0% of ln C" in found.numbers[0]
+    assert (
+        "One: 90% of the classes have a neuron after calibration (100% before, permuted labels 25%)" in found.numbers[0]
+    )
     (study.directory / "class_level_neuron_statistics.csv").unlink()
     write_statistics(study, "one", "analysis", 5)
     write_statistics(study, "two", "vit", 2)  # 3 classes more are 3 of 3: p = 0.25
@@ -95,11 +97,11 @@ def test_like_classes_are_judged_by_their_test(study: Study):
     pd.DataFrame(rows).to_csv(study.directory / "sharing_summary.csv", index=False)
     found = report.findings(study)[1]
     assert found.answer == "1 of 2 models"  # one of the two seeds is not enough
-    assert "One: mean Jaccard 0.500 against 0.100 of the others (p = 0.01)" in found.numbers
-    assert "dice (2 seeds): mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers
+    assert "One: mean Jaccard 0.500 against 0.100 of the others (p = 0.01)" in found.numbers[0]
+    assert "dice (2 seeds): mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers[1]
     pd.DataFrame([r | {"least p": 0.5} for r in rows]).to_csv(study.directory / "sharing_summary.csv", index=False)
     found = report.findings(study)[1]
-    assert found.answer == "Cannot be told" and found.numbers.endswith("p cannot be below 0.5")
+    assert found.answer == "Cannot be told" and found.numbers[-1].endswith("p cannot be below 0.5")
 
 
 def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +110,7 @@ def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.Mo
         empty.to_csv(study.directory / f"ablation_{name}.csv", index=False)
     rows = [effect("one", "accuracy", -5.0, 0.2, 0.4), effect("one", "log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
-    assert "One, nats of log-probability: 1 of 1 targeted classes" in report.findings(study)[-1].numbers
+    assert "One, nats of log-probability: 1 of 1 targeted classes" in "".join(report.findings(study)[-1].numbers)
     report.write_report(study)
     page = (study.directory / "index.html").read_text()
     assert "Not music." in page and 'src="chance.png"' in page and "7.75 (7.25 to 8.25)" in page

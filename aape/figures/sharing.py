@@ -14,8 +14,7 @@ from scipy.spatial.distance import squareform
 from aape.sharing import DistanceCurve, Sharing
 
 CLUSTERED_FROM = 3  # fewer classes than this have no order to find
-STACKED_FROM = 25  # with more classes the panels stand one above the other, so that names stay readable
-ANNOTATED_TO = 12  # up to so many classes the numbers are written into the cells
+ANNOTATED_TO = 12  # up to so many classes numbers stand in the cells; with more the panels stand one above the other
 
 
 def sharing_figure(
@@ -45,9 +44,9 @@ def sharing_figure(
     )
     # of many pairs, one outlying pair must not flatten the picture
     top = max(float(np.quantile(seen, 1 if most <= ANNOTATED_TO else 0.995)) if len(seen) else 0.0, 1e-3)
-    stacked = pitches is None and most > STACKED_FROM
-    cell = 0.125 if stacked else 0.34 if most <= ANNOTATED_TO else 0.2  # inch a class: 6 point names
-    width = max(7.0 if stacked else 2.0, cell * len(columns)) + 1.9
+    stacked = pitches is None and most > ANNOTATED_TO
+    cell = max(0.125, 4.5 / most) if stacked else 0.34  # inch a class, at least what 6 point names need
+    width = max(5.0 if stacked else 2.0, cell * len(columns)) + 1.9
     size = (3.6 * len(panels), 6.0) if pitches else (width * (1 if stacked else len(panels)),
             (cell * len(rows) + 1.9) * (len(panels) if stacked else 1))  # fmt: skip
     whole = Figure(figsize=size, layout="constrained")
@@ -116,7 +115,7 @@ def _heatmap(
 def _name_axes(
     axes: Axes, rows: Sequence[str], columns: Sequence[str], order: Any, values: np.ndarray, top: float
 ) -> None:
-    size = 6 if max(values.shape) > STACKED_FROM else 7
+    size = 6 if max(values.shape) > ANNOTATED_TO else 7
     names = [
         [all_names[i].replace("_", " ") for i in chosen]
         for all_names, chosen in zip((rows, columns), order, strict=True)
