@@ -192,14 +192,20 @@ def _group_column(table: Table, wanted: str | None, taken: Sequence[str]) -> str
         table.need(wanted)
         return wanted
     known = next((c for c in GROUP_COLUMNS if c in table.columns), None)
-    ignored = [c for c in table.columns if known is None and c not in taken and _GROUP_LIKE.fullmatch(c)]
-    if ignored:
+    if known is None:
+        warn_of_groups(table.path, [c for c in table.columns if c not in taken])
+    return known
+
+
+def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:
+    """Warn of a column that nobody uses and that seems to say which clips belong together."""
+    found = next((c for c in columns if _GROUP_LIKE.fullmatch(c)), None)
+    if found is not None:
         warnings.warn(
-            f"{table.path}: the column {ignored[0]!r} seems to say which clips belong together, and is not used. Give "
-            f"group={ignored[0]!r} if it does: statistics and splits then go by group.",
+            f"{source}: the column {found!r} seems to say which clips belong together, and is not used. Give "
+            f"group={found!r} if it does: statistics and splits then go by group.",
             stacklevel=5,
         )
-    return known
 
 
 def _splits(table: Table) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from aape.audio import SUFFIXES, BadClip, audio_files, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, seeded_split
+from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, seeded_split, warn_of_groups
 from aape.files import facts_html, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -257,7 +257,7 @@ def from_folder(
 
     Raises:
         FileNotFoundError: no folder, or no audio in it.
-        ValueError: files that are no class folders or do not fit the pattern, that cannot be read, a single class, a
+        ValueError: files that are no class folders or do not fit the pattern, or that cannot be read; a single class, a
             single group or fewer groups than splits.
     """
     folder = Path(folder).expanduser()
@@ -271,6 +271,10 @@ def from_folder(
         raise ValueError(
             f"{folder}: all {len(clips):,} clips are of one class, {clips[0].label!r}; specificity needs two or more. "
             "Give the folder above, or another pattern."
+        )
+    if {clip.group for clip in clips} == {clips[0].group} != {None}:
+        raise ValueError(
+            f"{folder}: all {len(clips):,} clips are of one group, {clips[0].group!r}; give another {{group}}"
         )
     notes, seconds = [], [seconds_of(folder / clip.file_name) for clip in clips]
     clip_seconds, note = _length(np.array(seconds), clip_seconds, folder)
@@ -358,6 +362,8 @@ def from_datasets(
         raise ImportError("from_datasets needs the package datasets: pip install 'aape[datasets]'") from error
     loaded: Any = datasets.load_dataset(repository, config, revision=revision)
     clips, folder = [], cache_dir() / "datasets"
+    if group is None:
+        warn_of_groups(repository, next(iter(loaded.values())).features)
     marks = [repository, config, revision, *(rows._fingerprint for rows in loaded.values())]
     folder /= hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
     for split, rows in loaded.items():

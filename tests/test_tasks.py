@@ -287,8 +287,11 @@ def test_folders_that_are_no_task(tmp_path: Path):
     with pytest.raises(ValueError, match="of one class, 'x'"):
         from_folder(sounds(tmp_path / "single", "x/a.wav", "x/b.wav"))
     names = [f"{c}_ann_{i}.wav" for c in "xy" for i in range(3)]
-    with pytest.raises(ValueError, match=r"1 group.s. .ann. cannot fill the splits train, valid, test"):
+    with pytest.raises(ValueError, match="all 6 clips are of one group, 'ann'"):
         from_folder(sounds(tmp_path / "ann", *names), pattern="{label}_{group}_{}")
+    sounds(tmp_path / "ann", "x_bob_1.wav", "y_bob_1.wav")
+    with pytest.raises(ValueError, match=r"2 group.s. .ann, bob. cannot fill the splits train, valid, test"):
+        from_folder(tmp_path / "ann", pattern="{label}_{group}_{}")
     pets = sounds(tmp_path / "pets", *(f"{c}/{i}.wav" for c in "xy" for i in range(10)))
     (pets / "x" / "0.wav").write_bytes(b"")
     with pytest.raises(BadClip, match=r"x/0.wav \(0 bytes\): cannot be read"):
@@ -363,5 +366,8 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     assert task.classes == ("cat", "dog") and Counter(task.splits) == {"train": 4, "test": 2}
     assert task.groups == tuple("abcdef")
     assert np.array_equal(task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0])
+    with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
+        made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
+        assert from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal").group_column is None
     with pytest.raises(ValueError, match="expected a column 'speaker', found sound, animal, who"):
         from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="speaker")
