@@ -12,19 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from aape.files import facts_html, sha256_of, whole_file
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the statistics do without
+    from torch import Tensor
 
 LARGE = 64 << 20  # bytes; larger files are only verified on request
 
 
 def save_tensors(path: Path, content: Tensor | dict[str, Tensor]) -> None:
     """torch.save through an open file, so that the bytes do not depend on the file's name."""
+    import torch
+
     with whole_file(path) as file:
         torch.save(content, file)
 
@@ -35,6 +38,8 @@ def load_tensors(path: Path) -> Any:
     Raises:
         ValueError: not a whole file of tensors.
     """
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -300,12 +305,12 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
                 )
     classes = tuple((path / "classes.txt").read_text().splitlines())
     over_zero = load_tensors(path / "over_zero.pt")
-    if not isinstance(over_zero, Tensor) or over_zero.ndim != 3 or over_zero.shape[2] != len(classes):
-        found = tuple(over_zero.shape) if isinstance(over_zero, Tensor) else type(over_zero).__name__
+    if getattr(over_zero, "ndim", 0) != 3 or over_zero.shape[2] != len(classes):
+        found = tuple(over_zero.shape) if hasattr(over_zero, "shape") else type(over_zero).__name__
         raise ValueError(
             f"{path}/over_zero.pt is {found}, expected [layers, neurons, {len(classes)}] for the classes in classes.txt"
         )
-    if not bool(torch.isfinite(over_zero).all()) or float(over_zero.min()) < 0 or float(over_zero.max()) > 1:
+    if not bool(over_zero.isfinite().all()) or float(over_zero.min()) < 0 or float(over_zero.max()) > 1:
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)
     if manifest:

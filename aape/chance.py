@@ -39,6 +39,7 @@ from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_la
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
+BLOCK = 4096  # neurons
 Z_LOW, Z_HIGH, Z_STEP = -4.0, 44.0, 1 / 16  # cells of the pooled statistic; beyond the ends: the end cells
 Z_CELLS = int((Z_HIGH - Z_LOW) / Z_STEP)
 
@@ -167,24 +168,24 @@ def permutation_null(
         raise ValueError("a class has no tokens at all")
     scale = _Scale(sums)
     total = 1 + permutations  # the labels of the data come first
-    entropy = np.empty((total, sums.width), dtype=np.float32)
+    below = np.empty((total, sums.width), dtype=np.float32)
     cells = np.empty((total, scale.cells), dtype=np.uint32)
     per_class = np.empty((total, units.n_classes), dtype=np.int64)
     summary = np.empty((total, 4))
 
     def one(index: int, labels: np.ndarray, active: np.ndarray) -> None:
-        tokens = sums.class_tokens(labels).astype(np.float32)[:, None]
+        tokens = sums.class_tokens(labels)[:, None]
         cells[index] = scale.histogram(active, tokens)
-        p = np.divide(active, tokens, out=active)
-        entropy[index] = _fast_aape(p)
-        kept, threshold, _ = choose(
-            p, entropy[index], keep=round(rate * sums.width), quantile=quantile, weak_filter=weak_filter
-        )
+        p = np.divide(active, tokens.astype(np.float32), out=active)
+        below[index] = _below_uniform(p)
+        kept, threshold, _ = choose(p, -below[index], rate=rate, quantile=quantile, weak_filter=weak_filter)
         members = p[:, kept] > threshold
         per_class[index] = members.sum(axis=1)
-        mean = entropy[index, kept].mean(dtype=np.float64) if len(kept) else np.nan
-        spread = members.sum() / len(kept) if len(kept) else np.nan
-        summary[index] = (per_class[index] > 0).mean(), spread, mean, len(kept)
+        mean_aape, spread = np.nan, np.nan
+        if len(kept):
+            mean_aape = np.log(units.n_classes) - below[index, kept].mean(dtype=np.float64)
+            spread = members.sum() / len(kept)
+        summary[index] = (per_class[index] > 0).mean(), spread, mean_aape, len(kept)
 
     labellings = itertools.chain([units.label], permuted_labels(units, permutations, seed))
     done, observed = 0, np.empty(0)
@@ -200,7 +201,7 @@ def permutation_null(
     pair_p, discoveries = _pair_values(cells, q)
     p = np.where(observed >= 0, pair_p[np.maximum(observed, 0)], np.nan)
     p = np.moveaxis(p.reshape(-1, *sums.shape), 0, -1).astype(np.float64)
-    neuron_p = _neuron_p(entropy, scale.bin).reshape(sums.shape)
+    neuron_p = _neuron_p(below, scale.bin).reshape(sums.shape)
     found = int(discoveries[0])
     return Null(
         per_class=per_class[1:],
@@ -230,7 +231,7 @@ class _Scale:
     Attributes:
         rate: float32 [width], overall activation rate.
         mean: float32 [classes, width]; None: 0 everywhere.
-        inverse: float32 [classes, width], 1 / standard deviation, 0 where it is 0.
+        inverse: float32 [classes, width], cells per token: 1 / (standard deviation * Z_STEP), 0 where that is 0.
         bin: int64 [width], bin of sparsity, -1 where the neuron never varies.
         class_bin: int64 [classes].
         cells: how many cells the pooled statistic has: class bins x sparsity bins x Z_CELLS.
@@ -265,7 +266,7 @@ class _Scale:
                 # counts are whole numbers: a spread below this is rounding of a neuron that never varies
                 varies = square.sum(axis=0) > 1e-6
                 known = varies & (variance > 1e-9)
-                self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0)
+                self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0) / Z_STEP
                 spread = np.sqrt((r * r).mean(axis=0))
                 skewness[block] = np.where(varies, (r**3).mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
         self.bin, self.class_bin = _sparsity_bins(skewness), _size_bins(m.sum(axis=1))
@@ -273,12 +274,11 @@ class _Scale:
         self.cells = (int(self.class_bin.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
     def _cells(self, active: np.ndarray, tokens: np.ndarray, block: slice) -> np.ndarray:
-        z = active[:, block] - tokens * self.rate[block]
+        z = active[:, block] - tokens.astype(np.float32) * self.rate[block]
         if self.mean is not None:
             z -= self.mean[:, block]
         z *= self.inverse[:, block]
-        z -= Z_LOW
-        z *= 1 / Z_STEP
+        z -= Z_LOW / Z_STEP
         np.clip(z, 0, Z_CELLS - 1, out=z)
         cell = z.astype(np.int64)
         cell += self.bin[block] * Z_CELLS
@@ -286,10 +286,10 @@ class _Scale:
         return cell
 
     def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """int64 [cells]: how many pairs fall into each. active: [classes, width]; tokens: float32 [classes, 1]."""
+        """int64 [cells]: how many pairs fall into each. active: [classes, width]; tokens: [classes, 1]."""
         out = np.zeros(self.cells, dtype=np.int64)
-        for start in range(0, active.shape[1], 4096):
-            block = slice(start, start + 4096)
+        for start in range(0, active.shape[1], BLOCK):
+            block = slice(start, start + BLOCK)
             cell = self._cells(active, tokens, block)
             if not self.varies[block].all():
                 cell = cell[:, self.varies[block]]
@@ -298,8 +298,7 @@ class _Scale:
 
     def cell_of_pair(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """int64 [classes, width], -1 where the neuron never varies."""
-        tokens = tokens.astype(np.float32)[:, None]
-        return np.where(self.varies, self._cells(active, tokens, slice(None)), -1)
+        return np.where(self.varies, self._cells(active, tokens[:, None], slice(None)), -1)
 
 
 def _sparsity_bins(skewness: np.ndarray) -> np.ndarray:
@@ -321,15 +320,22 @@ def _size_bins(size: np.ndarray) -> np.ndarray:
     return np.minimum(((logs - logs.min()) / width).astype(np.int64), CLASS_SIZE_BINS - 1)
 
 
-def _fast_aape(p: np.ndarray) -> np.ndarray:
-    """AAPE in float32 from [classes, width]: ln(total) - sum(p ln p) / total; +inf where never active."""
-    total = p.sum(axis=0)
-    logs = np.maximum(p, np.float32(1e-30))
-    np.log(logs, out=logs)
-    logs *= p
-    active = total > 0
-    safe = np.where(active, total, np.float32(1))
-    return np.where(active, np.log(safe) - logs.sum(axis=0) / safe, np.float32(np.inf))
+def _below_uniform(p: np.ndarray) -> np.ndarray:
+    """ln(classes) - AAPE, from p [classes, width] in float32: mean over classes of r ln r - (r - 1), r = p / mean(p).
+
+    The same number as from the entropies, but a sum of small terms: float32 tells neurons apart that are active for
+    nearly all classes alike, where the entropies themselves round to ln(classes). -inf where never active.
+    """
+    out = np.empty(p.shape[1], dtype=np.float32)
+    for start in range(0, len(out), BLOCK):  # temporaries stay near the processor
+        r = p[:, start : start + BLOCK]
+        mean = r.mean(axis=0)
+        r = r / np.where(mean > 0, mean, 1)
+        terms = np.log(np.maximum(r, np.finfo(np.float32).tiny))
+        terms *= r
+        terms -= r - 1
+        out[start : start + BLOCK] = np.where(mean > 0, terms.mean(axis=0), -np.inf)
+    return out
 
 
 def _pair_values(cells: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
@@ -361,16 +367,15 @@ def _at_least(cells: np.ndarray) -> np.ndarray:
     return np.cumsum(cells.reshape(-1, Z_CELLS)[:, ::-1], axis=1, dtype=np.int64)[:, ::-1]
 
 
-def _neuron_p(entropy: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    """p of each neuron's AAPE being low: float64 [width], NaN where the neuron never varies.
+def _neuron_p(below: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """p of each neuron's AAPE being far below ln C: float64 [width], NaN where the neuron never varies.
 
-    entropy: float32 [1 + permutations, width], the first row observed.
+    below: float32 [1 + permutations, width], the first row observed.
     """
-    p = np.full(entropy.shape[1], np.nan)
+    p = np.full(below.shape[1], np.nan)
     for index in np.unique(bins[bins >= 0]):
         chosen = np.flatnonzero(bins == index)
-        values = -entropy[:, chosen]
-        p[chosen] = pooled_p(values[0], values[1:], np.zeros(len(chosen), dtype=np.int64))
+        p[chosen] = pooled_p(below[0, chosen], below[1:, chosen], np.zeros(len(chosen), dtype=np.int64))
     return p
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from scipy.special import entr
 
 from aape.artifacts import Artifacts
 from aape.files import facts_html
@@ -33,12 +33,11 @@ RANK_DECIMALS = 12
 PAPER_WEAK_SHARE = 0.05
 
 WEAK_FILTERS = ("lape", "paper")
-NEURONS_AT_ONCE = 4096  # temporaries stay small for 1,251 classes
 
 
 def checked_probabilities(probabilities: Any) -> np.ndarray:
     """float64 [layers, neurons, classes], or a ValueError that says what is wrong with it."""
-    if isinstance(probabilities, torch.Tensor):
+    if hasattr(probabilities, "detach"):  # a tensor; importing torch for this would take seconds
         probabilities = probabilities.detach().cpu().numpy()
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 3 or 0 in p.shape:
@@ -70,22 +69,12 @@ def entropy(probabilities: Any) -> np.ndarray:
         ValueError: another shape, NaN, values outside [0, 1].
     """
     p = checked_probabilities(probabilities)
-    return aape_of(p.reshape(-1, p.shape[2]).T).reshape(p.shape[:2])
-
-
-def aape_of(p: np.ndarray) -> np.ndarray:
-    """AAPE from p [classes, neurons] of any float dtype, in that dtype: [neurons], +inf where never active."""
-    out = np.empty(p.shape[1], dtype=p.dtype)
-    for start in range(0, p.shape[1], NEURONS_AT_ONCE):
-        block = p[:, start : start + NEURONS_AT_ONCE]
-        total = block.sum(axis=0)
-        active = total > 0
-        q = block / np.where(active, total, 1)
-        # q ln q is 0 where q is 0, as its limit is
-        logs = np.log(np.maximum(q, np.finfo(p.dtype).tiny))
-        logs *= q
-        out[start : start + NEURONS_AT_ONCE] = np.where(active, 0 - logs.sum(axis=0), np.inf)
-    return out
+    aape = np.empty(p.shape[:2])
+    for layer in range(len(p)):  # layer by layer: the temporaries stay small for 1,251 classes
+        total = p[layer].sum(axis=-1, keepdims=True)  # [neurons, 1]
+        q = np.divide(p[layer], total, out=np.zeros_like(p[layer]), where=total > 0)
+        aape[layer] = np.where(total[:, 0] > 0, entr(q).sum(axis=-1), np.inf)
+    return aape
 
 
 def kth_smallest(values: np.ndarray, quantile: float) -> float:
@@ -96,27 +85,27 @@ def kth_smallest(values: np.ndarray, quantile: float) -> float:
 
 
 def choose(
-    p: np.ndarray, rank: np.ndarray, *, keep: int, quantile: float, weak_filter: str
+    p: np.ndarray, rank: np.ndarray, *, rate: float, quantile: float, weak_filter: str
 ) -> tuple[np.ndarray, float, float]:
-    """The selection itself, of the data's labels (`select`) as of permuted ones (`aape.chance`).
+    """The three steps, for the data's labels (`select`) as for permuted ones (`aape.chance`).
 
     Args:
         p: [classes, neurons], of any float dtype.
-        rank: [neurons], the `keep` lowest stay, ties by index; +inf is never chosen.
-        keep, quantile, weak_filter: as in `select`.
+        rank: AAPE or what goes with it, [neurons]: the lowest stay, ties by index; +inf is never chosen.
+        rate, quantile, weak_filter: as in `select`.
 
     Returns:
         The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
     """
-    threshold = kth_smallest(p, quantile)
     largest = p.max(axis=0)
-    weak = threshold
+    threshold = weak = kth_smallest(p, quantile)
     if weak_filter == "paper":
         # 5 % of very few neurons is none: then nothing is dropped
         none = round(PAPER_WEAK_SHARE * largest.size) == 0
         weak = -1.0 if none else kth_smallest(largest, PAPER_WEAK_SHARE)
     eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
-    return eligible[np.argsort(rank[eligible], kind="stable")[:keep]], threshold, weak
+    kept = eligible[np.argsort(rank[eligible], kind="stable")]
+    return kept[: round(rate * largest.size)], threshold, weak
 
 
 def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -297,13 +286,13 @@ def select(
         probabilities = found.probabilities() if whole else found.over_zero
     p = checked_probabilities(probabilities)
     n_layers, n_neurons, n_classes = p.shape
+    aape = entropy(p)
+    rank = np.round(aape, RANK_DECIMALS).reshape(-1)
     by_class = p.reshape(-1, n_classes).T  # [classes, layers * neurons]
-    aapes = aape_of(by_class)
-    rank, keep = np.round(aapes, RANK_DECIMALS), round(rate * len(aapes))
-    kept, threshold, weak = choose(by_class, rank, keep=keep, quantile=quantile, weak_filter=weak_filter)
-    selected = np.isin(np.arange(len(aapes)), kept).reshape(n_layers, n_neurons)
+    kept, threshold, weak = choose(by_class, rank, rate=rate, quantile=quantile, weak_filter=weak_filter)
+    selected = np.isin(np.arange(len(rank)), kept).reshape(n_layers, n_neurons)
     return Selection(
-        selected[:, :, None] & (p > threshold), selected, aapes.reshape(n_layers, n_neurons), p,
+        selected[:, :, None] & (p > threshold), selected, aape, p,
         outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rate, quantile, weak_filter,
         _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
     )  # fmt: skip

@@ -26,10 +26,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-HELD_BYTES = 1 << 30  # sums per unit up to this size stay in memory
-BATCH_BYTES = 1 << 28  # of class sums at once, where the sums per unit are in memory,
-STREAM_BYTES = 1 << 31  # and where they are not: fewer readings of the counts
-READ = 2048  # neurons read from disk at a time
+BATCH_BYTES = 1 << 28, 1 << 31  # of class sums at once: at least, and at most; the counts are read once a batch
+READ = 2048  # neurons read at a time
 TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
 
 
@@ -138,13 +136,12 @@ class UnitSums:
         data: the counts.
         units: from `exchangeable_units`.
         threads: default the number of cores, at most 4; it does not change results.
-        held_bytes: sums per unit up to this size are held in memory; larger ones are read again for every batch.
 
     Raises:
         ValueError: shapes that do not fit, or a class without tokens.
     """
 
-    def __init__(self, data: Counted, units: Units, *, threads: int | None = None, held_bytes: int = HELD_BYTES):
+    def __init__(self, data: Counted, units: Units, *, threads: int | None = None):
         clips = len(units.of_clip)
         if data.counts.ndim != 3 or len(data.counts) != clips or len(data.tokens) != clips:
             raise ValueError(
@@ -155,7 +152,6 @@ class UnitSums:
         self.width = int(np.prod(self.shape))
         self.threads = threads or min(os.cpu_count() or 1, 4)
         self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
-        self._held = list(self._read()) if 4 * len(units) * self.width <= held_bytes else None
 
     def permuted_once(self, seed: int) -> UnitSums:
         """The same sums with labels permuted: groups of one class stay so, groups of several keep their labels."""
@@ -165,9 +161,6 @@ class UnitSums:
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
-        return iter(self._held) if self._held is not None else self._read()
-
-    def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
         clips, units = len(self._data.counts), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
         width = int(np.clip(2**25 // units, 128, 1024))  # a block of the sums stays near the processor
@@ -191,7 +184,8 @@ class UnitSums:
 
         A label of -1 leaves its unit out. The sums' memory is used again for the next batch.
         """
-        budget = BATCH_BYTES if self._held is not None else STREAM_BYTES
+        low, high = BATCH_BYTES
+        budget = min(max(self._data.counts.nbytes // 4, low), high)
         size = max(1, budget // (4 * self.units.n_classes * self.width))
         labellings = iter(labellings)
         out = None

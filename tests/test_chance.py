@@ -8,7 +8,8 @@ from fake_artifacts import planted_counts, write_artifacts
 
 from aape.artifacts import load_artifacts
 from aape.chance import (
-    _fast_aape,
+    Z_STEP,
+    _below_uniform,
     _halves,
     _Scale,
     benjamini_hochberg,
@@ -19,7 +20,7 @@ from aape.chance import (
     pooled_p,
     stability,
 )
-from aape.selection import select
+from aape.selection import entropy, select
 from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
 
 TOKENS = 60
@@ -85,12 +86,10 @@ def test_units_refuse_what_does_not_fit():
         exchangeable_units([0, 2], ["a", "b"], 2)
 
 
-@pytest.mark.parametrize("held_bytes", [1 << 20, 0])
-def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path, held_bytes):
-    """Held in memory or read from disk in blocks; one batch of labellings or several; with counts to take off."""
+def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
+    """Read from disk in blocks, in several batches of labellings, with counts to take off."""
     monkeypatch.setattr("aape.units.READ", 5)
-    monkeypatch.setattr("aape.units.BATCH_BYTES", 4 * 3 * 14 * 2)
-    monkeypatch.setattr("aape.units.STREAM_BYTES", 4 * 3 * 14 * 2)
+    monkeypatch.setattr("aape.units.BATCH_BYTES", (1, 4 * 3 * 14 * 2))
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 3, 600), rng.integers(0, 200, 600)
     np.save(tmp_path / "counts.npy", rng.integers(100, 255, (600, 2, 7)).astype(np.uint8))
@@ -98,7 +97,7 @@ def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path, held_bytes):
     without = rng.integers(0, 100, counts.shape).astype(np.uint8)
     tokens = rng.integers(1, 300, 600)
     units = exchangeable_units(labels, groups)
-    sums = UnitSums(Counted(counts, labels, tokens, groups, without), units, held_bytes=held_bytes)
+    sums = UnitSums(Counted(counts, labels, tokens, groups, without), units)
     some = np.where(np.arange(len(units)) % 3, units.label, -1)
     given = [units.label, some, *permuted_labels(units, 3, seed=0)]
     batches = [(batch, active.copy()) for batch, active in sums.by_class(given)]
@@ -127,7 +126,7 @@ def test_mean_and_variance_under_permutation_are_exact(crossed):
     drawn -= 12 * TOKENS * scale.rate
     mean = np.zeros(4) if scale.mean is None else scale.mean[1]
     assert drawn.mean(axis=0) == pytest.approx(mean, abs=5 * float(drawn.std(axis=0).max()) / 141)
-    assert drawn.std(axis=0) == pytest.approx(1 / scale.inverse[1], rel=0.03)
+    assert drawn.std(axis=0) == pytest.approx(1 / (Z_STEP * scale.inverse[1]), rel=0.03)
 
 
 @pytest.mark.parametrize("weak_filter", ["lape", "paper"])
@@ -143,11 +142,15 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
         assert null.classes_per_neuron[index] == pytest.approx(exact.per_class.sum() / exact.selected.sum())
 
 
-def test_fast_entropy_of_a_dead_neuron_is_infinite():
-    assert _fast_aape(np.array([[0, 0.5], [0, 0.5]], dtype=np.float32)).tolist() == [
-        np.inf,
-        pytest.approx(np.log(2), abs=1e-6),
-    ]
+def test_how_far_an_aape_lies_below_ln_c_is_exact_where_classes_hardly_differ():
+    rng = np.random.default_rng(0)
+    p = 0.9 + 1e-4 * rng.random((24, 1, 300))
+    p[:, 0, :5] = 0
+    p[1:, 0, 5:10] = 0  # active for one class only
+    below = _below_uniform(p[:, 0].astype(np.float32))
+    expected = np.log(24) - entropy(np.moveaxis(p, 0, -1))[0]
+    assert (below[:5] == -np.inf).all() and below[5:10] == pytest.approx(np.log(24), rel=1e-6)
+    assert below[10:] == pytest.approx(expected[10:], rel=0.02) and expected[10:].max() < 1e-8
 
 
 def designs():
