@@ -2,10 +2,13 @@
 
 Clips of one group (recording, speaker, instrument) are not independent:
 - a group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit: labels are
-  permuted *among such groups*, and its clips move together;
+  permuted *among such groups*, and its clips move together. Only groups of as many clips swap labels: where one class
+  has few long recordings and another many short ones, its sums vary more, and a permutation that ignores this finds
+  discoveries in noise. Where all groups of a size are of one class, neighbouring sizes are joined until classes mix;
 - a group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch)
   is a stratum: labels are permuted *within the group*, clip by clip.
-Both kinds can be in one task; then both are done at once. Without groups every clip is a unit.
+Both kinds can be in one task; then both are done at once. Without groups every clip is a unit. If labels mean nothing
+but come with these groups and their sizes, all permutations are equally likely (exactly so where no sizes were joined).
 
     units = exchangeable_units(labels, groups)
     sums = UnitSums(Counted(counts, labels, tokens, groups), units)
@@ -102,17 +105,54 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
     key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
     _, first, of_clip = np.unique(key, return_index=True, return_inverse=True)
     unit_group = group[first]
-    stratum = np.where(is_split[unit_group], 1 + unit_group, 0)
-    _, stratum = np.unique(stratum, return_inverse=True)
+    one_class = np.flatnonzero(~is_split)
+    of_size, sizes = _strata_of_size(np.bincount(group)[one_class], low[one_class])
+    stratum = np.where(is_split, len(sizes) + np.arange(len(is_split)), 0)  # [groups]
+    stratum[one_class] = of_size
+    _, stratum = np.unique(stratum[unit_group], return_inverse=True)
+    return Units(of_clip, label[first], stratum, unit_group, n_classes, _description(is_split, of_size, low, sizes))
+
+
+def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Strata of groups with as many clips; neighbouring sizes are joined, nearest first, until each mixes classes.
+
+    Args:
+        size, label: clips and class of each group, [groups].
+
+    Returns:
+        The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
+    """
+    found = [({int(s)}, set(label[size == s].tolist())) for s in np.unique(size)]  # sizes and classes, by size
+    while len(found) > 1:
+        gaps = [
+            (min(after) / max(before), index)
+            for index, ((before, one), (after, two)) in enumerate(itertools.pairwise(found))
+            if len(one) == 1 or len(two) == 1
+        ]
+        if not gaps:
+            break
+        index = min(gaps)[1]
+        found[index : index + 2] = [tuple(a | b for a, b in zip(found[index], found[index + 1], strict=True))]
+    sizes = [(min(s), max(s)) for s, _ in found]
+    return np.searchsorted([high for _, high in sizes], size), sizes
+
+
+def _description(is_split: np.ndarray, of_size: np.ndarray, label: np.ndarray, sizes: list[tuple[int, int]]) -> str:
+    """One sentence: what is permuted, and how many groups can move."""
     whole, split = int((~is_split).sum()), int(is_split.sum())
-    if not split:
-        what = "clips" if whole == len(label) else "groups"
-        description = f"labels permuted among {whole} {what}"
-    elif not whole:
-        description = f"labels permuted within {split} groups"
-    else:
-        description = f"labels permuted within {split} groups of several classes and among {whole} of one class"
-    return Units(of_clip, label[first], stratum, unit_group, n_classes, description)
+    what = []
+    if split:
+        what.append(f"within {split} groups of several classes")
+    if whole:
+        classes = label[~is_split]
+        movable = sum(int((of_size == s).sum()) for s in range(len(sizes)) if len(set(classes[of_size == s])) > 1)
+        alone = sizes == [(1, 1)] and not split
+        text = f"among {whole} {'clips' if alone else 'groups of one class'}"
+        if not alone:
+            spans = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in sizes)
+            text += f" ({movable} can move) of as many clips ({spans if len(sizes) < 10 else f'{len(sizes)} strata'})"
+        what.append(text)
+    return f"labels permuted {' and '.join(what)}"
 
 
 def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.ndarray]:

@@ -59,15 +59,28 @@ def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
     units = exchangeable_units(labels, groups)
     assert len(units) == 8
     assert "within 1 groups of several classes and among 5" in units.description
+    assert "(5 can move) of as many clips (1, 2)" in units.description
     seen = set()
     for shuffled in permuted_labels(units, 300, seed=0):
         clips = shuffled[units.of_clip]
         assert clips[0] == clips[1] and clips[3] == clips[4]
         assert sorted(clips[7:]) == [0, 1, 2]  # the speaker of all classes keeps one of each
-        whole = [clips[0], clips[2], clips[3], clips[5], clips[6]]
-        assert sorted(whole) == [0, 0, 1, 2, 2]
-        seen.add((tuple(whole), tuple(clips[7:])))
-    assert len(seen) > 100  # of 30 x 6
+        # a of two clips swaps with c, and b, d, e of one clip among themselves
+        assert sorted([clips[0], clips[3]]) == [0, 1] and sorted([clips[2], clips[5], clips[6]]) == [0, 2, 2]
+        seen.add(tuple(clips))
+    assert len(seen) == 2 * 3 * 6
+
+
+def test_neighbouring_sizes_are_joined_until_every_stratum_mixes_classes():
+    size = np.array([1, 1, 2, 2, 10, 10, 11, 40, 41])
+    label = np.array([0, 1, 0, 0, 1, 1, 1, 2, 1])
+    units = exchangeable_units(np.repeat(label, size), np.repeat(np.arange(9), size))
+    # 40 and 41 are nearest, then 10 and 11, which are of one class still, then 1 and 2; 40 is nearer to 11 than 2 is
+    assert units.stratum.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert units.description == "labels permuted among 9 groups of one class (9 can move) of as many clips (1-2, 10-41)"
+    alone = exchangeable_units(np.zeros(3, int), [0, 1, 1])
+    assert "(0 can move)" in alone.description
+    assert exchangeable_units([0, 1, 1], [0, 1, 2]).description == "labels permuted among 3 clips"
 
 
 def test_permutations_are_seeded():
@@ -190,6 +203,32 @@ def test_p_values_are_uniform_on_shuffled_labels(design):
     for level in (0.1, 0.05, 0.01, 0.002):  # counts of few clips are coarse: at most the level
         assert (p <= level).mean() < 1.5 * level, ("sparse", level)
     assert discoveries <= 3  # of 12, at 5 %: more has probability 0.2 %
+
+
+def recordings_of_unequal_size(seed):
+    """Half of the classes have few long recordings, half many short ones; the labels mean nothing.
+
+    Neurons go up and down together from recording to recording. Labels are shuffled among recordings of equal size.
+    """
+    rng = np.random.default_rng([seed, 11])
+    sizes = [[12] * 8 + [1] * 8 if c < 3 else [12] + [1] * 64 for c in range(6)]
+    size, label = np.concatenate(sizes), np.repeat(np.arange(6), [len(s) for s in sizes])
+    for s in (1, 12):
+        label[size == s] = rng.permutation(label[size == s])
+    groups = np.repeat(np.arange(len(size)), size)
+    together = rng.normal(0, 1, (len(size), 5)) @ rng.normal(0, 0.8, (5, 300))
+    rate = rng.beta(0.5, 3, 300) * np.exp(together[groups])
+    return rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8).reshape(-1, 2, 150), label[groups], groups
+
+
+def test_classes_of_few_long_recordings_give_no_discovery():
+    found, p = 0, []
+    for seed in range(24):
+        null = null_of(*recordings_of_unequal_size(seed), rate=0.1)
+        found += null.discoveries > 0 and null.task_p <= 0.05
+        p.append(null.pair_p[:, :, :3])
+    assert found <= 4  # of 24, at 5 %: more has probability 0.5 %
+    assert (np.stack(p) <= 0.01).mean() == pytest.approx(0.01, rel=0.35)
 
 
 def test_one_active_clip_is_not_significant_and_planted_neurons_are():
