@@ -520,19 +520,33 @@ class Calibrated:
         return facts_html("Calibrated", self._facts())
 
 
-def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None) -> Counted:
-    """Clips with counts, of a split if one is given.
+def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None, padding: bool = True) -> Counted:
+    """Clips with counts, of a split if one is given, with tokens of zero padding or without.
 
     Raises:
         ValueError: the artifacts have no counts per clip, or no such split.
     """
-    counts = artifacts.counts
-    rows = np.asarray(artifacts.manifest.get("kept_clips", np.arange(len(artifacts.labels))), dtype=np.int64)
-    chosen = np.flatnonzero(np.isin(rows, artifacts.rows(split)))
-    if len(chosen) < len(rows):
-        counts = counts[chosen]
-    rows = rows[chosen]
-    return Counted(counts, artifacts.labels[rows], artifacts.tokens[rows], artifacts.groups[rows])
+    kept = np.asarray(artifacts.manifest.get("kept_clips", np.arange(len(artifacts.labels))), dtype=np.int64)
+    rows = np.flatnonzero(np.isin(kept, artifacts.rows(split)))
+    clips = kept[rows]
+    tokens, without = artifacts.tokens[clips], None
+    if not padding:
+        tokens, without = tokens - artifacts.padding_tokens[clips], artifacts.padding_counts
+    return Counted(artifacts.counts, artifacts.labels[clips], tokens, artifacts.groups[clips], without, rows)
+
+
+def _counts_padding(artifacts: Artifacts, selection: Selection, split: str | list[str] | None) -> bool:
+    """Whether the selection's probabilities are over tokens of zero padding too: those of all clips, or not."""
+    if "kept_clips" in artifacts.manifest:  # probabilities of all clips cannot be had
+        return True
+    for padding in (True, False) if artifacts.manifest["padding"] == "counted" else (True,):
+        found = artifacts.probabilities(split=split, padding=padding)
+        if np.abs(found - selection.probabilities).max() < 1e-6:
+            return padding
+    raise ValueError(
+        f"the selection's probabilities are not those of the clips of {artifacts.path} (split={split}), with or "
+        "without padding: make it from these artifacts, of the same split"
+    )
 
 
 def calibrate(
@@ -551,8 +565,8 @@ def calibrate(
 
     Args:
         artifacts: with counts per clip.
-        selection: made from these artifacts (of the same `split`); its rate, quantile and filter are repeated on every
-            permutation.
+        selection: made from these artifacts, of the same `split`; its rate, quantile and filter are repeated on every
+            permutation, and where its probabilities leave out zero padding the null does too.
         permutations, seed: how many, and their seed.
         q: level of the false-discovery rate over all (neuron, class) pairs of the task.
         effect: least p in the class minus p outside it, in shares of tokens.
@@ -561,7 +575,7 @@ def calibrate(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: the shapes or classes differ, or the artifacts have no counts per clip.
+        ValueError: the selection is not of these artifacts, or they have no counts per clip.
     """
     if selection.members.shape != tuple(artifacts.over_zero.shape):
         raise ValueError(
@@ -570,7 +584,7 @@ def calibrate(
         )
     if selection.classes not in (artifacts.classes, tuple(map(str, range(len(artifacts.classes))))):
         raise ValueError(f"the selection's classes are not those of {artifacts.path}, or in another order")
-    data = counted_clips(artifacts, split)
+    data = counted_clips(artifacts, split, _counts_padding(artifacts, selection, split))
     return calibrate_counts(
         data, selection, permutations=permutations, seed=seed, q=q, effect=effect, threads=threads, progress=progress
     )

@@ -42,6 +42,7 @@ class Counted:
         counts: active tokens, unsigned [clips, layers, neurons], may be memory-mapped.
         labels, tokens, groups: class index, number of tokens, and group of each clip, [clips].
         without: counts to take off, shaped as `counts` (those of zero padding; `tokens` is then without them too).
+        rows: the rows of `counts` that are these clips; None: all.
     """
 
     counts: np.ndarray
@@ -49,6 +50,7 @@ class Counted:
     tokens: np.ndarray
     groups: np.ndarray
     without: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +185,8 @@ class UnitSums:
 
     def __init__(self, data: Counted, units: Units, *, threads: int | None = None):
         clips = len(units.of_clip)
-        if data.counts.ndim != 3 or len(data.counts) != clips or len(data.tokens) != clips:
+        self._rows = np.arange(len(data.counts)) if data.rows is None else data.rows
+        if data.counts.ndim != 3 or {len(self._rows), len(data.tokens)} != {clips}:
             raise ValueError(
                 f"expected counts [{clips} clips, layers, neurons] and as many tokens, "
                 f"found counts {data.counts.shape} and {len(data.tokens)} tokens"
@@ -201,13 +204,13 @@ class UnitSums:
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
-        clips, units = len(self._data.counts), len(self.units)
+        clips, units = len(self._rows), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
         width = int(np.clip(2**25 // units, 128, 1024))  # a block of the sums stays near the processor
-        tables = [t.reshape(clips, -1) for t in (self._data.counts, self._data.without) if t is not None]
+        tables = [t.reshape(len(t), -1) for t in (self._data.counts, self._data.without) if t is not None]
         for start in range(0, self.width, READ):
             # a copy of some columns: a memory-mapped table is read from disk here and nowhere else
-            raw = [np.array(table[:, start : start + READ]) for table in tables]
+            raw = [table[:, start : start + READ][self._rows] for table in tables]
             for first in range(0, raw[0].shape[1], width):
                 counts, *without = [r[:, first : first + width].astype(np.float32) for r in raw]
                 for less in without:

@@ -342,6 +342,21 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
         calibrate(artifacts, select(artifacts.probabilities()[:, :50]), permutations=20)
 
 
+def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
+    artifacts = planted_artifacts(tmp_path, padded=20)
+    chosen = select(artifacts.probabilities(padding=False), rate=0.1)
+    result = calibrate(artifacts, chosen, permutations=20, progress=False)
+    bare = artifacts.counts - artifacts.padding_counts
+    data = Counted(bare, artifacts.labels, artifacts.tokens - artifacts.padding_tokens, artifacts.groups)
+    expected = calibrate_counts(data, chosen, permutations=20, progress=False)
+    assert np.array_equal(result.null.pair_p, expected.null.pair_p, equal_nan=True)
+    assert np.array_equal(result.null.mean_aape, expected.null.mean_aape)
+    with_padding = calibrate(artifacts, select(artifacts, rate=0.1), permutations=20, progress=False)
+    assert not np.array_equal(result.null.mean_aape, with_padding.null.mean_aape)
+    with pytest.raises(ValueError, match="of the same split"):
+        calibrate(artifacts, select(artifacts.probabilities(split="train")), permutations=20)
+
+
 def test_shuffled_labels_give_no_discovery():
     """The promise of the calibrated pipeline, small: at most 5 % of shuffles, here at most 3 of 16."""
     labels, groups = np.repeat(np.arange(5), 24), np.arange(120) // 2
