@@ -24,12 +24,11 @@ from aape.figures.style import save
 from aape.figures.tables import table, three_digits
 from aape.files import Cache, facts_html, folder_lock, write_text
 from aape.published import published_lists, published_values
-from aape.sharing import DistanceCurve, Sharing, by_distance, shared_neurons, sharing_against_chance
+from aape.sharing import DistanceCurve, Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
 from aape.statistics import TaskResult, probabilities_of, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 4  # of what is kept; raise it when its meaning changes
-SHARING_DRAWS = 1000
+FORMAT = 5  # of what is kept; raise it when its meaning changes
 Place = tuple[str, str]  # task, encoder
 
 
@@ -320,7 +319,8 @@ def _sharing(
         if any((task, model) not in results for task in tasks):
             continue
         name = f"{figure.name}_{study.encoder(model).folder}"
-        settings = [study.selection.model_dump(), [study.rate(task) for task in tasks], study.seed, SHARING_DRAWS]
+        settings = [study.selection.model_dump(), [study.rate(task) for task in tasks], study.seed]
+        settings.append(study.chance.permutations)
         key = [FORMAT, settings, _is_pitch(study, figure), [_identity(artifacts[task, model]) for task in tasks]]
         kept = cache.get(name, key)
         if kept is None:
@@ -340,23 +340,17 @@ def _is_pitch(study: Study, figure: SharingFigure) -> bool:
 def _shared(study: Study, figure: SharingFigure, rows: TaskResult, columns: TaskResult) -> dict[str, np.ndarray]:
     """Sharing as arrays; of the null only the mean over the pairs is kept. With pitches the curve, as `curve_...`."""
     within = figure.rows == figure.columns
-    found = sharing_against_chance(
-        rows.members, None if within else columns.members, draws=SHARING_DRAWS, seed=study.seed
-    )
+    other = () if within else (columns.members, columns.drawn)
+    found = against_drawn(rows.members, rows.drawn, *other)
     curve = {}
     if _is_pitch(study, figure):
         pitches = ([pitch_of(name) for name in result.class_names] for result in (rows, columns))
-        curve = {f"curve_{name}": values for name, values in vars(by_distance(found, *pitches)).items()}
-    pairs = _pairs_of(found)
+        drawn = by_distance(found.observed, *pitches, within=within, seed=study.seed)
+        curve = {f"curve_{name}": values for name, values in vars(drawn).items()}
+    pairs = pairs_of(found.observed, within)
     null = found.null[:, pairs].mean(axis=1) if pairs.any() else found.null[:, 0, 0]
     kept = {name: values for name, values in vars(found).items() if name != "within"}
     return kept | {"null": null} | curve
-
-
-def _pairs_of(found: Sharing) -> np.ndarray:
-    """bool [rows, columns]: each pair of different classes once (all pairs of two tasks)."""
-    every = np.ones(found.observed.shape, dtype=bool)
-    return np.triu(every, k=1) if found.within else every
 
 
 def _sharing_tables(
@@ -365,16 +359,17 @@ def _sharing_tables(
     curves: dict[str, dict[str, DistanceCurve]],
     results: dict[Place, TaskResult],
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """All pairs that share a neuron, the most shared first; a row per figure and encoder; and by pitch distance."""
+    """All pairs, the most shared first; a row per figure and encoder; and by pitch distance."""
     pairs, summary, octaves = [], [], []
     for figure, model, found in ((f, m, s) for f in study.sharing for m, s in sharing.get(f.name, {}).items()):
         named = {"figure": figure.name, "model": model}
         rows, columns = (results[task, model] for task in (figure.rows, figure.columns))
-        counted, shared = _pairs_of(found), shared_neurons(rows.members, columns.members)
-        at = np.nonzero(counted & (shared > 0))
+        counted, shared = pairs_of(found.observed, found.within), shared_neurons(rows.members, columns.members)
+        at = np.nonzero(counted)
         names = (np.asarray(r.class_names, dtype=object)[i] for r, i in zip((rows, columns), at, strict=True))
         values = {"jaccard": found.observed, "shared_neurons": shared, "chance": found.mean, "chance_high": found.high}
-        values = {name: matrix[at] for name, matrix in (values | {"p": found.p, "q": found.q}).items()}
+        values |= {"p": found.p, "q": found.q, "q_centred": found.q_centred}
+        values = {name: matrix[at] for name, matrix in values.items()}
         own = pd.DataFrame(named | dict(zip(("rows", "columns"), names, strict=True)) | values)
         pairs.append(own.sort_values(["jaccard", "rows", "columns"], ascending=[False, True, True]))
         any_class = [result.members.any(axis=2) for result in (rows, columns)]
@@ -391,6 +386,8 @@ def _sharing_tables(
                 "chance high": high,
                 "pairs": int((~np.isnan(found.p) & counted).sum()),
                 "pairs with q < 0.05": int(((found.q < study.chance.q) & counted).sum()),
+                "pairs with q < 0.05, centred": int(((found.q_centred < study.chance.q) & counted).sum()),
+                **_alike(study, figure, found, rows.class_names, columns.class_names),
             }
         )
         curve = curves.get(figure.name, {}).get(model)
@@ -398,6 +395,23 @@ def _sharing_tables(
             octaves.append(_curve_table(curve).assign(**named))
     tables = (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (pairs, octaves))
     return next(tables), pd.DataFrame(summary), next(tables)
+
+
+def _alike(study: Study, figure: SharingFigure, found: Sharing, rows: list[str], columns: list[str]) -> dict[str, Any]:
+    """Whether classes of the same name, or pitches an octave apart, share more; empty where a figure has neither."""
+    other = None
+    if _is_pitch(study, figure):
+        first, second = (np.array([pitch_of(name) for name in names]) for names in (rows, columns))
+        apart = np.abs(first[:, None] - second)
+        alike, other = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
+    else:
+        alike = np.array([[a.lower() == b.lower() for b in columns] for a in rows])
+        alike &= not found.within
+    if not alike.any() or (alike if other is None else ~other).all():
+        return {}
+    test = matched(found.observed, alike, other, within=found.within, seed=study.seed)
+    what = "an octave apart" if other is not None else "same name"
+    return {"alike": what, "alike Jaccard": test.alike, "other Jaccard": test.other, "alike p": test.p}
 
 
 def _curve_table(curve: DistanceCurve) -> pd.DataFrame:

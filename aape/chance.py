@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
 from aape.files import facts_html
-from aape.selection import WEAK_FILTERS, Selection, choose, jaccard_index, outside_class, select
+from aape.selection import WEAK_FILTERS, Selection, choose, outside_class
 from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels
 
 SPARSITY_BINS = 20
@@ -101,6 +101,27 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
 
 
 @dataclass(frozen=True, eq=False)
+class Drawn:
+    """What each permutation selected, packed.
+
+    Attributes:
+        neurons: int32 [permutations, k], index (layer * width + neuron) of each neuron kept, -1 beyond the last.
+        bits: uint8 [permutations, classes, ceil(k / 8)], whether it is specific to the class, 8 neurons a byte.
+    """
+
+    neurons: np.ndarray
+    bits: np.ndarray
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The neurons kept by one permutation, int32 [k], and their classes, bool [classes, k]."""
+        kept = self.neurons[index][self.neurons[index] >= 0]
+        return kept, np.unpackbits(self.bits[index], axis=1, count=len(kept)).astype(bool)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+
+@dataclass(frozen=True, eq=False)
 class Null:
     """What permuted labels give. P permutations, L layers, N neurons, C classes.
 
@@ -114,6 +135,7 @@ class Null:
         discoveries: pairs with q below `q`.
         null_discoveries: int64 [P], the same count for each permutation tested against all others.
         task_p: the share of labellings with as many discoveries (1 if none).
+        drawn: what each permutation selected.
     """
 
     per_class: np.ndarray
@@ -128,8 +150,13 @@ class Null:
     discoveries: int
     null_discoveries: np.ndarray
     task_p: float
-    permutations: int
+    drawn: Drawn
     units: Units
+
+    @property
+    def permutations(self) -> int:
+        """How many."""
+        return len(self.drawn)
 
 
 def permutation_null(
@@ -172,6 +199,9 @@ def permutation_null(
     cells = np.empty((total, scale.cells), dtype=np.uint32)
     per_class = np.empty((total, units.n_classes), dtype=np.int64)
     summary = np.empty((total, 4))
+    most = round(rate * sums.width)
+    neurons = np.full((total, most), -1, dtype=np.int32)
+    bits = np.zeros((total, units.n_classes, -(-most // 8)), dtype=np.uint8)
 
     def one(index: int, labels: np.ndarray, active: np.ndarray) -> None:
         tokens = sums.class_tokens(labels)[:, None]
@@ -180,6 +210,9 @@ def permutation_null(
         below[index] = _below_uniform(p)
         kept, threshold, _ = choose(p, -below[index], rate=rate, quantile=quantile, weak_filter=weak_filter)
         members = p[:, kept] > threshold
+        neurons[index, : len(kept)] = kept
+        packed = np.packbits(members, axis=1)
+        bits[index, :, : packed.shape[1]] = packed
         per_class[index] = members.sum(axis=1)
         mean_aape, spread = np.nan, np.nan
         if len(kept):
@@ -216,7 +249,7 @@ def permutation_null(
         discoveries=found,
         null_discoveries=discoveries[1:],
         task_p=one_sided_p(-found, -discoveries[1:]) if found else 1.0,
-        permutations=permutations,
+        drawn=Drawn(neurons[1:], bits[1:]),
         units=units,
     )
 
@@ -377,79 +410,6 @@ def _neuron_p(below: np.ndarray, bins: np.ndarray) -> np.ndarray:
         chosen = np.flatnonzero(bins == index)
         p[chosen] = pooled_p(below[0, chosen], below[1:, chosen], np.zeros(len(chosen), dtype=np.int64))
     return p
-
-
-@dataclass(frozen=True, eq=False)
-class Stability:
-    """Do two halves of the groups give the same neurons? Means over the splits.
-
-    Attributes:
-        by_class: float64 [classes], Jaccard of the class's two sets; NaN where a half lacks the class, 0 where neither
-            half has a neuron for it (so a low coverage lowers the mean).
-        mean: over classes.
-        overlap: Jaccard of the selected neurons, whatever their class.
-    """
-
-    by_class: np.ndarray
-    mean: float
-    overlap: float
-
-
-def stability(
-    sums: UnitSums,
-    *,
-    rate: float = 0.01,
-    quantile: float = 0.95,
-    weak_filter: str = "lape",
-    splits: int = 10,
-    seed: int = 0,
-) -> Stability:
-    """Select in two random halves of the groups and compare; groups of one class are halved class by class.
-
-    Args:
-        sums: of the clips.
-        rate, quantile, weak_filter: as `aape.selection.select`.
-        splits: how many times.
-        seed: of the splits.
-
-    A class with clips of a single group cannot be in both halves: it is left out of both selections, its Jaccard is
-    NaN.
-    """
-    units = sums.units
-    rng = np.random.default_rng(seed)
-    by_class = np.full((splits, units.n_classes), np.nan)
-    overlap = np.full(splits, np.nan)
-    for index in range(splits):
-        half = _halves(units, rng)
-        labels = [np.where(half == side, units.label, np.int32(-1)) for side in (0, 1)]
-        tokens = [sums.class_tokens(mine) for mine in labels]
-        usable = np.flatnonzero((tokens[0] > 0) & (tokens[1] > 0))
-        if not len(usable):
-            continue
-        chosen: list[Selection] = []
-        for _, active in sums.by_class(labels):
-            for found in active:
-                p = found[usable].astype(np.float64) / tokens[len(chosen)][usable, None]
-                p = np.clip(p, 0, 1).T.reshape(*sums.shape, -1)
-                chosen.append(select(p, rate=rate, quantile=quantile, weak_filter=weak_filter))
-        one, two = chosen
-        shared, either = one.members & two.members, one.members | two.members
-        by_class[index, usable] = jaccard_index(shared.sum(axis=(0, 1)), either.sum(axis=(0, 1)))
-        overlap[index] = jaccard_index((one.selected & two.selected).sum(), (one.selected | two.selected).sum())
-    per_class = pd.DataFrame(by_class).mean().to_numpy()  # NaN are left out
-    return Stability(per_class, float(pd.Series(per_class).mean()), float(pd.Series(overlap).mean()))
-
-
-def _halves(units: Units, rng: np.random.Generator) -> np.ndarray:
-    """int64 [units], 0 or 1: groups dealt alternately in random order, class by class where they have one."""
-    first = np.unique(units.group, return_index=True)[1]
-    split_group = np.bincount(units.group, minlength=units.group.max() + 1) > 1
-    key = np.where(split_group[units.group[first]], -1, units.label[first])  # [groups]
-    side = np.empty(units.group.max() + 1, dtype=np.int64)
-    for value in np.unique(key):
-        chosen = rng.permutation(units.group[first][key == value])
-        side[chosen] = (np.arange(len(chosen)) + rng.integers(2)) % 2
-    return side[units.group]
 
 
 # -- the verdict ------------------------------------------------------------------------------------------------

@@ -1,28 +1,33 @@
 """Which classes share neurons, and how much of it chance would give.
 
     jaccard(a.members, b.members)                        # [classes of a, classes of b]
-    sharing_against_chance(a.members, b.members).q       # the same shape: survives chance where q < 0.05
+    sharing_against_chance(calibrated_a, calibrated_b).q # the same shape: survives chance where q < 0.05
+    matched(observed, alike).p                           # do classes that are alike share more than others?
 
-Sharing between two classes, of one task or of two, is the Jaccard index of their neuron sets (Kawamura et
-al. 2026). Selected neurons are few and sit in few layers, so against *all* neurons everything looks shared.
-The null here is drawn from the neurons that were actually selected: in each layer, class memberships are
-re-dealt among the selected neurons so that every neuron keeps its number of classes and every class its
-number of neurons in that layer (fixed row and column margins, as in the co-occurrence nulls of ecology;
-drawn by the curveball trades of Strona et al. 2014, doi 10.1038/ncomms5114, all pairs of a random matching
-at once as in Carstens et al. 2018).
+Sharing between two classes, of one task or of two, is the Jaccard index of their neuron sets (Kawamura et al. 2026).
+Two questions are asked of it:
+
+Do these two classes share more than classes without meaning would? Labels are permuted by group, neurons are selected
+again, and the index is taken again (`aape.chance`). Neurons that are active everywhere are selected whatever the labels
+say and are shared by all classes; re-dealing the memberships of one selection among its neurons does not know that.
+
+Do classes that are alike (of the same name, an octave apart) share more than classes that are not? The matching of the
+classes is permuted: quadratic assignment (Hubert and Schultz 1976; Krackhardt 1988, doi 10.1016/0378-8733(88)90004-4),
+on the double-centred index, so that classes with many neurons do not decide it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from aape.chance import benjamini_hochberg, pooled_p
+from aape.chance import Calibrated, Drawn, benjamini_hochberg, one_sided_p, pooled_p
 from aape.selection import jaccard_index
-
-ROUNDS = 20  # rounds of trades before a draw is taken; each round trades every neuron once
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -69,12 +74,15 @@ def _overlap(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class Sharing:
-    """Jaccard of every pair of classes and what re-dealt memberships give; all [classes_a, classes_b].
+    """Jaccard of every pair of classes and what permuted labels give; all [classes_a, classes_b].
 
-    mean, low, high: of the null, and its 2.5 % and 97.5 % points.
-    p: one-sided, more shared than re-dealt; NaN for a class with itself and for empty sets.
-    q: Benjamini-Hochberg over all pairs tested. null: float32 [draws, classes_a, classes_b].
-    within: the two are the same task, the matrix is symmetric.
+    Attributes:
+        mean, low, high: of the null, and its 2.5 % and 97.5 % points.
+        p, q: one-sided, more shared than with permuted labels, and Benjamini-Hochberg over all pairs, those that share
+            nothing too; NaN for a class with itself.
+        p_centred, q_centred: the same of the double-centred index: more shared than the two classes share with others.
+        null: float32 [permutations, classes_a, classes_b].
+        within: the two are the same task, the matrix is symmetric.
     """
 
     observed: np.ndarray
@@ -83,129 +91,162 @@ class Sharing:
     high: np.ndarray
     p: np.ndarray
     q: np.ndarray
+    p_centred: np.ndarray
+    q_centred: np.ndarray
     null: np.ndarray
     within: bool
 
 
-def sharing_against_chance(a: np.ndarray, b: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0) -> Sharing:
-    """Jaccard of every pair of classes against memberships re-dealt among the selected neurons.
+def sharing_against_chance(a: Calibrated, b: Calibrated | None = None) -> Sharing:
+    """Jaccard of every pair of classes against permuted labels and neurons selected again.
 
-    a, b: bool [layers, neurons, classes]; without b (or with b being a) the classes of one task among
-    themselves. The draws keep, in each layer, every neuron's number of classes and every class's number of
-    neurons; two tasks are re-dealt independently. p-values pool the standardised draws over pairs of like
-    expected overlap, so that they can be smaller than 1 / draws.
-    Raises ValueError as `jaccard`, and for fewer than 20 draws.
+    Args:
+        a: a task's selection and its permutations, from `calibrate`.
+        b: of another task on the same encoder; both tasks' labels are permuted. Without it the classes of one task
+            among themselves.
+
+    Raises:
+        ValueError: as `jaccard`, or fewer than 20 permutations.
     """
-    within = b is None or b is a
-    first, second = _checked(a, a if b is None else b)
+    if b is None:
+        return against_drawn(a.selection.members, a.null.drawn)
+    return against_drawn(a.selection.members, a.null.drawn, b.selection.members, b.null.drawn)
+
+
+def against_drawn(
+    a: np.ndarray, drawn_a: Drawn | None, b: np.ndarray | None = None, drawn_b: Drawn | None = None
+) -> Sharing:
+    """As `sharing_against_chance`, from members [layers, neurons, classes] and what their permutations selected.
+
+    p-values pool the standardised draws over pairs of like expected overlap, so that they can be smaller than
+    1 / permutations. Where a task's permutations are not known (None), nothing but `observed` is: NaN.
+    """
+    within = b is None
+    observed = jaccard(a, a if b is None else b)
+    if drawn_a is None or not (within or drawn_b):
+        no = np.full(observed.shape, np.nan)
+        return Sharing(observed, no, no, no, no, no, no, no, no[None], within)
+    draws = len(drawn_a) if drawn_b is None else min(len(drawn_a), len(drawn_b))
     if draws < 20:
-        raise ValueError(f"draws: expected at least 20, found {draws}")
-    rng = np.random.default_rng(seed)
-    observed = jaccard(first, second)
+        raise ValueError(f"expected at least 20 permutations, found {draws}: calibrate with more")
+    null = np.empty((draws, *observed.shape), dtype=np.float32)
+    for index in range(draws):
+        neurons, first = drawn_a[index]
+        others, second = (neurons, first) if drawn_b is None else drawn_b[index]
+        _, here, there = np.intersect1d(neurons, others, assume_unique=True, return_indices=True)
+        shared = first[:, here].astype(np.float32) @ second[:, there].T.astype(np.float32)
+        null[index] = jaccard_index(shared, first.sum(axis=1)[:, None] + second.sum(axis=1) - shared)
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    mean = null.mean(axis=0, dtype=np.float64)
+    p, q = _pair_p(observed, null, within)
+    p_centred, q_centred = _pair_p(centred(observed, within), centred(null, within), within)
+    return Sharing(observed, mean, low, high, p, q, p_centred, q_centred, null, within)
 
-    # Only neurons with a class in both can be shared; re-dealing needs all selected neurons of each task.
-    where_a = np.flatnonzero(first.any(axis=2))
-    where_b = np.flatnonzero(second.any(axis=2))
-    dealt_a = redeal(first, draws, rng)  # bool [draws, len(where_a), classes_a]
-    dealt_b = dealt_a if within else redeal(second, draws, rng)
-    _, common_a, common_b = np.intersect1d(where_a, where_b, assume_unique=True, return_indices=True)
-    either = first.sum(axis=(0, 1))[:, None] + second.sum(axis=(0, 1))[None, :]  # sizes never change
-    null = np.zeros((draws, *observed.shape), dtype=np.float32)
-    for start in range(0, draws, 64):
-        block = slice(start, start + 64)
-        shared = np.matmul(
-            dealt_a[block][:, common_a].astype(np.float32).transpose(0, 2, 1),
-            dealt_b[block][:, common_b].astype(np.float32),
-        )
-        np.divide(shared, either - shared, out=null[block], where=(either - shared) > 0, casting="unsafe")
 
-    tested: np.ndarray = (either > 0) & (np.outer(first.any(axis=(0, 1)), second.any(axis=(0, 1))))
-    if within:
-        tested = np.triu(tested, k=1)
-    p = np.full(observed.shape, np.nan)
+def _pair_p(observed: np.ndarray, null: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
+    """p and q of every pair, [classes_a, classes_b]; pooled over pairs of like expectation."""
+    tested = pairs_of(observed, within)
+    p, q = np.full(observed.shape, np.nan), np.full(observed.shape, np.nan)
     if tested.any():
         expected = null.mean(axis=0)[tested]
-        bins = _quantile_bins(expected, max(1, min(10, expected.size // 20)))
-        p[tested] = pooled_p(observed[tested], null[:, tested], bins)
-    q = np.full(observed.shape, np.nan)
-    q[tested] = benjamini_hochberg(p[tested])
-    if within:
-        p, q = _mirrored(p), _mirrored(q)
-    low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, p, q, null, within)
+        bins = max(1, min(10, expected.size // 20))  # of at least 20 pairs; equal values share a bin
+        edges = np.unique(np.quantile(expected, np.linspace(0, 1, bins + 1)[1:-1]))
+        p[tested] = pooled_p(observed[tested], null[:, tested], np.searchsorted(edges, expected, side="right"))
+        q[tested] = benjamini_hochberg(p[tested])
+    return (np.fmax(p, p.T), np.fmax(q, q.T)) if within else (p, q)
 
 
-def _mirrored(upper: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(upper), upper.T, upper)
+def centred(matrix: np.ndarray, within: bool) -> np.ndarray:
+    """Row and column means taken off, the grand mean added; [..., classes_a, classes_b], a task's diagonal left out."""
+    known = np.where(np.eye(matrix.shape[-1], dtype=bool), np.nan, matrix) if within else matrix
+    if within and matrix.shape[-1] < 2:
+        return known
+    rows, columns = (np.nanmean(known, axis=axis, keepdims=True) for axis in (-1, -2))
+    return known - rows - columns + np.nanmean(known, axis=(-1, -2), keepdims=True)
 
 
-def _quantile_bins(values: np.ndarray, bins: int) -> np.ndarray:
-    """Index of the quantile bin of each value; equal values share a bin."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
-    return np.searchsorted(edges, values, side="right")
+def pairs_of(matrix: np.ndarray, within: bool) -> np.ndarray:
+    """bool, shaped as the matrix: every pair of different classes once; of two tasks all pairs."""
+    every = np.ones(matrix.shape, dtype=bool)
+    return np.triu(every, k=1) if within else every
 
 
-def redeal(members: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Memberships re-dealt among the selected neurons of each layer, both margins fixed.
+@dataclass(frozen=True)
+class Matched:
+    """Do classes that are alike share more?
 
-    members: bool [layers, neurons, classes]. Returns bool [draws, k, classes] for the k neurons with any
-    class, in the order of np.flatnonzero(members.any(2)).
+    Attributes:
+        alike, other: mean Jaccard of the pairs that are alike, and of those they are compared with.
+        p: one-sided, by permuted matchings of the classes; least_p: the smallest that there can be.
     """
-    rows = members.reshape(-1, members.shape[2])
-    where = np.flatnonzero(rows.any(axis=1))
-    layer = where // members.shape[1]
-    by_layer = [np.flatnonzero(layer == index) for index in np.unique(layer)]
-    dealt = np.empty((draws, len(where), rows.shape[1]), dtype=bool)
-    step = max(1, 2**18 // max(1, len(where)))  # draws at a time: one class of them fits into the cache
-    for start in range(0, draws, step):
-        block = dealt[start : start + step]
-        state = np.repeat(rows[where].T[:, None], len(block), axis=1)  # [classes, draws, k]
-        for _ in range(ROUNDS):
-            left, right = [where[:0]], [where[:0]]
-            for group in by_layer:
-                shuffled = rng.permutation(group)
-                half = len(shuffled) // 2
-                left.append(shuffled[:half])
-                right.append(shuffled[half : 2 * half])
-            _trade(state, np.concatenate(left), np.concatenate(right), rng)
-        block[:] = state.transpose(1, 2, 0)
-    return dealt
+
+    alike: float
+    other: float
+    p: float
+    least_p: float
 
 
-def _trade(state: np.ndarray, left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> None:
-    """One curveball trade for every pair (left[i], right[i]) of neurons, in every draw, in place.
+def matched(
+    observed: np.ndarray,
+    alike: np.ndarray,
+    other: np.ndarray | None = None,
+    *,
+    within: bool = False,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> Matched:
+    """Whether pairs of classes that are alike share more than others, by quadratic assignment.
 
-    state: bool [classes, draws, k]. Classes that only one of the two has are pooled and dealt back at
-    random, each keeping its number: sampling without replacement, class after class (need / remaining),
-    vectorised over draws and pairs.
+    The statistic is the mean over the alike pairs minus the mean over the others, of the double-centred index (row and
+    column means taken off, the grand mean added). Between two tasks the columns are permuted; within one, rows and
+    columns together. Few classes have few matchings: then all of them are taken, and two classes cannot give p below
+    1/2.
+
+    Args:
+        observed: Jaccard [classes_a, classes_b].
+        alike, other: bool, shaped as `observed`; other: by default all pairs that are not alike.
+        within: the two are the same task; a class with itself is no pair.
+        permutations: how many are drawn where there are more matchings than this.
+        seed: of the draws.
+
+    Raises:
+        ValueError: shapes that differ, or no pair on one of the sides.
     """
-    if not len(left):
-        return
-    one, two = state[:, :, left], state[:, :, right]  # [classes, draws, pairs]
-    pool = one ^ two
-    need = (one & pool).sum(axis=0, dtype=np.float32)
-    remaining = pool.sum(axis=0, dtype=np.float32)
-    for index in range(len(state)):
-        open_ = pool[index]
-        if not open_.any():
-            continue
-        draw = rng.random(need.shape, dtype=np.float32)
-        draw *= remaining
-        take = draw < need
-        take &= open_
-        need -= take
-        remaining -= open_
-        np.copyto(one[index], take, where=open_)
-        np.copyto(two[index], ~take, where=open_)
-    state[:, :, left] = one
-    state[:, :, right] = two
+    counted = ~np.eye(len(observed), dtype=bool) if within else np.ones(observed.shape, dtype=bool)
+    if alike.shape != observed.shape or (other is not None and other.shape != observed.shape):
+        raise ValueError(f"expected pairs of shape {observed.shape}, found {alike.shape}")
+    sides = [np.nonzero(side & counted) for side in (alike, ~alike if other is None else other)]
+    if not all(len(rows) for rows, _ in sides):
+        raise ValueError("expected a pair that is alike and one that is not, found none")
+    gain = centred(observed, within)
+    orders = _matchings(observed.shape[1], permutations, seed)
+    means = [gain[orders[:, r] if within else r, orders[:, c]].mean(axis=1) for r, c in sides]
+    found = means[0] - means[1]  # [orders]
+    alike_mean, other_mean = (float(observed[side].mean()) for side in sides)
+    return Matched(alike_mean, other_mean, one_sided_p(-found[0], -found[1:]), 1 / len(orders))
+
+
+def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
+    """int64 [orders, size], the first leaves all in place: every order where there are at most so many, else drawn."""
+    if math.factorial(size) <= permutations:
+        return np.array(list(itertools.permutations(range(size))))
+    orders = np.tile(np.arange(size), (permutations + 1, 1))
+    orders[1:] = np.random.default_rng(seed).permuted(orders[1:], axis=1)
+    return orders
 
 
 @dataclass(frozen=True)
 class DistanceCurve:
-    """Mean Jaccard against pitch distance with the null's 95 % band; arrays [distances], NaN without pairs."""
+    """Mean Jaccard against pitch distance; arrays [distances], NaN without pairs.
 
-    distance: np.ndarray  # semitones
+    Attributes:
+        distance: semitones.
+        observed: mean Jaccard of the pairs so far apart.
+        mean, low, high: of the same with the pitches dealt anew to the classes, and its 95 % band.
+        pairs: how many.
+    """
+
+    distance: np.ndarray
     observed: np.ndarray
     mean: np.ndarray
     low: np.ndarray
@@ -213,23 +254,36 @@ class DistanceCurve:
     pairs: np.ndarray
 
 
-def by_distance(sharing: Sharing, rows: Any, columns: Any) -> DistanceCurve:
-    """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart.
+def by_distance(
+    observed: np.ndarray,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    *,
+    within: bool = False,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> DistanceCurve:
+    """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, beside pitches dealt anew (`matched`).
 
-    rows, columns: pitch of the classes of a and of b, in semitones (MIDI). Within a task a class is not
-    paired with itself, so distance 0 has no pairs. Raises ValueError if the pitches do not fit.
+    Args:
+        observed: Jaccard [classes_a, classes_b], of two pitch tasks, or of one.
+        rows, columns: pitch of the classes of a and of b, in semitones (MIDI).
+        within: the two are the same task: a class is not paired with itself, so distance 0 has no pairs.
+        permutations, seed: of the matching.
+
+    Raises:
+        ValueError: the pitches do not fit.
     """
     first, second = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
-    if (len(first), len(second)) != sharing.observed.shape:
-        raise ValueError(f"expected pitches for {sharing.observed.shape} classes, found {len(first)}, {len(second)}")
+    if (len(first), len(second)) != observed.shape:
+        raise ValueError(f"expected pitches for {observed.shape} classes, found {len(first)}, {len(second)}")
     apart = np.abs(first[:, None] - second[None, :])
-    counted = np.triu(np.ones_like(apart, dtype=bool), k=1) if sharing.within else np.ones_like(apart, dtype=bool)
+    r, c = np.nonzero(pairs_of(observed, within))
     distance = np.arange(apart.max() + 1)
-    pairs = np.bincount(apart[counted], minlength=len(distance))
-    weight = np.zeros((counted.sum(), len(distance)), dtype=np.float32)
-    weight[np.arange(counted.sum()), apart[counted]] = 1
-    with np.errstate(invalid="ignore"):
-        observed = (sharing.observed[counted] @ weight) / pairs
-        null = (sharing.null[:, counted] @ weight) / pairs  # [draws, distances]
-    low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    return DistanceCurve(distance, observed, null.mean(axis=0), low, high, pairs)
+    pairs = np.bincount(apart[r, c], minlength=len(distance))
+    at = csr_array((np.ones(len(r)), (np.arange(len(r)), apart[r, c])), (len(r), len(distance)))
+    orders = _matchings(len(second), permutations, seed)
+    means = observed[orders[:, r] if within else r, orders[:, c]] @ at  # [orders, distances]
+    means = np.divide(means, pairs, out=np.full(means.shape, np.nan), where=pairs > 0)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return DistanceCurve(distance, means[0], means.mean(axis=0), low, high, pairs)

@@ -13,19 +13,10 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts import Artifacts
-from aape.chance import (
-    Calibrated,
-    Counted,
-    Stability,
-    UnitSums,
-    calibrate_counts,
-    counted_clips,
-    exchangeable_units,
-    one_sided_p,
-    stability,
-)
+from aape.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
 from aape.selection import Selection, jaccard_index, select
 from aape.study import Study
+from aape.units import Counted, Units, UnitSums, exchangeable_units
 
 
 @dataclass
@@ -38,6 +29,7 @@ class TaskResult:
         neurons: a row per class-specific (neuron, class), strongest first.
         classes: a row per class.
         sensitivity: a row per variant of the settings.
+        drawn: what permuted labels select; None without counts.
     """
 
     members: np.ndarray
@@ -46,6 +38,7 @@ class TaskResult:
     neurons: pd.DataFrame
     classes: pd.DataFrame
     sensitivity: pd.DataFrame
+    drawn: Drawn | None
 
     @property
     def class_names(self) -> list[str]:
@@ -56,18 +49,18 @@ class TaskResult:
         """Everything as arrays, for the cache; `from_arrays` is the way back."""
         tables = {name: getattr(self, name).to_dict(orient="list") for name in ("neurons", "classes", "sensitivity")}
         text = json.dumps({"row": self.row, **tables}, default=lambda value: value.item())
-        return {
-            "members": self.members,
-            "calibrated": self.calibrated,
-            "text": np.frombuffer(text.encode(), dtype=np.uint8),
-        }
+        drawn = {} if self.drawn is None else vars(self.drawn)
+        flags = {"members": self.members, "calibrated": self.calibrated}
+        return flags | {"text": np.frombuffer(text.encode(), dtype=np.uint8)} | drawn
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TaskResult:
         """A result from the cache."""
         text = json.loads(arrays["text"].tobytes())
         row = text.pop("row")
-        return cls(arrays["members"], arrays["calibrated"], row, **{k: pd.DataFrame(v) for k, v in text.items()})
+        drawn = Drawn(arrays["neurons"], arrays["bits"]) if "bits" in arrays else None
+        tables = {name: pd.DataFrame(content) for name, content in text.items()}
+        return cls(arrays["members"], arrays["calibrated"], row, **tables, drawn=drawn)
 
 
 def probabilities_of(artifacts: Artifacts) -> np.ndarray:
@@ -98,7 +91,7 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     row["aape_share"] = row["mean_aape"] / row["ln_classes"] if len(artifacts.classes) > 1 else np.nan
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
     neurons, sensitivity = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False), []
-    alive = np.zeros_like(chosen.members)
+    alive, drawn = np.zeros_like(chosen.members), None
     by_layer = {"layer": chosen.members.any(axis=2), "several_classes_layer": chosen.members.sum(axis=2) > 1}
     if artifacts.has_counts:
         data = counted_clips(artifacts)
@@ -110,12 +103,12 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
         row |= _chance_row(row, found) | {"groups": len(np.unique(data.groups))}
         row |= {"stability": halves[0].mean, "stability_shuffled": halves[1].mean}
         classes = classes.assign(**_chance_columns(found, halves, artifacts.labels))
-        neurons, alive = found.table(), found.members
+        neurons, alive, drawn = found.table(), found.members, found.null.drawn
         by_layer["calibrated_layer"] = alive.any(axis=2)
         sensitivity = [_least_effect(found, effect) for effect in sorted({0.0, 0.05, 0.2, study.chance.effect})]
     row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
     variants = pd.DataFrame(_sensitivity(artifacts, p, chosen, options, study) + sensitivity)
-    return TaskResult(chosen.members, alive, row, neurons, classes, variants)
+    return TaskResult(chosen.members, alive, row, neurons, classes, variants, drawn)
 
 
 def _selection_numbers(chosen: Selection) -> dict[str, Any]:
@@ -176,6 +169,79 @@ def _stabilities(
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, n_classes))
     real = stability(sums, splits=splits, seed=seed, **options)
     return real, stability(sums.permuted_once(seed + 1), splits=max(1, splits // 2), seed=seed, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """Do two halves of the groups give the same neurons? Means over the splits.
+
+    Attributes:
+        by_class: float64 [classes], Jaccard of the class's two sets; NaN where a half lacks the class, 0 where neither
+            half has a neuron for it (so a low coverage lowers the mean).
+        mean: over classes.
+        overlap: Jaccard of the selected neurons, whatever their class.
+    """
+
+    by_class: np.ndarray
+    mean: float
+    overlap: float
+
+
+def stability(
+    sums: UnitSums,
+    *,
+    rate: float = 0.01,
+    quantile: float = 0.95,
+    weak_filter: str = "lape",
+    splits: int = 10,
+    seed: int = 0,
+) -> Stability:
+    """Select in two random halves of the groups and compare; groups of one class are halved class by class.
+
+    Args:
+        sums: of the clips.
+        rate, quantile, weak_filter: as `aape.selection.select`.
+        splits: how many times.
+        seed: of the splits.
+
+    A class with clips of a single group cannot be in both halves: it is left out of both selections, its Jaccard is
+    NaN.
+    """
+    units = sums.units
+    rng = np.random.default_rng(seed)
+    by_class = np.full((splits, units.n_classes), np.nan)
+    overlap = np.full(splits, np.nan)
+    for index in range(splits):
+        half = halves(units, rng)
+        labels = [np.where(half == side, units.label, np.int32(-1)) for side in (0, 1)]
+        tokens = [sums.class_tokens(mine) for mine in labels]
+        usable = np.flatnonzero((tokens[0] > 0) & (tokens[1] > 0))
+        if not len(usable):
+            continue
+        chosen: list[Selection] = []
+        for _, active in sums.by_class(labels):
+            for found in active:
+                p = found[usable].astype(np.float64) / tokens[len(chosen)][usable, None]
+                p = np.clip(p, 0, 1).T.reshape(*sums.shape, -1)
+                chosen.append(select(p, rate=rate, quantile=quantile, weak_filter=weak_filter))
+        one, two = chosen
+        shared, either = one.members & two.members, one.members | two.members
+        by_class[index, usable] = jaccard_index(shared.sum(axis=(0, 1)), either.sum(axis=(0, 1)))
+        overlap[index] = jaccard_index((one.selected & two.selected).sum(), (one.selected | two.selected).sum())
+    per_class = pd.DataFrame(by_class).mean().to_numpy()  # NaN are left out
+    return Stability(per_class, float(pd.Series(per_class).mean()), float(pd.Series(overlap).mean()))
+
+
+def halves(units: Units, rng: np.random.Generator) -> np.ndarray:
+    """int64 [units], 0 or 1: groups dealt alternately in random order, class by class where they have one."""
+    first = np.unique(units.group, return_index=True)[1]
+    split_group = np.bincount(units.group, minlength=units.group.max() + 1) > 1
+    key = np.where(split_group[units.group[first]], -1, units.label[first])  # [groups]
+    side = np.empty(units.group.max() + 1, dtype=np.int64)
+    for value in np.unique(key):
+        chosen = rng.permutation(units.group[first][key == value])
+        side[chosen] = (np.arange(len(chosen)) + rng.integers(2)) % 2
+    return side[units.group]
 
 
 def _sensitivity(

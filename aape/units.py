@@ -124,7 +124,7 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
     Returns:
         The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
     """
-    found = [({int(s)}, set(label[size == s].tolist())) for s in np.unique(size)]  # sizes and classes, by size
+    found = [({int(s)}, set(label[size == s].tolist())) for s in np.unique(size)]  # sizes, and their classes
     while len(found) > 1:
         gaps = [
             (min(after) / max(before), index)
@@ -134,7 +134,8 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
         if not gaps:
             break
         index = min(gaps)[1]
-        found[index : index + 2] = [tuple(a | b for a, b in zip(found[index], found[index + 1], strict=True))]
+        (before, one), (after, two) = found[index : index + 2]
+        found[index : index + 2] = [(before | after, one | two)]
     sizes = [(min(s), max(s)) for s, _ in found]
     return np.searchsorted([high for _, high in sizes], size), sizes
 

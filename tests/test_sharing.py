@@ -1,11 +1,14 @@
-"""Jaccard, and sharing against memberships re-dealt among the selected neurons."""
+"""Jaccard, sharing against permuted labels, and whether classes that are alike share more."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from aape.sharing import by_distance, jaccard, redeal, shared_neurons, sharing_against_chance
+from aape.chance import Drawn, calibrate_counts
+from aape.selection import select
+from aape.sharing import against_drawn, by_distance, jaccard, matched, shared_neurons, sharing_against_chance
+from aape.units import Counted
 
 
 def random_members(seed, layers=3, neurons=60, classes=6, density=0.15):
@@ -29,85 +32,118 @@ def test_jaccard_equals_python_sets():
     assert (np.diag(jaccard(b, b))[1:] == 1).all()
 
 
-def test_redealing_keeps_both_margins_and_moves_memberships():
-    members = random_members(2)
-    dealt = redeal(members, 50, np.random.default_rng(0))
-    where = np.flatnonzero(members.any(axis=2))
-    rows = members.reshape(-1, 6)[where]
-    layer = where // 60
-    assert dealt.shape == (50, len(where), 6)
-    assert (dealt.sum(axis=2) == rows.sum(axis=1)).all()  # classes per neuron
-    for index in range(3):
-        mine = layer == index
-        assert (dealt[:, mine].sum(axis=1) == rows[mine].sum(axis=0)).all()  # neurons per class and layer
-    assert (dealt != rows).any(axis=(1, 2)).all()
+def drawn_of(selections):
+    """What permutations selected, as `permutation_null` keeps it; selections: bool [layers, neurons, classes] each."""
+    rows = [m.reshape(-1, m.shape[2]) for m in selections]
+    kept = [np.flatnonzero(r.any(axis=1)) for r in rows]
+    most = max(len(k) for k in kept)
+    neurons = np.full((len(rows), most), -1, dtype=np.int32)
+    bits = np.zeros((len(rows), rows[0].shape[1], -(-most // 8)), dtype=np.uint8)
+    for index, (r, k) in enumerate(zip(rows, kept, strict=True)):
+        neurons[index, : len(k)] = k
+        packed = np.packbits(r[k].T, axis=1)
+        bits[index, :, : packed.shape[1]] = packed
+    return Drawn(neurons, bits)
 
 
-def test_redealing_visits_every_table_equally_often():
-    """Three neurons, three classes, margins of one: the six permutation matrices are equally likely."""
-    members = np.eye(3, dtype=bool)[None]
-    dealt = redeal(members, 6000, np.random.default_rng(0))
-    counts = np.unique(dealt.reshape(6000, 9) @ (2 ** np.arange(9)), return_counts=True)[1]
-    assert len(counts) == 6
-    assert abs(counts - 1000).max() < 150  # five standard deviations
+def noise(seed, layers=2, width=150, classes=8, each=10):
+    """Labels mean nothing, but neurons go up and down together from recording to recording, in 8 ways."""
+    rng = np.random.default_rng([seed, 5])
+    labels, groups = np.repeat(np.arange(classes), 3 * each), np.arange(classes * 3 * each) // 3
+    rate = np.repeat(rng.beta(0.5, 3, layers * width)[None], len(labels), axis=0)
+    rate *= np.exp((rng.normal(0, 1, (groups.max() + 1, 8)) @ rng.normal(0, 0.5, (8, layers * width)))[groups])
+    counts = rng.binomial(60, np.clip(rate, 0, 1)).astype(np.uint8).reshape(-1, layers, width)
+    return counts, labels, groups
 
 
-def test_independent_tasks_share_no_more_than_chance():
-    rejected = []
-    for seed in range(15):
-        a, b = random_members(seed), random_members(100 + seed, classes=5)
-        rejected.append(sharing_against_chance(a, b, draws=100, seed=seed).p)
-    p = np.stack(rejected)
-    for level in (0.5, 0.2, 0.05):
-        assert (p <= level).mean() == pytest.approx(level, abs=0.05)
+def calibrated(counts, labels, groups, permutations=60):
+    p = np.stack([counts[labels == c].mean(axis=0) / 60 for c in range(labels.max() + 1)], axis=-1)
+    data = Counted(counts, labels, np.full(len(labels), 60), groups)
+    return calibrate_counts(data, select(p, rate=0.15), permutations=permutations, progress=False)
+
+
+def test_the_null_is_the_index_of_what_each_permutation_selected():
+    members = [[random_members(10 * draw + task, classes=4 + task) for draw in range(25)] for task in (0, 1)]
+    a, b = random_members(0), random_members(1, classes=5)
+    across = against_drawn(a[..., :4], drawn_of(members[0]), b, drawn_of(members[1]))
+    within = against_drawn(a[..., :4], drawn_of(members[0]))
+    for draw in range(25):
+        assert across.null[draw] == pytest.approx(jaccard(members[0][draw], members[1][draw]))
+        assert within.null[draw] == pytest.approx(jaccard(members[0][draw], members[0][draw]))
+    assert np.array_equal(across.observed, jaccard(a[..., :4], b)) and not across.within
+    assert within.within and np.isnan(np.diag(within.q)).all()
+    off = ~np.eye(4, dtype=bool)
+    assert np.array_equal(within.p[off], within.p.T[off]) and not np.isnan(within.p[off]).any()
+    unknown = against_drawn(a, None)
+    assert np.array_equal(unknown.observed, jaccard(a, a)) and np.isnan(unknown.q_centred).all()
+
+
+def test_permuted_labels_share_no_more_than_chance():
+    """Neurons that go together make two classes share several at once; single memberships re-dealt do not."""
+    found, p = [0, 0], []
+    for seed in range(20):
+        counts, labels, groups = noise(seed)
+        result = sharing_against_chance(calibrated(counts, labels, groups))  # the labels mean nothing
+        found[0] += (result.q < 0.05).any()
+        found[1] += (result.q_centred < 0.05).any()
+        p.append([result.p[np.triu_indices(8, 1)], result.p_centred[np.triu_indices(8, 1)]])
+    assert max(found) <= 3  # of 20, at 5 %: more has probability 1.6 %
+    for values in np.concatenate(p, axis=1):
+        for level in (0.5, 0.2, 0.05):
+            assert (values <= level).mean() == pytest.approx(level, rel=0.35)
 
 
 def test_planted_sharing_survives_and_the_rest_does_not():
-    a, b = random_members(0, neurons=200), random_members(1, neurons=200, classes=4)
-    a[:, :30, 3] = True
-    b[:, :30, 1] = True
-    result = sharing_against_chance(a, b, draws=200)
-    assert not result.within
-    assert result.q[3, 1] < 0.05 and (result.q < 0.05).sum() <= 2
-    assert result.observed[3, 1] > result.high[3, 1] > result.mean[3, 1] > result.low[3, 1]
-    assert np.array_equal(result.observed, jaccard(a, b))
+    counts, labels, groups = noise(0)
+    counts[:, 1, :24] = np.where(np.isin(labels, (2, 5)), 55, 0)[:, None]
+    result = sharing_against_chance(calibrated(counts, labels, groups, permutations=200))
+    assert result.q_centred[2, 5] < 0.05 and (result.q_centred < 0.05).sum() == 2
+    assert result.observed[2, 5] > result.observed[0, 1]
 
 
-def test_within_a_task_the_result_is_symmetric_and_leaves_out_the_diagonal():
-    members = random_members(0, neurons=200)
-    members[:, :, 1] = members[:, :, 0]
-    members[0, 0, 5] = True
-    result = sharing_against_chance(members, draws=200)
-    assert result.within and np.isnan(np.diag(result.p)).all()
-    off = ~np.eye(6, dtype=bool)
-    assert np.array_equal(result.p[off], result.p.T[off])
-    assert result.q[0, 1] < 0.05
-    again = sharing_against_chance(members, draws=200)
-    assert np.array_equal(result.null, again.null)
-
-
-def test_being_selected_by_both_tasks_is_not_sharing_between_classes():
-    """The same neurons selected by both tasks, memberships unrelated: high Jaccard, no significance."""
-    rng = np.random.default_rng(0)
-    chosen = np.zeros((2, 300, 1), dtype=bool)
-    chosen[:, :40] = True
-    a, b = (chosen & (rng.random((2, 300, 5)) < 0.5) for _ in range(2))
-    result = sharing_against_chance(a, b, draws=200)
-    assert result.observed.mean() > 0.2  # against all 600 neurons this would look like a lot
-    assert not (result.q < 0.05).any()
-
-
-def test_empty_and_full_memberships_have_defined_results():
+def test_pairs_that_share_nothing_count():
+    """Two classes without neurons of their own are tested, and do not survive."""
     a = random_members(0)
-    empty = np.zeros_like(a)
-    nothing = sharing_against_chance(a, empty, draws=30)
-    assert (nothing.observed == 0).all() and np.isnan(nothing.p).all() and np.isnan(nothing.q).all()
-    full = np.zeros_like(a)
-    full[:, :10] = True  # every neuron has every class: nothing can be re-dealt
-    fixed = sharing_against_chance(full, draws=30)
-    assert (fixed.p[~np.eye(6, dtype=bool)] == 1).all()
-    single = sharing_against_chance(a[:, :, :1], draws=30)
-    assert single.p.shape == (1, 1) and np.isnan(single.p).all()
+    a[:, :, 4:] = False
+    result = against_drawn(a, drawn_of([random_members(s) for s in range(40)]))
+    assert (result.observed[4] == 0)[:4].all() and (result.p[4, :4] > 0.4).all()
+    assert (~np.isnan(result.p)).sum() == 30
+
+
+def test_matched_is_the_share_of_matchings_by_hand():
+    observed = np.array([[0.5, 0.1, 0.1], [0.1, 0.4, 0.2], [0.2, 0.1, 0.3]])
+    same = np.eye(3, dtype=bool)
+    result = matched(observed, same)
+    assert (result.p, result.least_p) == (1 / 6, 1 / 6)  # best of the 3! matchings
+    assert (result.alike, result.other) == pytest.approx((0.4, 0.8 / 6))
+    worst = matched(observed[:, [1, 2, 0]], same)
+    assert worst.p > 0.5
+    # a class with many neurons shares with all: no sign of likeness
+    assert matched(np.outer([1, 1, 1], [0.1, 0.9, 0.2]), same).p == 1
+    assert matched(np.array([[0.9, 0.1], [0.1, 0.9]]), np.eye(2, dtype=bool)).p == 0.5  # two matchings only
+    with pytest.raises(ValueError, match="of shape \\(3, 3\\)"):
+        matched(observed, same[:2])
+    with pytest.raises(ValueError, match="found none"):
+        matched(observed, np.ones((3, 3), dtype=bool))
+
+
+def test_matched_p_is_uniform_where_likeness_means_nothing():
+    rng = np.random.default_rng(0)
+    alike = np.zeros((12, 15), dtype=bool)
+    alike[np.arange(12), np.arange(12)] = True
+    octaves = np.abs(np.subtract.outer(np.arange(14), np.arange(14))) == 12
+    beside = np.isin(np.abs(np.subtract.outer(np.arange(14), np.arange(14))), (11, 13))
+    p = []
+    for seed in range(300):
+        across = rng.random((12, 15)) + rng.random(15)  # some classes have more neurons
+        own = rng.random((14, 14)) + np.add.outer(*[rng.random(14)] * 2)
+        settings = {"permutations": 199, "seed": seed}
+        p.append(
+            (matched(across, alike, **settings).p, matched(own + own.T, octaves, beside, within=True, **settings).p)
+        )
+    for values in np.transpose(p):
+        for level in (0.5, 0.2, 0.05):
+            assert (values <= level).mean() == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 300))
 
 
 def test_octaves_show_in_the_curve_by_distance():
@@ -116,12 +152,16 @@ def test_octaves_show_in_the_curve_by_distance():
     for index, pitch in enumerate(pitches):
         members[0, pitch % 12 * 10 : pitch % 12 * 10 + 10, index] = True  # a set for each pitch class
         members[1, 5 * index : 5 * index + 5, index] = True  # and one of its own
-    curve = by_distance(sharing_against_chance(members, draws=60), pitches, pitches)
+    observed = jaccard(members, members)
+    curve = by_distance(observed, pitches, pitches, within=True)
     peaks = curve.distance[curve.observed > curve.high]
-    assert peaks.tolist() == [12, 24, 36]
+    assert peaks.tolist() == [12, 24]  # only one pair is three octaves apart
     assert curve.pairs[12] == len(pitches) - 12 and curve.pairs[0] == 0 and np.isnan(curve.observed[0])
     with pytest.raises(ValueError, match="pitches for \\(37, 37\\)"):
-        by_distance(sharing_against_chance(members, draws=20), pitches[1:], pitches)
+        by_distance(observed, pitches[1:], pitches)
+    apart = np.abs(np.subtract.outer(pitches, pitches))
+    octaves, beside = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
+    assert matched(observed, octaves, beside, within=True, permutations=199).p == 1 / 200
 
 
 def test_bad_members_are_named():
@@ -133,4 +173,4 @@ def test_bad_members_are_named():
     with pytest.raises(ValueError, match="first: expected members"):
         jaccard(a[0], a)
     with pytest.raises(ValueError, match="at least 20"):
-        sharing_against_chance(a, draws=3)
+        against_drawn(a, drawn_of([a] * 3))

@@ -28,7 +28,10 @@ def sharing_figure(
     curves: Mapping[str, DistanceCurve | None] | None = None,
     level: float = 0.05,
 ) -> Figure:
-    """Heatmaps of the Jaccard index, one panel a model; a dot marks what survives chance (q < level).
+    """Heatmaps of the Jaccard index, one panel a model.
+
+    A dot marks pairs that share more than with permuted labels, a ring those that share more than their classes do with
+    others, compared with permuted labels too (q < level).
 
     Args:
         panels: label of the model -> its sharing, None where there are no artifacts.
@@ -67,8 +70,13 @@ def sharing_figure(
             _name_axes(axes, rows, columns, order, values, top)
         head = _trees(axes, trees, within, stacked) if trees else axes
         pairs = 2 if within else 1
-        survive, tested = int((found.q < level).sum()) // pairs, int((~np.isnan(found.p)).sum()) // pairs
-        head.set_title(f"{label}\n{survive} of {tested} pairs above chance (q < {level:g})", fontsize=8)
+        above, more, tested = (
+            int(mask.sum()) // pairs for mask in (found.q < level, found.q_centred < level, ~np.isnan(found.p))
+        )
+        text = (
+            f"of {tested} pairs {above} (dots) above permuted labels,\n{more} (rings) above their classes' other pairs"
+        )
+        head.set_title(f"{label}\n{text}" if tested else label, fontsize=7)
     if curves:
         _curves(parts[1], curves)
     return whole
@@ -102,10 +110,11 @@ def _heatmap(
     )
     axes.set_facecolor("#DDDDDD")  # a class with itself
     n = max(values.shape)
-    y, x = np.nonzero(found.q[np.ix_(*order)] < level)
     lower = 0.28 if equal and n <= ANNOTATED_TO else 0.0  # below the number in the cell
-    thin = 0.35 if n < 60 else 0.15
-    axes.scatter(x, y + lower, s=min(16.0, 900.0 / n**1.35), c="white", edgecolor="black", linewidth=thin)
+    thin, size = 0.35 if n < 60 else 0.15, min(16.0, 900.0 / n**1.35)
+    for q, colour, edge in ((found.q_centred, "none", "white"), (found.q, "white", "black")):
+        y, x = np.nonzero(q[np.ix_(*order)] < level)
+        axes.scatter(x, y + lower, s=size, c=colour, edgecolor=edge, linewidth=thin)
     beyond = np.nanmax(np.append(values, 0)) > top
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, extend="max" if beyond else "neither")
     bar.set_label("Jaccard index", fontsize=7)
@@ -165,7 +174,7 @@ def _trees(axes: Axes, trees: list[Any], within: bool, stacked: bool) -> Axes:
 
 
 def _curves(part: SubFigure, curves: Mapping[str, DistanceCurve | None]) -> None:
-    """Mean sharing against pitch distance, with the null's 95 % band."""
+    """Mean sharing against pitch distance, with the 95 % band of pitches dealt anew."""
     panels = np.atleast_1d(part.subplots(1, len(curves), sharey=True))
     for axes, (label, curve) in zip(panels, curves.items(), strict=True):
         if curve is None:
@@ -173,7 +182,9 @@ def _curves(part: SubFigure, curves: Mapping[str, DistanceCurve | None]) -> None
             continue
         enough = curve.pairs >= 5  # the mean of fewer pairs jumps about
         d = curve.distance[enough]
-        axes.fill_between(d, curve.low[enough], curve.high[enough], color="#BBBBBB", lw=0, label="chance, 95 %")
+        axes.fill_between(
+            d, curve.low[enough], curve.high[enough], color="#BBBBBB", lw=0, label="pitches dealt anew, 95 %"
+        )
         axes.plot(d, curve.observed[enough], color="#0072B2", lw=1.1, label="observed")
         octaves = np.arange(0, d.max(initial=0) + 1, 12)
         for octave in octaves[1:]:
