@@ -1,0 +1,142 @@
+"""Attribution: against finite differences written by hand, resumable, and never by a classifier that knows the clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_task, make_toy
+
+from aape import attribution
+from aape.attribution import attribute, cross_folds
+from aape.classifier import fit, folds
+from aape.collecting import collect
+from aape.encoder import hooked
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """A toy that takes the wave in two chunks, its task of five folds, and its artifacts."""
+    encoder = make_toy()
+    module = encoder.module
+    encoder = replace(encoder, embed=lambda w: (module(w[:, :600]) + 2 * module(w[:, 600:])) / 3, padding_masks=None)
+    task = make_task(tmp_path / "data", clips=30)
+    return encoder, task, collect(encoder, task, tmp_path / "out")
+
+
+def slope(encoder, task, artifacts, clip, judge, layer, neuron, value, step=0.002):
+    """d ln p of the clip's class when the neuron moves from its activations towards a value, by central differences."""
+    wave, _ = task.read(task.files.index(artifacts.files[clip]), encoder.sample_rate)
+
+    def log_p(share):
+        def see(_place, output):
+            moved = output.clone()
+            moved[..., neuron] += share * (value - output[..., neuron])
+            return moved
+
+        with hooked(encoder, [encoder.layers[layer]], see), torch.no_grad():
+            embedding = encoder.embed(torch.from_numpy(wave)[None])
+        return judge.log_probabilities(embedding.numpy())[0, artifacts.labels[clip]]
+
+    return (log_p(step) - log_p(-step)) / (2 * step)
+
+
+@pytest.mark.parametrize("replace_by", ["zero", "mean"])
+def test_equals_finite_differences_clip_by_clip(heard, replace_by):
+    encoder, task, artifacts = heard
+    found = attribute(encoder, task, artifacts, replace_by=replace_by, batch_size=7, progress=False)
+    assert found.shape == artifacts.over_zero.shape
+    labels, means = artifacts.labels, np.zeros((3, 8))
+    tokens = np.zeros(3)
+
+    def see(place, output):
+        means[place] += output.double().sum(dim=(0, 1)).numpy()
+        tokens[place] += output.shape[0] * output.shape[1]
+
+    waves = np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))])
+    with hooked(encoder, encoder.layers, see), torch.no_grad():
+        encoder.embed(torch.from_numpy(waves))
+    parts = folds(artifacts.splits, labels, artifacts.classes)
+    judge = {}
+    for part in parts:
+        fitted = fit(artifacts.embeddings(), labels, artifacts.classes, part)
+        judge |= dict.fromkeys(part.test.tolist(), fitted)
+    for layer, neuron in [(0, 1), (0, 6), (1, 3), (2, 0), (2, 5)]:
+        value = means[layer, neuron] / tokens[layer] if replace_by == "mean" else 0.0
+        slopes = [slope(encoder, task, artifacts, i, judge[i], layer, neuron, value) for i in range(30)]
+        for c in range(3):
+            expected = np.mean([s for s, label in zip(slopes, labels, strict=True) if label == c])
+            assert found[layer, neuron, c] == pytest.approx(expected, rel=0.01, abs=5e-5)
+    assert np.abs(found).max() > 1e-3
+
+
+def test_one_pass_serves_both_and_a_cut_off_one_goes_on(heard, monkeypatch):
+    encoder, task, artifacts = heard
+    whole = attribute(encoder, task, artifacts, batch_size=4, split=["fold1", "fold2", "fold3"], progress=False)
+    monkeypatch.setattr(attribution, "SAVE_SECONDS", -1)
+    calls = []
+
+    def counting(wave):
+        calls.append(len(wave))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encoder.embed(wave)
+
+    other = replace(encoder, embed=counting)
+    settings = {"batch_size": 5, "split": ["fold1", "fold2", "fold3"], "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        attribute(other, task, artifacts, **settings)
+    resumed = attribute(other, task, artifacts, **settings)
+    assert calls == [5, 5, 5, 3, 3]  # 18 clips; the last batch twice
+    assert resumed == pytest.approx(whole, abs=1e-7)
+    attribute(other, task, artifacts, replace_by="mean", **settings)
+    assert len(calls) == 5
+
+
+def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused(heard):
+    encoder, task, artifacts = heard
+    expected = attribute(encoder, task, artifacts, batch_size=9, progress=False)
+    first = encoder.module.layers[0].fc.forward
+
+    def without_gradient(x):
+        with torch.no_grad():
+            return first(x)
+
+    encoder.module.layers[0].fc.forward = without_gradient
+    found = attribute(encoder, task, artifacts, batch_size=10, progress=False)
+    assert found == pytest.approx(expected, abs=1e-7)
+    assert all(p.requires_grad for p in encoder.module.parameters()) and not encoder.module.layers[1].act._forward_hooks
+    del encoder.module.layers[0].fc.forward
+    closed = replace(encoder, embed=torch.no_grad()(encoder.embed))
+    with pytest.raises(ValueError, match="no gradient comes from embed"):
+        attribute(closed, task, artifacts, batch_size=11, progress=False)
+    cut = replace(
+        encoder, embed=lambda wave: encoder.embed(wave).detach() + 0 * next(encoder.module.parameters()).sum()
+    )
+    with pytest.raises(ValueError, match="gradient"):
+        attribute(cut, task, artifacts, batch_size=12, progress=False)
+
+
+def test_folds_keep_groups_whole_and_every_class_on_both_sides(heard):
+    _, _, artifacts = heard
+    rows = np.arange(30)
+    assert (cross_folds(artifacts, rows) == artifacts.labels * 0 + [int(s[4:]) - 1 for s in artifacts.splits]).all()
+    some = np.flatnonzero(np.isin(artifacts.splits, ["fold1", "fold2"]))  # two folds: dealt by group
+    fold = cross_folds(artifacts, some)
+    for group in set(artifacts.groups):
+        assert len(set(fold[artifacts.groups[some] == group])) <= 1
+    alone = some[(artifacts.labels[some] != 0) | (artifacts.groups[some] == "g0")]
+    with pytest.raises(ValueError, match="'class0' are in one fold or group"):
+        cross_folds(artifacts, alone)
+
+
+def test_bad_arguments_are_named(heard):
+    encoder, task, artifacts = heard
+    with pytest.raises(ValueError, match="'zero' or 'mean'"):
+        attribute(encoder, task, artifacts, replace_by="none")
+    with pytest.raises(ValueError, match="before its activation functions"):
+        attribute(replace(encoder, preactivation=True), task, artifacts)
+    with pytest.raises(ValueError, match="no split 'train'"):
+        attribute(encoder, task, artifacts, split="train")
