@@ -10,7 +10,6 @@ from aape.artifacts import load_artifacts
 from aape.chance import (
     Z_STEP,
     _below_uniform,
-    _halves,
     _Scale,
     benjamini_hochberg,
     calibrate,
@@ -18,9 +17,9 @@ from aape.chance import (
     one_sided_p,
     permutation_null,
     pooled_p,
-    stability,
 )
 from aape.selection import entropy, select
+from aape.statistics import halves, stability
 from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
 
 TOKENS = 60
@@ -376,11 +375,11 @@ def test_halves_keep_groups_whole_and_every_class_in_both():
     labels = np.repeat(np.arange(4), 12)
     groups = np.repeat(np.arange(16), 3)
     units = exchangeable_units(labels, groups)
-    half = _halves(units, np.random.default_rng(0))
+    half = halves(units, np.random.default_rng(0))
     for c in range(4):
         assert sorted(half[units.label == c]) == [0, 0, 1, 1]
     crossed = exchangeable_units(np.arange(48) % 4, np.repeat(np.arange(8), 6))
-    half = _halves(crossed, np.random.default_rng(0))
+    half = halves(crossed, np.random.default_rng(0))
     assert all(len(set(half[crossed.group == g])) == 1 for g in range(8)) and half.mean() == 0.5
 
 
