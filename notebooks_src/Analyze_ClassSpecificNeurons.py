@@ -188,12 +188,14 @@ show("neurons_by_layer")
 # %% [markdown]
 # ## 4. Shared neurons
 #
-# Against all neurons of the encoder almost any overlap would look like sharing. The null here re-deals the class
-# memberships among the neurons that were *selected*, keeping for each neuron its layer and its number of classes, and
-# for each class its number of neurons per layer. A dot marks what survives it (q < 0.05 over all pairs of the panel).
-# Within one task the re-dealing fixes the total overlap, so only its distribution over the pairs can stand out. For
-# pitches dotted lines are whole octaves, and below stands the mean sharing of pitches so many semitones apart, with the
-# band of the re-dealt memberships: peaks at 12, 24, ... would be octave neurons.
+# Neurons that are active for everything are selected whatever the labels say, and then all classes share them. So the
+# index is compared with what permuted labels give after the same selection: a dot marks pairs of classes that share
+# more than that (q < 0.05 over all pairs of the panel). Where an encoder has structure, most pairs share *less*. A ring
+# marks pairs that share more than their two classes do with others (row and column means taken off), compared with
+# permuted labels too. Whether classes of the same name, or pitches an octave apart, share more than others is tested by
+# dealing the names anew (*alike p*; two classes cannot give less than 0.5). For pitches dotted lines are whole octaves,
+# and below stands the mean sharing of pitches so many semitones apart, with the band of pitches dealt anew: peaks at 12,
+# 24, ... would be octave neurons.
 
 # %%
 for figure in settings.sharing:
@@ -203,12 +205,12 @@ for figure in settings.sharing:
 sharing_columns = {
     "what": "what",
     "model": "model",
-    "neurons in both": "neurons in both",
     "mean Jaccard": "mean Jaccard",
-    "chance": "chance",
-    "chance high": "chance, 97.5 %",
+    "chance": "permuted labels",
     "pairs": "pairs",
-    "pairs with q < 0.05": "pairs with q < 0.05",
+    "pairs with q < 0.05": "above permuted labels",
+    "pairs with q < 0.05, centred": "above their classes' others",
+    "alike p": "alike p",
 }
 table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.csv, sharing_pairs.csv")
 
@@ -216,7 +218,7 @@ table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.c
 if len(analysis.strongest_pairs):
     pairs = analysis.strongest_pairs[analysis.strongest_pairs.model == model]
     strongest = pairs[pairs.shared_neurons >= 2].groupby("figure", sort=False).head(3)
-    pair_columns = ["figure", "rows", "columns", "shared_neurons", "jaccard", "chance", "chance_high", "q"]
+    pair_columns = ["figure", "rows", "columns", "shared_neurons", "jaccard", "chance", "q", "q_centred"]
     display(table(strongest[pair_columns], rows=30, csv="sharing_pairs.csv"))
 
 # %%
@@ -227,8 +229,8 @@ if len(analysis.octaves):
         "semitones": "semitones",
         "pairs": "pairs",
         "mean_jaccard": "mean Jaccard",
-        "chance_low": "chance, 2.5 %",
-        "chance_high": "chance, 97.5 %",
+        "chance_low": "dealt anew, 2.5 %",
+        "chance_high": "dealt anew, 97.5 %",
         "above_neighbours": "above one semitone off",
     }
     display(table(whole, octave_columns, rows=30, csv="sharing_by_distance.csv"))
