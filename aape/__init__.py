@@ -8,6 +8,7 @@ from typing import Any
 _ROOMS = {
     "ablation": ["AblationResult", "ablate"],
     "analysis": ["Analysis", "analyze"],
+    "atlas": ["build_atlas", "show_neuron", "token_maps"],
     "artifacts": ["Artifacts", "load_artifacts"],
     "chance": ["Calibrated", "calibrate"],
     "collecting": ["collect", "collect_study"],

@@ -66,6 +66,9 @@ class Encoder:
             time) cell of each token on the clip's map, -1 for tokens without a place (class tokens). Time runs on
             across chunks; frequency is 0 where tokens are time only. None: not known for this model.
         stages: the model taken apart at its blocks, or None; only speeds deactivation up.
+        cell_seconds: sound between two neighbouring time cells of the grid, s; None: they share the clip evenly.
+        log_mel: wave [batch, samples] -> the spectrogram that the model sees of it, from the first to the last sample
+            [batch, bands, frames], lowest band first; only for pictures. None: not known for this model.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Encoder:
     padding_masks: Callable[[Tensor, int], list[Tensor]] | None = None
     token_grid: Callable[[int], list[Tensor]] | None = None
     stages: Stages | None = None
+    cell_seconds: float | None = None
+    log_mel: Callable[[Tensor], Tensor] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -278,7 +283,8 @@ def from_module(
     if samples_per_token is None:
         return encoder
     tokens = TimeTokens(lambda samples: _tokens_of(encoder, samples), samples_per_token, clip_seconds * sample_rate)
-    return replace(encoder, padding_masks=tokens.padding_masks, token_grid=tokens.grid)
+    step = samples_per_token / sample_rate
+    return replace(encoder, padding_masks=tokens.padding_masks, token_grid=tokens.grid, cell_seconds=step)
 
 
 def _tokens_of(encoder: Encoder, samples: int) -> list[int]:

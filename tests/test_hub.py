@@ -78,6 +78,9 @@ def write_model(folder: Path, kind: str) -> Path:
     return folder
 
 
+WHOLE = ("timm", "audio-spectrogram-transformer")  # their grid is that of a whole window
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models-of-this-machine")
@@ -247,6 +250,21 @@ def test_the_grid_has_a_cell_for_every_token_and_time_runs_on_across_pieces(kind
 
 
 @torch.no_grad()
+def test_cells_are_as_far_apart_as_is_said_and_pictures_show_what_the_model_gets(kind, encoder):
+    columns = max(int(cells[:, 1].max()) + 1 for cells in encoder.token_grid(round(0.6 * 16000)))
+    assert encoder.cell_seconds * columns == pytest.approx(0.6, abs=encoder.cell_seconds + 0.03) or kind in WHOLE
+    if encoder.log_mel is None:
+        return
+    quiet = noise(1, 9600)
+    loud = quiet.clone()
+    loud[:, 4000:4800] += 0.5 * torch.sin(torch.arange(800) * 2 * torch.pi * 3000 / 16000)
+    pictures = [encoder.log_mel(wave)[0] for wave in (quiet, loud)]
+    bands, frames = pictures[0].shape
+    assert frames == pytest.approx(60, abs=1)
+    band, frame = np.unravel_index(int((pictures[1] - pictures[0]).argmax()), (bands, frames))
+    assert 24 <= frame <= 31 and bands / 2 < band < bands  # 0.25 to 0.3 s, 3 kHz of 8, the lowest band first
+
+
 @pytest.mark.parametrize("kind", ["timm", "audio-spectrogram-transformer"])
 def test_patches_lie_where_the_grid_says(kind, encoder):
     model, ears = encoder.module, encoder.embed

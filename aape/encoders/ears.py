@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,18 +60,22 @@ class Steps:
         heard: sound samples [batch] -> how many of these tokens heard sound, by the model's own arithmetic.
         tokens: samples of a piece -> number of tokens in the blocks.
         least: the shortest piece that gives a token in the blocks, samples.
+        step: samples between two tokens in the blocks.
         squeeze: how many of `hidden`'s tokens one token in the blocks stands for.
         limit: the longest piece, samples; None without one.
         note: about the front end, for the manifest.
+        log_mel: as `hidden` -> the spectrogram that goes in [batch, bands, frames]; None where the wave itself does.
     """
 
     hidden: Callable[[list[np.ndarray], int], Tensor]
     heard: Callable[[Tensor], Tensor]
     tokens: Callable[[int], int]
     least: int
+    step: int
     squeeze: int = 1
     limit: int | None = None
     note: str = ""
+    log_mel: Callable[[list[np.ndarray], int], Tensor] | None = None
 
 
 class TimeEars:
@@ -78,6 +83,7 @@ class TimeEars:
 
     def __init__(self, steps: Steps, window: int) -> None:
         self.steps, self.window, self.note = steps, window, steps.note
+        self.cell_samples = steps.step
 
     def _pieces(self, samples: int) -> list[tuple[int, int, int]]:
         """First sample, samples, and samples as the model gets them, of each piece of a wave."""
@@ -121,6 +127,14 @@ class TimeEars:
         times = torch.arange(sum(counts))
         return list(torch.stack([torch.zeros_like(times), times], dim=1).split(counts))
 
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """The spectrogram of each piece, one after the other [batch, bands, frames]."""
+        assert self.steps.log_mel is not None
+        values = wave.detach().float().cpu().numpy()
+        return torch.cat(
+            [self.steps.log_mel(list(values[:, s : s + n]), n) for s, n, _ in self._pieces(wave.shape[1])], dim=2
+        )
+
 
 def _on(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
@@ -130,7 +144,7 @@ def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
     """wav2vec2 and its relatives: convolutions over the wave."""
     config = model.config
     squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
-    least = squeeze
+    least, step = squeeze, squeeze * math.prod(config.conv_stride)
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         least = (least - 1) * stride + kernel
 
@@ -147,7 +161,7 @@ def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
         return model._get_feat_extract_output_lengths(sound).clamp(min=0).long()
 
     note = f"Wav2Vec2FeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
-    return Steps(hidden, heard, lambda n: int(heard(torch.tensor(n))) // squeeze, least, squeeze, note=note)
+    return Steps(hidden, heard, lambda n: int(heard(torch.tensor(n))) // squeeze, least, step, squeeze, note=note)
 
 
 def _of_filter_bank(model: Any, extractor: Any, full_window: bool) -> Steps:
@@ -167,9 +181,8 @@ def _of_filter_bank(model: Any, extractor: Any, full_window: bool) -> Steps:
 
     least = 5 * unit // 2 + (stride - 1) * unit
     note = f"SeamlessM4TFeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
-    return Steps(
-        hidden, lambda n: frames(n).clamp(min=0) // stride, lambda n: -(-frames(n) // stride), least, note=note
-    )
+    heard, tokens = lambda n: frames(n).clamp(min=0) // stride, lambda n: -(-frames(n) // stride)
+    return Steps(hidden, heard, tokens, least, stride * unit, note=note)
 
 
 def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
@@ -177,12 +190,15 @@ def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
     hop, positions = int(extractor.hop_length), int(encoder.config.max_source_positions)
     step, limit = 2 * hop, 2 * hop * positions  # samples a token, samples of the full window
 
-    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+    def features(clips: list[np.ndarray], samples: int) -> Tensor:
         length = limit if full_window else samples
-        given = extractor(
+        return extractor(
             clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=length,
             pad_to_multiple_of=step, return_tensors="pt",
         ).to(_on(encoder))["input_features"]  # fmt: skip
+
+    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+        given = features(clips, samples)
         with _first_positions(encoder, given.shape[-1] // 2):
             return encoder(given).last_hidden_state
 
@@ -191,8 +207,10 @@ def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
         lambda sound: encoder._get_feat_extract_output_lengths(sound // hop).clamp(min=0),
         lambda samples: positions if full_window else -(-samples // step),
         least=1,
+        step=step,
         limit=limit,
         note=f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}",
+        log_mel=lambda clips, samples: features(clips, samples)[:, :, : -(-samples // hop)],
     )
 
 
@@ -233,6 +251,7 @@ class PatchEars:
     ) -> None:
         self.extractor, self.encode, self.cells, self.stride, self.extra = extractor, encode, cells, stride, extra
         self.window = int(extractor.max_length) * _HOP
+        self.cell_samples = stride * _HOP
         with_library = "numpy" if hasattr(extractor, "mel_filters") else "torchaudio"  # they differ in the last digits
         self.note = f"ASTFeatureExtractor with {with_library}"
 
@@ -242,6 +261,11 @@ class PatchEars:
         clips = list(wave.detach().float().cpu().numpy())
         given = self.extractor(clips, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         return given["input_values"].to(device=wave.device, dtype=torch.float32)
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """The frames that hold the wave, piece after piece [batch, mels, frames]."""
+        pieces = [self.front_end(p)[:, : max(1, -(-p.shape[-1] // _HOP))] for p in wave.split(self.window, dim=-1)]
+        return torch.cat(pieces, dim=1).transpose(1, 2)
 
     def __call__(self, wave: Tensor) -> Tensor:
         pieces = wave.split(self.window, dim=-1)

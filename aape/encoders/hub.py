@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from aape.encoder import Encoder, from_module, sha256_of_state
-from aape.encoders.ears import ears_of
+from aape.encoders.ears import TimeEars, ears_of
 
 _MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
 _CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"
@@ -110,7 +110,10 @@ def from_hub(
         padding_masks=ears.padding_masks,
         token_grid=ears.token_grid,
     )
-    return encoder if layers is None else replace(encoder, activations=_chosen(encoder, layers))
+    step = ears.cell_samples / encoder.sample_rate
+    shown = ears.log_mel if not isinstance(ears, TimeEars) or ears.steps.log_mel else None
+    chosen = encoder.activations if layers is None else _chosen(encoder, layers)
+    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=shown)
 
 
 def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:

@@ -293,4 +293,6 @@ def load(
         padding_masks=model.padding_masks,
         token_grid=model.token_grid,
         stages=Stages(model.begin, blocks, model.finish, [block.mlp.fc2 for block in blocks]),
+        cell_seconds=vit.patch[1] * model.front_end.hop / sample_rate,
+        log_mel=lambda wave: model.front_end(wave)[:, 0],
     )

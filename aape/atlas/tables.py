@@ -1,0 +1,94 @@
+"""What the study's own tables say of a model on a task: q, what chance gives, and what silencing did."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aape.artifacts import Artifacts
+
+PAIR = ["layer", "neuron", "class"]
+CHANGE = ("before", "difference", "layer_mean", "layer_low", "layer_high", "layer_p", "layer_q")
+CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons")
+
+
+def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
+    """The tables that are looked at: those of the study lie beside the artifacts' folder."""
+    study, model = artifacts.path.parent, artifacts.path.name.removeprefix(f"{task}_")
+    return {
+        "neurons": artifacts.path / "neurons.csv",
+        "classes": study / "class_level_neuron_statistics.csv",
+        "task": study / f"task_level_neuron_statistics_{model}.csv",
+        "effects": study / "ablation_effects.csv",
+        "silenced": study / "ablation_neurons.csv",
+    }
+
+
+def _read(path: Path, columns: set[str], **where: str) -> pd.DataFrame:
+    """Rows of a table, all as text so that class names stay what they are; none where it is not there."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    if not (columns | set(where)) <= set(table):
+        return pd.DataFrame(columns=sorted(columns | set(where)), dtype=str)
+    return table[np.logical_and.reduce([table[key] == value for key, value in where.items()] or [table.index >= 0])]
+
+
+def _numbers(table: pd.DataFrame, *columns: str) -> np.ndarray:
+    """Columns as numbers [rows, columns], NaN where a cell is empty or a column is not there."""
+    found = table.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce")
+    return found.to_numpy(dtype=np.float64)
+
+
+def rounded(value: Any, digits: int = 4) -> float | None:
+    """For JSON: a few significant digits; None for what is no number."""
+    value = float(value)
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def with_q(table: pd.DataFrame, artifacts: Artifacts) -> pd.DataFrame:
+    """A selection's table with q and calibrated (1 or 0) from the analysis' neurons.csv, NaN where it says nothing.
+
+    Warns:
+        UserWarning: neurons.csv is of other artifacts, so it is not used.
+    """
+    made = _read(artifacts.path / "neurons.csv", {*PAIR, "p", "q", "calibrated"})
+    made[["then", "q"]] = _numbers(made, "p", "q")
+    made = made.astype({"layer": int, "neuron": int}).assign(calibrated=(made.calibrated == "True").astype(float))
+    both = table.merge(made[[*PAIR, "then", "q", "calibrated"]], "left", PAIR)
+    if (both.p - both.then).abs().max() > 1e-4:
+        warnings.warn(f"{artifacts.path}/neurons.csv is of other artifacts: no q is shown; analyse again", stacklevel=2)
+        both[["q", "calibrated"]] = np.nan
+    return both.drop(columns="then")
+
+
+def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[float | None]]:
+    """By class name: neurons under permuted labels, their mean and 95 % range, where the analysis has them."""
+    table = _read(study_tables(artifacts, task)["classes"], {"class"}, task=task, model=model)
+    rows = _numbers(table, "null_mean", "null_low", "null_high")
+    return {name: [rounded(v) for v in row] for name, row in zip(table["class"], rows, strict=True)}
+
+
+def task_chance(artifacts: Artifacts, task: str) -> dict[str, float | None]:
+    """Coverage and mean AAPE, also under permuted labels, and neurons above chance, where the analysis has them."""
+    rows = _numbers(_read(study_tables(artifacts, task)["task"], set(), task=task), *CHANCE)
+    return dict(zip(CHANCE, map(rounded, rows[0]), strict=True)) if len(rows) else {}
+
+
+def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]:
+    """Sets of neurons that the ablation silenced: target, mode, neurons, and rows of [class, measure, *CHANGE], for the
+    classes that were targeted. Controls are random sets with as many neurons in each layer."""
+    paths, found = study_tables(artifacts, task), []
+    members = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
+    columns = {"target", "mode", "class", "measure"}
+    changes = _read(paths["effects"], columns, task=task, model=model, kind="silenced", targeted="True")
+    for (target, mode), rows in changes.groupby(["target", "mode"], sort=False):
+        mine = members[(members.target == target) & (members["mode"] == mode)][["layer", "neuron"]]
+        said = zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True)
+        changed = [[name, measure, *map(rounded, row)] for name, measure, row in said]
+        neurons = mine.astype(int).drop_duplicates().to_numpy().tolist()
+        found.append({"target": target, "mode": mode, "neurons": neurons, "rows": changed})
+    return found

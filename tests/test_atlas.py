@@ -1,0 +1,593 @@
+"""The atlas: maps on the model's grid, the numbers and clips of a page, and a site that is whole, small and resumable."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_toy
+from fake_artifacts import write_artifacts
+from PIL import Image
+
+import aape.atlas.pair as pair_room
+import aape.atlas.sound as sound
+from aape.artifacts import Artifacts, load_artifacts
+from aape.atlas import About, build_atlas, token_maps
+from aape.atlas.maps import packed, pooled
+from aape.atlas.record import Heard, chance_bands, choose_clips, group_share, nearest
+from aape.collecting import collect
+from aape.encoder import Encoder, hooked
+from aape.encoders import m2d
+from aape.files import FolderBusy, folder_lock
+from aape.selection import select
+from aape.task import Task, from_metadata
+
+RATE = 16000
+SAMPLES = 6400  # of a clip: three patches of time
+
+
+# -- maps -------------------------------------------------------------------------------------------------------
+
+
+def small_m2d() -> Encoder:
+    return m2d.load("random", seed=1, input_size=(80, 32), width=64, depth=2, name="small")
+
+
+def seen(encoder: Encoder, wave: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Every output of every layer [batch, tokens, neurons], by hooks written by hand."""
+    found: list[list[torch.Tensor]] = [[] for _ in encoder.layers]
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, place=place: found[place].append(output.clone()))
+        for place, module in enumerate(encoder.activations.values())
+    ]
+    with torch.no_grad():
+        encoder.embed(wave)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_maps_of_a_vit_equal_its_hooks_token_by_token_over_chunks():
+    encoder = small_m2d()
+    waves = torch.randn(3, 2 * 5120 + 2000, generator=torch.Generator().manual_seed(0))
+    neurons = [(1, 7), (0, 3), (1, 255), (0, 3)]
+    maps = token_maps(encoder, neurons, waves)
+    chunks = seen(encoder, waves)
+    columns = [(c.shape[1] - 1) // 5 for c in chunks[0]]
+    assert len(columns) == 3, "the wave is to need several chunks"
+    assert maps.dtype == np.float32 and maps.shape == (3, 4, 5, sum(columns))
+    for k, (layer, neuron) in enumerate(neurons):
+        before = 0
+        for chunk, width in zip(chunks[layer], columns, strict=True):
+            for frequency in range(5):
+                for time in range(width):
+                    token = 1 + frequency * width + time  # the class token comes first, frequency is outermost
+                    assert np.array_equal(maps[:, k, frequency, before + time], chunk[:, token, neuron])
+            before += width
+
+
+def test_maps_of_a_model_of_time_only_have_one_row_and_batches_do_not_matter(monkeypatch):
+    toy = make_toy()
+    toy = dataclasses.replace(
+        toy, token_grid=lambda n: [torch.stack([torch.zeros(n // 100), torch.arange(n // 100)], 1).long()]
+    )
+    waves = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
+    maps = token_maps(toy, [(2, 5), (0, 0)], waves)
+    assert maps.shape == (7, 2, 1, 10)
+    outputs = seen(toy, waves)
+    assert np.array_equal(maps[:, 0, 0], outputs[2][0][:, :, 5]) and np.array_equal(
+        maps[:, 1, 0], outputs[0][0][:, :, 0]
+    )
+    passes = []
+    monkeypatch.setattr("aape.atlas.maps.BATCH", 3)
+    with hooked(toy, toy.layers[:1], lambda _, x: passes.append(len(x))):
+        assert np.allclose(token_maps(toy, [(2, 5), (0, 0)], waves.numpy()), maps, atol=1e-6)
+    assert passes == [3, 3, 1], "one pass over the clips"
+
+
+@pytest.mark.parametrize(
+    ("neurons", "grid", "message"),
+    [
+        ([(0, 8)], 10, "no neuron 8 in layer 0"),
+        ([(3, 0)], 10, "no layer 3"),
+        ([(-1, 0)], 10, "no layer -1"),
+        ([(0, 0)], 9, "make it agree with embed"),
+        ([(0, 0)], None, "samples_per_token"),
+    ],
+)
+def test_maps_that_cannot_be_made_say_why(neurons, grid, message):
+    toy = make_toy()
+    if grid:
+        cells = torch.stack([torch.zeros(grid), torch.arange(grid)], 1).long()
+        toy = dataclasses.replace(toy, token_grid=lambda n: [cells])
+    with pytest.raises(ValueError, match=message):
+        token_maps(toy, neurons, torch.zeros(1, 1000))
+
+
+def test_pooled_maps_are_means_of_what_is_active_and_pack_to_half_bytes():
+    maps = np.array([[[1.0, -5.0, 2.0, 4.0, 6.0], [0.0, 0.0, -1.0, 0.0, 3.0]]])  # [1, 2, 5]
+    assert np.allclose(pooled(maps, 2, 5), np.maximum(maps, 0))
+    assert np.allclose(pooled(maps, 2, 2), [[[0.5, 4.0], [0.0, 1.0]]])  # columns 0-1 and 2-4
+    assert np.allclose(pooled(maps, 1, 2), [[[0.25, 2.5]]])
+    raw = base64.b64decode(packed(np.array([0.0, 1.0, 2.0]), 2.0))
+    assert [raw[0] >> 4, raw[0] & 15, raw[1] >> 4] == [0, 8, 15]
+
+
+# -- numbers and choices ------------------------------------------------------------------------------------------
+
+
+def test_clips_are_the_extremes_examples_of_each_quarter_and_no_clip_twice():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count, groups_in_all = int(rng.integers(1, 200)), int(rng.integers(1, 60))
+        rates = np.round(rng.random(count) ** 3, 2) * (rng.random(count) > 0.2)
+        inside, groups = rng.random(count) < rng.random(), rng.integers(0, groups_in_all, count)
+        chosen = choose_clips(rates, inside, groups, rng.random(count) < 0.5, 20, rng)
+        clips = [clip for clip, _ in chosen]
+        of = {role: [clip for clip, r in chosen if r == role] for role in range(8)}
+        assert len(set(clips)) == len(clips) <= 20 and (count < 60 or len(clips) >= 18)
+        assert len(of[0]) == min(6, (rates > 0).sum())
+        for role, most in ((0, 6), (5, 2), (6, 2)):
+            kinds = {0: rates > 0, 5: ~inside, 6: inside}[role]
+            available = np.unique(groups[[c for c in np.flatnonzero(kinds) if role == 0 or c not in of[0]]])
+            assert len({int(groups[c]) for c in of[role]}) >= min(len(of[role]), len(available), most)
+        best = [rates[groups == g].max() for g in np.unique(groups[rates > 0])]
+        if len(best) >= 6:  # the most active clip of each of the six most active groups
+            assert sorted(rates[of[0]]) == sorted(np.sort(best)[-6:])
+            assert list(rates[of[0]]) == sorted(rates[of[0]], reverse=True)
+        assert all(~inside[of[5]]) and all(inside[of[6]])
+        quarter = np.empty(count, int)
+        quarter[np.argsort(-rates, kind="stable")] = np.arange(count) * 4 // count
+        assert all(quarter[clip] == role - 1 for role in range(1, 5) for clip in of[role])
+
+
+def counted(tmp_path: Path, rates: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Heard:
+    """Artifacts of one layer from rates [clips, neurons] over 60 tokens."""
+    classes = [f"c{i}" for i in range(labels.max() + 1)]
+    counts = np.rint(rates * 60).astype(int)[:, None]
+    write_artifacts(tmp_path / "t_m", counts, labels, classes, task="t", groups=groups.astype(str))
+    artifacts = load_artifacts(tmp_path / "t_m")
+    return Heard.of(artifacts, select(artifacts, rate=0.5, quantile=0.5))
+
+
+def test_the_band_of_permuted_labels_holds_what_labels_do_not_explain(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(240) % 4, np.arange(240) // 4
+    rates = rng.beta(2, 5, (240, 60))
+    rates[labels == 2, 0] = 0.9  # one planted neuron
+    heard = counted(tmp_path, rates, labels, groups)
+    low, high = chance_bands(heard, heard.counts(np.arange(60), heard.rows))
+    p = heard.p.T  # [classes, neurons]
+    outside = (p < low) | (p > high)
+    assert outside[2, 0] and 0.01 < outside[:, 1:].mean() < 0.1  # 5 % by chance
+    assert np.all(low <= high)
+
+
+def test_the_share_between_groups_is_that_of_a_literal_analysis_of_variance_and_its_chance_level_is_right():
+    rng = np.random.default_rng(1)
+    labels, groups = rng.integers(0, 3, 300), rng.integers(0, 20, 300)
+    rates = rng.random((300, 2))
+    rates[:, 1] += 2.0 * (groups == 4)  # a group effect
+    share, chance = group_share(rates, labels, groups)
+    literal_between = literal_within = 0.0
+    for c in range(3):
+        mine = rates[labels == c, 1]
+        literal_within += ((mine - mine.mean()) ** 2).sum()
+        for g in np.unique(groups[labels == c]):
+            cell = rates[(labels == c) & (groups == g), 1]
+            literal_between += len(cell) * (cell.mean() - mine.mean()) ** 2
+    assert np.isclose(share[1], literal_between / literal_within, rtol=1e-4) and share[1] > 0.5
+    drawn = []
+    for _ in range(200):
+        shuffled = groups.copy()
+        for c in range(3):
+            shuffled[labels == c] = rng.permutation(groups[labels == c])
+        drawn.append(group_share(rates[:, :1], labels, shuffled)[0][0])
+    assert abs(np.mean(drawn) - chance) < 3 * np.std(drawn) / np.sqrt(200)
+    assert group_share(rates, labels, np.arange(300)) is None
+
+
+def test_nearest_neurons_are_those_of_the_largest_correlation_over_clips(tmp_path):
+    rng = np.random.default_rng(2)
+    rates = np.rint(rng.random((80, 30)) * 60) / 60
+    rates[:, 7] = rates[:, 3]
+    rates[:, 9] = 0.0
+    heard = counted(tmp_path, rates, np.arange(80) % 2, np.arange(80))
+    found = nearest(heard, np.array([3, 9]))
+    assert found[0][0][0] == 7 and np.isclose(found[0][0][1], 1, atol=1e-5) and found[1] == []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.nan_to_num(np.corrcoef(rates.T)[3], nan=-2)
+    r[3] = -2
+    assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[: len(found[0])].tolist()
+
+
+# -- sounds and pictures ------------------------------------------------------------------------------------------
+
+
+def chirp(seconds: float = 1.0) -> np.ndarray:
+    t = np.arange(round(seconds * RATE)) / RATE
+    return (0.4 * np.sin(2 * np.pi * (300 * t + 600 * t**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "wav"])
+def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
+    if kind == "wav":
+        monkeypatch.setattr(sound.soundfile, "available_formats", lambda: {"WAV": ""})  # libsndfile before 1.1
+        sound.sound_format.cache_clear()
+    elif sound.sound_format(RATE) != "mp3":
+        pytest.skip(f"libsndfile {soundfile.__libsndfile_version__} writes no MP3")
+    wave = chirp()
+    data = sound.encoded(wave, RATE)
+    sound.sound_format.cache_clear()
+    assert len(data) < (8000 if kind == "mp3" else 2 * len(wave) + 100)
+    heard, rate = soundfile.read(io.BytesIO(data))
+    delay = int(np.argmax(np.correlate(heard[:8000], wave[:4000], "valid")))  # what the format puts in front
+    heard = heard[delay : delay + 12000]
+    assert rate == RATE and delay < 3000 and np.corrcoef(heard, wave[: len(heard)])[0, 1] > 0.97
+
+
+def test_a_picture_is_small_whatever_the_length_low_bands_below_and_the_same_at_any_gain():
+    spectrogram = np.zeros((80, 3000), np.float32)
+    spectrogram[:10] = np.linspace(1, 5, 3000)  # the low bands, growing louder
+    image = np.asarray(Image.open(io.BytesIO(sound.picture(spectrogram, 30))).convert("L"))
+    assert image.shape[0] == 80 and 200 < image.shape[1] <= 256
+    assert image[-1, -1] == 255 and image[0].max() == 0 and image[-1, 0] < image[-1, -1]
+    assert sound.picture(spectrogram, 30) == sound.picture(3 * spectrogram - 7, 30)
+
+
+# -- the site -------------------------------------------------------------------------------------------------------
+
+NAMES = ("low", '<b onclick="x">"quoted"</b> & co', "日本語/вода\\")
+
+
+def make_sounds(folder: Path, clips: int = 36, names: tuple[str, ...] = NAMES, name: str = "sounds") -> Task:
+    """Rendered tones, noise and clicks of 0.4 s (some shorter), in as many classes as names and in groups of two."""
+    rng = np.random.default_rng(0)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rows = ["file_name,label,split,group"]
+    t = np.arange(SAMPLES) / RATE
+    for i in range(clips):
+        kind, c = i % 3, i % len(names)
+        wave = [
+            np.sin(2 * np.pi * (200 + 10 * i) * t),
+            rng.normal(0, 0.3, SAMPLES),
+            np.sign(np.sin(60 * t)) * (t % 0.1 < 0.01),
+        ][kind]
+        wave = wave[: SAMPLES - 1500 * (i % 5 == 0)]
+        soundfile.write(folder / "audio" / f"{i:03}.wav", 0.3 * wave, RATE)
+        label = names[c].replace('"', '""')
+        rows.append(f'{i:03}.wav,"{label}",{("train", "test")[i % 4 == 0]},g{i // 6}{c}')
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return from_metadata(folder / "clips.csv", folder / "audio", clip_seconds=SAMPLES / RATE, name=name)
+
+
+@dataclasses.dataclass
+class Site:
+    artifacts: Artifacts
+    encoder: Encoder
+    task: Task
+    out: Path
+
+    def build(self, **options):
+        return build_atlas(self.artifacts, self.encoder, self.task, self.out, **options)
+
+    def read(self, key: str) -> dict:
+        return read_script(self.out / f"{key}.js")
+
+    def records(self) -> list[dict]:
+        (entry,) = self.read("index")["pairs"]
+        return [
+            r for p in sorted((self.out / entry["folder"]).glob("L*.js")) for r in read_script(p)["records"].values()
+        ]
+
+
+def read_script(path: Path) -> dict:
+    key, content = re.fullmatch(r'aapeAtlas\("([^"]+)",(.*)\);\n', path.read_text(), re.S).groups()
+    assert path.as_posix().endswith(f"{key}.js")
+    return json.loads(content)
+
+
+def make_site(folder: Path, **options) -> Site:
+    task, encoder = make_sounds(folder / "data", **options), small_m2d()
+    return Site(collect(encoder, task, folder / "study" / "sounds_small"), encoder, task, folder / "study" / "atlas")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = make_site(tmp_path_factory.mktemp("site"))
+    assert site.build(neurons=[[0, 5]]) == site.out / "index.html"
+    return site
+
+
+@pytest.fixture
+def site(built: Site, tmp_path: Path) -> Site:
+    """Collected, nothing built."""
+    return dataclasses.replace(built, out=tmp_path / "atlas")
+
+
+def check_record(record: dict, pair: dict) -> None:
+    """The schema, version 1: what the page reads of a record."""
+    assert record["v"] == 1 and {"l", "n", "own", "aape", "rank", "density", "bars", "clips"} <= set(record)
+    classes, clips = len(pair["classes"]), len(record["clips"])
+    assert all(0 <= c < classes for c in record["own"])
+    shown = classes if record["bars"]["c"] is None else len(record["bars"]["c"])
+    for key in {"p", "low", "high"} & set(record["bars"]):
+        assert len(base64.b64decode(record["bars"][key])) == shown
+    for number, role, share in record["clips"]:
+        assert 0 <= number < len(pair["clips"]) and 0 <= role <= 7 and 0 <= share <= 1
+    if "maps" in record:
+        cells = pair["grid"][0] * pair["grid"][1] * clips
+        assert len(base64.b64decode(record["maps"])) == (cells + 1) // 2 and record["top"] >= 0
+    if clips:
+        assert [len(side) for side in record["histogram"]] == [16, 16]
+        assert all(0 <= g < len(pair["groups"]) for g, _ in record["crowd"])
+        assert all(-1 <= r <= 1 for *_, r in record["near"])
+    assert len(json.dumps(record, separators=(",", ":"))) <= 8000
+
+
+def check_site(out: Path) -> None:
+    """References exist, records fit their schema, and nothing points outside."""
+    index = read_script(out / "index.js")
+    assert index["v"] == 1 and index["pairs"]
+    for entry in index["pairs"]:
+        pair = read_script(out / entry["folder"] / "pair.js")
+        width, size = pair["width"], pair["width"] * len(pair["layers"])
+        assert (entry["width"], entry["layers"]) == (width, len(pair["layers"]))
+        assert len(base64.b64decode(pair["aape"])) == 4 * size
+        assert [c["name"] for c in pair["classes"]] == [c[0] for c in entry["classes"]]
+        for sound_file, image, seconds, complaint, c, group, _, _ in pair["clips"]:
+            assert c < len(pair["classes"]) and group < len(pair["groups"]) and seconds <= pair["seconds"]
+            for name in (sound_file, image):
+                assert (name is None) == (complaint is not None)
+                assert name is None or (out / "clips" / name).stat().st_size > 0
+        paged = {(int(layer), n) for layer, neurons in pair["pages"].items() for n in neurons}
+        records = [r for p in (out / entry["folder"]).glob("L*.js") for r in read_script(p)["records"].values()]
+        assert {(r["l"], r["n"]) for r in records} == paged
+        for record in records:
+            check_record(record, pair)
+    for path in [*out.glob("*.*"), *out.glob("*/*.js")]:
+        assert not re.search(r"(https?:)?//[a-z0-9]+\.[a-z]|\bfetch\(|\bimport\(|type=.module", path.read_text()), path
+
+
+def test_a_site_is_whole_and_says_what_the_artifacts_say(built: Site):
+    check_site(built.out)
+    (entry,) = built.read("index")["pairs"]
+    pair, artifacts = built.read(f"{entry['folder']}/pair"), built.artifacts
+    selection = select(artifacts)
+    assert [c["name"] for c in pair["classes"]] == list(artifacts.classes) == sorted(NAMES)
+    assert [c["neurons"] for c in pair["classes"]] == selection.per_class.tolist()
+    assert np.allclose(np.frombuffer(base64.b64decode(pair["aape"]), "<f4"), selection.entropy.reshape(-1), atol=1e-6)
+    p = np.frombuffer(base64.b64decode(pair["p"]), np.uint8).reshape(selection.probabilities.shape) / 255
+    assert np.abs(p - selection.probabilities).max() <= 0.5 / 255 + 1e-9
+    records = {(r["l"], r["n"]): r for r in built.records()}
+    top = {tuple(pair) for name in artifacts.classes for pair in selection.neurons(name)[:20].tolist()}
+    assert set(records) == top | {(0, 5)}
+    rates = artifacts.counts / artifacts.tokens[:, None, None]
+    where = {name: i for i, name in enumerate(artifacts.files.tolist())}
+    for (layer, neuron), record in records.items():
+        mine = [(where[pair["clips"][number][7]], role, share) for number, role, share in record["clips"]]
+        assert all(abs(rates[clip, layer, neuron] - share) < 1e-3 for clip, _, share in mine)
+        for number, _, _ in record["clips"]:
+            _, _, seconds, _, c, group, split, file = pair["clips"][number]
+            clip = where[file]
+            assert (c, pair["groups"][group], split) == (
+                artifacts.labels[clip],
+                artifacts.groups[clip],
+                artifacts.splits[clip],
+            )
+            assert abs(seconds - soundfile.info(built.task.audio_dir / file).duration) < 1e-3
+        assert record["rank"] == 1 + (selection.entropy < selection.entropy[layer, neuron]).sum()
+        assert sum(map(sum, record["histogram"])) == len(artifacts.labels)
+
+
+def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
+    (entry,) = built.read("index")["pairs"]
+    pair = built.read(f"{entry['folder']}/pair")
+    record = max(built.records(), key=lambda r: r["top"])
+    files = [pair["clips"][number][7] for number, _, _ in record["clips"]]
+    index = [built.task.files.index(file) for file in files]
+    waves = np.stack([built.task.read(i, RATE)[0] for i in index])
+    maps = np.maximum(token_maps(built.encoder, [(record["l"], record["n"])], waves)[:, 0], 0)
+    assert list(maps.shape[1:]) == pair["grid"], "this small grid is shown as it is"
+    raw = np.frombuffer(base64.b64decode(record["maps"]), np.uint8)
+    levels = np.stack([raw >> 4, raw & 15], 1).reshape(-1)[: maps.size].reshape(maps.shape)
+    assert np.abs(levels / 15 - maps / record["top"]).max() < 0.5 / 15 + 2e-3
+    assert pair["map_seconds"] == pytest.approx(maps.shape[2] * 0.16) and pair["own_picture"]
+    for i, (number, _, _) in zip(index, record["clips"], strict=True):
+        wave, valid = built.task.read(i, RATE)
+        heard, rate = soundfile.read(built.out / "clips" / pair["clips"][number][0])
+        bands = [np.array_split(np.abs(np.fft.rfft(x, 16384)[:7000]) ** 2, 14) for x in (heard, wave[:valid])]
+        spectra = np.log10([[band.mean() for band in of] for of in bands])
+        loud = spectra[1] > spectra[1].max() - 2.5  # within 25 dB
+        assert rate == RATE and np.sqrt((heard**2).mean()) > 0.01 and np.abs(spectra[0] - spectra[1])[loud].max() < 0.2
+        image = Image.open(built.out / "clips" / pair["clips"][number][1])
+        assert image.size == (-(-(SAMPLES // 160 + 1) // 3), 80)  # at most 40 columns a second
+
+
+def test_names_are_data_and_never_part_of_a_script_or_a_path(built: Site):
+    for path in built.out.rglob("*.js"):
+        if path.name != "app.js":
+            assert path.read_bytes().isascii() and "<b" not in path.name
+    assert [p for p in built.out.rglob("*") if not re.fullmatch(r"[\w.\-]+", p.name)] == []
+
+
+def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(site: Site, monkeypatch):
+    monkeypatch.setattr(pair_room, "BATCH", 4)
+    whole, calls = pair_room.batch_maps, []
+
+    def breaks(encoder, neurons, waves):
+        calls.append(len(waves))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return whole(encoder, neurons, waves)
+
+    monkeypatch.setattr(pair_room, "batch_maps", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        site.build()
+    assert site.read("index")["pairs"] == []
+    before = len(calls)
+    entry = {f.name: f.stat().st_mtime_ns for f in (site.out / "clips").iterdir()}
+    site.build()
+    batches = -(-len(site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")["clips"]) // 4)
+    assert len(calls) - before == batches - 3, "the three batches that were whole are not encoded again"
+    assert all((site.out / "clips" / name).stat().st_mtime_ns == time for name, time in entry.items())
+    check_site(site.out)
+    assert not (site.out / ".partial" / "small-sounds").exists()
+    files = {p: p.read_bytes() for p in site.out.rglob("*") if p.is_file()}
+    straight = dataclasses.replace(site, out=site.out.parent / "straight")
+    straight.build()
+    assert {p.relative_to(site.out): b for p, b in files.items()} == {
+        p.relative_to(straight.out): p.read_bytes() for p in straight.out.rglob("*") if p.is_file()
+    }, "the same bytes as without a kill"
+    monkeypatch.setattr(pair_room, "batch_maps", None)  # a second call needs no model
+    site.build()
+    assert {p: p.read_bytes() for p in files} == files
+
+
+def test_two_builders_and_other_folders_are_refused_and_nothing_is_touched(site: Site, tmp_path):
+    with folder_lock(site.out), pytest.raises(FolderBusy):
+        site.build()
+    site.build()
+    before = {p: p.read_bytes() for p in site.out.rglob("*") if p.is_file()}
+    about = About("another", "small", "sounds", "small", "sounds")
+    with pytest.raises(ValueError, match="atlas of study 'study'"):
+        site.build(about=about)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match="holds 'index.html' and is no atlas"):
+        dataclasses.replace(site, out=foreign).build()
+    with pytest.raises(ValueError, match="is no atlas"):  # a folder of artifacts
+        dataclasses.replace(site, out=site.artifacts.path).build()
+    (foreign / "index.js").write_text("something();")
+    with pytest.raises(ValueError, match="not the index of an atlas"):
+        dataclasses.replace(site, out=foreign).build()
+    assert {p: p.read_bytes() for p in before} == before and (foreign / "index.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"neurons": [[2, 0]]}, r"\(2, 0\) is not among the 2 layers of 256"),
+        ({"neurons": [[0, -1]]}, "not among"),
+        ({"clips": 5}, "expected 10 to 60"),
+        ({"selection": select(np.full((2, 256, 2), 0.5))}, "the selection is not of"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_anything_is_written(site: Site, options, message):
+    with pytest.raises(ValueError, match=message):
+        site.build(**options)
+    assert not list(site.out.glob("*/L*.js"))
+
+
+def test_clips_that_are_gone_damaged_or_changed_are_said_and_the_rest_is_shown(site: Site, tmp_path):
+    shutil.copytree(site.task.audio_dir, tmp_path / "audio")
+    site = dataclasses.replace(site, task=dataclasses.replace(site.task, audio_dir=tmp_path / "audio"))
+    (tmp_path / "audio" / "001.wav").unlink()
+    (tmp_path / "audio" / "002.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "audio" / "003.wav", np.zeros(6400), RATE)
+    with pytest.warns(UserWarning, match="3 clips are shown without sound"):
+        site.build()
+    check_site(site.out)
+    pair = site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")
+    said = {file: complaint for _, _, _, complaint, _, _, _, file in pair["clips"] if complaint}
+    assert set(said) == {"001.wav", "002.wav", "003.wav"} and "has changed since it was counted" in said["003.wav"]
+    restored = dataclasses.replace(site.task, audio_dir=tmp_path / "again")
+    shutil.copytree(Path(site.task.metadata).parent / "audio", tmp_path / "again")
+    dataclasses.replace(site, task=restored).build()  # not up to date as long as something is missing
+    assert site.read("index")["pairs"][0]["missing"] == 0
+
+
+def test_another_model_than_the_artifacts_is_refused(site: Site):
+    other = m2d.load("random", seed=2, input_size=(80, 32), width=64, depth=2, name="small")
+    with pytest.raises(ValueError):
+        dataclasses.replace(site, encoder=other).build()
+
+
+def test_a_model_without_a_grid_or_spectrogram_has_pages_without_maps(site: Site):
+    bare = dataclasses.replace(site.encoder, token_grid=None, log_mel=None, cell_seconds=None)
+    site = dataclasses.replace(site, encoder=bare)
+    site.build()
+    check_site(site.out)
+    assert all("maps" not in record and record["clips"] for record in site.records())
+    assert not site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")["own_picture"]
+
+
+def test_artifacts_without_counts_have_pages_without_clips(site: Site, tmp_path):
+    for name in ("over_zero.pt", "classes.txt"):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        shutil.copy(site.artifacts.path / name, tmp_path / "bare" / name)
+    site = dataclasses.replace(site, artifacts=load_artifacts(tmp_path / "bare"))
+    site.build()
+    check_site(site.out)
+    assert site.records() and all(record["clips"] == [] for record in site.records())
+
+
+def test_nothing_selected_one_clip_a_class_and_very_many_classes(tmp_path):
+    toy = make_toy()
+    for case, classes, clips in (("one", 3, 3), ("many", 1251, 1251)):
+        folder = tmp_path / case / "data" / "audio"
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        rows = ["file_name,label,split"]
+        for i in range(clips):
+            soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.2, 300), 1000)
+            rows.append(f"{i}.wav,class {i % classes},train")
+        (folder.parent / "c.csv").write_text("\n".join(rows))
+        task = from_metadata(folder.parent / "c.csv", folder, clip_seconds=0.3, name=case)
+        artifacts = collect(toy, task, tmp_path / case / "study" / "made", batch_size=128)
+        site = Site(artifacts, toy, task, tmp_path / case / "atlas")
+        site.build(selection=select(artifacts, rate=0.5, quantile=0.5))
+        check_site(site.out)
+        assert site.records() and all(len(r["clips"]) >= min(clips, 18) for r in site.records())
+    everywhere = select(artifacts, quantile=1.0)
+    assert not everywhere.members.any()
+    dataclasses.replace(site, out=tmp_path / "none").build(selection=everywhere)
+    assert read_script(tmp_path / "none" / "index.js")["pairs"][0]["best"] is None
+
+
+def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are_not_believed(site: Site, tmp_path):
+    shutil.copytree(site.artifacts.path, tmp_path / "study" / "sounds_small")
+    artifacts = load_artifacts(tmp_path / "study" / "sounds_small")
+    selection = select(artifacts)
+    table = selection.table().assign(q=0.01, calibrated=[i % 2 == 0 for i in range(len(selection.table()))])
+    table.to_csv(artifacts.path / "neurons.csv", index=False)
+    first, name = table.iloc[0], selection.classes[0]
+    where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
+    change = {
+        "class": name,
+        "targeted": True,
+        "measure": "accuracy",
+        "before": 50,
+        "difference": -12.5,
+        "kind": "silenced",
+    }
+    import pandas as pd
+
+    pd.DataFrame([where | change]).to_csv(tmp_path / "study" / "ablation_effects.csv", index=False)
+    pd.DataFrame([where | {"layer": first.layer, "neuron": first.neuron}]).to_csv(
+        tmp_path / "study" / "ablation_neurons.csv", index=False
+    )
+    site = dataclasses.replace(site, artifacts=artifacts)
+    site.build()
+    pair = site.read("small-sounds/pair")
+    (effect,) = pair["effects"]
+    assert effect["target"] == name and effect["neurons"] == [[first.layer, first.neuron]]
+    assert effect["rows"] == [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
+    assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
+    table.assign(p=table.p + 0.01).to_csv(artifacts.path / "neurons.csv", index=False)
+    with pytest.warns(UserWarning, match="neurons.csv is of other artifacts"):
+        site.build()
+    assert all(c["calibrated"] is None for c in site.read("small-sounds/pair")["classes"])
