@@ -523,6 +523,8 @@ def calibrate(
 ) -> Calibrated:
     """Set a selection against label permutations.
 
+    A selection by another criterion than AAPE is calibrated pair by pair; the null's coverage and numbers are AAPE's.
+
     Args:
         artifacts: with counts per clip.
         selection: made from these artifacts, of the same `split`; its rate, quantile and filter are repeated on every

@@ -141,6 +141,7 @@ class Selection:
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
         rate, quantile, weak_filter: as given to `select`.
+        criterion: what the neurons were ranked by; of another than "aape" the thresholds are of its scores, not of p.
         classes, layers: names.
     """
 
@@ -154,6 +155,7 @@ class Selection:
     rate: float
     quantile: float
     weak_filter: str
+    criterion: str
     classes: tuple[str, ...]
     layers: tuple[str, ...]
 
@@ -228,10 +230,11 @@ class Selection:
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
+        what = "p" if self.criterion == "aape" else self.criterion
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
         return {
             "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rate:g}, {self.weak_filter} filter)",
-            "specific": f"to the classes with p > {self.threshold:.4g} (quantile {self.quantile:g})",
+            "specific": f"where {what} > {self.threshold:.4g} (quantile {self.quantile:g})",
             "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
@@ -249,6 +252,7 @@ def select(
     rate: float = 0.01,
     quantile: float = 0.95,
     weak_filter: str = "lape",
+    criterion: str | np.ndarray = "aape",
     classes: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
 ) -> Selection:
@@ -263,6 +267,9 @@ def select(
             k = round(quantile * size), strictly.
         weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops the 5 % of neurons whose
             largest p is lowest (ties with the 5 % point are dropped too), as readers of the paper report it.
+        criterion: another way to rank neurons: a name of `aape.criteria` (for artifacts), or scores [layers, neurons,
+            classes] as `rank` gives them, larger = more specific. The same three steps are then taken with the score
+            in place of p, and a neuron's largest score in place of its AAPE.
         classes, layers: names for the result; indices as text if neither they nor artifacts are given.
 
     Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
@@ -277,23 +284,36 @@ def select(
             raise ValueError(f"{name}: expected a share in (0, 1], found {value}")
     if weak_filter not in WEAK_FILTERS:
         raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {weak_filter!r}")
-    tokens = None
+    tokens, scores = None, None if isinstance(criterion, str) else np.asarray(criterion, dtype=np.float64)
     if isinstance(found := probabilities, Artifacts):
         classes, layers = classes or found.classes, layers or found.layers
         if found.manifest:
             tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
+        if isinstance(criterion, str) and criterion != "aape":
+            from aape.criteria import rank  # it selects too: by AAPE
+
+            scores = rank(found, criterion, split=sorted(set(found.splits)))
         whole = found.has_counts and "kept_clips" not in found.manifest
         probabilities = found.probabilities() if whole else found.over_zero
     p = checked_probabilities(probabilities)
     n_layers, n_neurons, n_classes = p.shape
     aape = entropy(p)
-    rank = np.round(aape, RANK_DECIMALS).reshape(-1)
-    by_class = p.reshape(-1, n_classes).T  # [classes, layers * neurons]
-    kept, threshold, weak = choose(by_class, rank, rate=rate, quantile=quantile, weak_filter=weak_filter)
-    selected = np.isin(np.arange(len(rank)), kept).reshape(n_layers, n_neurons)
+    values, ranked = p, np.round(aape, RANK_DECIMALS)
+    if scores is not None:
+        if scores.shape != p.shape or np.isnan(scores).any():
+            raise ValueError(f"criterion: expected scores {p.shape} without NaN, found {scores.shape}")
+        values, ranked = scores, -scores.max(axis=2)
+    elif criterion != "aape":
+        raise ValueError(
+            f"criterion {criterion!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
+        )
+    by_class = values.reshape(-1, n_classes).T  # [classes, layers * neurons]
+    kept, threshold, weak = choose(by_class, ranked.ravel(), rate=rate, quantile=quantile, weak_filter=weak_filter)
+    selected = np.isin(np.arange(ranked.size), kept).reshape(n_layers, n_neurons)
     return Selection(
-        selected[:, :, None] & (p > threshold), selected, aape, p,
+        selected[:, :, None] & (values > threshold), selected, aape, p,
         outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rate, quantile, weak_filter,
+        criterion if isinstance(criterion, str) else "scores",
         _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
     )  # fmt: skip
 

@@ -1,0 +1,171 @@
+"""Criteria against literal references, selection by any of them, scores of neurons on clips held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_artifacts import TOKENS, planted_counts, write_artifacts
+from sklearn.linear_model import Ridge
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
+
+from aape.artifacts import load_artifacts
+from aape.criteria import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
+from aape.files import sha256_of, write_json
+from aape.selection import kth_smallest, select
+
+LABELS = np.repeat(np.arange(4), 18)
+SPLITS = np.where(np.arange(72) % 4 == 0, "test", "train")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """Three planted neurons a class; the mean activation goes with the counts, but not in proportion."""
+    path = tmp_path_factory.mktemp("criteria") / "events"
+    counts = planted_counts(LABELS, 4, seed=0)
+    groups = np.arange(72) // 2
+    write_artifacts(path, counts, LABELS, list("abcd"), task="t", groups=groups, splits=SPLITS)
+    means = np.random.default_rng(0).normal(0, 0.1, counts.shape) + np.sqrt(counts)
+    np.save(path / "clip_means.npy", means.astype(np.float16))
+    found = load_artifacts(path)
+    manifest = dict(found.manifest)
+    manifest["checksums"] |= {"clip_means.npy": sha256_of(path / "clip_means.npy")}
+    write_json(path / "manifest.json", manifest)
+    return load_artifacts(path)
+
+
+def literal(name, rates, means, labels, c):
+    """[layers, neurons] of one class, one neuron at a time."""
+    mine = labels == c
+    out = np.empty(rates.shape[1:])
+    for place in np.ndindex(*out.shape):
+        x, m = rates[(slice(None), *place)], means[(slice(None), *place)].astype(float)
+        if name == "p":
+            out[place] = x[mine].mean()
+        elif name == "p_difference":
+            out[place] = x[mine].mean() - x[~mine].mean()
+        elif name == "mean_difference":
+            out[place] = m[mine].mean() - m[~mine].mean()
+        elif name == "d_prime":
+            spread = np.sqrt((x[mine].var() + x[~mine].var()) / 2)
+            out[place] = (x[mine].mean() - x[~mine].mean()) / spread if spread else 0
+        elif name == "auroc":
+            a, b = x[mine, None], x[~mine]
+            out[place] = (a > b).mean() + (a == b).mean() / 2
+        elif name == "probeless":
+            out[place] = sum(abs(m[mine].mean() - m[labels == other].mean()) for other in range(4))
+    return out
+
+
+@pytest.mark.parametrize("name", ["p", "p_difference", "mean_difference", "d_prime", "auroc", "probeless"])
+def test_criteria_equal_literal_references(artifacts, name, monkeypatch):
+    monkeypatch.setattr("aape.criteria.NEURONS_AT_ONCE", 70)
+    found = rank(artifacts, name)  # of the training clips
+    train = SPLITS == "train"
+    rates, means = artifacts.counts[train] / TOKENS, np.asarray(artifacts.means)[train]
+    for c in range(4):
+        assert found[:, :, c] == pytest.approx(literal(name, rates, means, LABELS[train], c), abs=1e-9)
+
+
+def test_probe_weights_are_those_of_the_ridge_that_leaving_one_out_chooses(artifacts):
+    found = rank(artifacts, "probe_weights", split="train").reshape(300, 4)
+    x = np.asarray(artifacts.means)[SPLITS == "train"].reshape(54, 300).astype(np.float64)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    y = 2.0 * (LABELS[SPLITS == "train"][:, None] == np.arange(4)) - 1
+    errors = []
+    for alpha in ALPHAS:
+        left_out = [
+            Ridge(alpha).fit(np.delete(x, i, 0), np.delete(y, i, 0)).predict(x[i : i + 1])[0] for i in range(54)
+        ]
+        errors.append(((np.array(left_out) - y) ** 2).mean())
+    expected = Ridge(ALPHAS[int(np.argmin(errors))]).fit(x, y).coef_.T
+    assert found == pytest.approx(expected, abs=1e-4 * np.abs(expected).max())
+
+
+def test_aape_ranks_members_by_entropy_and_nothing_else(artifacts):
+    found = rank(artifacts, "aape", rate=0.05)
+    chosen = select(artifacts.probabilities(split="train"), rate=0.05)
+    assert (found[chosen.members] == -chosen.entropy[np.nonzero(chosen.members)[:2]]).all()
+    assert (found[~chosen.members] == -np.inf).all()
+
+
+def test_every_statistic_finds_the_planted_neurons_and_random_does_not(artifacts):
+    planted = select(artifacts, rate=12 / 300).members
+    assert planted.sum() == 12
+    for name in CRITERIA:
+        if name.startswith("attribution"):
+            continue
+        score = rank(artifacts, name, **({"rate": 12 / 300} if name == "aape" else {}))
+        best = [set(np.argsort(-score[..., c].ravel(), kind="stable")[:3]) for c in range(4)]
+        hits = sum(len(best[c] & set(np.flatnonzero(planted[..., c]))) for c in range(4))
+        assert hits <= 2 if name == "random" else hits >= (6 if name == "p" else 10), name
+
+
+def test_selection_by_any_criterion_takes_the_same_steps(artifacts):
+    score = rank(artifacts, "auroc", split=["train", "test"])
+    chosen = select(artifacts, criterion="auroc", rate=0.05)
+    assert chosen.selected.sum() == 15 and chosen.criterion == "auroc"
+    best = score.max(axis=2)
+    assert set(best[chosen.selected]) == set(np.sort(best.ravel())[-15:])
+    assert np.array_equal(chosen.members, chosen.selected[..., None] & (score > kth_smallest(score, 0.95)))
+    assert "auroc >" in repr(chosen)
+    by_scores = select(artifacts.probabilities(), criterion=score, rate=0.05)
+    assert np.array_equal(by_scores.members, chosen.members)
+    with pytest.raises(ValueError, match="needs artifacts"):
+        select(artifacts.probabilities(), criterion="auroc")
+    with pytest.raises(ValueError, match="expected scores"):
+        select(artifacts, criterion=score[:1])
+
+
+def test_a_criterion_of_ones_own_is_a_function(artifacts):
+    def largest_clip(clips: Clips) -> np.ndarray:
+        return clips.table(lambda x, members: np.stack([x[m > 0].max(axis=0) for m in members]))
+
+    found = rank(artifacts, largest_clip, split="test")
+    test = SPLITS == "test"
+    assert found[1, 7, 2] == artifacts.counts[test & (LABELS == 2), 1, 7].max() / TOKENS
+    with pytest.raises(ValueError, match="gave \\(3, 100\\), expected \\(3, 100, 4\\)"):
+        rank(artifacts, lambda clips: clips.p().max(axis=2))
+    with pytest.raises(ValueError, match="no criterion 'auc'.*auroc"):
+        rank(artifacts, "auc")
+    with pytest.raises(ValueError, match="encoder=, task="):
+        rank(artifacts, "attribution_zero")
+
+
+def f1(truth, said):
+    return 2 * (truth & said).sum() / (truth.sum() + said.sum())
+
+
+def test_average_precision_and_best_threshold_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        positive = rng.random(40) < rng.choice([0.1, 0.5])
+        positive[0] = True
+        x = np.stack([rng.random(40), rng.integers(0, 3, 40), positive + rng.normal(0, 0.5, 40), np.ones(40)], axis=1)
+        area, threshold = curve(x, positive)
+        for k in range(4):
+            assert area[k] == pytest.approx(average_precision_score(positive, x[:, k]))
+            best = max(f1(positive, x[:, k] >= t) for t in set(x[:, k]))
+            assert f1(positive, x[:, k] >= threshold[k]) == pytest.approx(best)
+
+
+def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_base(artifacts):
+    pairs = select(artifacts, rate=12 / 300).table()
+    found = held_out_scores(artifacts, pairs)
+    assert (found[["auprc", "f1", "iou"]] > 0.8).all().all() and (found.base == 0.25).all()
+    shuffled = held_out_scores(artifacts, pairs, np.random.default_rng(0).permutation(LABELS))
+    assert shuffled.auprc.mean() < 0.45 and shuffled.iou.mean() < 0.35
+    # in one fold by hand: one neuron, thresholds from the other folds
+    one = held_out_scores(artifacts, pd.DataFrame({"layer": [1], "neuron": [7], "class": ["b"]})).iloc[0]
+    from aape.attribution import cross_folds
+
+    fold, x = cross_folds(artifacts, np.arange(72)), artifacts.counts[:, 1, 7] / TOKENS
+    said, areas, mine = np.zeros(72, dtype=bool), [], LABELS == 1
+    for f in range(5):
+        threshold = max(
+            sorted(set(x[fold != f]), reverse=True), key=lambda t, f=f: f1_score(mine[fold != f], x[fold != f] >= t)
+        )
+        said[fold == f] = x[fold == f] >= threshold
+        areas.append(average_precision_score(mine[fold == f], x[fold == f]))
+    assert one.f1 == pytest.approx(f1_score(mine, said)) and one.iou == pytest.approx(jaccard_score(mine, said))
+    assert one.auprc == pytest.approx(np.mean(areas))
