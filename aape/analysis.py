@@ -411,7 +411,8 @@ def _alike(study: Study, figure: SharingFigure, found: Sharing, rows: list[str],
         return {}
     test = matched(found.observed, alike, other, within=found.within, seed=study.seed)
     what = "an octave apart" if other is not None else "same name"
-    return {"alike": what, "alike Jaccard": test.alike, "other Jaccard": test.other, "alike p": test.p}
+    numbers = {"alike Jaccard": test.alike, "other Jaccard": test.other, "alike p": test.p, "least p": test.least_p}
+    return {"alike": what} | numbers
 
 
 def _curve_table(curve: DistanceCurve) -> pd.DataFrame:
