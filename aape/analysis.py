@@ -28,7 +28,7 @@ from aape.sharing import DistanceCurve, Sharing, against_drawn, by_distance, mat
 from aape.statistics import TaskResult, probabilities_of, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 5  # of what is kept; raise it when its meaning changes
+FORMAT = 6  # of what is kept; raise it when its meaning changes
 Place = tuple[str, str]  # task, encoder
 
 

@@ -14,9 +14,10 @@ import pandas as pd
 
 from aape.artifacts import Artifacts
 from aape.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
+from aape.criteria import held_out_scores
 from aape.selection import Selection, jaccard_index, select
 from aape.study import Study
-from aape.units import Counted, Units, UnitSums, exchangeable_units
+from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels
 
 
 @dataclass
@@ -103,7 +104,9 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
         row |= _chance_row(row, found) | {"groups": len(np.unique(data.groups))}
         row |= {"stability": halves[0].mean, "stability_shuffled": halves[1].mean}
         classes = classes.assign(**_chance_columns(found, halves, artifacts.labels))
-        neurons, alive, drawn = found.table(), found.members, found.null.drawn
+        alive, drawn = found.members, found.null.drawn
+        neurons, scores = _scored(artifacts, found, study.seed)
+        row |= scores
         by_layer["calibrated_layer"] = alive.any(axis=2)
         sensitivity = [_least_effect(found, effect) for effect in sorted({0.0, 0.05, 0.2, study.chance.effect})]
     row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
@@ -146,6 +149,30 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
         "calibrated_per_class_mean": float(per_class.mean()),
         "calibrated_per_class_median": float(per_class.median()),
         "calibrated_classes_per_neuron": float(found.members.sum() / alive.sum()) if alive.any() else np.nan,
+    }
+
+
+def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The table of class-specific pairs with scores on clips held out; their means, and those of permuted labels.
+
+    The floor is what the neurons that the first permutation selected tell of its labels: they were chosen in the same way.
+    """
+    neurons, names = found.table(), ("auprc", "f1", "iou")
+    unknown = neurons.assign(**dict.fromkeys(names, np.nan)), dict.fromkeys((*names, "auprc_permuted"), np.nan)
+    if not _all_counted(artifacts) or not len(neurons):
+        return unknown
+    units, width = found.null.units, artifacts.over_zero.shape[1]
+    permuted = next(permuted_labels(units, 1, seed))[units.of_clip]
+    kept, members = found.null.drawn[0]
+    place, c = kept[np.nonzero(members)[1]], np.nonzero(members)[0]
+    floor = pd.DataFrame({"layer": place // width, "neuron": place % width, "class": np.array(artifacts.classes)[c]})
+    try:
+        scores = held_out_scores(artifacts, neurons)[list(names)]
+        mixed = held_out_scores(artifacts, floor, permuted)
+    except ValueError:  # a class whose clips are all in one fold or group: nothing can be held out
+        return unknown
+    return neurons.join(scores), {name: scores[name].mean() for name in names} | {
+        "auprc_permuted": mixed["auprc"].mean()
     }
 
 

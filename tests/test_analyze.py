@@ -90,6 +90,8 @@ def test_neurons_csv_lists_every_class_specific_neuron(analysis):
     assert table.columns[:4].tolist() == ["layer", "neuron", "class", "p"]
     assert {"aape", "q", "q_neuron", "p_outside", "calibrated"} <= set(table)
     assert len(table) == result.members.sum() and table.calibrated.sum() == result.calibrated.sum()
+    assert table.auprc.mean() == pytest.approx(result.row["auprc"], rel=1e-4)
+    assert table.auprc.mean() > 0.6 > result.row["auprc_permuted"]
     artifacts = load_artifacts(analysis.study.directory / "events_analysis")
     p = artifacts.probabilities()
     index = table["class"].map(EVENTS.index)
