@@ -38,7 +38,7 @@ def _collect(words: list[str]) -> int:
 
 def _doctor(words: list[str]) -> int:
     parser = _parser("doctor", "What is installed, found and missing for a study, and the next step.")
-    parser.add_argument("study", nargs="?", default="paper", help="name in studies/, or a YAML file (default: paper)")
+    parser.add_argument("study", nargs="?", help="name in studies/, or a YAML file (default: paper, in a clone)")
     options = parser.parse_args(words)
     from aape.datasets.doctor import doctor
 

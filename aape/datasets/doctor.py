@@ -233,36 +233,47 @@ def _uncollected(study: Study, model: str) -> list[str]:
     return [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
 
 
-def doctor(study_name: str | Path = "paper") -> int:
+def doctor(study_name: str | Path | None = None) -> int:
     """Print what is installed, found and missing for a study; 0 when it can be collected, 1 when not.
+
+    Args:
+        study_name: None: `paper`, in a clone; elsewhere no study is looked at.
 
     Raises:
         FileNotFoundError, ValueError: no such study, or it is not valid.
     """
-    sections = {"machine": list(machine()), "packages": list(packages())}
-    done = "everything is collected; the analysis notebooks"
+    lacking = _print("machine", machine()) + _print("packages", packages())
+    done = f"{command()} dissect MODEL FOLDER"
+    study_name = study_name or ("paper" if (_CLONE / "studies").is_dir() else None)
     try:
         from aape.study import load_study
     except ImportError as error:
-        print(f"The study {study_name} can be examined when the packages are installed ({error}).")
-    else:
+        print(f"\nA study can be examined when the packages are installed ({error}).")
+        study_name = None
+    if study_name is not None:
         study = load_study(study_name)
-        print(f"study {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
+        print(f"\nstudy {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
         print(f"results go to {study.directory}")
-        found = {"models": models, "tasks": tasks, "EVAR (optional)": evar, "collected": collected}
-        sections |= {title: list(look(study)) for title, look in found.items()}
+        lacking += _print("models", models(study)) + _print("tasks", tasks(study))
+        lacking += _print("EVAR (optional)", evar(study)) + _print("collected", collected(study))
         todo = [(model, task) for model in study.encoders for task in _uncollected(study, model)]
+        done = "everything is collected; the analysis notebooks"
         if todo:
             done = f"{command()} collect {study_name} {' '.join(todo[0])}, or the notebook of that name"
-    for title, findings in sections.items():
-        print(f"\n{title}")
-        for finding in findings:
-            print(f"  {finding.state:<8}{finding.subject}: {finding.detail}")
-            if finding.next_step:
-                print(f"  {'':<8}-> {finding.next_step}")
-    lacking = [f for findings in sections.values() for f in findings if f.state == "missing"]
     if lacking:
         print(f"\n{len(lacking)} missing. Next: {lacking[0].next_step}")
         return 1
     print(f"\nNothing is missing. Next: {done}")
     return 0
+
+
+def _print(title: str, findings: Iterator[Finding]) -> list[Finding]:
+    """Print a section; returns what is missing."""
+    print(f"\n{title}")
+    lacking = []
+    for finding in findings:
+        print(f"  {finding.state:<8}{finding.subject}: {finding.detail}")
+        if finding.next_step:
+            print(f"  {'':<8}-> {finding.next_step}")
+        lacking += [finding] if finding.state == "missing" else []
+    return lacking
