@@ -1,10 +1,11 @@
-"""The classifier of the deactivation experiment: standardised clip embeddings, one linear layer, scikit-learn.
+"""The classifiers of the deactivation experiment: standardised clip embeddings, one linear layer.
 
-It is fitted on the train split, its regularisation chosen on the validation split, and it is tested on the test split.
-Five-fold tasks give one classifier a fold, so that each clip is tested exactly once, by a classifier that has not seen
-its fold; there the regularisation is chosen on one of the four training folds, and the classifier then fitted on all
-four. `refits` repeats the fit on bootstrapped training groups, which says how much of a difference is the
-classifier's own.
+`fit` is logistic regression (scikit-learn), fitted on the train split, its regularisation chosen on the validation
+split, and it is tested on the test split. Five-fold tasks give one classifier a fold, so that each clip is tested
+exactly once, by a classifier that has not seen its fold; there the regularisation is chosen on one of the four training
+folds, and the classifier then fitted on all four. `refits` repeats the fit on bootstrapped training groups, which says
+how much of a difference is the classifier's own. `fit_nearest_mean` is another judge: it knows the classes' mean
+embeddings and nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
+SHARPNESS = tuple(10.0**e for e in range(-5, 2))  # of nearest-mean probabilities, from flat to sharp
 _ATTEMPTS = 100  # to draw bootstrapped groups in which no class is missing
 
 
@@ -48,7 +50,7 @@ class Classifier:
         classes: names, in the order of the columns of its output.
         weights: float64 [classes, dim].
         bias: float64 [classes].
-        strength: the inverse regularisation that did best on the validation clips.
+        strength: the inverse regularisation (or sharpness) that did best on the validation clips.
     """
 
     classes: tuple[str, ...]
@@ -73,18 +75,28 @@ class Classifier:
         return log_softmax(embeddings.astype(np.float64) @ self.weights.T + self.bias, axis=1)
 
 
-def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[Fold]:
+def folds(
+    splits: Sequence[str] | np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    groups: Sequence[str] | np.ndarray | None = None,
+) -> list[Fold]:
     """Train / valid / test as one fold; fold1, fold2, ... as one fold each, every clip tested exactly once.
 
     Args:
         splits: of each clip, "train", "valid", "test" (valid may be missing: a fifth of train stands in), or "fold1"...
         labels: class index of each clip.
         classes: names.
+        groups: of each clip; None: each is its own.
 
     Raises:
         ValueError: neither kind of splits, fewer than three folds, or a class without a clip to train or test on.
+
+    Warns:
+        UserWarning: a group is on both sides of a test, or all tested clips are of one group.
     """
     splits, labels = np.asarray(splits), np.asarray(labels)
+    groups = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
     names = set(splits.tolist())
     found: list[Fold] = []
     if names and all(re.fullmatch(r"fold\d+", name) for name in names):
@@ -97,11 +109,11 @@ def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Seque
             train = np.flatnonzero((splits != name) & (splits != choosing))
             found.append(Fold(name, train, valid, test, np.sort(np.concatenate([train, valid]))))
     elif {"train", "test"} <= names <= {"train", "valid", "test"}:
-        train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
-        fit, valid = train, np.flatnonzero(splits == "valid")
+        train, valid, test = (np.flatnonzero(splits == name) for name in ("train", "valid", "test"))
+        fit = train
         if not len(valid):
-            valid = np.concatenate([train[labels[train] == c][::5] for c in range(len(classes))])
-            train = np.setdiff1d(train, valid)
+            held = held_out(labels[train], groups[train])
+            train, valid = train[~held], train[held] if held.any() else train
         found.append(Fold("test", train, valid, test, fit))
     else:
         raise ValueError(
@@ -109,14 +121,42 @@ def folds(splits: Sequence[str] | np.ndarray, labels: np.ndarray, classes: Seque
         )
     for fold in found:
         for role in ("train", "test"):
-            present = np.unique(labels[getattr(fold, role)])
-            lost = [c for i, c in enumerate(classes) if i not in set(present.tolist())]
+            lost = [c for i, c in enumerate(classes) if i not in set(labels[getattr(fold, role)].tolist())]
             if lost:
                 raise ValueError(
                     f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {lost[0]!r}. Expected every "
                     "class on both sides; take the class out of the metadata or collect the missing splits."
                 )
+        both = np.intersect1d(groups[np.concatenate([fold.fit, fold.valid])], groups[fold.test])
+        if len(both):
+            warnings.warn(
+                f"{fold.name}: {len(both)} group(s) have clips to train on and to test on, e.g. {str(both[0])!r}. The tested "
+                "clips are not new to the classifier; its accuracy says too much.",
+                stacklevel=2,
+            )
+    tested = np.unique(groups[np.concatenate([fold.test for fold in found])])
+    if len(tested) == 1:
+        warnings.warn(
+            f"all tested clips are of one group ({str(tested[0])!r}): nothing is known of others", stacklevel=2
+        )
     return found
+
+
+def held_out(labels: np.ndarray, groups: np.ndarray, share: float = 0.2, seed: int = 0) -> np.ndarray:
+    """bool [clips]: about a share of each class by whole groups, never the last group of a class; may be none.
+
+    Groups are taken in a seeded order while one of their classes still lacks clips.
+    """
+    held = np.zeros(len(labels), dtype=bool)
+    total = np.bincount(labels)
+    for group in np.random.default_rng(seed).permutation(np.unique(groups)):
+        mine = groups == group
+        of_class = np.bincount(labels[mine], minlength=len(total))
+        taken = np.bincount(labels[held], minlength=len(total))
+        here = of_class > 0
+        if (taken < share * total)[here].any() and (taken + of_class < total)[here].all():
+            held |= mine
+    return held
 
 
 def _fitted(
@@ -158,13 +198,30 @@ def fit(
         strengths: inverse regularisations to try; the smallest of equals wins.
     """
 
-    def value(strength: float) -> float:
-        tried = _fitted(strength, embeddings[fold.train], labels[fold.train], classes)
-        log_p = tried.log_probabilities(embeddings[fold.valid])
-        return float(log_p[np.arange(len(fold.valid)), labels[fold.valid]].mean())
-
-    best = max(strengths, key=value) if len(strengths) > 1 else strengths[0]
+    tried = {s: _fitted(s, embeddings[fold.train], labels[fold.train], classes) for s in strengths}
+    best = max(strengths, key=lambda s: _truth(tried[s], embeddings, labels, fold.valid))
     return _fitted(best, embeddings[fold.fit], labels[fold.fit], classes)
+
+
+def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
+    """log p_c = -sharpness * |z - mean_c|^2 + constant on standardised z; the sharpness chosen on validation clips."""
+
+    def means(clips: np.ndarray, sharpness: float) -> Classifier:
+        scaler = StandardScaler()
+        z = scaler.fit_transform(embeddings[clips].astype(np.float64))
+        mean = np.stack([z[labels[clips] == c].mean(axis=0) for c in range(len(classes))])
+        weights = 2 * sharpness * mean / scaler.scale_  # |z|^2 is the same for every class
+        return Classifier(
+            tuple(classes), weights, -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_, sharpness
+        )
+
+    best = max(SHARPNESS, key=lambda s: _truth(means(fold.train, s), embeddings, labels, fold.valid))
+    return means(fold.fit, best)
+
+
+def _truth(classifier: Classifier, embeddings: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> float:
+    """Mean log-probability of the true class of some clips."""
+    return float(classifier.log_probabilities(embeddings[clips])[np.arange(len(clips)), labels[clips]].mean())
 
 
 def refits(
@@ -216,24 +273,19 @@ def scores(
         in_sample: bool [clips], clips that the encoder itself was trained on. With any, a second set of rows holds
             the other clips alone, and the column `part` tells "all" from "unseen by the encoder".
     """
-    labels = np.asarray(labels)
     seen = np.zeros(len(labels), dtype=bool) if in_sample is None else np.asarray(in_sample, dtype=bool)
-    right = log_probabilities.argmax(axis=1) == labels
-    truth = log_probabilities[np.arange(len(labels)), labels]
-    parts = {"all": np.ones(len(labels), dtype=bool)}
-    if seen.any():
-        parts["unseen by the encoder"] = ~seen
-    rows = []
-    for part, chosen in parts.items():
-        for name, mine in [("all classes", chosen)] + [(c, chosen & (labels == i)) for i, c in enumerate(classes)]:
-            rows.append(
-                {
-                    "class": name,
-                    "part": part,
-                    "clips": int(mine.sum()),
-                    "in_sample": int((mine & seen).sum()),
-                    "accuracy": float(right[mine].mean()) if mine.any() else np.nan,
-                    "log_probability": float(truth[mine].mean()) if mine.any() else np.nan,
-                }
-            )
-    return pd.DataFrame(rows)
+    columns = {
+        "class": np.asarray(classes, dtype=object)[labels],
+        "in_sample": seen.astype(int),
+        "accuracy": log_probabilities.argmax(axis=1) == labels,
+        "log_probability": log_probabilities[np.arange(len(labels)), labels],
+    }
+    single = pd.DataFrame(columns)
+    parts = {"all": single} | ({"unseen by the encoder": single[~seen]} if seen.any() else {})
+    tables = []
+    for part, clips in parts.items():
+        by_class = pd.concat([clips.assign(**{"class": "all classes"}), clips]).groupby("class")
+        table = by_class.agg({"in_sample": ["size", "sum"], "accuracy": "mean", "log_probability": "mean"})
+        table.columns = pd.Index(["clips", "in_sample", "accuracy", "log_probability"])
+        tables.append(table.reindex(["all classes", *classes]).fillna({"clips": 0, "in_sample": 0}).assign(part=part))
+    return pd.concat(tables).reset_index(names="class").astype({"clips": int, "in_sample": int})

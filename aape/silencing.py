@@ -2,7 +2,7 @@
 
 A neuron's activation is multiplied by a gain where the activation module hands it on: 0 silences it, 0 < gain < 1
 weakens it, gain > 1 strengthens it. Zero is not what a neuron does on average, so that it can also be replaced by a
-value, such as its mean over the training split (`mean_activations`).
+value, such as its mean over the training clips, or by what it does in another clip, token by token (resampling).
 
     with silenced(encoder, [[3, 17], [5, 2]]):
         embedding = encoder.embed(wave)
@@ -19,6 +19,7 @@ run on the same numbers.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,11 +45,13 @@ class NeuronSet:
         neurons: int64 [k, 2] of (layer index, neuron index), both from 0.
         gain: factor on their activations.
         replace_by: float32 [k], values that take the activations' place, or None.
+        resample: the activations of another clip take their place, token by token.
     """
 
     neurons: np.ndarray
     gain: float = 0.0
     replace_by: np.ndarray | None = None
+    resample: bool = False
 
     @property
     def layers(self) -> list[int]:
@@ -59,11 +62,38 @@ class NeuronSet:
         """Neuron indices [n] in one layer."""
         return self.neurons[self.neurons[:, 0] == layer, 1]
 
-    def changed(self, layer: int, activations: Tensor) -> Tensor:
-        """What takes the place of the activations [..., n] of one layer's neurons."""
+    def changed(self, layer: int, activations: Tensor, donor: _Donor | None = None, call: int = 0) -> Tensor:
+        """What takes the place of the activations [..., n] of one layer's neurons, in its call number `call`."""
+        if self.resample:
+            if donor is None:
+                raise ValueError("a set that resamples needs the clips to take the activations from: give `donors`")
+            return donor.activations(layer, call, self.neurons_of(layer))
         if self.replace_by is None:
             return activations * self.gain
         return torch.from_numpy(self.replace_by[self.neurons[:, 0] == layer]).to(activations).expand_as(activations)
+
+
+class _Donor:
+    """Activations of one batch of other clips in the layers and neurons of the sets that resample."""
+
+    @torch.inference_mode()
+    def __init__(self, encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet]) -> None:
+        both = np.concatenate([change.neurons for change in sets])
+        self.members = {layer: np.unique(both[both[:, 0] == layer, 1]) for layer in sorted(set(both[:, 0].tolist()))}
+        self.calls: dict[int, list[Tensor]] = {layer: [] for layer in self.members}
+        layers = list(self.members)
+
+        def see(i: int, activations: Tensor) -> None:
+            index = torch.from_numpy(self.members[layers[i]]).to(activations.device)
+            self.calls[layers[i]].append(activations[..., index])
+
+        with hooked(encoder, [encoder.layers[layer] for layer in layers], see):
+            encoder.embed(wave)
+
+    def activations(self, layer: int, call: int, neurons: np.ndarray) -> Tensor:
+        """[batch, tokens, n] of some neurons in one call of their layer."""
+        index = torch.from_numpy(np.searchsorted(self.members[layer], neurons))
+        return self.calls[layer][call].index_select(-1, index.to(self.calls[layer][call].device))
 
 
 def _sizes(encoder: Encoder) -> np.ndarray:
@@ -79,7 +109,11 @@ def _numpy(values: ArrayLike | Tensor) -> np.ndarray:
 
 
 def neuron_set(
-    encoder: Encoder, neurons: ArrayLike | Tensor, gain: float = 0.0, replace_by: ArrayLike | Tensor | None = None
+    encoder: Encoder,
+    neurons: ArrayLike | Tensor,
+    gain: float = 0.0,
+    replace_by: ArrayLike | Tensor | None = None,
+    resample: bool = False,
 ) -> NeuronSet:
     """A `NeuronSet` checked against the encoder.
 
@@ -88,6 +122,7 @@ def neuron_set(
         neurons: integers [k, 2] of (layer index, neuron index), k >= 1, no pair twice.
         gain: factor, 0 or more. Has no meaning, and must be left alone, with `replace_by`.
         replace_by: values [k] in place of the activations.
+        resample: the activations of other clips in their place, which `embed_with_sets` is given.
 
     Raises:
         ValueError: empty set, wrong shape or type, a pair out of range or twice, a gain below 0 or not finite,
@@ -127,7 +162,7 @@ def neuron_set(
     if not math.isfinite(gain) or gain < 0:
         raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
     if replace_by is None:
-        return NeuronSet(array, float(gain))
+        return NeuronSet(array, float(gain), resample=resample)
     if gain != 0:
         raise ValueError(f"gain={gain} and replace_by exclude each other: give one of them")
     values = _numpy(replace_by).astype(np.float32)
@@ -140,21 +175,26 @@ def neuron_set(
 
 
 @contextlib.contextmanager
-def _applied(encoder: Encoder, change: NeuronSet, above: int = -1) -> Iterator[set[int]]:
-    """The set's neurons of the layers above index `above` are changed; yields the layers that ran so far."""
+def _applied(
+    encoder: Encoder, change: NeuronSet, donor: _Donor | None = None, above: int = -1, call: int = 0
+) -> Iterator[dict[int, int]]:
+    """The set's neurons of the layers above index `above` are changed; yields the calls of each layer so far.
+
+    Each layer's first call counts as its call number `call`, where the clips are those of several chunks.
+    """
     layers = [layer for layer in change.layers if layer > above]
     places = [torch.from_numpy(change.neurons_of(layer)).to(encoder.device) for layer in layers]
-    ran: set[int] = set()
+    calls = dict.fromkeys(layers, call)
 
     def see(i: int, activations: Tensor) -> Tensor:
-        ran.add(layers[i])
         # A copy: an activation function may hand on its input, and other hooks may keep its output.
         changed = activations.clone()
-        changed[..., places[i]] = change.changed(layers[i], activations[..., places[i]])
+        changed[..., places[i]] = change.changed(layers[i], activations[..., places[i]], donor, calls[layers[i]])
+        calls[layers[i]] += 1
         return changed
 
     with hooked(encoder, [encoder.layers[layer] for layer in layers], see):
-        yield ran
+        yield calls
 
 
 @contextlib.contextmanager
@@ -179,9 +219,9 @@ def silenced(
         RuntimeWarning: on leaving, when a chosen layer never ran inside the block, so that nothing was changed there.
     """
     change = neuron_set(encoder, neurons, gain, replace_by)
-    with _applied(encoder, change) as ran:
+    with _applied(encoder, change) as calls:
         yield encoder
-    idle = [layer for layer in change.layers if layer not in ran]
+    idle = [layer for layer in change.layers if not calls[layer]]
     if idle:
         warnings.warn(
             f"{encoder.name}: layer {idle[0]} ({encoder.layers[idle[0]]!r}) did not run while its neurons were to be "
@@ -197,19 +237,22 @@ def _on_device(encoder: Encoder, wave: Tensor) -> Tensor:
     return wave.to(encoder.device, dtype=torch.float32)
 
 
-def embed_with_sets(encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[NeuronSet | None]) -> Iterator[Tensor]:
+def embed_with_sets(
+    encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[NeuronSet | None], donors: Iterable[Tensor] | None = None
+) -> Iterator[Tensor]:
     """Embed clips once for every set of neurons.
 
     Args:
         encoder: any `Encoder`; with `stages` the shared part of the passes is computed once.
         waves: batches [batch, samples] at the encoder's sample rate, one after the other; only one is held.
         sets: from `neuron_set`; None stands for the encoder as it is.
+        donors: batches of the same shapes, whose activations the sets that resample take.
 
     Yields:
         For each batch the embeddings [sets, batch, dim], on the encoder's device.
 
     Raises:
-        ValueError: no sets, or stages that do not fit the encoder.
+        ValueError: no sets, a set that resamples without donors, or stages that do not fit the encoder.
     """
     stages = encoder.stages
     if not sets:
@@ -219,23 +262,30 @@ def embed_with_sets(encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[Ne
             f"{encoder.name}: stages has {len(stages.blocks)} blocks for {len(encoder.layers)} counted layers, "
             "expected one block a layer"
         )
-    for wave in waves:
+    resampling = [change for change in sets if change is not None and change.resample]
+    if donors is None and resampling:
+        raise ValueError("a set that resamples needs the clips to take the activations from: give `donors`")
+    giving = itertools.repeat(None) if donors is None else donors
+    for wave, other in zip(waves, giving, strict=False):
         wave = _on_device(encoder, wave)
-        yield _full(encoder, wave, sets) if stages is None else _staged(encoder, stages, wave, sets)
+        donor = _Donor(encoder, _on_device(encoder, other), resampling) if other is not None and resampling else None
+        yield _full(encoder, wave, sets, donor) if stages is None else _staged(encoder, stages, wave, sets, donor)
 
 
 @torch.inference_mode()
-def _full(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None]) -> Tensor:
+def _full(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], donor: _Donor | None) -> Tensor:
     """One whole pass a set: wave [batch, samples] -> [sets, batch, dim]."""
     embeddings = []
     for change in sets:
-        with contextlib.nullcontext() if change is None else _applied(encoder, change):
+        with contextlib.nullcontext() if change is None else _applied(encoder, change, donor):
             embeddings.append(encoder.embed(wave))
     return torch.stack(embeddings)
 
 
 @torch.inference_mode()
-def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[NeuronSet | None]) -> Tensor:
+def _staged(
+    encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[NeuronSet | None], donor: _Donor | None
+) -> Tensor:
     """wave [batch, samples] -> [sets, batch, dim], each layer below a set's first one computed once for all sets.
 
     The intact hidden state walks up the blocks; whenever it reaches the first layer of a set, that set branches off
@@ -248,18 +298,22 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
     unchanged = [s for s, change in enumerate(sets) if change is None]
     top = len(stages.blocks) if unchanged else max(branching) + 1  # the intact state need not climb further
     outputs: list[list[Tensor]] = [[] for _ in sets]  # by set, by chunk
-    for intact in stages.begin(wave):
+    for call, intact in enumerate(stages.begin(wave)):
         for layer in range(top):
             branches = branching.get(layer, [])
             if branches and stages.projections is not None:
                 members = np.unique(np.concatenate([change.neurons_of(layer) for _, change in branches]))
                 intact, activations = _block_and_activations(encoder, stages, layer, intact, members)
                 for s, change in branches:
-                    step = _difference(change, layer, activations, members, stages.projections[layer])
-                    outputs[s].append(_climb(encoder, stages, change, layer + 1, intact + step))
+                    neurons = change.neurons_of(layer)
+                    a = activations[..., torch.from_numpy(np.searchsorted(members, neurons)).to(intact.device)]
+                    columns = stages.projections[layer].weight[:, torch.from_numpy(neurons).to(intact.device)]
+                    # What the change adds to the block's output [batch, tokens, width]: W (a' - a).
+                    step = nn.functional.linear(change.changed(layer, a, donor, call) - a, columns)
+                    outputs[s].append(_climb(encoder, stages, change, donor, layer + 1, call, intact + step))
             else:
                 for s, change in branches:
-                    outputs[s].append(_climb(encoder, stages, change, layer, intact))
+                    outputs[s].append(_climb(encoder, stages, change, donor, layer, call, intact))
                 if layer + 1 < top or unchanged:
                     intact = stages.blocks[layer](intact)
         for s in unchanged:
@@ -267,9 +321,11 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
     return torch.stack([stages.finish(sequences) for sequences in outputs])
 
 
-def _climb(encoder: Encoder, stages: Stages, change: NeuronSet, start: int, state: Tensor) -> Tensor:
+def _climb(
+    encoder: Encoder, stages: Stages, change: NeuronSet, donor: _Donor | None, start: int, call: int, state: Tensor
+) -> Tensor:
     """The blocks from index `start` on, with the set's neurons of those layers changed."""
-    with _applied(encoder, change, above=start - 1):
+    with _applied(encoder, change, donor, above=start - 1, call=call):
         for block in stages.blocks[start:]:
             state = block(state)
     return state
@@ -289,50 +345,3 @@ def _block_and_activations(
             "expected once. Give it stages whose block i holds counted layer i."
         )
     return state, seen[0]
-
-
-def _difference(
-    change: NeuronSet, layer: int, activations: Tensor, members: np.ndarray, projection: nn.Linear
-) -> Tensor:
-    """What changing a set's neurons of this layer adds to the block's output [batch, tokens, width].
-
-    W (a' - a) over the changed neurons, with W the projection's columns and a' what takes the activations' place.
-    """
-    neurons = change.neurons_of(layer)
-    a = activations[..., torch.from_numpy(np.searchsorted(members, neurons)).to(activations.device)]
-    columns = projection.weight[:, torch.from_numpy(neurons).to(activations.device)]
-    step = a * (change.gain - 1.0) if change.replace_by is None else change.changed(layer, a) - a
-    return nn.functional.linear(step, columns)
-
-
-@torch.inference_mode()
-def mean_activations(encoder: Encoder, waves: Iterable[Tensor], neurons: ArrayLike | Tensor) -> np.ndarray:
-    """Mean activation of some neurons over all tokens of all clips, the value for `replace_by`.
-
-    Args:
-        encoder: any `Encoder`.
-        waves: batches [batch, samples], of the training split, say. Tokens of zero padding count as in the embedding.
-        neurons: integers [k, 2].
-
-    Returns:
-        float32 [k], in the order of `neurons`.
-
-    Raises:
-        ValueError: see `neuron_set`; no clip.
-    """
-    change = neuron_set(encoder, neurons)
-    totals = np.zeros(len(change.neurons))  # float64
-    tokens = np.zeros(len(encoder.layers))
-
-    def see(i: int, activations: Tensor) -> None:
-        layer = change.layers[i]
-        a = activations[..., torch.from_numpy(change.neurons_of(layer)).to(encoder.device)].flatten(0, -2)
-        totals[change.neurons[:, 0] == layer] += a.sum(0, dtype=torch.float64).cpu().numpy()
-        tokens[layer] += len(a)
-
-    with hooked(encoder, [encoder.layers[layer] for layer in change.layers], see):
-        for wave in waves:
-            encoder.embed(_on_device(encoder, wave))
-    if not tokens[change.layers].all():
-        raise ValueError("mean activations need at least one clip that passes through the chosen layers, found none")
-    return (totals / tokens[change.neurons[:, 0]]).astype(np.float32)

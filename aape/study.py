@@ -179,6 +179,7 @@ class AblationTarget(_Strict):
     task: str
     classes: list[str]
     mode: Literal["specific", "shared", "all"]
+    exclusive: bool = False  # specific to exactly these classes
 
 
 class AblationSettings(_Strict):
@@ -187,13 +188,14 @@ class AblationSettings(_Strict):
     models: tuple[str, ...] | None = None  # None: all of the study
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
-    controls: int = Field(default=199, ge=0)  # random sets with as many neurons in each layer
-    controls_elsewhere: int | None = Field(default=None, ge=0)  # of them, also tested on other classes; None: all
-    rate_matched: int = Field(default=199, ge=0)  # random sets that are also of like activation rate
-    target_rate_matched: int = Field(default=1, ge=0)  # of like activation rate in the target's classes
+    modes: tuple[Literal["mean", "zero", "resample"], ...] = Field(default=("mean", "zero", "resample"), min_length=1)
+    controls: int = Field(default=199, ge=0)  # random sets as active in the classes: what the first mode is judged by
+    layer_matched: int = Field(default=39, ge=0)  # with as many neurons in each layer, for the first mode
+    rate_matched: int = Field(default=39, ge=0)  # also of like activation rate over all clips, for the first mode
+    other_modes: int = Field(default=39, ge=0)  # as active in the classes, for each other mode
+    panel: int = Field(default=4, ge=1)  # clips of each class on which the change in other classes is seen
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
-    mean_replacement: bool = True  # also replace the neurons by their means over the training clips
-    off_target: bool = True  # silence each class's neurons, measure every class
+    off_target: bool = True  # change each class's neurons, measure every class
     bootstrap: int = Field(default=2000, ge=0)
     refits: int = Field(default=20, ge=0)
 

@@ -8,8 +8,9 @@ that was cut off goes on, and one with more trials computes only what is new.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
-from aape.classifier import STRENGTHS, Classifier, Fold, fit, folds, refits, scores
+from aape.classifier import STRENGTHS, Classifier, Fold, fit, fit_nearest_mean, folds, refits, scores
 from aape.encoder import Encoder, full_precision
 from aape.files import Cache
-from aape.silencing import NeuronSet, embed_with_sets, mean_activations, neuron_set
+from aape.silencing import NeuronSet, embed_with_sets, neuron_set
 from aape.task import BadClip, Task, prefetched
 
 MEASURES = ("accuracy", "log_probability")  # percentage points; nats
@@ -37,27 +38,29 @@ class Trial:
 
     Attributes:
         neurons: what is changed when the clips of a fold are tested; None: nothing, the encoder as it is.
-        clips: bool [clips], those to test, whole classes.
-        gain: factor on the neurons' activations.
-        values: fold name -> [k], what takes the activations' place instead.
-        refit: also judged by the classifiers that were fitted again.
+        clips: bool [clips], those to test.
+        change: a gain on the activations (0 silences); "mean": their mean over the fold's training clips in their
+            place; "resample": those of a training clip of another class, token by token, the same clip in every trial.
+        all_judges: tested by all classifiers, not by the first alone.
         at: what tells it apart in a table.
-        table: the table that it belongs to.
-        classes: indices of the classes that it aims at.
     """
 
     neurons: Sets | None
     clips: np.ndarray
-    gain: float = 0.0
-    values: Sets | None = None
-    refit: bool = False
-    at: Mapping[str, Any] | None = None
-    table: str = ""
-    classes: Sequence[int] = ()
+    change: str | float = 0.0
+    all_judges: bool = False
+    at: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Bench:
     """See the module's docstring.
+
+    Attributes:
+        folds: which clips train and test.
+        judges: fold name -> the classifier, then its refits, or the nearest-mean classifier.
+        tested: bool [clips], clips of some fold's test.
+
+    Of several folds, `tested` names those that are used; None: all.
 
     Raises:
         ValueError: artifacts of another model, of other classes, or without embeddings of single clips.
@@ -71,33 +74,39 @@ class Bench:
         store: Path,
         *,
         refit_count: int = 0,
+        nearest_mean: bool = False,
+        tested: Sequence[str] | None = None,
         seed: int = 0,
         batch_size: int = 32,
+        stop: threading.Event | None = None,
     ) -> None:
         self.encoder, self.task, self.artifacts, self.cache = encoder, task, artifacts, Cache(store)
-        self.batch_size = batch_size
+        self.batch_size, self.seed, self.stop = batch_size, seed, stop or threading.Event()
         self.row_of_clip = check_belong_together(encoder, task, artifacts)
         self.layer_index = np.array([encoder.layers.index(name) for name in artifacts.layers])
+        self.width = int(artifacts.over_zero.shape[1])
         self.labels, self.groups, self.classes = artifacts.labels, artifacts.groups, artifacts.classes
         self.embeddings = artifacts.embeddings()
-        self.folds = folds(artifacts.splits, self.labels, self.classes)
-        self.judges: dict[str, list[Classifier]] = {}  # fold -> the classifier, then its refits
+        every = folds(artifacts.splits, self.labels, self.classes, self.groups)
+        self.folds = [fold for fold in every if tested is None or fold.name in tested]
+        if not self.folds:
+            raise ValueError(f"tested: found {tested}, expected some of {', '.join(fold.name for fold in every)}")
+        self.judges: dict[str, list[Classifier]] = {}
         for number, fold in enumerate(self.folds):
-            first = fit(self.embeddings, self.labels, self.classes, fold)
-            again = refits(
-                first, self.embeddings, self.labels, self.groups, fold, count=refit_count, seed=seed * 1000 + number
-            )
-            self.judges[fold.name] = [first, *again]
+            data = self.embeddings, self.labels
+            first = fit(*data, self.classes, fold)
+            again = refits(first, *data, self.groups, fold, count=refit_count, seed=seed * 1000 + number)
+            nearest = [fit_nearest_mean(*data, self.classes, fold)] if nearest_mean else []
+            self.judges[fold.name] = [first, *again, *nearest]
         self.tested = np.isin(np.arange(len(self.labels)), np.concatenate([fold.test for fold in self.folds]))
+        self._means: dict[str, np.ndarray] = {}
         self.identity = {  # what the numbers of a batch depend on, but for its clips and sets
-            "encoder": encoder.name,
-            "weights": str(encoder.weights.get("sha256", encoder.weights.get("source"))),
+            "encoder": encoder.identity,
             "layers": list(artifacts.layers),
             "artifacts": [artifacts.manifest["checksums"][f] for f in ("features.pt", "gts.pt")],
             "splits": artifacts.splits.tolist(),
             "groups": self.groups.tolist(),
-            "strengths": list(STRENGTHS),
-            "refits": refit_count,
+            "judges": [list(STRENGTHS), refit_count, nearest_mean],
             "seed": seed,
         }
 
@@ -109,41 +118,74 @@ class Bench:
         t = self.tested
         return scores(log_p[t], self.labels[t], self.classes, in_sample[t])
 
-    def _theirs(self, neurons: np.ndarray) -> np.ndarray:
-        """[k, 2] in the artifacts' layers -> in the encoder's."""
-        return np.stack([self.layer_index[neurons[:, 0]], neurons[:, 1]], axis=1)
+    def panel(self, per_class: int) -> np.ndarray:
+        """bool [clips]: a seeded choice of tested clips, this many a class where there are, from different groups."""
+        chosen = np.zeros(len(self.labels), dtype=bool)
+        for c in range(len(self.classes)):
+            rng = np.random.default_rng([self.seed, c])
+            clips = rng.permutation(np.flatnonzero(self.tested & (self.labels == c)))
+            _, first = np.unique(self.groups[clips], return_index=True)
+            of_new_groups = clips[np.sort(first)]
+            chosen[np.concatenate([of_new_groups, np.setdiff1d(clips, of_new_groups)])[:per_class]] = True
+        return chosen
+
+    def means(self, fold: Fold) -> np.ndarray:
+        """Mean activation over the fold's training clips, float32 [layers, neurons], from clip_means.npy."""
+        if fold.name not in self._means:
+            total = np.zeros(self.artifacts.means.shape[1:])  # float64
+            for start in range(0, len(fold.fit), 256):
+                clips = fold.fit[start : start + 256]
+                weights = self.artifacts.tokens[clips] / self.artifacts.tokens[fold.fit].sum()
+                total += np.tensordot(weights, self.artifacts.means[clips].astype(np.float64), axes=1)
+            self._means[fold.name] = total.astype(np.float32)
+        return self._means[fold.name]
+
+    def _donors(self, fold: Fold, clips: np.ndarray) -> np.ndarray:
+        """A training clip of another class for each clip, the same for every trial."""
+        return np.array(
+            [
+                np.random.default_rng([self.seed, clip]).choice(fold.fit[self.labels[fold.fit] != self.labels[clip]])
+                for clip in clips
+            ]
+        )
 
     def _set(self, trial: Trial, fold: Fold) -> tuple[str, NeuronSet | None]:
         """What a trial changes in a fold, None for nothing, and its name by content: no set runs twice over a clip."""
-        suffix = "-refit" if trial.refit else ""
+        suffix = "-all" if trial.all_judges else ""
         neurons = np.empty((0, 2), dtype=np.int64) if trial.neurons is None else trial.neurons[fold.name]
-        if len(neurons) == 0 or (trial.gain == 1 and trial.values is None):
+        if len(neurons) == 0 or trial.change == 1.0:
             return f"intact{suffix}", None
-        order = np.lexsort((neurons[:, 1], neurons[:, 0]))
-        values = None if trial.values is None else trial.values[fold.name][order]
-        change = neuron_set(self.encoder, self._theirs(neurons[order]), trial.gain, values)
-        content = [change.neurons, np.float64(trial.gain), *([] if values is None else [values])]
-        return hashlib.sha256(b"".join(a.tobytes() for a in content)).hexdigest()[:24] + suffix, change
+        neurons = neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]
+        values = self.means(fold)[neurons[:, 0], neurons[:, 1]] if trial.change == "mean" else None
+        theirs = np.stack([self.layer_index[neurons[:, 0]], neurons[:, 1]], axis=1)
+        gain = trial.change if isinstance(trial.change, float) else 0.0
+        change = neuron_set(self.encoder, theirs, gain, values, resample=trial.change == "resample")
+        content = theirs.tobytes() + str(trial.change).encode() + (b"" if values is None else values.tobytes())
+        return hashlib.sha256(content).hexdigest()[:24] + suffix, change
 
     def _batches(self, trials: Sequence[Trial]) -> Iterator[tuple[Fold, np.ndarray, list[int]]]:
-        """(fold, clips [batch], places of the trials that want them).
+        """(fold, clips [batch], places of the trials that want them): trials over the same clips share their batches.
 
-        The clips of a batch are of one class: a trial wants all test clips of a class or none, so the batches stay the
-        same, and what was computed stays of use, when trials are added.
+        So the batches stay the same, and what was computed stays of use, when trials are added.
         """
+        alike: dict[bytes, list[int]] = {}
+        for i, trial in enumerate(trials):
+            alike.setdefault(trial.clips.tobytes(), []).append(i)
         for fold in self.folds:
-            for c in range(len(self.classes)):
-                mine = fold.test[self.labels[fold.test] == c]
-                wanted = [i for i, trial in enumerate(trials) if trial.clips[mine].any()]
-                for start in range(0, len(mine) if wanted else 0, self.batch_size):
-                    yield fold, mine[start : start + self.batch_size], wanted
+            for places in alike.values():
+                mine = fold.test[trials[places[0]].clips[fold.test]]
+                for start in range(0, len(mine), self.batch_size):
+                    yield fold, mine[start : start + self.batch_size], places
 
-    def run(self, trials: Sequence[Trial]) -> list[np.ndarray]:
+    def run(self, trials: Sequence[Trial], bar: tqdm | None = None) -> list[np.ndarray]:
         """Every trial over its clips. What is on disk already is read, the rest is computed and kept.
 
+        Args:
+            trials: what to run. bar: moved on by a clip's pass under a trial.
+
         Returns:
-            For each trial float64 [judges, measures, clips]: the classifier and, where `refit`, its refits; points (0
-            or 100) and nats of the true class; NaN where it was not run.
+            For each trial float64 [judges, measures, clips]: points (0 or 100) and nats of the true class, by the first
+            classifier or by all; NaN where it was not run.
 
         Raises:
             BadClip: a clip that can no longer be read.
@@ -151,82 +193,63 @@ class Bench:
         """
         sets = {fold.name: [self._set(trial, fold) for trial in trials] for fold in self.folds}
         work = []
-        for fold, clips, wanted in self._batches(trials):
+        kept: dict[str, dict[str, np.ndarray]] = {}  # file -> key -> values; unlike trials may share a batch
+        for fold, clips, places in self._batches(trials):
             name = f"{fold.name}-{hashlib.sha256(clips.tobytes()).hexdigest()[:24]}"
-            known = self.cache.get(name, self.identity) or {}
-            missing = {key: change for key, change in (sets[fold.name][i] for i in wanted) if key not in known}
-            work.append((fold, clips, wanted, name, known, missing))
-        todo = [w for w in work if w[-1]]
-        bar = tqdm(
-            total=sum(len(w[1]) * len(w[-1]) for w in todo),
-            unit="pass",
-            desc=f"{self.encoder.name} on {self.task.name}, neurons silenced",
-            disable=None if todo else True,
-        )
-        with bar, full_precision():
-            reader = prefetched(self.task, [self.row_of_clip[w[1]] for w in todo], self.encoder.sample_rate)
-            for (fold, clips, _, name, known, missing), (wave, _, complaints) in zip(todo, reader, strict=True):
+            if name not in kept:
+                kept[name] = self.cache.get(name, self.identity) or {}
+            known = kept[name]
+            missing = {key: change for key, change in (sets[fold.name][i] for i in places) if key not in known}
+            donors = self._donors(fold, clips) if any(c is not None and c.resample for c in missing.values()) else ()
+            work.append((fold, clips, places, name, known, missing, donors))
+            if bar is not None:
+                bar.update((len(places) - len(missing)) * len(clips))
+        todo = [w for w in work if w[5]]
+        indices = [self.row_of_clip[[*clips, *donors]] for _, clips, *_, donors in todo]
+        with full_precision():
+            reader = prefetched(self.task, indices, self.encoder.sample_rate)
+            for (fold, clips, _, name, known, missing, _), (wave, _, complaints) in zip(todo, reader, strict=True):
+                if self.stop.is_set():
+                    raise KeyboardInterrupt
                 if complaints:
                     raise BadClip(f"{next(iter(complaints.values()))} What was computed is kept; mend it, call again.")
                 for start in range(0, len(missing), SETS_AT_ONCE):
                     some = dict(list(missing.items())[start : start + SETS_AT_ONCE])
-                    known |= self._compute(fold, clips, torch.from_numpy(wave), some)
+                    known.update(self._compute(fold, clips, torch.from_numpy(wave), some, check=not known))
                     self.cache.put(name, self.identity, known)
-                    bar.update(len(some) * len(clips))
+                    if bar is not None:
+                        bar.update(len(some) * len(clips))
         judges = len(self.judges[self.folds[0].name])
-        values = [np.full((judges if t.refit else 1, len(MEASURES), len(self.labels)), np.nan) for t in trials]
-        for fold, clips, wanted, _, known, _ in work:
-            for i in wanted:
+        values = [np.full((judges if t.all_judges else 1, len(MEASURES), len(self.labels)), np.nan) for t in trials]
+        for fold, clips, places, _, known, *_ in work:
+            for i in places:
                 values[i][:, :, clips] = known[sets[fold.name][i][0]]
         return values
 
     def _compute(
-        self, fold: Fold, clips: np.ndarray, wave: torch.Tensor, sets: Mapping[str, NeuronSet | None]
+        self, fold: Fold, clips: np.ndarray, wave: torch.Tensor, sets: Mapping[str, NeuronSet | None], check: bool
     ) -> dict[str, np.ndarray]:
-        """Key -> [judges, measures, batch]."""
-        embedded = next(embed_with_sets(self.encoder, [wave], [None, *sets.values()]))
-        intact, *changed = embedded.cpu().numpy()  # [batch, dim] each
-        off = float(np.abs(intact - self.embeddings[clips]).max())
-        if off > 1e-3 * max(1.0, float(np.abs(self.embeddings[clips]).max())):
-            raise ValueError(
-                f"{self.artifacts.path}: {self.encoder.name} embeds {self.task.files[self.row_of_clip[clips[0]]]} "
-                f"and its neighbours up to {off:.3g} away from features.pt. The artifacts are of other weights or of "
-                "other audio than those in hand: collect again."
-            )
+        """Key -> [judges, measures, batch]. wave: the clips, then their donors, if any. check: the encoder, too."""
+        waves, donors = [wave[: len(clips)]], [wave[len(clips) :]] if len(wave) > len(clips) else None
+        changes = [None, *sets.values()] if check else list(sets.values())
+        embedded = next(embed_with_sets(self.encoder, waves, changes, donors)).cpu().numpy()  # [sets, batch, dim]
+        if check:
+            off = float(np.abs(embedded[0] - self.embeddings[clips]).max())
+            if off > 1e-3 * max(1.0, float(np.abs(self.embeddings[clips]).max())):
+                raise ValueError(
+                    f"{self.artifacts.path}: {self.encoder.name} embeds {self.task.files[self.row_of_clip[clips[0]]]} "
+                    f"and its neighbours up to {off:.3g} away from features.pt. The artifacts are of other weights or "
+                    "of other audio than those in hand: collect again."
+                )
         found = {}
-        for key, rows in zip(sets, changed, strict=True):
+        for key, rows in zip(sets, embedded[-len(sets) :], strict=True):
             judged = []
-            for judge in self.judges[fold.name][: None if key.endswith("-refit") else 1]:
+            for judge in self.judges[fold.name][: None if key.endswith("-all") else 1]:
                 log_p = judge.log_probabilities(rows)
                 right = log_p.argmax(axis=1) == self.labels[clips]
                 judged.append((100.0 * right, log_p[np.arange(len(clips)), self.labels[clips]]))
             found[key] = np.array(judged)
         return found
-
-    def means(self, neurons: np.ndarray) -> Sets:
-        """Mean activation of neurons [k, 2] over the training clips of each fold: fold name -> float32 [k]."""
-        splits = self.artifacts.splits
-        of_split: dict[str, np.ndarray] = {}
-        for split in dict.fromkeys(splits[np.concatenate([f.fit for f in self.folds])].tolist()):
-            key = self.identity | {"neurons": neurons.tolist()}
-            name = f"means-{split}-{hashlib.sha256(neurons.tobytes()).hexdigest()[:24]}"
-            kept = self.cache.get(name, key)
-            if kept is None:
-                clips = self.row_of_clip[np.flatnonzero(splits == split)]
-                batches = [clips[i : i + self.batch_size] for i in range(0, len(clips), self.batch_size)]
-                with full_precision():
-                    reader = prefetched(self.task, batches, self.encoder.sample_rate)
-                    waves = (torch.from_numpy(wave) for wave, _, _ in reader)
-                    kept = {"means": mean_activations(self.encoder, waves, self._theirs(neurons))}
-                self.cache.put(name, key, kept)
-            of_split[split] = kept["means"]
-        means = {}
-        for fold in self.folds:
-            # All clips have the task's length, hence the same number of tokens: splits weigh as their clips.
-            names, clips_in = np.unique(splits[fold.fit], return_counts=True)
-            rows = np.stack([of_split[name] for name in names])
-            means[fold.name] = np.average(rows, axis=0, weights=clips_in).astype(np.float32)
-        return means
 
 
 def require_clips(artifacts: Artifacts) -> None:

@@ -13,13 +13,19 @@ import torch
 from torch import nn
 
 from aape import ablation, trials
-from aape.ablation import ablate, index_plus_one, load_result, matched, paired_interval, target_neurons
+from aape.ablation import ablate, load_result
 from aape.artifacts import load_artifacts
+from aape.chance import one_sided_p
+from aape.classifier import fit, folds
 from aape.collecting import collect
+from aape.effects import AT, against_controls, paired_interval
 from aape.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
+from aape.files import FolderBusy, folder_lock
 from aape.selection import select
+from aape.silencing import silenced
 from aape.study import AblationTarget, Study, load_encoder, load_task
+from aape.targets import index_plus_one, matched, target_neurons
 from aape.task import Task, from_metadata
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")
@@ -83,8 +89,9 @@ def make_study(root: Path, *, folds: bool = False, targets: list[dict] | None = 
     ablation_settings: dict = {
         "targets": targets or [{"task": "tones", "classes": ["low"], "mode": "specific"}],
         "controls": 39,
-        "controls_elsewhere": 5,
-        "rate_matched": 3,
+        "layer_matched": 3,
+        "rate_matched": 2,
+        "other_modes": 5,
         "refits": 3,
         "bootstrap": 200,
         "gains": [0.0, 0.5, 1.0, 2.0],
@@ -137,35 +144,39 @@ def result(study: Study) -> ablation.AblationResult:
 # -- the pieces -------------------------------------------------------------------------------------------------
 
 
-def test_layer_matched_controls() -> None:
+def test_controls_have_the_targets_numbers_by_layer_and_stratum_and_may_overlap_with_it() -> None:
     target = np.array([[0, 1], [0, 2], [2, 5]])
     drawn = [matched(target, 8, np.random.default_rng(i)) for i in range(200)]
     for control in drawn:
         assert control[:, 0].tolist() == [0, 0, 2]
         assert len({tuple(row) for row in control.tolist()}) == 3
-        assert not {tuple(r) for r in control.tolist()} & {tuple(r) for r in target.tolist()}
-    assert {int(n) for c in drawn for n in c[:2, 1]} == {0, 3, 4, 5, 6, 7}  # every other neuron turns up
+    assert {int(n) for c in drawn for n in c[:2, 1]} == set(range(8))  # every neuron turns up, the target's too
     assert np.array_equal(drawn[3], matched(target, 8, np.random.default_rng(3)))
 
+    rates = np.random.default_rng(0).uniform(size=(2, 500))
+    busiest, middle = np.argsort(rates[0])[-15:], np.argsort(rates[1])[250]
+    target = np.array([[0, int(n)] for n in busiest] + [[1, int(middle)]])
+    for i in range(20):
+        control = matched(target, 500, np.random.default_rng(i), rates)
+        assert control[:, 0].tolist() == [0] * 15 + [1] and len({tuple(row) for row in control.tolist()}) == 16
+        assert set(control[:15, 1]) <= set(np.argsort(rates[0])[-20:])  # the stratum of the 20 busiest
+        assert abs(rates[1, control[15, 1]] - rates[1, middle]) < 0.1
 
-def test_rate_matched_controls_have_like_rates() -> None:
+
+@pytest.mark.parametrize("by_rate", [False, True])
+def test_targets_drawn_by_the_controls_own_rule_have_uniform_p(by_rate: bool) -> None:
+    """Also where the target is 30 % of its layer: leaving its neurons out of the controls would give 0.145 below 0.05."""
     rng = np.random.default_rng(0)
-    rates = rng.uniform(size=(2, 500))
-    target = np.array([[0, int(n)] for n in np.argsort(rates[0])[-20:]] + [[1, 3]])
-    control = matched(target, 500, rng, rates)
-    assert control[:, 0].tolist() == [0] * 20 + [1]
-    assert len({tuple(row) for row in control.tolist()}) == 21
-    assert not {tuple(r) for r in control.tolist()} & {tuple(r) for r in target.tolist()}
-    assert rates[0, control[:20, 1]].min() > 0.85  # random ones have 0.5 on average
-    assert abs(rates[1, control[20, 1]] - rates[1, 3]) < 0.05
-
-
-@pytest.mark.parametrize("draw", [matched, lambda t, w, r: matched(t, w, r, np.zeros((1, w)))])
-def test_too_few_candidates(draw: object) -> None:
-    target = np.array([[0, n] for n in range(5)])
-    with pytest.raises(ValueError, match="needs 5 neurons outside the target, but only 4 of its 9"):
-        draw(target, 9, np.random.default_rng(0))  # type: ignore[operator]
-    assert len(draw(target, 10, np.random.default_rng(0))) == 5  # type: ignore[operator]
+    rates = rng.uniform(size=(1, 60)) if by_rate else None
+    weights = rng.pareto(1.5, 60)  # what a set does is not the sum of its parts
+    does = lambda neurons: -np.sqrt(weights[neurons[:, 1]].sum()) * weights[neurons[:, 1]].max()  # noqa: E731
+    base = matched(np.array([[0, n] for n in range(18)]), 60, rng, rates)
+    p = []
+    for _ in range(600):
+        target = matched(base, 60, rng, rates)
+        p.append(one_sided_p(does(target), np.array([does(matched(target, 60, rng, rates)) for _ in range(39)])))
+    for level in (0.05, 0.25, 0.5, 0.75):  # within three standard errors
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 600) + 0.01)
 
 
 def test_index_plus_one() -> None:
@@ -178,12 +189,12 @@ def test_targets() -> None:
     selection = select(p, rate=0.5, quantile=14 / 18, classes=["a", "b", "c"])
     assert selection.per_class.tolist() == [2, 2, 0]
 
-    def of(mode: str, *classes: str) -> list:
-        target = AblationTarget(task="t", classes=list(classes), mode=mode)  # type: ignore[arg-type]
-        return target_neurons(selection, target)[:, 1].tolist()
+    def of(mode: str, *classes: str, exclusive: bool = False) -> list:
+        target = AblationTarget(task="t", classes=list(classes), mode=mode, exclusive=exclusive)  # type: ignore[arg-type]
+        return sorted(target_neurons(selection, target)[:, 1].tolist())
 
-    assert of("specific", "a") == [0, 2]
-    assert of("shared", "a", "b") == [2]
+    assert of("specific", "a") == [0, 2] and of("specific", "a", exclusive=True) == [0]
+    assert of("shared", "a", "b") == of("shared", "a", "b", exclusive=True) == [2]
     assert of("all", "a", "b") == of("all") == [0, 1, 2]
     assert of("specific", "c") == []
     for mode, classes, message in (
@@ -193,19 +204,43 @@ def test_targets() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             of(mode, *classes)
+    with pytest.raises(ValueError, match="not with 'all'"):
+        of("all", exclusive=True)
 
 
-def test_the_interval_is_paired_and_by_groups() -> None:
+def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> None:
     rng = np.random.default_rng(0)
-    difference = np.repeat(rng.normal(size=20), 10)  # ten clips of a group move together
-    grouped = paired_interval(difference, np.repeat(np.arange(20), 10), count=2000, rng=rng)
-    single = paired_interval(difference, np.arange(200), count=2000, rng=rng)
+    difference = np.repeat(rng.normal(size=40), 10)  # ten clips of a group move together
+    grouped = paired_interval(difference, np.repeat(np.arange(40), 10), count=2000, rng=rng)
+    single = paired_interval(difference, np.arange(400), count=2000, rng=rng)
     assert grouped[0] < difference.mean() < grouped[1]
     assert (grouped[1] - grouped[0]) > 2 * (single[1] - single[0])
-    # the standard error of a mean of 20 numbers, within what the bootstrap's own noise and bias allow
-    expected = 2 * 1.96 * difference[::10].std() / np.sqrt(20)
-    assert grouped[1] - grouped[0] == pytest.approx(expected, rel=0.15)
-    assert np.isnan(paired_interval(difference, np.zeros(200), count=100, rng=rng)).all()
+    assert grouped[1] - grouped[0] == pytest.approx(2 * 2.02 * difference[::10].std() / np.sqrt(39), rel=0.15)
+    assert np.isnan(paired_interval(difference, np.arange(400) % 2, count=100, rng=rng)).all()
+    assert paired_interval(np.zeros(400), np.arange(400), count=100, rng=rng) == (0.0, 0.0)
+
+    covered, covered_minus = [], []
+    for _ in range(400):  # percentiles of the mean cover 88.5 % here
+        sizes = rng.integers(2, 9, 8)
+        groups = np.repeat(np.arange(8), sizes)
+        values = np.repeat(rng.normal(size=8), sizes) + rng.normal(size=sizes.sum())
+        low, high = paired_interval(values, groups, count=400, rng=rng)
+        covered.append(low <= 0 <= high)
+        others = rng.normal(0.5, 1, 40), np.arange(100, 140)
+        low, high = paired_interval(values, groups, count=400, rng=rng, minus=others)
+        covered_minus.append(low <= -0.5 <= high)
+    assert 0.92 <= np.mean(covered) <= 0.98 and 0.92 <= np.mean(covered_minus) <= 0.98
+
+
+def test_p_on_both_sides_and_q_by_hand() -> None:
+    at = dict(zip(AT, ("t", "m", "x", "specific"), strict=True)) | {"kind": "mean", "measure": "log_probability"}
+    own = pd.DataFrame([at | {"class": "falls", "effect": -2.0}, at | {"class": "rises", "effect": 2.0}])
+    controls = [at | {"class": c, "control": "as active in the classes"} for c in ("falls", "rises")]
+    values = np.linspace(-1, 1, 39)
+    table = against_controls(own, pd.DataFrame([row | {"effect": v} for row in controls for v in values]))
+    assert table.active_p.tolist() == [1 / 40, 1.0] and table.active_p_two_sided.tolist() == [2 / 40, 2 / 40]
+    assert table.active_q.tolist() == [2 / 40, 1.0] and table.active_mean.tolist() == pytest.approx([0, 0])
+    assert table.layer_p.isna().all() and table.layer_controls.tolist() == [0, 0]
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------
@@ -215,53 +250,103 @@ def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -
     summary = result.summary()
     ours = summary[summary.model == "ssl"].iloc[0]
     assert ours["class"] == "low" and ours.neurons >= 2
-    assert ours.layer_p == 1 / 40 and ours.layer_q == 1 / 40
-    assert ours.difference < ours.layer_low < 0.2
-    assert ours.low <= ours.difference <= ours.high
+    assert ours.active_p == ours.active_q == 1 / 40 and ours.active_p_two_sided == 2 / 40
+    assert ours.effect < ours.active_low and ours["rank"] == 1
+    assert ours.low <= ours.difference <= ours.high and ours.effect_low <= ours.effect <= ours.effect_high
     silenced = result.neurons[result.neurons.model == "ssl"].neuron.tolist()
     assert set(silenced) <= {0, 1, 2, 3}
-    assert "1 of 1 targeted classes fall below" in result.verdict()
+    assert "1 of 1 targeted classes fall further" in result.verdict()
+    table = result.table()
+    assert len(table.columns) == 8 and "0.025" in table.q.tolist() and len(repr(result)) < 2000
     for name in ablation.TABLES:
         assert (study.directory / f"ablation_{name}.csv").is_file()
 
 
 def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
-    """Effects recomputed by the plain way: silence, embed everything, classify."""
-    from aape.classifier import fit, folds
-    from aape.silencing import silenced
-
+    """Effects recomputed by the plain way: change the neurons, embed everything, classify, take the panel off."""
     encoder, task = tuned(), load_task(study, "tones")
     artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
-    (fold,) = folds(artifacts.splits, artifacts.labels, artifacts.classes)
+    (fold,) = folds(artifacts.splits, artifacts.labels, artifacts.classes, artifacts.groups)
     classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
-    wave = torch.from_numpy(np.stack([task.read(int(i), RATE)[0] for i in fold.test]))
+    heard = lambda clips: torch.from_numpy(np.stack([task.read(int(i), RATE)[0] for i in clips]))  # noqa: E731
+    wave, truth = heard(fold.test), task.labels[fold.test]
     neurons = result.neurons[result.neurons.model == "ssl"][["layer", "neuron"]].to_numpy()
+    index = torch.tensor(neurons[:, 1].tolist())
+    bench = trials.Bench(encoder, task, artifacts, study.directory / "by_hand")
+    donors = heard(bench._donors(fold, fold.test))
+    assert (task.labels[bench._donors(fold, fold.test)] != truth).all()
+
+    def activations(waves: torch.Tensor) -> torch.Tensor:
+        kept: list = []
+        handle = encoder.module.act.register_forward_hook(lambda _m, _i, out: kept.append(out))
+        encoder.embed(waves)
+        handle.remove()
+        return kept[0]
+
+    def resampled(_module: nn.Module, _inputs: object, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[..., index] = other[..., index]
+        return out
+
+    other, found = activations(donors), {}
+    means = activations(heard(fold.fit)).mean(dim=(0, 1)).numpy()
     with silenced(encoder, neurons):
-        log_p = classifier.log_probabilities(encoder.embed(wave).numpy())
-    low = task.labels[fold.test] == CLASSES.index("low")
-    rows = result.effects.query("model == 'ssl' and kind == 'silenced' and `class` == 'low'").set_index("measure")
-    assert rows.after["accuracy"] == pytest.approx(100 * (log_p.argmax(axis=1) == 1)[low].mean())
-    assert rows.after["log_probability"] == pytest.approx(log_p[low, 1].mean(), abs=1e-5)
-    intact = classifier.log_probabilities(artifacts.embeddings()[fold.test])
-    assert rows.before["log_probability"] == pytest.approx(intact[low, 1].mean(), abs=1e-5)
+        found["zero"] = encoder.embed(wave)
+    with silenced(encoder, neurons, replace_by=means[neurons[:, 1]]):
+        found["mean"] = encoder.embed(wave)
+    handle = encoder.module.act.register_forward_hook(resampled)
+    found["resample"] = encoder.embed(wave)
+    handle.remove()
+
+    before = classifier.log_probabilities(artifacts.embeddings()[fold.test])
+    low, panel = truth == CLASSES.index("low"), bench.panel(4)[fold.test] & (truth != CLASSES.index("low"))
+    assert panel.sum() == 8
+    for kind, embedded in found.items():
+        after = classifier.log_probabilities(embedded.numpy())
+        rows = result.effects.query(f"model == 'ssl' and kind == {kind!r} and `class` == 'low'").set_index("measure")
+        assert rows.after["accuracy"] == pytest.approx(100 * (after.argmax(axis=1) == 1)[low].mean())
+        assert rows.after["log_probability"] == pytest.approx(after[low, 1].mean(), abs=1e-3)  # float16 means
+        moved = (after - before)[np.arange(len(truth)), truth]
+        assert rows.effect["log_probability"] == pytest.approx(moved[low].mean() - moved[panel].mean(), abs=2e-3)
 
 
 def test_the_other_tables(result: ablation.AblationResult) -> None:
     effects, controls = result.effects, result.controls
-    assert set(effects.kind) == {"silenced", "index plus one", "replaced by mean", "silenced, chosen on all clips"}
+    kinds = {"mean", "zero", "resample", "zero, index plus one", "mean, chosen on all clips"}
+    assert set(effects.kind) == kinds
     ours = controls[(controls.model == "ssl") & (controls.measure == "accuracy")]
-    of_low = ours[ours["class"] == "low"].control.value_counts()
-    assert of_low.to_dict() == {"layer-matched": 39, "rate-matched": 3, "rate-matched in the classes": 1}
-    assert ours[ours["class"] == "high"].control.value_counts().to_dict() == {"layer-matched": 5}
+    drawn = {"as active in the classes": 39, "layer-matched": 3, "rate-matched": 2}
+    assert ours[ours.kind == "mean"].control.value_counts().to_dict() == drawn
+    assert ours[ours.kind == "zero"].control.value_counts().to_dict() == {"as active in the classes": 5}
+    assert set(ours["class"]) == {"low"} and ours.effect.notna().all()
     gains = result.gains.query("model == 'ssl' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
     assert gains.difference[1.0] == 0
     assert gains.difference[0.0] < gains.difference[0.5] < 0
     matrix = result.off_target.query("model == 'ssl' and measure == 'log_probability'")
     for name, row in matrix.groupby("silenced"):
         assert row.loc[row.difference.idxmin(), "class"] == name  # planted neurons hurt their own class most
-    silenced = effects.query("kind == 'silenced' and measure == 'log_probability'")
-    assert silenced.refit_sd.notna().all() and silenced.clips.tolist() == [12] * 6
-    assert not effects[~effects.targeted].layer_q.notna().any()
+    mean = effects.query("kind == 'mean' and measure == 'log_probability'")
+    assert mean.refit_sd.notna().all() and mean.clips.tolist() == [12] * 6
+    assert not effects[~effects.targeted].active_q.notna().any()
+
+
+def test_controls_end_early_where_more_cannot_matter(
+    study: Study, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every set does the same random things: ten controls on either side come long before 2,000."""
+    rng = np.random.default_rng(0)
+
+    def noise(bench: trials.Bench, some: list[trials.Trial], bar: object = None) -> list[np.ndarray]:
+        shape = (1, 2, len(bench.labels))
+        return [np.where(trial.clips, rng.integers(0, 2, shape) * [[100.0], [1.0]], np.nan) for trial in some]
+
+    artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
+    monkeypatch.setattr(trials.Bench, "run", noise)
+    settings = {"controls": 2000, "other_modes": 0, "gains": [], "off_target": False, "refits": 0, "bootstrap": 0}
+    many = ablate(tuned(), task, artifacts, targets=["low"], rate=0.3, quantile=0.7, device="cpu", **settings)
+    row = many.summary().iloc[0]
+    assert 20 <= row.active_controls < 2000 and row.active_p >= 11 / 2001
+    assert (many.controls.groupby(["control", "number"]).size() == 2).all()  # two measures
 
 
 def test_loads_without_the_models(study: Study, result: ablation.AblationResult) -> None:
@@ -270,15 +355,36 @@ def test_loads_without_the_models(study: Study, result: ablation.AblationResult)
         pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_dtype=False)
 
 
+def test_without_a_study_file(study: Study, result: ablation.AblationResult, capsys: pytest.CaptureFixture) -> None:
+    artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
+    settings = study.ablation.model_dump(exclude={"targets", "models", "controls"})
+    options = {"rate": 0.3, "quantile": 0.7, "device": "cpu", "controls": 39} | settings
+    alone = ablate(tuned(), task, artifacts, targets=["low"], **options)
+    assert alone.directory == artifacts.path / "ablation" and (alone.directory / "ablation_effects.csv").is_file()
+    theirs = result.effects[result.effects.model == "ssl"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone.effects.drop(columns="model"), theirs.drop(columns="model"))
+    assert "passes of a clip" in (said := capsys.readouterr().out) and "cannot" not in said and "at best" not in said
+    any_of_two = {"classes": ["low", "middle"], "mode": "all"}
+    two = ablate(tuned(), task, artifacts, targets=["low", any_of_two], **options)
+    assert "q = 0.075 at best. q < 0.05 needs 60 controls" in capsys.readouterr().out  # 3 classes, 39 controls
+    assert set(two.effects.target) == {"low", "all of low, middle"}
+    with pytest.raises(ValueError, match=r"no model has a neuron for the target 'low & middle' of tones \(shared\)"):
+        ablate(tuned(), task, artifacts, targets=[("low", "middle")], **options)
+    with pytest.raises(ValueError, match="needs all four"):
+        ablate(tuned(), task, artifacts)
+    with pytest.raises(ValueError, match="contrl"):
+        ablate(tuned(), task, artifacts, targets=["low"], contrl=3)
+
+
 def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
-    nothing = {"controls": 0, "rate_matched": 0, "target_rate_matched": 0, "gains": [], "off_target": False}
+    nothing = {"controls": 0, "layer_matched": 0, "rate_matched": 0, "other_modes": 0, "gains": [], "off_target": False}
     study = collected(make_study(tmp_path, refits=0, **nothing))
     result = ablate(study, device="cpu")
     again = load_result(study)
     for name in ("controls", "off_target", "gains"):
         assert len(getattr(result, name)) == len(getattr(again, name)) == 0
         assert {"task", "model", "class", "measure"} <= set(getattr(again, name).columns)
-    assert again.summary().layer_p.isna().all() and "nothing to test" in again.verdict()
+    assert again.summary().active_p.isna().all() and "nothing to test" in again.verdict()
     assert figures_ablation.all_figures(again)
 
 
@@ -288,54 +394,56 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
     passes = []
     original = trials.embed_with_sets
 
-    def counted(encoder: Encoder, waves: list, sets: list) -> object:
-        passes.append(len(waves[0]) * (len(sets) - 1))
-        return original(encoder, waves, sets)
+    def counted(encoder: Encoder, waves: list, sets: list, donors: object) -> object:
+        passes.append(len(waves[0]) * len(sets))
+        return original(encoder, waves, sets, donors)
 
     monkeypatch.setattr(trials, "embed_with_sets", counted)
     pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, result.effects)
     assert passes == []
-    more = study.model_copy(update={"ablation": study.ablation.model_copy(update={"controls": 41})})
-    ablate(more, device="cpu")
-    assert sum(passes) == 2 * 12 * 2  # two sets, twelve clips of the class, two models
+    ablate(study, layer_matched=5, device="cpu")
+    assert sum(passes) == 2 * (12 + 8) * 2  # two sets, twelve clips of the class and eight of the panel, two models
     ablate(study, device="cpu")  # leaves the CSVs as they were
 
 
 def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = collected(make_study(tmp_path, controls=5, rate_matched=0, refits=2))
+    quick = {"controls": 5, "layer_matched": 0, "rate_matched": 0, "refits": 2}
+    study = collected(make_study(tmp_path, **quick))
     original = trials.embed_with_sets
     calls = [0]
 
-    def dies(encoder: Encoder, waves: list, sets: list) -> object:
+    def dies(encoder: Encoder, waves: list, sets: list, donors: object) -> object:
         calls[0] += 1
-        if calls[0] == 3:
+        if calls[0] == 5:
             raise KeyboardInterrupt
-        return original(encoder, waves, sets)
+        return original(encoder, waves, sets, donors)
 
     monkeypatch.setattr(trials, "embed_with_sets", dies)
     with pytest.raises(KeyboardInterrupt):
         ablate(study, device="cpu")
     stored = sorted((study.directory / "ablations").rglob("*.npz"))
-    assert len([p for p in stored if "means" not in p.name]) == 2
-    cut = calls[0]
+    assert stored
+    monkeypatch.setattr(trials, "embed_with_sets", original)
     effects = ablate(study, device="cpu").effects
-    resumed = calls[0] - cut
-    next(p for p in stored if "means" not in p.name).write_bytes(b"half a file")
+    stored[0].write_bytes(b"half a file")
     with pytest.warns(UserWarning, match="computed anew"):
         again = ablate(study, device="cpu")
     pd.testing.assert_frame_equal(again.effects, effects)
-    monkeypatch.undo()
-    elsewhere = make_study(tmp_path / "fresh", controls=5, rate_matched=0, refits=2)
-    fresh = ablate(collected(elsewhere), device="cpu")
+    fresh = ablate(collected(make_study(tmp_path / "fresh", **quick)), device="cpu")
     pd.testing.assert_frame_equal(fresh.effects, effects)
-    assert resumed == 2 * 3 - 2  # two models of three batches, two done before
+
+
+def test_one_process_at_a_time(study: Study, result: ablation.AblationResult) -> None:
+    with folder_lock(study.directory / "ablations"), pytest.raises(FolderBusy, match="Wait for it"):
+        ablate(study, device="cpu")
 
 
 def test_five_folds(tmp_path: Path) -> None:
     """Each clip tested once, neurons chosen anew for each fold, clips that the encoder knows marked."""
-    study = hearing(make_study(tmp_path, folds=True, controls=3, rate_matched=1, refits=0), ["fold1", "fold2"])
+    quick = {"controls": 3, "layer_matched": 0, "rate_matched": 1, "other_modes": 0, "refits": 0}
+    study = hearing(make_study(tmp_path, folds=True, **quick), ["fold1", "fold2"])
     result = ablate(collected(study), device="cpu")
-    row = result.effects.query("model == 'ssl' and kind == 'silenced' and `class` == 'low' and measure == 'accuracy'")
+    row = result.effects.query("model == 'ssl' and kind == 'mean' and `class` == 'low' and measure == 'accuracy'")
     assert row.clips.item() == 30 and row.in_sample.item() == 12
     assert sorted(result.neurons[result.neurons.model == "ssl"].fold.unique()) == [f"fold{i}" for i in range(1, 6)]
     ours = result.classifier[result.classifier.model == "ssl"]

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aape.classifier import Classifier, Fold, fit, folds, refits, scores
+from aape.classifier import Classifier, Fold, fit, fit_nearest_mean, folds, held_out, refits, scores
 
 CLASSES = ("a", "b", "c")
 
@@ -41,11 +41,31 @@ def test_train_valid_test() -> None:
     assert fold.valid.tolist() == list(range(90, 120)) and fold.test.tolist() == list(range(120, 150))
 
 
-def test_without_a_valid_split_a_part_of_train_chooses() -> None:
+def test_without_a_valid_split_whole_groups_of_train_choose() -> None:
     _, labels = blobs()
-    (fold,) = folds(np.array(["train"] * 90 + ["test"] * 60), labels, CLASSES)
+    groups = np.array([f"g{i // 6}" for i in range(150)])
+    (fold,) = folds(np.array(["train"] * 90 + ["test"] * 60), labels, CLASSES, groups)
     assert len(fold.fit) == 90 and set(fold.fit) == set(fold.train) | set(fold.valid)
-    assert np.bincount(labels[fold.valid]).tolist() == [6, 6, 6] and not set(fold.train) & set(fold.valid)
+    assert np.bincount(labels[fold.valid]).tolist() == [6, 6, 6]
+    assert not set(groups[fold.train]) & set(groups[fold.valid])
+    # Two speakers say "c", and one of them nothing else: both classes keep a speaker to train on.
+    groups, labels = np.repeat(["p", "q", "r", "s"], 10), np.repeat([0, 1, 0, 1], 10)
+    labels[25:30] = labels[35:40] = 2
+    for seed in range(20):
+        held = held_out(labels, groups, seed=seed)
+        assert set(labels[~held]) == {0, 1, 2} and not set(groups[held]) & set(groups[~held])
+    assert not held_out(np.array([0, 0, 1, 1]), np.array(["a", "a", "b", "b"])).any()
+
+
+def test_a_group_on_both_sides_and_one_tested_group_are_said() -> None:
+    _, labels = blobs()
+    splits = np.array(["train"] * 90 + ["test"] * 60)
+    groups = np.arange(150).astype(str)
+    groups[[5, 95]] = "x"
+    with pytest.warns(UserWarning, match="1 group\\(s\\) have clips to train on and to test on, e.g. 'x'"):
+        folds(splits, labels, CLASSES, groups)
+    with pytest.warns(UserWarning, match="all tested clips are of one group"):
+        folds(splits, labels, CLASSES, np.where(splits == "test", "y", groups))
 
 
 @pytest.mark.parametrize(
@@ -153,3 +173,15 @@ def test_refits_that_always_lose_a_class() -> None:
     classifier = Classifier(tuple(names), np.zeros((30, 3)), np.zeros(30), 1.0)
     with pytest.raises(ValueError, match="all lost a class"):
         refits(classifier, embeddings, labels, [str(i) for i in range(60)], fold, count=1, seed=0)
+
+
+def test_nearest_mean_by_hand() -> None:
+    embeddings, labels = blobs()
+    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    judge = fit_nearest_mean(embeddings, labels, CLASSES, fold)
+    z = (embeddings - embeddings[:90].mean(axis=0)) / embeddings[:90].std(axis=0)
+    distance = np.stack([((z - z[:90][labels[:90] == c].mean(axis=0)) ** 2).sum(axis=1) for c in range(3)], axis=1)
+    log_p = -judge.strength * distance
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(judge.log_probabilities(embeddings), log_p, rtol=1e-5, atol=1e-5)
+    assert 0.001 < judge.strength < 10 and (log_p.argmax(axis=1) == labels)[120:].mean() > 0.75

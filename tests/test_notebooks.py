@@ -153,7 +153,9 @@ sharing: [{name: noise-more, rows: noise, columns: more, title: class}]
 ablation:
   targets: [{task: noise, classes: [class1], mode: specific}]
   controls: 5
+  layer_matched: 3
   rate_matched: 0
+  other_modes: 3
   bootstrap: 50
   refits: 2
 """

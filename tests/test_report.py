@@ -18,11 +18,13 @@ CLASSES = [f"c{i}" for i in range(10)]
 def effect(model: str, measure: str, difference: float, p: float, q: float) -> dict:
     tested = np.isfinite(p)
     return {
-        "task": "songs", "model": model, "target": "jazz", "mode": "specific", "kind": "silenced", "class": "jazz",
+        "task": "songs", "model": model, "target": "jazz", "mode": "specific", "kind": "mean", "class": "jazz",
         "targeted": True, "measure": measure, "before": 50.0 if measure == "accuracy" else -1.0,
-        "difference": difference, "clips": 40, "in_sample": 0, "neurons": 12.0 if tested else 0.0,
-        "low": difference - 1, "high": difference + 1, "refit_sd": 0.1, "layer_mean": -0.01, "layer_low": -0.51,
-        "layer_high": 0.49, "layer_p": p, "layer_q": q, "rate_controls": 0.0,
+        "difference": difference, "off_target": 0.0, "effect": difference, "rank": 1, "clips": 40, "groups": 20,
+        "in_sample": 0, "neurons": 12.0 if tested else 0.0, "low": difference - 1, "high": difference + 1,
+        "effect_low": difference - 1, "effect_high": difference + 1, "refit_sd": 0.1, "active_controls": 39,
+        "active_mean": -0.01, "active_low": -0.51, "active_high": 0.49, "active_p": p, "active_p_two_sided": p,
+        "active_q": q, "layer_controls": 0, "rate_controls": 0,
     }  # fmt: skip
 
 
@@ -106,8 +108,7 @@ def test_like_classes_are_judged_by_their_test(study: Study):
 
 def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in TABLES:
-        empty = pd.DataFrame({"class": [], "silenced": [], "target": []})
-        empty.to_csv(study.directory / f"ablation_{name}.csv", index=False)
+        pd.DataFrame(columns=list(TABLES[name])).to_csv(study.directory / f"ablation_{name}.csv", index=False)
     rows = [effect("one", "accuracy", -5.0, 0.2, 0.4), effect("one", "log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
     assert "One, nats of log-probability: 1 of 1 targeted classes" in "".join(report.findings(study)[-1].numbers)

@@ -11,7 +11,7 @@ from torch import nn
 
 from aape.encoder import Encoder, from_module
 from aape.encoders.m2d import load
-from aape.silencing import embed_with_sets, mean_activations, neuron_set, silenced
+from aape.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 
 
 def hooks_left(encoder: Encoder) -> dict[str, int]:
@@ -158,7 +158,39 @@ def some_sets(encoder: Encoder) -> list:
         neuron_set(encoder, [[2, 7], [2, 5], [3, 3]], replace_by=[0.3, -0.1, 2.0]),
         neuron_set(encoder, [[2, 7], [3, 200]], gain=0.25),
         neuron_set(encoder, [[1, n] for n in range(0, 256, 2)]),
+        neuron_set(encoder, [[2, 7], [1, 3], [3, 200]], resample=True),
+        neuron_set(encoder, [[2, 8], [3, 5]], resample=True),
     ]
+
+
+def plainly(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor, donor: torch.Tensor) -> torch.Tensor:
+    """The embedding under a set, one pass by the public door; resampling by hooks of its own, call by call."""
+    if change is None:
+        return encoder.embed(wave)
+    if not change.resample:
+        with silenced(encoder, change.neurons, change.gain, change.replace_by):
+            return encoder.embed(wave)
+    modules = [encoder.activations[name] for name in encoder.layers]
+    theirs: list[list[torch.Tensor]] = [[] for _ in modules]
+    handles = [
+        m.register_forward_hook(lambda _m, _i, out, t=t: t.append(out)) for m, t in zip(modules, theirs, strict=True)
+    ]  # type: ignore[misc]
+    encoder.embed(donor)
+    for handle in handles:
+        handle.remove()
+
+    def put(_module: nn.Module, _inputs: object, out: torch.Tensor, layer: int) -> torch.Tensor:
+        index = change.neurons[change.neurons[:, 0] == layer, 1]
+        out = out.clone()
+        out[..., index] = theirs[layer].pop(0)[..., index]
+        return out
+
+    handles = [m.register_forward_hook(lambda *a, i=i: put(*a, layer=i)) for i, m in enumerate(modules)]  # type: ignore[misc]
+    try:
+        return encoder.embed(wave)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize("projections", [True, False])
@@ -166,17 +198,11 @@ def test_staged_equals_full_passes(vit: Encoder, wave: torch.Tensor, projections
     """To 1e-6 of the largest value with projections, bit for bit without; both chunks of the wave take part."""
     assert vit.stages is not None and vit.stages.projections is not None
     encoder = vit if projections else replace(vit, stages=replace(vit.stages, projections=None))
-    sets = some_sets(encoder)
-    straight = []
+    sets, donor = some_sets(encoder), wave.roll(1, 0)
     with torch.no_grad():
-        for change in sets:
-            if change is None:
-                straight.append(encoder.embed(wave))
-            else:
-                with silenced(encoder, change.neurons, change.gain, change.replace_by):
-                    straight.append(encoder.embed(wave))
-    staged = next(iter(embed_with_sets(encoder, [wave], sets)))
-    full = next(iter(embed_with_sets(replace(encoder, stages=None), [wave], sets)))
+        straight = [plainly(encoder, change, wave, donor) for change in sets]
+    staged = next(iter(embed_with_sets(encoder, [wave], sets, [donor])))
+    full = next(iter(embed_with_sets(replace(encoder, stages=None), [wave], sets, [donor])))
     assert staged.shape == (len(sets), *straight[0].shape)
     for s, expected in enumerate(straight):
         assert torch.equal(full[s], expected)
@@ -213,19 +239,9 @@ def test_stages_that_do_not_fit_are_refused(vit: Encoder, wave: torch.Tensor) ->
     short = replace(vit, stages=replace(vit.stages, blocks=list(vit.stages.blocks)[:3]))
     with pytest.raises(ValueError, match="3 blocks for 4 counted layers"):
         next(embed_with_sets(short, [wave], [None]))
+    with pytest.raises(ValueError, match="give `donors`"):
+        next(embed_with_sets(vit, [wave], [neuron_set(vit, [[0, 1]], resample=True)]))
     with pytest.raises(ValueError, match="no sets"):
         next(embed_with_sets(vit, [wave], []))
     with pytest.raises(ValueError, match=r"\[batch, samples\]"):
         next(embed_with_sets(vit, [wave[0]], [None]))
-
-
-def test_mean_activations() -> None:
-    encoder = toy()
-    waves = [torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])]
-    # act1: relu(x), relu(-x), relu(x + 1) over the tokens 1, -3, 2, 0, 0, 0; act2 doubles them
-    means = mean_activations(encoder, waves, [[1, 1], [0, 0], [0, 2]])
-    assert means.dtype == np.float32
-    np.testing.assert_allclose(means, [6 / 6, 3 / 6, 8 / 6], rtol=1e-6)
-    assert hooks_left(encoder) == {}
-    with pytest.raises(ValueError, match="at least one clip"):
-        mean_activations(encoder, [], [[0, 0]])
