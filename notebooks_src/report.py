@@ -169,7 +169,8 @@ def _sharing(study: Study) -> list[Finding]:
         least = rows["least p"].min()
         limit = [f"with so few classes p cannot be below {least:.2g}"] if least > 0.05 else []
         answer = "Cannot be told" if limit else f"{above} of {len(said)} models"
-        question = f"Do classes of {figure.rows} and {figure.columns} ({what}) share more neurons than others?"
+        tasks = " and ".join(dict.fromkeys([figure.rows, figure.columns]))
+        question = f"Do classes of {tasks} ({what}) share more neurons than others?"
         found.append(Finding(question, answer, said + limit))
     return found
 
