@@ -33,6 +33,7 @@ from aape.selection import select
 from aape.task import Task, from_metadata
 
 RATE = 16000
+DATA = Path(__file__).parent / "data" / "atlas_v1"
 SAMPLES = 6400  # of a clip: three patches of time
 
 
@@ -591,3 +592,12 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     with pytest.warns(UserWarning, match="neurons.csv is of other artifacts"):
         site.build()
     assert all(c["calibrated"] is None for c in site.read("small-sounds/pair")["classes"])
+
+
+def test_an_old_atlas_still_has_what_the_page_reads():
+    """tests/data/atlas_v1 was written by the first version and is never written again."""
+    for entry in read_script(DATA / "index.js")["pairs"]:
+        pair = read_script(DATA / entry["folder"] / "pair.js")
+        for shard in (DATA / entry["folder"]).glob("L*.js"):
+            for record in read_script(shard)["records"].values():
+                check_record(record, pair)

@@ -1,0 +1,274 @@
+"""The atlas in a real browser, opened from disk with the network off."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_atlas import NAMES, Site, make_site, make_sounds, read_script
+
+from aape.atlas import About
+from aape.collecting import collect
+from aape.encoders import m2d
+from aape.selection import select
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
+DATA = Path(__file__).parent / "data" / "atlas_v1"
+PAGES = Path(__file__).parent.parent / "aape" / "atlas"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Two tasks, and the untrained encoder on one of them."""
+    folder = tmp_path_factory.mktemp("browser")
+    site = make_site(folder)
+    site.build(selection=select(site.artifacts, rate=0.05))
+    other = make_sounds(folder / "other", names=("a", "b"), name="other")
+    again = collect(site.encoder, other, folder / "study" / "other_small")
+    dataclasses.replace(site, task=other, artifacts=again).build(selection=select(again, rate=0.05))
+    twin = m2d.load("random", seed=5, input_size=(80, 32), width=64, depth=2, name="twin")
+    made = collect(twin, site.task, folder / "study" / "sounds_untrained")
+    about = About("study", "twin", "sounds", "untrained twin", "sounds", role="untrained")
+    dataclasses.replace(site, encoder=twin, artifacts=made).build(about=about)
+    return site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that must not say an error or ask for anything but files."""
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    page, wrong = context.new_page(), []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def show(page: Any, out: Path, **address: Any) -> None:
+    page.goto("about:blank")
+    query = page.evaluate("a => new URLSearchParams(a).toString()", {k: str(v) for k, v in address.items()})
+    page.goto(f"file://{out}/index.html#{query}")
+    page.wait_for_selector("main[data-ready]")
+
+
+def settled(page: Any, action: Any) -> None:
+    """Do something that draws a new page, and wait for it."""
+    before = page.get_attribute("main", "data-ready")
+    action()
+    page.wait_for_function("b => document.querySelector('main').dataset.ready !== b", arg=before)
+
+
+def heading(page: Any) -> str:
+    return page.inner_text("h1")
+
+
+@pytest.fixture(scope="module")
+def neuron(site: Site) -> dict[str, Any]:
+    """A neuron with clips and a map that is not empty."""
+    entry = next(e for e in site.read("index")["pairs"] if (e["m"], e["t"]) == ("small", "sounds"))
+    shards = [read_script(p) for p in sorted((site.out / entry["folder"]).glob("L*.js"))]
+    return max((r for s in shards for r in s["records"].values()), key=lambda r: r["top"])
+
+
+def address(record: dict[str, Any]) -> dict[str, Any]:
+    return {"m": "small", "t": "sounds", "l": record["l"], "n": record["n"]}
+
+
+def test_from_the_first_page_to_a_class_and_a_neuron(page, site):
+    show(page, site.out)
+    assert page.locator("figure.clip").count() == 3 and "What do neurons listen to" in heading(page)
+    settled(page, lambda: page.click(f".chips a:has-text('{NAMES[0]}') >> nth=0"))
+    assert heading(page) == NAMES[0]
+    settled(page, lambda: page.click("tbody a >> nth=0"))
+    assert heading(page).startswith("Layer") and page.locator("figure.clip").count() >= 15
+    page.wait_for_function("document.body.innerText.includes('untrained twin:')")  # where it would rank there
+
+
+def test_a_link_opens_its_neuron_and_previous_and_next_follow_the_list(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    assert heading(page) == f"Layer {neuron['l']}, neuron {neuron['n']}"
+    position = page.inner_text(".steps span")
+    key = "ArrowRight" if page.locator("#next").count() else "ArrowLeft"
+    settled(page, lambda: page.keyboard.press(key))
+    assert heading(page) != f"Layer {neuron['l']}, neuron {neuron['n']}" and page.inner_text(".steps span") != position
+    settled(page, lambda: page.go_back())
+    assert heading(page) == f"Layer {neuron['l']}, neuron {neuron['n']}"
+
+
+def test_sounds_play_the_cursor_moves_and_one_sounds_at_a_time(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    assert page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("audio")].map((a) => new Promise((done) => {
+             if (a.readyState) done(a.duration); else a.onloadedmetadata = () => done(a.duration); })))
+           .then((all) => all.every((d) => d > 0.2))"""
+    )
+    page.locator("button.play").nth(0).click()
+    page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
+    assert page.locator("figure.on").count() == 1
+    assert float(page.evaluate("parseFloat(document.querySelector('.cursor').style.left)")) > 0
+    page.locator("button.play").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('audio')[1].currentTime > 0")
+    assert page.evaluate("document.querySelectorAll('audio')[0].paused")
+    page.wait_for_function("document.querySelectorAll('audio')[1].ended")
+    page.keyboard.press("p")  # all of the most active, one after the other
+    page.wait_for_function("document.querySelectorAll('audio')[2].currentTime > 0.02")
+
+
+def test_the_overlay_is_the_records_map_and_can_be_switched_off(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    pixels = page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].map((c) => [Number(c.dataset.place), c.width, c.height,
+             Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data).filter((_, i) => i % 4 === 3)])"""
+    )
+    raw = np.frombuffer(base64.b64decode(neuron["maps"]), np.uint8)
+    levels = np.stack([raw >> 4, raw & 15], 1).reshape(-1)
+    assert len(pixels) == len(neuron["clips"]) and levels.max() == 15
+    for place, columns, rows, alpha in pixels:
+        size = rows * columns
+        expected = levels[place * size : (place + 1) * size].reshape(rows, columns)[::-1]  # low frequencies below
+        assert np.abs(np.array(alpha).reshape(rows, columns) - 200 * expected.astype(float) / 15).max() <= 1
+    assert page.locator("canvas").first.is_visible()
+    page.keyboard.press("o")
+    assert not page.locator("canvas").first.is_visible() and not page.is_checked("[data-maps]")
+    page.check("[data-maps]")
+    assert page.locator("canvas").first.is_visible()
+
+
+def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site):
+    show(page, site.out, m="small", t="sounds", find=1)
+    rows = page.locator("tbody tr").count()
+    for name, column in (("aape", 4), ("name", 0), ("p", 2)):
+        for _ in range(2):
+            settled(page, lambda name=name: page.click(f"#sort-{name}"))
+            cells = page.locator(f"tbody tr > :nth-child({column + 1})").all_inner_texts()
+            value = {0: lambda x: [int(v) for v in x.split()[0].split("/")]}.get(
+                column, lambda x: float(x.split("\u202f")[0])
+            )
+            values = [value(cell) for cell in cells]
+            falling = page.get_attribute(f"th:has(#sort-{name})", "aria-sort") == "descending"
+            assert values == sorted(values, reverse=falling)
+    page.keyboard.press("/")
+    page.keyboard.type("1/7")
+    settled(page, lambda: page.keyboard.press("Enter"))
+    assert page.locator("tbody tr").count() == 1 and "1/7" in page.inner_text("tbody tr")
+    url = page.url
+    settled(page, lambda: page.select_option("#find-only", "specific"))
+    page.goto("about:blank")
+    page.goto(url)
+    page.wait_for_selector("main[data-ready]")
+    assert "1 of 512" in page.inner_text("#found") and rows > 1
+
+
+def test_copies_are_a_table_and_evars_list(page, site):
+    show(page, site.out, m="small", t="other", find=1, c="a")
+    page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    page.click("text=Copy as CSV")
+    artifacts = collect(
+        site.encoder,
+        make_sounds(site.out.parent.parent / "other", names=("a", "b"), name="other"),
+        site.out.parent / "other_small",
+    )
+    wanted = select(artifacts, rate=0.05).neurons("a")
+    lines = page.evaluate("window.copied").splitlines()
+    assert lines[0].startswith("layer,neuron,class,p") and len(lines) == 1 + len(wanted)
+    page.click("text=Copy as int_neurons")
+    pairs = page.evaluate("window.copied").removeprefix("int_neurons: ").replace("\n", "")
+    assert sorted(map(tuple, __import__("json").loads(pairs))) == sorted(map(tuple, wanted.tolist()))
+
+
+def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    page.click("[role=tab]:has-text('other')")
+    page.wait_for_selector("#bars >> text=Both side by side")
+    settled(page, lambda: page.click("text=Both side by side"))
+    assert "on two tasks" in heading(page) and page.locator("section h2").count() == 2
+    show(page, site.out, m="small", t="other", c="a", d="b")
+    assert heading(page) == "a and b" and "Jaccard" in page.inner_text("main")
+    show(page, site.out, m="small", t="sounds", c=NAMES[0], d="a", u="other")
+    assert "(other)" in heading(page)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_any_script_are_text(page, site, name):
+    show(page, site.out, m="small", t="sounds", c=name)
+    assert heading(page) == name and page.locator("[onclick]").count() == 0 and page.locator("h1 b").count() == 0
+
+
+def test_a_page_that_is_not_there_says_so(page, site):
+    for wrong, message in (
+        ({"m": "none", "t": "x"}, "has no model"),
+        ({"m": "small", "t": "sounds", "c": "<img>"}, "has no class “<img>”"),
+        ({"m": "small", "t": "sounds", "l": 9, "n": 1}, "count from 0 to 1"),
+    ):
+        show(page, site.out, **wrong)
+        assert message in page.inner_text("[role=alert]")
+    show(page, site.out, m="small", t="sounds", l=0, n=next(n for n in range(256) if n not in paged(site)))
+    assert "No clips were built" in page.inner_text("main")
+
+
+def paged(site: Site) -> list[int]:
+    return read_script(next(site.out.glob("small-sounds")) / "pair.js")["pages"].get("0", [])
+
+
+ADDRESSES = ({}, {"m": "small", "t": "sounds"}, {"m": "small", "t": "sounds", "c": NAMES[1]}, {"m": "small", "t": "sounds", "find": 1},
+             {"m": "small", "t": "other", "c": "a", "d": "b"})  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_kind_of_page_fits_a_phone_is_labelled_and_has_contrast(page, site, neuron, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        for where in (*ADDRESSES, address(neuron)):
+            show(page, site.out, **where)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, where
+            assert page.evaluate(UNLABELLED) == [], where
+            assert page.evaluate(FAINT) == [], where
+            assert page.locator("h1").count() == 1 and page.title()
+
+
+UNLABELLED = """() => [...document.querySelectorAll("button, a, input, select, [role=img], img")].filter((e) =>
+  !(e.innerText || "").trim() && !e.getAttribute("aria-label") && !e.labels?.length && e.alt === undefined).map((e) => e.outerHTML)"""
+# text whose contrast with what lies behind it is below 4.5 (WCAG 2 AA)
+FAINT = """() => {
+  const rgb = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((x) => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  return [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+    .filter((e) => { const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05) < 4.5; })
+    .map((e) => e.outerHTML.slice(0, 120));
+}"""
+
+
+def test_an_old_atlas_opens_in_todays_page(page, tmp_path):
+    shutil.copytree(DATA, tmp_path / "old")
+    for name in ("index.html", "app.js", "app.css"):
+        shutil.copy(PAGES / name, tmp_path / "old" / name)
+    entry = read_script(DATA / "index.js")["pairs"][0]
+    layer, record = next(
+        (p.stem, r) for p in (DATA / entry["folder"]).glob("L*.js") for r in read_script(p)["records"].values()
+    )
+    show(page, tmp_path / "old", m=entry["m"], t=entry["t"], l=record["l"], n=record["n"])
+    assert heading(page) == f"Layer {record['l']}, neuron {record['n']}" and layer == f"L{record['l']:02}"
+    assert page.locator("canvas").count() == len(record["clips"]) > 0
