@@ -1,6 +1,7 @@
 """The command line: `aape`, `python -m aape`, or `python common.py` in a clone.
 
 aape collect STUDY MODEL TASK          one model on one task of a study (or torchrun ... -m aape collect ...)
+aape atlas STUDY                       pages that open from disk, to hear what the study's neurons listen to
 aape doctor [STUDY]                    what is installed, found, missing, and the next step
 aape download [NAME ...]               checkpoints and datasets that may be fetched freely; --help NAME tells of one
 aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
@@ -109,7 +110,18 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where the folder has none")
 
 
+def _atlas(words: list[str]) -> int:
+    parser = _parser("atlas", "The atlas of a study: pages that open from disk, to hear what its neurons listen to.")
+    parser.add_argument("study", help="name in studies/, or a YAML file; what has been collected is shown")
+    options = parser.parse_args(words)
+    from aape.atlas import build_study
+
+    print(f"open {build_study(options.study).resolve().as_uri()}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "atlas": _atlas,
     "collect": _collect,
     "doctor": _doctor,
     "download": _download,

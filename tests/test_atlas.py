@@ -15,21 +15,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_toy
+from conftest import REPOSITORY, make_toy
 from fake_artifacts import write_artifacts
 from PIL import Image
 
 import aape.atlas.pair as pair_room
 import aape.atlas.sound as sound
 from aape.artifacts import Artifacts, load_artifacts
-from aape.atlas import About, build_atlas, token_maps
+from aape.atlas import About, build_atlas, show_neuron, token_maps
 from aape.atlas.maps import packed, pooled
 from aape.atlas.record import Heard, chance_bands, choose_clips, group_share, nearest
+from aape.cli import main
 from aape.collecting import collect
 from aape.encoder import Encoder, hooked
 from aape.encoders import m2d
 from aape.files import FolderBusy, folder_lock
 from aape.selection import select
+from aape.study import load_study
 from aape.task import Task, from_metadata
 
 RATE = 16000
@@ -601,3 +603,25 @@ def test_an_old_atlas_still_has_what_the_page_reads():
         for shard in (DATA / entry["folder"]).glob("L*.js"):
             for record in read_script(shard)["records"].values():
                 check_record(record, pair)
+
+
+def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(built: Site, tmp_path, monkeypatch):
+    view = show_neuron(built.artifacts, built.encoder, built.task, 0, 5)
+    shown = view._repr_html_()
+    assert "layer 0, neuron 5" in repr(view) and shown.count("<audio") == len(view.record["clips"]) > 10
+    assert "data:audio/" in shown and "data:image/png" in shown and "<b onclick" not in shown
+    with pytest.raises(ValueError, match="not among"):
+        show_neuron(built.artifacts, built.encoder, built.task, 0, 256)
+    study = tmp_path / "tiny.yaml"
+    study.write_text(
+        "models: {m: {loader: test_atlas:small_m2d}}\n"
+        f"tasks: {{t: {{loader: test_atlas:make_sounds, options: {{folder: {tmp_path / 'data'}}}}}}}\n"
+    )
+    loaded = load_study(study)
+    collect(small_m2d(), make_sounds(tmp_path / "data"), loaded.artifacts_directory("t", "m"))
+    script = (REPOSITORY / "notebooks_src" / "Explore_Neurons.py").read_text()
+    script = script.replace('"miniature"', repr(str(study))).replace('"ssl"', '"m"').replace('"esc50"', '"t"')
+    names: dict = {}
+    exec(compile(script, "Explore_Neurons.py", "exec"), names)
+    check_site(names["page"].parent)
+    assert main(["atlas", str(study)]) == 0
