@@ -14,6 +14,7 @@ _ROOMS = {
     "chance": ["Calibrated", "calibrate"],
     "criteria": ["rank"],
     "collecting": ["collect", "collect_study"],
+    "dissecting": ["Dissection", "dissect"],
     "encoder": ["Encoder", "from_module"],
     "encoders": ["m2d"],
     "encoders.contracts": ["from_hear", "from_xares"],

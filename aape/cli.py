@@ -6,6 +6,7 @@ aape doctor [STUDY]                    what is installed, found, missing, and th
 aape download [NAME ...]               checkpoints and datasets that may be fetched freely; --help NAME tells of one
 aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
 aape table FOLDER -o OUT.csv           the same of a folder of your own, to look at and to edit
+aape dissect MODEL FOLDER              the neurons of a model, by name or folder, on a folder of sounds
 """
 
 from __future__ import annotations
@@ -103,6 +104,33 @@ def _table(words: list[str]) -> int:
     return 0
 
 
+def _dissect(words: list[str]) -> int:
+    parser = _parser("dissect", "The neurons of a model that are specific to the classes of a folder of sounds.")
+    parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
+    _add_folder(parser)
+    parser.add_argument("--table", help="CSV of `aape table`, edited: labels, splits and groups are taken from it")
+    parser.add_argument("-o", "--output", help="where to (default: outputs/<task>_<model>)")
+    parser.add_argument("--rate", type=float, default=0.01, help="share of neurons that are kept (default: 0.01)")
+    parser.add_argument("--permutations", type=int, default=1000, help="of the labels (default: 1000)")
+    parser.add_argument("--controls", type=int, default=99, help="random sets that are silenced (default: 99)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
+    parser.add_argument("--batch-size", type=int, help="clips at a time")
+    options = vars(parser.parse_args(words))
+    if options["table"] and options["seconds"] is None:
+        parser.error("--table needs --seconds, the length that every clip is cut or padded to")
+    from aape.dissecting import dissect
+    from aape.task import from_folder, from_metadata
+
+    folder, table = options.pop("folder"), options.pop("table")
+    pattern, seconds = options.pop("pattern"), options.pop("seconds")
+    if table is None:
+        task = from_folder(folder, pattern=pattern, clip_seconds=seconds, seed=options["seed"])
+    else:
+        task = from_metadata(table, folder, clip_seconds=seconds, name=Path(table).stem)
+    dissect(options.pop("model"), task, options.pop("output"), **options)
+    return 0
+
+
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="class folders, split/class folders, or what --pattern describes")
     parser.add_argument("--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'")
@@ -127,6 +155,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "download": _download,
     "metadata": _metadata,
     "table": _table,
+    "dissect": _dissect,
 }
 
 
