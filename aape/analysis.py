@@ -103,6 +103,7 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
         FolderBusy: another process is analysing this study.
         ValueError: damaged or edited artifacts, folders whose artifacts belong to another task, a model whose
             artifacts differ in shape or weights from task to task.
+        FolderBusy: another process is analysing the study.
     """
     study = study if isinstance(study, Study) else load_study(study)
     artifacts, missing = find_artifacts(study)
@@ -230,8 +231,7 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
 
 
 def _weights(artifacts: Artifacts) -> str | None:
-    weights = artifacts.manifest.get("weights")
-    return None if weights is None else str(weights.get("sha256") or json.dumps(weights, sort_keys=True))
+    return artifacts.manifest.get("identity")
 
 
 def _identity(artifacts: Artifacts) -> str:

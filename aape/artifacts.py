@@ -8,8 +8,7 @@ temporary name and renamed when whole; the manifest comes last, so where it stan
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from aape.files import facts_html, sha256_of, whole_file
+from aape.manifest import ARRAYS, read_manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the statistics do without
     from torch import Tensor
@@ -28,12 +28,15 @@ def save_tensors(path: Path, content: Tensor | dict[str, Tensor]) -> None:
     """torch.save through an open file, so that the bytes do not depend on the file's name."""
     import torch
 
-    with whole_file(path) as file:
-        torch.save(content, file)
+    try:
+        with whole_file(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def load_tensors(path: Path) -> Any:
-    """torch.load without running code.
+def load_tensors(path: Path, mmap: bool = False) -> Any:
+    """torch.load without running code, or of a map of the file.
 
     Raises:
         ValueError: not a whole file of tensors.
@@ -41,7 +44,7 @@ def load_tensors(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(
             f"{path} is no whole file of tensors ({str(error)[:200]}); delete its folder and collect again"
@@ -223,9 +226,9 @@ class Artifacts:
             total = int(tokens[mine].sum())
             if total == 0:
                 raise ValueError(f"class {new!r} has no clip among the {len(rows)} chosen (split={split})")
-            active = self.counts[mine].sum(axis=0, dtype=np.int64)
+            active = _sum_of_rows(self.counts, mine)
             if pad is not None:
-                active = active - pad[mine].sum(axis=0, dtype=np.int64)
+                active -= _sum_of_rows(pad, mine)
             out[:, :, c] = active / total
         return out
 
@@ -240,14 +243,16 @@ class Artifacts:
             by_group = f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own"
             facts |= {
                 "model": m["encoder"],
-                "weights": f"{m['weights'].get('source')} (SHA-256 {str(m['weights'].get('sha256'))[:12]}...)",
+                "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
-                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)),
+                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True))
+                + (f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""),
                 "groups": by_group,
                 "tokens": f"{tokens:,}",
                 "of zero padding": "unknown" if m["padding"] == "unknown" else f"{padded / tokens:.1%}",
-                "device, precision": f"{m['hardware']['device']}, {m['precision']}",
+                "device, weights held as": f"{m['device']}, {m['dtype']}",
             }
+            facts |= {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(m["notes"])}
         facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.3f}"
         facts["disk"] = f"{sum(f.stat().st_size for f in self.path.glob('*') if f.is_file()) / 2**20:.1f} MiB"
         return facts | {"folder": str(self.path)}
@@ -264,6 +269,28 @@ class Artifacts:
 
     def _repr_html_(self) -> str:
         return facts_html(f"Artifacts {self.path.name}", self.facts())
+
+
+def _sum_of_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Sum of chosen rows, int64, some at a time: all of a class may not fit into memory."""
+    total = np.zeros(values.shape[1:], np.int64)
+    for start in range(0, len(rows), 512):
+        total += values[rows[start : start + 512]].sum(axis=0, dtype=np.int64)
+    return total
+
+
+def other_encoder(theirs: Mapping[str, Any], identity: str, probe: Sequence[float]) -> str | None:
+    """How the encoder of a manifest differs from one of this identity and probe (`aape.encoder.Encoder`), or None.
+
+    Probes are equal to 1e-3 of their largest value: devices and libraries round differently.
+    """
+    if theirs.get("identity") != identity:
+        return f"identity (SHA-256 of all weights) is {theirs.get('identity')!r} there and {identity!r} here"
+    a, b = np.asarray(theirs["probe"]), np.asarray(probe)
+    if len(a) == len(b) and np.abs(a - b).max() <= 1e-3 * np.abs([a, b]).max():
+        return None
+    a, b = np.round(a, 6).tolist(), np.round(b, 6).tolist()
+    return f"of one noise wave, the same weights embed {a[:3]} ... there and {b[:3]} ... here (other front end or pooling?)"
 
 
 def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
@@ -286,24 +313,18 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
             + ("its collection was cut off: call it again and it goes on. " if unfinished else "collect it first. ")
             + "Expected over_zero.pt and classes.txt."
         )
-    manifest_path = path / "manifest.json"
-    manifest: dict[str, Any] = {}
-    if manifest_path.is_file():
-        try:
-            manifest = json.loads(manifest_path.read_text())
-            checksums = manifest["checksums"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-            raise ValueError(f"{manifest_path} is not a manifest ({error}); collect again") from error
-        for name, digest in checksums.items():
-            file = path / name
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing, its manifest lists it; collect again")
-            if (verify or file.stat().st_size <= LARGE) and sha256_of(file) != digest:
-                raise ValueError(
-                    f"{file} is not the file its manifest describes (SHA-256 {sha256_of(file)[:12]}..., expected "
-                    f"{digest[:12]}...): edited, or of another run. Restore it, or delete the folder and collect again."
-                )
-    classes = tuple((path / "classes.txt").read_text().splitlines())
+    has_manifest = (path / "manifest.json").is_file()
+    manifest = read_manifest(path / "manifest.json") if has_manifest else {}
+    for name, digest in manifest.get("checksums", {}).items():
+        file = path / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, its manifest lists it; collect again")
+        if (verify or file.stat().st_size <= LARGE) and sha256_of(file) != digest:
+            raise ValueError(
+                f"{file} is not the file its manifest describes (SHA-256 {sha256_of(file)[:12]}..., expected "
+                f"{digest[:12]}...): edited, or of another run. Restore it, or delete the folder and collect again."
+            )
+    classes = tuple((path / "classes.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     over_zero = load_tensors(path / "over_zero.pt")
     if getattr(over_zero, "ndim", 0) != 3 or over_zero.shape[2] != len(classes):
         found = tuple(over_zero.shape) if hasattr(over_zero, "shape") else type(over_zero).__name__
@@ -314,17 +335,33 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)
     if manifest:
-        if list(classes) != manifest["classes"]:
-            raise ValueError(f"{path}/classes.txt and its manifest name different classes or another order")
-        if artifacts.has_counts:
-            rows = len(manifest.get("kept_clips", artifacts.files))
-            expected = (rows, len(manifest["layers"]), over_zero.shape[1])
-            for name in ("clip_counts.npy", "clip_means.npy", "padding_counts.npy"):
-                if name in manifest["checksums"]:
-                    shape = np.load(path / name, mmap_mode="r", allow_pickle=False).shape
-                    if shape != expected:
-                        raise ValueError(f"{path}/{name} is {shape}, expected {expected}")
+        for name, wrong in _disagreements(artifacts):
+            if wrong:
+                raise ValueError(
+                    f"{path}/{name} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
+                    "Restore the folder, or delete it and collect again."
+                )
     return artifacts
+
+
+def _disagreements(artifacts: Artifacts) -> Iterator[tuple[str, bool]]:
+    """Files beside the manifest, and whether they contradict it."""
+    m, path = artifacts.manifest, artifacts.path
+    yield "classes.txt", list(artifacts.classes) != m["classes"]
+    shape = len(m["layers"]), m["neurons"]
+    yield "over_zero.pt", tuple(artifacts.over_zero.shape) != (*shape, len(m["classes"]))
+    rows = len(m.get("kept_clips", m["clips"]["file"]))
+    for name in set(ARRAYS) & set(m["checksums"]):
+        values = np.load(path / name, mmap_mode="r", allow_pickle=False)
+        wrong_type = values.dtype != np.float16 if name == "clip_means.npy" else values.dtype.kind != "u"
+        yield name, values.shape != (rows, *shape) or wrong_type
+    by_split = {split: artifacts.labels[artifacts.splits == split] for split in set(artifacts.splits)}
+    for name in ("gts.pt", "features.pt"):
+        found = load_tensors(path / name, mmap=True)
+        yield name, not isinstance(found, dict) or set(found) != set(by_split)
+        for split, labels in by_split.items():
+            other = name == "gts.pt" and not np.array_equal(found[split], labels)
+            yield name, other or len(found[split]) != len(labels)
 
 
 class ArrayWriter:

@@ -1,37 +1,40 @@
 """The collecting pass: every clip through the encoder once, counts and embeddings to disk as they come.
 
-Each batch becomes one small file in `<out_dir>/.partial/`, written whole or not at all; what is there is not computed
-again, so a run that was killed goes on where it stopped. When all batches are there they are streamed, in order,
-into the artifacts of `aape.artifacts`, and the manifest is written last.
+Each batch becomes one entry of a cache in `<out_dir>/.partial/`; what is there is not computed again, so a run that was
+killed goes on where it stopped. When all batches are there they are streamed, in order, into the artifacts of
+`aape.artifacts`; these are moved to their place when all are whole, and the manifest comes last.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aape.artifacts import ArrayWriter, Artifacts, load_artifacts, save_tensors
+from aape.artifacts import Artifacts, load_artifacts
 from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
-from aape.files import Cache, sha256_of, whole_file, write_json, write_text
-from aape.plan import IDENTITY, RUN, Plan, plan_pass, refuse_other, say_cost
+from aape.files import folder_lock, write_json
+from aape.manifest import read_manifest
+from aape.merging import Progress, clean_up, merge, sibling, take_over
+from aape.plan import (
+    IDENTITY,
+    RUN,
+    Plan,
+    naming_space,
+    plan_pass,
+    refuse_other,
+    refuse_strangers,
+    say_what_comes,
+    unfinished,
+)
 from aape.study import load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
-
-_PACKAGES = ("torch", "timm", "numpy", "nnAudio", "soundfile", "soxr")
 
 
 def collect(
@@ -80,36 +83,54 @@ def collect(
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
     plan = plan_pass(encoder, task, out_dir, on, batch_size, splits, layers, keep_clips, means, on_bad_clip, seed)
-    if (out_dir / "manifest.json").is_file():
-        refuse_other(json.loads((out_dir / "manifest.json").read_text()), plan.settings, out_dir, IDENTITY)
-        return load_artifacts(out_dir)
-    strangers = [f for f in ("over_zero.pt", "clip_counts.npy") if (out_dir / f).exists()]
     partial = out_dir / ".partial"
-    if strangers and not (partial / "settings.json").is_file():
-        raise ValueError(
-            f"{out_dir} holds {strangers[0]} without a manifest.json: artifacts of another tool. "
-            "Choose another out_dir; nothing was changed."
-        )
-    if rank == 0:
-        partial.mkdir(parents=True, exist_ok=True)
-        if (partial / "settings.json").is_file():
-            refuse_other(json.loads((partial / "settings.json").read_text()), plan.settings, out_dir, IDENTITY + RUN)
-        else:
-            write_json(partial / "settings.json", plan.settings)
-    _barrier(world)
-    source = None if plan.settings.get("kept") else _sibling(plan, out_dir)
-    progress = _Progress(plan, partial, rank)
-    if source is None:
-        _hear(encoder, plan, progress, on, rank, world)
-    _barrier(world)
-    if rank == 0:
-        if source is None:
-            _merge(encoder, plan, progress, out_dir)
-        else:
-            _take_over(plan, source, out_dir)
-        shutil.rmtree(partial)
-    _barrier(world)
+    if _is_whole(plan, out_dir) and not partial.exists():
+        return load_artifacts(out_dir)
+    with naming_space(plan, out_dir), _one_writer(out_dir, rank, world):
+        if not _is_whole(plan, out_dir):  # another process may have been faster
+            if rank == 0:
+                _open(plan, out_dir)
+            _barrier(world)
+            source = None if plan.settings["kept"] else sibling(plan, out_dir)
+            progress = Progress(plan, partial, rank)
+            if source is None:
+                _hear(encoder, plan, progress, on, rank, world)
+            _barrier(world)
+            if rank == 0:
+                merge(encoder, plan, progress, out_dir) if source is None else take_over(plan, source, out_dir)
+        if rank == 0:
+            clean_up(partial)
     return load_artifacts(out_dir)
+
+
+@contextlib.contextmanager
+def _one_writer(out_dir: Path, rank: int, world: int) -> Iterator[None]:
+    """The folder's lock, for all processes of the group: the first one holds it."""
+    with folder_lock(out_dir) if rank == 0 else contextlib.nullcontext():
+        _barrier(world)
+        yield
+        _barrier(world)
+
+
+def _is_whole(plan: Plan, out_dir: Path) -> bool:
+    """Whether the artifacts of this plan are there. Raises ValueError where another run's are."""
+    if not (out_dir / "manifest.json").exists():
+        return False
+    refuse_other(read_manifest(out_dir / "manifest.json"), plan.settings, out_dir, IDENTITY)
+    return True
+
+
+def _open(plan: Plan, out_dir: Path) -> None:
+    """Adopt what a killed run left, or begin: afterwards `.partial/settings.json` is there, and nobody else's files."""
+    partial = out_dir / ".partial"
+    settings = unfinished(out_dir)
+    if settings is not None:
+        refuse_other(settings, plan.settings, out_dir, IDENTITY + RUN)
+    if not (partial / "final").is_dir():
+        refuse_strangers(out_dir)
+    partial.mkdir(exist_ok=True)
+    if settings is None:
+        write_json(partial / "settings.json", plan.settings)
 
 
 def _barrier(world: int) -> None:
@@ -117,49 +138,7 @@ def _barrier(world: int) -> None:
         torch.distributed.barrier()
 
 
-class _Progress:
-    """What a pass has computed so far: an entry for each batch and, where not every clip's own counts are kept, sums.
-
-    A process's sums are active tokens by class [classes, layers, neurons] over the batches in its `done`; both are
-    saved as one, after the batches themselves, so no batch is counted twice or lost.
-    """
-
-    def __init__(self, plan: Plan, partial: Path, rank: int) -> None:
-        self._cache, self._own, self._unsaved = Cache(partial), f"sums-{rank}", 0
-        self._key = hashlib.sha256(json.dumps(plan.settings, sort_keys=True).encode()).hexdigest()
-        self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "done": (len(plan.batches),)}
-        self._mine = self._cache.get(self._own, self._key) or self._zeros()
-
-    def _zeros(self) -> dict[str, np.ndarray]:
-        return {name: np.zeros(size, np.int64) for name, size in self._sizes.items()}
-
-    def batch(self, number: int) -> dict[str, np.ndarray] | None:
-        """What a batch left, or None where it is not there or damaged."""
-        return self._cache.get(f"batch-{number:06d}", self._key)
-
-    def save(self, number: int, rows: Mapping[str, np.ndarray]) -> None:
-        """Keep what a batch left."""
-        self._cache.put(f"batch-{number:06d}", self._key, rows)
-
-    def add(self, number: int, labels: np.ndarray, counts: np.ndarray, last: bool) -> None:
-        """Add counts [clips, layers, neurons] to the sums, which are saved every 32 batches and after the last."""
-        np.add.at(self._mine["sums"], labels, counts)
-        self._mine["done"][number] += 1
-        self._unsaved += 1
-        if self._unsaved >= 32 or last:
-            self._cache.put(self._own, self._key, self._mine)
-            self._unsaved = 0
-
-    def summed(self) -> dict[str, np.ndarray]:
-        """Sums of all processes, and in how many of them each batch is."""
-        total = self._zeros()
-        for path in self._cache.folder.glob("sums-*.npz"):
-            for name, values in (self._cache.get(path.stem, self._key) or {}).items():
-                total[name] += values
-        return total
-
-
-def _hear(encoder: Encoder, plan: Plan, progress: _Progress, device: torch.device, rank: int, world: int) -> None:
+def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device, rank: int, world: int) -> None:
     """Every batch of this process that is not on disk yet through the encoder."""
     subset = not plan.kept.all()
     summed = progress.summed()["done"] if subset else np.ones(len(plan.batches))
@@ -167,32 +146,29 @@ def _hear(encoder: Encoder, plan: Plan, progress: _Progress, device: torch.devic
     indices = [plan.clips[plan.batches[b]] for b in todo]
     clips = sum(len(i) for i in indices)
     if rank == 0 and todo:
-        say_cost(plan, clips)
+        say_what_comes(plan, encoder, progress.folder)
     quiet = None if rank == 0 and todo else True
-    with (
-        full_precision(),
-        tqdm(total=clips, unit="clip", desc=f"{encoder.name} on {plan.task.name}", disable=quiet) as bar,
-    ):
+    parent = os.getppid()
+    bar = tqdm(total=clips, unit="clip", desc=f"{encoder.name} on {plan.task.name}", disable=quiet)
+    with full_precision(), bar:
         waves = prefetched(plan.task, indices, encoder.sample_rate)
         for b, (wave, valid, complaints) in zip(todo, waves, strict=True):
+            if world > 1 and os.getppid() != parent:
+                raise SystemExit("the process that started this one is gone")
+            on_device = _moved(wave, device)
+            counted = count_batch(
+                encoder, on_device, _moved(valid, device), plan.settings["layers"], plan.settings["neurons"]
+            )
+            if b == todo[0]:
+                _check_repeats(encoder, on_device, counted.embeddings)
+            complaints |= _not_finite(plan, b, counted, valid > 0)
             if complaints and plan.settings["on_bad_clip"] == "stop":
                 raise BadClip(
                     f"{next(iter(complaints.values()))} ({len(complaints)} such clip(s) in this batch.) What was "
                     "computed is kept: mend the file and call again, or collect with on_bad_clip='skip'."
                 )
-            counted = count_batch(
-                encoder,
-                torch.from_numpy(wave).to(device),
-                torch.from_numpy(valid).to(device),
-                plan.settings["layers"],
-                plan.settings["neurons"],
-            )
-            good = valid > 0
-            if not bool(torch.isfinite(counted.embeddings[torch.from_numpy(good)]).all()):
-                raise ValueError(
-                    f"{encoder.name} gave an embedding that is not finite in batch {b} of {plan.task.name}"
-                )
-            rows = _rows_of(counted, good, plan.kept[plan.batches[b]], complaints)
+            good = np.array([i not in complaints for i in range(len(valid))])
+            rows = _rows_of(counted, valid, good, plan.kept[plan.batches[b]], complaints)
             if plan.settings["means"]:
                 rows["means"] = _half(counted.means.numpy()[plan.kept[plan.batches[b]] & good], encoder.name)
             progress.save(b, rows)
@@ -202,13 +178,46 @@ def _hear(encoder: Encoder, plan: Plan, progress: _Progress, device: torch.devic
             bar.update(len(valid))
 
 
+def _moved(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """On the device, copied while it still works where it can do that."""
+    tensor = torch.from_numpy(values)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def _check_repeats(encoder: Encoder, wave: torch.Tensor, embeddings: torch.Tensor) -> None:
+    """Refuse an encoder that does not embed the same clips alike: dropout is on, or batch statistics are in use."""
+    with torch.inference_mode():
+        again = encoder.embed(wave[:2]).float().cpu()
+    error, size = (again - embeddings[:2]).abs().max(), embeddings[:2].abs().max()
+    if error > size * (1e-3 if encoder.dtype in ("float32", "float64") else 5e-2):
+        raise ValueError(
+            f"{encoder.name} embeds the same two clips differently a second time, by {float(error / size):.1%} of the "
+            "largest value: is it in training mode? Call module.eval() and collect again; nothing of this was kept."
+        )
+
+
+def _not_finite(plan: Plan, batch: int, counted: BatchCounts, good: np.ndarray) -> dict[int, str]:
+    """The complaint about each clip of which the encoder makes infinities or NaN, which would count as inactive."""
+    layers = counted.means.isfinite().all(dim=2)
+    bad = ~(layers.all(dim=1) & counted.embeddings.isfinite().all(dim=1)).numpy() & good
+    complaints = {}
+    for i in np.flatnonzero(bad):
+        where = [name for name, fine in zip(plan.settings["layers"], layers[i], strict=True) if not fine]
+        complaints[int(i)] = (
+            f"{plan.task.files[plan.clips[plan.batches[batch][i]]]}: {plan.settings['encoder']} makes values of it that "
+            f"are not finite, in {'layer ' + where[0] if where else 'the embedding'}."
+        )
+    return complaints
+
+
 def _rows_of(
-    counted: BatchCounts, good: np.ndarray, kept: np.ndarray, complaints: Mapping[int, str]
+    counted: BatchCounts, valid: np.ndarray, good: np.ndarray, kept: np.ndarray, complaints: Mapping[int, str]
 ) -> dict[str, np.ndarray]:
     """A batch as it is stored: embeddings and tokens of every clip, counts of the good clips that are kept."""
     dtype = np.min_scalar_type(int(counted.tokens.max()))  # the smallest unsigned integer that holds any count
     rows = {
         "embeddings": counted.embeddings.numpy(),
+        "valid": valid,
         "tokens": counted.tokens.numpy() * good,
         "padding_tokens": counted.padding_tokens.numpy() * good,
         "counts": counted.counts.numpy()[kept & good].astype(dtype),
@@ -227,192 +236,6 @@ def _half(means: np.ndarray, name: str) -> np.ndarray:
             "is written (65,504). Collect with means=False."
         )
     return half
-
-
-@dataclass
-class _Rows:
-    """The good clips of a pass, in order: all that is known of them but for the arrays that are streamed."""
-
-    positions: np.ndarray  # in plan.clips
-    tokens: np.ndarray
-    padding_tokens: np.ndarray
-    has_padding: bool
-    skipped: list[dict[str, str]]
-
-
-def _merge(encoder: Encoder, plan: Plan, progress: _Progress, out_dir: Path) -> None:
-    """Stream the batches, in order, into the artifacts."""
-
-    def saved(number: int) -> dict[str, np.ndarray]:
-        rows = progress.batch(number)
-        if rows is None:
-            raise ValueError(f"batch {number} in {out_dir}/.partial is not whole; call again to compute it anew")
-        return rows
-
-    positions, tokens, padded, skipped, has_padding = [], [], [], [], False
-    for number, batch in enumerate(plan.batches):
-        rows = saved(number)
-        good = rows["complaints"] == ""
-        positions.append(batch[good])
-        tokens.append(rows["tokens"][good])
-        padded.append(rows["padding_tokens"][good])
-        has_padding |= "padding" in rows
-        for i in np.flatnonzero(~good):
-            skipped.append({"file": plan.task.files[plan.clips[batch[i]]], "reason": str(rows["complaints"][i])})
-    known = _Rows(np.concatenate(positions), np.concatenate(tokens), np.concatenate(padded), has_padding, skipped)
-    lost = sorted(set(plan.task.labels[plan.clips]) - set(plan.task.labels[plan.clips[known.positions]]))
-    if lost:
-        raise ValueError(f"no clip of class {plan.task.classes[lost[0]]!r} could be read: {skipped[0]['reason']}")
-
-    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        for number in range(len(plan.batches)):
-            rows = saved(number)
-            yield rows | {"embeddings": rows["embeddings"][rows["complaints"] == ""]}
-
-    facts = {
-        "padding": "unknown" if encoder.padding_masks is None else "counted" if has_padding else "none",
-        "weights": dict(encoder.weights),
-        "hardware": _hardware(plan.settings["device"]),
-        "versions": _versions(),
-    }
-    sums = None if plan.kept.all() else progress.summed()["sums"]
-    _write_artifacts(plan, known, blocks(), sums, facts, out_dir)
-
-
-def _versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            out[package] = metadata.version(package)
-    return out
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    """What the arithmetic ran on, as far as it may move a rounding."""
-    facts: dict[str, Any] = {"device": device, "machine": platform.machine(), "threads": torch.get_num_threads()}
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
-def _write_artifacts(
-    plan: Plan,
-    rows: _Rows,
-    blocks: Iterator[Mapping[str, np.ndarray]],
-    sums: np.ndarray | None,
-    facts: Mapping[str, Any],
-    out_dir: Path,
-) -> None:
-    """All files, the manifest last.
-
-    Args:
-        plan: what was decided. rows: the good clips.
-        blocks: of the next clips, embeddings [clips, dim], and counts, means and, where there is any in the block,
-            padding [kept clips, layers, neurons].
-        sums: active tokens by class [classes, layers, neurons]; None: to be summed from the blocks, which hold all.
-        facts: what else the manifest says. out_dir: where the files go.
-    """
-    task, clips = plan.task, plan.clips[rows.positions]
-    labels, splits = task.labels[clips], np.asarray(task.splits)[clips]
-    kept = plan.kept[rows.positions]
-    shape, dtype = (int(kept.sum()), *plan.shape), np.min_scalar_type(int(rows.tokens.max()))
-    by_class = np.zeros((len(task.classes), *shape[1:]), dtype=np.int64)
-    arrays = {"clip_counts.npy": ("counts", dtype)}
-    if rows.has_padding:
-        arrays["padding_counts.npy"] = ("padding", dtype)
-    if plan.settings["means"]:
-        arrays["clip_means.npy"] = ("means", np.dtype(np.float16))
-    embeddings: list[np.ndarray] = []
-    with contextlib.ExitStack() as stack:
-        writers = {
-            what: ArrayWriter(stack.enter_context(whole_file(out_dir / file)), shape, kind)
-            for file, (what, kind) in arrays.items()
-        }
-        start = 0
-        for block in blocks:
-            embeddings.append(block["embeddings"])
-            for what, writer in writers.items():
-                writer.append(block.get(what, np.zeros_like(block["counts"])))
-            if sums is None:
-                clips_here = labels[start : start + len(block["embeddings"])]
-                np.add.at(by_class, clips_here, block["counts"].astype(np.int64))
-                start += len(clips_here)
-    tokens = np.bincount(labels, weights=rows.tokens, minlength=len(task.classes))
-    probabilities = (by_class if sums is None else sums).transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
-    save_tensors(out_dir / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
-    write_text(out_dir / "classes.txt", "".join(f"{c}\n" for c in task.classes))
-    order = sorted(set(splits.tolist()), key=lambda s: ("train valid test".find(s), s))
-    embedding = np.concatenate(embeddings)
-    save_tensors(out_dir / "features.pt", {s: torch.from_numpy(embedding[splits == s]) for s in order})
-    save_tensors(out_dir / "gts.pt", {s: torch.from_numpy(labels[splits == s]) for s in order})
-    manifest = {
-        "format": 2,
-        "classes": list(task.classes),
-        "group_column": task.group_column,
-        "clips": {
-            "file": [task.files[i] for i in clips],
-            "label": labels.tolist(),
-            "split": splits.tolist(),
-            "group": [task.groups[i] for i in clips],
-            "tokens": rows.tokens.tolist(),
-            "padding_tokens": rows.padding_tokens.tolist(),
-            "fingerprint": [plan.fingerprints[p] for p in rows.positions],
-        },
-        "skipped": rows.skipped,
-        "checksums": {
-            f: sha256_of(out_dir / f) for f in (*arrays, "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
-        },
-        **plan.settings,
-        **facts,
-    }
-    if not plan.kept.all():
-        manifest["kept_clips"] = np.flatnonzero(kept).tolist()
-    write_json(out_dir / "manifest.json", manifest)
-
-
-def _sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
-    """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
-    same = (
-        "encoder",
-        "identity",
-        "layers",
-        "neurons",
-        "clip_seconds",
-        "sample_rate",
-        "precision",
-        "device",
-        "batch_size",
-        "means",
-    )
-    for path in sorted(out_dir.parent.glob("*/manifest.json")):
-        manifest = json.loads(path.read_text())
-        if manifest.get("task") == plan.task.name or "kept_clips" in manifest:
-            continue
-        if any(manifest.get(k) != plan.settings[k] for k in same):
-            continue
-        if set(plan.fingerprints) <= set(manifest["clips"]["fingerprint"]):
-            return load_artifacts(path.parent)
-    return None
-
-
-def _take_over(plan: Plan, source: Artifacts, out_dir: Path) -> None:
-    """Artifacts for this task's classes from a pass over the same audio for another task."""
-    row_of = {mark: row for row, mark in enumerate(source.manifest["clips"]["fingerprint"])}
-    rows = np.array([row_of[mark] for mark in plan.fingerprints])
-    padding = None if source.manifest["padding"] == "unknown" else source.padding_counts
-
-    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        arrays = {"embeddings": source.embeddings(), "counts": source.counts}
-        arrays |= {} if padding is None else {"padding": padding}
-        arrays |= {"means": source.means} if plan.settings["means"] else {}
-        for start in range(0, len(rows), 256):
-            yield {name: values[rows[start : start + 256]] for name, values in arrays.items()}
-
-    facts = {k: source.manifest[k] for k in ("padding", "weights", "hardware", "versions")}
-    facts["pass_of"] = f"{source.path.name} (task {source.manifest['task']})"
-    everyone = np.arange(len(plan.clips))
-    known = _Rows(everyone, source.tokens[rows], source.padding_tokens[rows], padding is not None, [])
-    _write_artifacts(plan, known, blocks(), None, facts, out_dir)
 
 
 def collect_study(

@@ -77,13 +77,6 @@ class Task:
         out[:valid] = wave[:valid]
         return out, valid
 
-    def fingerprint(self, index: int) -> str:
-        """Size and SHA-256 of the first 64 KiB of a clip's file: enough to notice that data are not the same."""
-        path = self.audio_dir / self.files[index]
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-        return f"{path.stat().st_size}-{hashlib.sha256(head).hexdigest()[:16]}"
-
     def csv(self) -> str:
         """The clips as CSV text, as `from_metadata` reads it."""
         known = self.group_column is not None

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from aape.artifacts import Artifacts
+from aape.artifacts import Artifacts, other_encoder
 from aape.classifier import STRENGTHS, Classifier, Fold, fit, fit_nearest_mean, folds, refits, scores
 from aape.encoder import Encoder, full_precision
 from aape.files import Cache
@@ -265,17 +265,15 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
     """Index into the task of each clip of the artifacts, once it is sure that model, task and artifacts fit.
 
     Raises:
-        ValueError: artifacts of other tools, of another model (by the weights' SHA-256), with layers that the encoder
+        ValueError: artifacts of other tools, of another model (by its weights and what it embeds), with layers that the encoder
             does not have, or of other classes, labels or clips than the task's.
     """
     require_clips(artifacts)
     manifest, path = artifacts.manifest, artifacts.path
-    theirs, ours = manifest.get("weights", {}).get("sha256"), encoder.weights.get("sha256")
-    if theirs != ours:
+    if other := other_encoder(manifest, encoder.identity, encoder.probe):
         raise ValueError(
-            f"{path} was made by {manifest.get('encoder')!r} with weights of SHA-256 {str(theirs)[:12]}..., the "
-            f"encoder in hand is {encoder.name!r} with {str(ours)[:12]}... . Load the weights that made the artifacts, "
-            "or collect again."
+            f"{path} was made by {manifest['encoder']!r}, the encoder in hand is {encoder.name!r}: {other}.\n"
+            "Load the weights that made the artifacts, or collect again."
         )
     unknown = [name for name in artifacts.layers if name not in encoder.layers]
     if unknown:

@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from aape.artifacts import load_artifacts
+from aape.artifacts import load_artifacts, other_encoder
 from aape.encoder import Encoder
 from aape.task import Task, from_metadata
 from miniature import encoders
@@ -49,8 +49,9 @@ def collected_embeddings(encoder: Encoder, task: Task, folder: Path) -> np.ndarr
     if not (folder / "manifest.json").is_file():
         return None
     artifacts = load_artifacts(folder)
-    same = artifacts.manifest.get("weights", {}).get("sha256") == encoder.weights.get("sha256")
-    if not same or tuple(artifacts.files) != task.files or not np.array_equal(artifacts.labels, task.labels):
+    if other_encoder(artifacts.manifest, encoder.identity, encoder.probe):
+        return None
+    if tuple(artifacts.files) != task.files or not np.array_equal(artifacts.labels, task.labels):
         return None
     return artifacts.embeddings()
 

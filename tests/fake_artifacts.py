@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 import yaml
 
 from aape.artifacts import save_tensors
-from aape.files import sha256_of, write_json, write_text
+from aape.files import sha256_of, write_text
+from aape.manifest import write_manifest
 
 TOKENS = 60
 
@@ -29,6 +31,8 @@ def write_artifacts(
 ) -> None:
     """Write a whole folder as the collecting pass does; the last `padded` tokens of every third clip are padding."""
     path.mkdir(parents=True, exist_ok=True)
+    for earlier in path.glob("*.npy"):
+        earlier.unlink()
     clips = len(labels)
     splits = np.where(np.arange(clips) % 4 == 0, "test", "train") if splits is None else splits
     over_zero = np.stack([counts[labels == c].mean(axis=0) / TOKENS for c in range(len(classes))], axis=-1)
@@ -43,28 +47,45 @@ def write_artifacts(
         share = (padding_tokens / TOKENS)[:, None, None]
         np.save(path / "padding_counts.npy", (counts * share).astype(np.uint8))
     checked = [p.name for p in sorted(path.iterdir()) if p.suffix in (".pt", ".npy", ".txt")]
-    write_json(
-        path / "manifest.json",
-        {
-            "encoder": "fake",
-            "task": task,
-            "classes": classes,
-            "layers": [f"blocks.{i}" for i in range(counts.shape[1])],
-            "neurons": counts.shape[2],
-            "weights": {"source": source, "sha256": weights},
-            "padding": "counted" if padded else "none",
-            "group_column": None if groups is None else "group",
-            "clips": {
-                "file": [f"{i}.wav" for i in range(clips)],
-                "label": labels.tolist(),
-                "split": splits.tolist(),
-                "group": [str(g) for g in (np.arange(clips) if groups is None else groups)],
-                "tokens": [TOKENS] * clips,
-                "padding_tokens": padding_tokens.tolist(),
-            },
-            "checksums": {name: sha256_of(path / name) for name in checked},
+    manifest = {
+        "format": 3,
+        "encoder": "fake",
+        "weights": {"source": source, "sha256": weights},
+        "identity": hashlib.sha256(weights.encode()).hexdigest(),
+        "probe": [1.0, -0.5],
+        "dtype": "float32",
+        "layers": [f"blocks.{i}" for i in range(counts.shape[1])],
+        "neurons": counts.shape[2],
+        "task": task,
+        "classes": classes,
+        "clip_seconds": 1.0,
+        "sample_rate": 16000,
+        "splits": names,
+        "data": "d" * 64,
+        "group_column": None if groups is None else "group",
+        "clips": {
+            "file": [f"{i}.wav" for i in range(clips)],
+            "label": labels.tolist(),
+            "split": splits.tolist(),
+            "group": [str(g) for g in (np.arange(clips) if groups is None else groups)],
+            "tokens": [TOKENS] * clips,
+            "padding_tokens": padding_tokens.tolist(),
+            "sha256": [f"{i:064x}" for i in range(clips)],
         },
-    )
+        "kept": None,
+        "skipped": [],
+        "notes": [],
+        "cut": 0,
+        "padding": "counted" if padded else "none",
+        "means": False,
+        "batch_size": 32,
+        "device": "cpu",
+        "on_bad_clip": "stop",
+        "hardware": {"machine": "none", "threads": 1},
+        "versions": {},
+        "checksums": {name: sha256_of(path / name) for name in checked},
+    }
+    write_manifest(path / "manifest.json", manifest)
 
 
 def planted_counts(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import errno
 import json
 import os
@@ -9,23 +11,27 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY, make_task, make_toy
+from conftest import REPOSITORY, Toy, make_task, make_toy
+from torch import nn
 
 import aape.collecting as collecting
+from aape import manifest
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
-from aape.encoder import hooked
+from aape.encoder import from_module, hooked
+from aape.files import FolderBusy, folder_lock
 from aape.task import BadClip, from_metadata
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
 
 
 def literal_counts(encoder, task):
@@ -104,7 +110,7 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     monkeypatch.setattr(collecting, "count_batch", None)  # any attempt to compute would fail
     assert collect(toy, task, out).has_counts
     assert collect(toy, task, out, batch_size=3).has_counts  # of a finished run the batch size no longer matters
-    with pytest.raises(ValueError, match="identity is 'toy-0' there and 'toy-1' here"):
+    with pytest.raises(ValueError, match=r"identity \(SHA-256 of all weights\) is .* there and .* here"):
         collect(make_toy(1), task, out)
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
@@ -115,14 +121,154 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     assert contents(out) == before
 
 
-def test_the_folder_of_another_tool_is_not_touched(tmp_path: Path, toy, task):
+FOREIGN = ("over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "padding_counts.npy")
+
+
+@pytest.mark.parametrize(
+    "name", [*FOREIGN, "manifest.json", ".partial", ".partial/notes.txt", ".partial/settings.json"]
+)
+def test_what_another_tool_left_is_named_and_not_touched(tmp_path: Path, toy, task, name: str):
     out = tmp_path / "foreign"
-    out.mkdir()
-    torch.save(torch.zeros(1, 1, 1), out / "over_zero.pt")
-    before = contents(out)
-    with pytest.raises(ValueError, match="artifacts of another tool"):
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text('{"theirs": 1}')
+    with pytest.raises(ValueError, match=name.split("/")[0].replace(".", r"\.")):
         collect(toy, task, out)
-    assert contents(out) == before
+    assert [p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file() and p.name != ".lock"] == [name]
+    assert (out / name).read_text() == '{"theirs": 1}'
+
+
+def test_a_file_that_appears_during_the_pass_is_not_overwritten(tmp_path: Path, toy, task, monkeypatch):
+    out, real = tmp_path / "out", collecting.count_batch
+
+    def count_batch(*arguments):
+        (out / "features.pt").write_text("theirs")
+        return real(*arguments)
+
+    monkeypatch.setattr(collecting, "count_batch", count_batch)
+    with pytest.raises(ValueError, match="features.pt appeared during the pass"):
+        collect(toy, task, out)
+    assert (out / "features.pt").read_text() == "theirs"
+    (out / "features.pt").unlink()
+    monkeypatch.setattr(collecting, "count_batch", None)  # nothing is computed twice
+    assert collect(toy, task, out).has_counts
+
+
+def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_path: Path, task):
+    """README's own example: from_module without weights=."""
+
+    def bare(seed: int = 0, embed=None):
+        module = Toy(seed)
+        return from_module(
+            module, activations="layers.*.act", embed=(embed and embed(module)) or module, sample_rate=1000,
+            clip_seconds=1.0, name="toy", samples_per_token=100,
+        )  # fmt: skip
+
+    out = tmp_path / "noise"
+    whole = collect(bare(), task, out)
+    with pytest.raises(ValueError, match="identity .* there and .* here"):
+        collect(bare(1), task, out)
+    with pytest.raises(ValueError, match="same weights embed .* there and .* here"):
+        collect(bare(embed=lambda module: lambda wave: module(wave) * 1.01), task, out)
+    assert collect(bare(embed=lambda module: lambda wave: module(wave) * 1.0001), task, out).has_counts
+    (task.metadata.parent / "same.csv").write_bytes(task.metadata.read_bytes())
+    same = from_metadata(task.metadata.parent / "same.csv", task.audio_dir, clip_seconds=1.0, name="same")
+    theirs = collect(bare(1), same, tmp_path / "same")
+    assert "pass_of" not in theirs.manifest and not np.array_equal(theirs.counts, whole.counts)
+    assert "pass_of" in collect(bare(), same, tmp_path / "same-0").manifest
+
+
+def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
+    """Equally long files that begin alike: 40,000 samples of silence are 160 kB."""
+    task = make_task(tmp_path / "data", 12)
+    rng = np.random.default_rng(0)
+    late = np.zeros((12, 40_300), dtype=np.float32)
+    late[:, -300:] = rng.normal(0, 0.3, (12, 300))
+    for name, wave in zip(task.files, late, strict=True):
+        soundfile.write(task.audio_dir / name, wave, 40_300, subtype="FLOAT")  # the last 7 ms of 1 s
+    out = tmp_path / "runs" / "noise"
+    first = collect(toy, task, out)
+    lines = task.metadata.read_text().splitlines()
+    (task.metadata.parent / "back.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    back = from_metadata(task.metadata.parent / "back.csv", task.audio_dir, clip_seconds=1.0, name="back")
+    taken = collect(toy, back, tmp_path / "runs" / "back")
+    assert "pass_of" in taken.manifest and np.array_equal(taken.embeddings(), first.embeddings()[::-1])
+    assert len(np.unique(taken.embeddings(), axis=0)) == 12
+    late[3, -1] += 0.5
+    soundfile.write(task.audio_dir / task.files[3], late[3], 40_300, subtype="FLOAT")
+    with pytest.raises(ValueError, match="data is .* there"):
+        collect(toy, task, out)
+
+
+def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, task):
+    module = Toy()
+    real = module.layers[1].fc.forward
+    module.layers[1].fc.forward = lambda x: real(x) / (x.amax(dim=(1, 2), keepdim=True) < loudest)
+    loudest = torch.inf
+    encoder = from_module(
+        module, activations="layers.*.act", embed=lambda wave: module(wave).nan_to_num(), sample_rate=1000,
+        clip_seconds=1.0, name="toy", samples_per_token=100,
+    )  # fmt: skip
+    peaks = []
+    with hooked(encoder, ["layers.0.act"], lambda layer, x: peaks.append(x.amax().item())), torch.no_grad():
+        for i in range(len(task)):
+            encoder.embed(torch.from_numpy(task.read(i, 1000)[0])[None])
+        encoder.probe  # noqa: B018
+    loudest, worst = sorted(peaks[:-1])[-1], int(np.argmax(peaks[:-1]))
+    if peaks[-1] >= loudest:
+        pytest.fail("the noise of the probe is louder than the clips")
+    with pytest.raises(BadClip, match=f"{task.files[worst]}: toy makes .* not finite, in layer layers.1.act"):
+        collect(encoder, task, tmp_path / "out")
+    skipped = collect(encoder, task, tmp_path / "skip" / "out", on_bad_clip="skip")
+    assert [s["file"] for s in skipped.manifest["skipped"]] == [task.files[worst]] and len(skipped.files) == 23
+
+
+def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task):
+    module = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Dropout(0.5))
+    encoder = from_module(
+        module, activations="2", embed=lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1),
+        sample_rate=1000, clip_seconds=1.0, name="drops", samples_per_token=100,
+    )  # fmt: skip
+    module.train()
+    with pytest.raises(ValueError, match=r"same two clips differently .* training mode\? Call module.eval"):
+        collect(encoder, task, tmp_path / "out")
+    module.eval().to(torch.bfloat16)
+    half = collect(encoder, task, tmp_path / "half")
+    assert half.manifest["dtype"] == "bfloat16" and "bfloat16" in half._repr_html_()
+
+
+def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
+    with pytest.warns(UserWarning, match=r"6 of 24 clips last longer than clip_seconds=1 \(the longest 1.2 s\)"):
+        told = collect(toy, task, tmp_path / "a" / "out")
+    assert told.manifest["cut"] == 6
+    silent = dataclasses.replace(toy, padding_masks=None)
+    seconds = np.array([soundfile.info(task.audio_dir / f).duration for f in task.files])
+    share = np.clip(1 - seconds, 0, None).mean()
+    with pytest.warns(UserWarning, match=f"{share:.1%} of all samples are zero padding.*samples_per_token="):
+        unknown = collect(silent, task, tmp_path / "b" / "out")
+    with pytest.raises(ValueError, match="does not say which tokens"):
+        unknown.probabilities(padding=False)
+    full = from_subset(task, np.flatnonzero(seconds >= 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* are cut there")
+        assert collect(silent, dataclasses.replace(full, clip_seconds=0.9), tmp_path / "c").padding_counts is None
+
+
+@pytest.mark.parametrize("names", [("a", "b\u2028", "c"), ("a", "b\x85b", "c"), ("é", "e\u0301", "c"), ("a", "", "c")])
+def test_class_names_that_could_not_be_read_back_are_refused_before_the_pass(tmp_path: Path, toy, task, names):
+    with pytest.raises(ValueError, match="line break|Unicode normalisation"):
+        collect(toy, dataclasses.replace(task, classes=names), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_one_writer(tmp_path: Path, toy, task):
+    out = tmp_path / "out"
+    with folder_lock(out), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
+        collect(toy, task, out)
+    assert not (out / ".partial").exists()
+    whole = collect(toy, task, out)
+    with folder_lock(out):  # what is whole can be read while another holds the folder
+        assert collect(toy, task, out).path == whole.path
 
 
 KILLED = """
@@ -131,6 +277,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from conftest import make_toy
 from aape.task import from_metadata
 import aape.collecting as collecting
+from aape import manifest
 real, seen = collecting.count_batch, []
 def count_batch(*arguments):
     seen.append(1)
@@ -172,7 +319,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, 
             load_artifacts(out)
         with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
             collect(toy, task, out, batch_size=6, keep_clips=keep)
-        with pytest.raises(ValueError, match="identity is 'toy-0' there and 'toy-1' here"):
+        with pytest.raises(ValueError, match=r"identity \(SHA-256 of all weights\) is .* there and .* here"):
             collect(make_toy(1), task, out, keep_clips=keep)
         heard.clear()
         resumed = collect(toy, task, out, keep_clips=keep)  # adopts the unfinished run's batch size
@@ -254,14 +401,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
     real, writes = np.savez, []
 
     def savez(file, **arrays):
-        writes.append(1)
-        if len(writes) == 4:
+        writes.append("embeddings" in arrays)
+        if sum(writes) == 4:
             file.write(b"half a fi")
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file, **arrays)
 
     monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"no space for noise in .* needs 0.000 to 0.000 GiB .*free.\n.*computed is kept"):
         collect(toy, task, out, batch_size=4)
     names = sorted(p.name for p in (out / ".partial").iterdir())
     assert names == ["batch-000000.npz", "batch-000001.npz", "batch-000002.npz", "settings.json"]
@@ -277,13 +424,14 @@ def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatc
     partial = out / ".partial"
     for damaged in ("batch-000002.npz", "sums-0.npz"):
         with monkeypatch.context() as patch:
-            patch.setattr(collecting, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 collect(toy, task, out, batch_size=4, keep_clips=keep)
+        (partial / "settings.json").write_text("")
         if (partial / damaged).is_file():
             (partial / damaged).write_bytes((partial / damaged).read_bytes()[:100])
             with pytest.warns(UserWarning, match=f"{damaged} cannot be used"):
-                collect(toy, task, out, keep_clips=keep)
+                collect(toy, task, out, batch_size=4, keep_clips=keep)
             assert contents(out) == contents(whole.path)
             shutil.rmtree(out)
 
@@ -337,9 +485,7 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task):
 def test_manifest_says_what_made_it(tmp_path: Path, toy, task):
     manifest = collect(toy, task, tmp_path / "out").manifest
     assert manifest["encoder"] == "toy" and manifest["weights"]["sha256"] == "toy-0"
-    assert (
-        manifest["precision"] == "float32" and manifest["group_column"] == "group" and manifest["padding"] == "counted"
-    )
+    assert manifest["dtype"] == "float32" and manifest["group_column"] == "group" and manifest["padding"] == "counted"
     assert {"torch", "numpy", "python"} <= set(manifest["versions"])
     assert set(manifest["checksums"]) == {
         "over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "clip_means.npy", "padding_counts.npy",
@@ -365,10 +511,54 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match=name):
             load_artifacts(folder)
 
-    def test_a_manifest_that_is_none(self, folder: Path):
-        (folder / "manifest.json").write_text("{")
-        with pytest.raises(ValueError, match="is not a manifest"):
-            load_artifacts(folder)
+    @pytest.mark.parametrize("sealed", [False, True])
+    def test_an_edited_manifest(self, folder: Path, sealed: bool):
+        """Every edit is noticed: by the manifest's own hash, and where that is made anew, by schema and other files."""
+        path = folder / "manifest.json"
+        whole = json.loads(path.read_text())
+        edits = [
+            lambda m: m.pop("classes"),
+            lambda m: m.update(extra=1),
+            lambda m: m.update(neurons="8"),
+            lambda m: m.update(neurons=9),
+            lambda m: m.update(layers=["a", "a", "b"]),
+            lambda m: m.update(layers=m["layers"][:2]),
+            lambda m: m.update(classes=["class0", "class1"]),
+            lambda m: m.update(classes=["class1", "class0", "class2"]),
+            lambda m: m.update(format=2),
+            lambda m: m.update(padding="none"),
+            lambda m: m.update(means=False),
+            lambda m: m.update(kept_clips=[0, 1]),
+            lambda m: m.update(kept="2 by seed 0", kept_clips=[0, 1]),
+            lambda m: m.update(clip_seconds=float("nan")),
+            lambda m: m.update(splits=["fold1"]),
+            lambda m: m["clips"].pop("group"),
+            lambda m: m["clips"]["tokens"].pop(),
+            lambda m: m["clips"]["tokens"].__setitem__(0, 0),
+            lambda m: m["clips"]["padding_tokens"].__setitem__(0, 1000),
+            lambda m: m["clips"]["label"].__setitem__(0, 5),
+            lambda m: m["clips"]["label"].__setitem__(0, (m["clips"]["label"][0] + 1) % 3),
+            lambda m: m["clips"]["split"].__setitem__(0, m["clips"]["split"][1]),
+            lambda m: m["clips"]["file"].__setitem__(0, m["clips"]["file"][1]),
+            lambda m: m["checksums"].pop("gts.pt"),
+            lambda m: m["checksums"].update({"../x": "0" * 64}),
+            lambda m: m["checksums"].update({"gts.pt": "0"}),
+            lambda m: m.update(clips=[]),
+            lambda m: m.update(identity=None),
+        ]
+        for edit in edits:
+            m = copy.deepcopy(whole)
+            edit(m)
+            if sealed:
+                del m["sha256"]
+                m["sha256"] = manifest._digest(m)
+            path.write_text(json.dumps(m))
+            with pytest.raises(ValueError, match=r"manifest"):
+                load_artifacts(folder)
+        for text in ("{", "[]", "", "null", "[" * 100_000, "\xff"):
+            path.write_bytes(text.encode("latin-1"))
+            with pytest.raises(ValueError, match="is not a manifest"):
+                load_artifacts(folder)
 
     def test_of_another_tool(self, folder: Path, tmp_path: Path):
         foreign = tmp_path / "foreign"
