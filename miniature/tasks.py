@@ -33,6 +33,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from aape.files import folder_lock, write_json
 from miniature import events, pieces, speech
 from miniature.midi import SAMPLE_RATE, Note, Part, play
 from miniature.sentences import NEUTRAL, SENTENCES, share
@@ -505,47 +506,48 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
 def build(folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2) -> None:
     """Render ``clips`` into ``folder`` unless it is whole: audio/*.flac, a CSV per entry of ``tables``, manifest.json.
 
-    Everything is made in a folder beside it and renamed when complete. Worker processes are started afresh (the
-    speech library keeps global state), so that this may be called from anywhere.
-    Raises RuntimeError with a worker's message if one fails.
+    Everything is made in a folder beside it, under a lock, and renamed when complete. Worker processes are started
+    afresh (the speech library keeps global state), so that this may be called from anywhere.
+
+    Raises:
+        FolderBusy: another process is rendering the same folder.
+        RuntimeError: with a worker's message, if one fails.
     """
-    reason = whole(folder, clips)
-    if reason is None:
+    if whole(folder, clips) is None:
         return
-    if folder.exists():
-        log.warning("rendering %s again: %s", folder, reason)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed; a live one's is young
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "audio").mkdir(parents=True)
-    try:
-        text = json.dumps([asdict(clip) for clip in clips])
-        (partial / "plan.json").write_text(text, encoding="utf-8")
-        _work_all(partial, len(clips), workers, folder.name)
-        files: dict[str, tuple[int, str]] = {}
-        for part in sorted(partial.glob("part-*.json")):
-            files |= json.loads(part.read_text(encoding="utf-8"))
-            part.unlink()
-        (partial / "plan.json").unlink()
-        for name, rows in tables.items():
-            with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(("file_name", "label", "split", "group"))
-                writer.writerows((clip.file_name, clip.label, clip.split, clip.group) for clip in rows)
-        manifest = {**_key(clips), "files": {clip.file_name: files[clip.file_name] for clip in clips}}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if whole(folder, clips) is None:  # another process was faster
+    work = folder.parent / ".rendering" / folder.name
+    with folder_lock(work):
+        reason = whole(folder, clips)
+        if reason is None:  # another process was faster
             return
         if folder.exists():
-            old = folder.parent / f".{folder.name}.{os.getpid()}.old"
-            os.replace(folder, old)
-            shutil.rmtree(old, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            log.warning("rendering %s again: %s", folder, reason)
+        partial, old = work / "partial", work / "old"
+        for left in (partial, old):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        (partial / "audio").mkdir(parents=True)
+        try:
+            write_json(partial / "plan.json", [asdict(clip) for clip in clips])
+            _work_all(partial, len(clips), workers, folder.name)
+            files: dict[str, tuple[int, str]] = {}
+            for part in sorted(partial.glob("part-*.json")):
+                files |= json.loads(part.read_text(encoding="utf-8"))
+                part.unlink()
+            (partial / "plan.json").unlink()
+            for name, rows in tables.items():
+                with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    writer.writerow(("file_name", "label", "split", "group"))
+                    writer.writerows((clip.file_name, clip.label, clip.split, clip.group) for clip in rows)
+            write_json(
+                partial / "manifest.json", _key(clips) | {"files": {c.file_name: files[c.file_name] for c in clips}}
+            )
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(partial, folder)
+        finally:
+            for left in (partial, old):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _work_all(partial: Path, clips: int, workers: int, title: str) -> None:

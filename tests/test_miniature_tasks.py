@@ -13,6 +13,7 @@ import soundfile
 pytest.importorskip("midirenderer")
 pytest.importorskip("espeakng_loader")
 
+from aape.files import FolderBusy, folder_lock
 from miniature import midi, speech, tasks
 from miniature.sentences import NEUTRAL, SENTENCES, share
 
@@ -182,7 +183,7 @@ def test_rendering_is_complete_and_leaves_nothing_else(rendered):
     folder, clips = rendered
     assert tasks.whole(folder, clips) is None
     assert sorted(p.name for p in folder.iterdir()) == ["audio", "manifest.json", "mixed.csv"]
-    assert [p.name for p in folder.parent.iterdir()] == ["mixed"]
+    assert [p.name for p in (folder.parent / ".rendering" / "mixed").iterdir()] == [".lock"]
     assert (folder / "mixed.csv").read_text().splitlines()[0] == "file_name,label,split,group"
     info = soundfile.info(folder / "audio" / clips[0].file_name)
     assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
@@ -213,6 +214,8 @@ def test_a_damaged_cache_is_rebuilt_to_the_same_bytes(rendered, damage):
     else:
         manifest.write_text("{")
     assert tasks.whole(folder, clips) is not None
+    with folder_lock(folder.parent / ".rendering" / folder.name), pytest.raises(FolderBusy):
+        tasks.build(folder, clips, {"mixed": clips})
     tasks.build(folder, clips, {"mixed": clips}, workers=1)
     assert _hashes(folder) == before
 
@@ -228,7 +231,7 @@ def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
     bad = tasks.Clip("a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"})
     with pytest.raises(RuntimeError, match="no voice 'xx-no"):
         tasks.build(tmp_path / "bad", [bad], {})
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [".lock"]
 
 
 def test_the_set_loads_as_a_task(rendered):
