@@ -255,10 +255,10 @@ class Pair:
 
     def _changed(self, row: int) -> str:
         """A complaint if a clip's file is not the one that was counted, else nothing."""
-        index, then = int(self.task_row[row]), self.artifacts.manifest["clips"].get("fingerprint")
-        if then is None or self.task.fingerprint(index) == then[row]:
+        name = self.task.files[int(self.task_row[row])]
+        if sha256_of(self.task.audio_dir / name) == self.artifacts.manifest["clips"]["sha256"][row]:
             return ""
-        return f"{self.task.files[index]} has changed since it was counted; collect again"
+        return f"{name} has changed since it was counted; collect again"
 
     def _records(
         self, flat: np.ndarray, choices: list[list[tuple[int, int]]], counts: np.ndarray, shown: Shown
