@@ -79,6 +79,8 @@ def test_one_pass_serves_both_and_a_cut_off_one_goes_on(heard, monkeypatch):
     calls = []
 
     def counting(wave):
+        if len(wave) == 1:
+            return encoder.embed(wave)  # the probe that tells one encoder from another
         calls.append(len(wave))
         if len(calls) == 4:
             raise KeyboardInterrupt

@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from aape.artifacts import load_artifacts
 from aape.criteria import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
-from aape.files import sha256_of, write_json
+from aape.files import sha256_of
+from aape.manifest import write_manifest
 from aape.selection import kth_smallest, select
 
 LABELS = np.repeat(np.arange(4), 18)
@@ -28,9 +29,9 @@ def artifacts(tmp_path_factory):
     means = np.random.default_rng(0).normal(0, 0.1, counts.shape) + np.sqrt(counts)
     np.save(path / "clip_means.npy", means.astype(np.float16))
     found = load_artifacts(path)
-    manifest = dict(found.manifest)
+    manifest = dict(found.manifest) | {"means": True}
     manifest["checksums"] |= {"clip_means.npy": sha256_of(path / "clip_means.npy")}
-    write_json(path / "manifest.json", manifest)
+    write_manifest(path / "manifest.json", manifest)
     return load_artifacts(path)
 
 
