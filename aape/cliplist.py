@@ -141,6 +141,24 @@ def seeded_split(groups: Sequence[str], strata: Sequence[str], *, shares: Mappin
     return [split_of[g] for g in groups]
 
 
+def split_clips(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, source: str | Path) -> list[Clip]:
+    """A seeded split by whole groups, within each class where groups do not straddle classes.
+
+    Raises:
+        ValueError: fewer groups than splits.
+    """
+    groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
+    if len(set(groups)) < len(shares):
+        raise ValueError(
+            f"{source}: {len(set(groups))} group(s) ({', '.join(sorted(set(groups))[:3])}) cannot fill the splits "
+            f"{', '.join(shares)} without standing in two of them; give another {{group}}, or split={{...}} with fewer"
+        )
+    straddle = len(set(zip(groups, (clip.label for clip in clips), strict=True))) > len(set(groups))
+    strata = ["" if straddle else clip.label for clip in clips]
+    drawn = seeded_split(groups, strata, shares=shares, seed=seed)
+    return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
+
+
 def csv_text(clips: Iterable[Clip]) -> str:
     """EVAR's format: a column `fold` where splits are folds, else `split`; `group` where groups are known."""
     clips = list(clips)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from aape.audio import SUFFIXES, BadClip, audio_files, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, seeded_split, warn_of_groups
+from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, split_clips, warn_of_groups
 from aape.files import facts_html, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -276,7 +276,7 @@ def from_folder(
     if not grouped:
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
     if not all(clip.split for clip in clips):
-        clips = _split(clips, _SHARES if split is None else split, seed, folder)
+        clips = split_clips(clips, _SHARES if split is None else split, seed, folder)
         notes.append(
             f"the split is ours{' by whole groups' if grouped else ''}, seed {seed}: not one to be compared with"
         )
@@ -290,20 +290,6 @@ def from_folder(
         grouped_by=by,
         notes=notes,
     )
-
-
-def _split(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, source: Path) -> list[Clip]:
-    """A seeded split by whole groups, within each class where groups do not straddle classes."""
-    groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
-    if len(set(groups)) < len(shares):
-        raise ValueError(
-            f"{source}: {len(set(groups))} group(s) ({', '.join(sorted(set(groups))[:3])}) cannot fill the splits "
-            f"{', '.join(shares)} without standing in two of them; give another {{group}}, or split={{...}} with fewer"
-        )
-    straddle = len(set(zip(groups, (clip.label for clip in clips), strict=True))) > len(set(groups))
-    strata = ["" if straddle else clip.label for clip in clips]
-    drawn = seeded_split(groups, strata, shares=shares, seed=seed)
-    return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
 
 
 def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
@@ -376,6 +362,6 @@ def from_datasets(
             named = str(row[label] if names is None else names[row[label]])
             clips.append(Clip(f"{split}/{path.name}", named, split, None if group is None else str(row[group])))
     if len(loaded) == 1:
-        clips = _split(clips, _SHARES, 0, Path(repository))
+        clips = split_clips(clips, _SHARES, 0, Path(repository))
     write_text(folder / "clips.csv", csv_text(clips))
     return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
