@@ -15,6 +15,7 @@ _ROOMS = {
     "criteria": ["rank"],
     "collecting": ["collect", "collect_study"],
     "dissecting": ["Dissection", "dissect"],
+    "contest": ["compare_criteria"],
     "encoder": ["Encoder", "from_module"],
     "encoders": ["m2d"],
     "encoders.contracts": ["from_hear", "from_xares"],

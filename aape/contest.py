@@ -1,0 +1,230 @@
+"""The criteria put to the test: which of them finds the neurons that matter?
+
+For each of some classes, equally many neurons by every criterion, chosen on the training clips of a fold, are changed in
+the encoder, and its test clips are judged by two classifiers fitted on the intact encoder: a linear one, and the nearest
+class mean, which no criterion has seen. The effect is the change of the class's clips minus that of clips of the other
+classes. Beside every criterion stand two random floors, drawn for its own sets: as active in the class (activation
+rate), and as strong there (mean activation), layer by layer and stratum by stratum. Criteria are compared class by
+class, so that intervals are those of paired differences over classes.
+
+    classes = draw_classes(task.classes, 10, seed=1)  # stated before anything is seen
+    compare_criteria(encoder, task, artifacts, ["aape", "attribution_mean"], classes=classes).summary()
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student
+from tqdm.auto import tqdm
+
+from aape.artifacts import Artifacts
+from aape.classifier import Fold
+from aape.criteria import CRITERIA, Criterion, rank
+from aape.effects import MODES
+from aape.encoder import Encoder, choose_device
+from aape.files import folder_lock
+from aape.targets import matched
+from aape.task import Task
+from aape.trials import MEASURES, Bench, Trial
+
+JUDGES = ("linear", "nearest mean")
+FLOORS = ("random, as active", "random, as strong")
+
+
+def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
+    """A seeded choice of classes, in their order. without: those that were seen already."""
+    free = [name for name in classes if name not in set(without)]
+    chosen = np.random.default_rng(seed).choice(len(free), min(count, len(free)), replace=False)
+    return [free[i] for i in sorted(chosen)]
+
+
+def strongest(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k neurons [<= k, 2] of largest finite score [layers, neurons]; ties by layer, then neuron."""
+    order = np.argsort(-scores, axis=None, kind="stable")[:k]
+    places = np.stack(np.unravel_index(order, scores.shape), axis=1)
+    return places[np.isfinite(scores.reshape(-1)[order])]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contest:
+    """What came out. rows: a row per criterion, floor (empty for its own set) and draw, class, mode, judge, measure."""
+
+    name: str
+    rows: pd.DataFrame
+
+    def summary(self, measure: str = "log_probability") -> pd.DataFrame:
+        """A row per criterion, mode and judge: mean effect over classes, and paired difference to each floor, with ends.
+
+        Ends are those of 95 % t intervals over classes. `below` counts the classes that fall further than the floor.
+        """
+        rows = self.rows[self.rows.measure == measure]
+        of_class = rows.groupby(["criterion", "mode", "judge", "floor", "class"]).effect.mean()
+        found = []
+        for key, own in of_class.xs("", level="floor").groupby(["criterion", "mode", "judge"], sort=False):
+            line = dict(zip(("criterion", "mode", "judge"), key, strict=True)) | {"classes": len(own)}
+            line |= dict(zip(("effect", "low", "high"), _mean(own.to_numpy()), strict=True))
+            for floor, short in zip(FLOORS, ("active", "strong"), strict=True):
+                beside = (*key, floor)
+                less = own.droplevel([0, 1, 2]) - of_class.loc[beside]
+                names = (f"less_{short}", f"less_{short}_low", f"less_{short}_high")
+                line |= dict(zip(names, _mean(less.to_numpy()), strict=True)) | {
+                    f"below_{short}": int((less < 0).sum())
+                }
+            found.append(line)
+        return pd.DataFrame(found)
+
+    def table(self, measure: str = "log_probability", mode: str | None = None) -> pd.DataFrame:
+        """For a notebook: a row per criterion, the deepest fall first, by both judges, beside sets as active. mode: the first."""
+        found = self.summary(measure)
+        found = found[found["mode"] == (mode or found["mode"].iloc[0])]
+        wide = {judge: found[found.judge == judge].set_index("criterion") for judge in JUDGES}
+        columns: dict[str, list[str]] = {}
+        for judge, here in wide.items():
+            for name, value, low, high in (
+                (judge, here.effect, here.low, here.high),
+                (f"{judge}, less as active", here.less_active, here.less_active_low, here.less_active_high),
+            ):
+                ends = zip(value, low, high, strict=True)
+                columns[name] = [f"{v:+.3g} [{a:+.2g}, {b:+.2g}]" for v, a, b in ends]
+        order = np.argsort(wide[JUDGES[0]].effect.to_numpy(), kind="stable")
+        return pd.DataFrame({"criterion": wide[JUDGES[0]].index, **columns}).iloc[order].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        return f"Contest of criteria: {self.name}\n{self.table().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % t interval."""
+    half = (
+        student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    )
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def compare_criteria(
+    encoder: Encoder,
+    task: Task,
+    artifacts: Artifacts,
+    criteria: Sequence[str] | Mapping[str, str | Criterion] = tuple(CRITERIA),
+    *,
+    k: int = 40,
+    classes: Sequence[str] | None = None,
+    tested: Sequence[str] | None = None,
+    modes: Sequence[str] = tuple(MODES),
+    draws: int = 3,
+    panel: int = 4,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    out_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
+) -> Contest:
+    """Every criterion's sets and their floors changed, and held-out clips judged.
+
+    Args:
+        encoder, task, artifacts: what belongs together.
+        criteria: names (`aape.criteria.CRITERIA`), or name -> a name or a function of `aape.criteria.Clips`.
+        k: neurons a class; fewer where a criterion has fewer, then for all criteria.
+        classes: those that are put to the test; None: all.
+        tested: of several folds those whose clips are tested; None: all.
+        modes: of `aape.effects.MODES`.
+        draws: random sets of each floor.
+        panel: clips of each other class of the contest.
+        seed: of draws, panel, and resampling.
+        options: criterion -> its own options, such as {"aape": {"rate": 0.1}}.
+        out_dir: where what is done is kept; None: `contest` in the artifacts' folder.
+        device: None: CUDA if there, else CPU.
+        batch_size: clips at once.
+
+    Raises:
+        ValueError: as `Bench`; a class or fold that is not there; a criterion without a neuron for a class.
+    """
+    folder = artifacts.path / "contest" if out_dir is None else Path(out_dir)
+    named = dict(criteria) if isinstance(criteria, Mapping) else {name: name for name in criteria}
+    names = list(classes or artifacts.classes)
+    unknown = [name for name in names if name not in artifacts.classes]
+    if unknown:
+        raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
+    index = [artifacts.classes.index(name) for name in names]
+    encoder = encoder.to(choose_device(device))
+    with folder_lock(folder):
+        bench = Bench(
+            encoder, task, artifacts, folder, nearest_mean=True, tested=tested, seed=seed, batch_size=batch_size
+        )
+        trials = [Trial(None, bench.tested, all_judges=True)]
+        sets = _sets(bench, named, index, k, options)
+        others = bench.panel(panel) & np.isin(bench.labels, index)
+        floors = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
+        for (name, c), chosen in sets.items():
+            mine = bench.tested & (bench.labels == c)
+            drawn = {("", 0): chosen}
+            for (number, floor), i in itertools.product(enumerate(FLOORS), range(draws)):
+                drawn[floor, i] = {
+                    fold: matched(
+                        n, bench.width, np.random.default_rng([seed, c, number, i]), floors[fold][number][:, :, c]
+                    )
+                    for fold, n in chosen.items()
+                }
+            size = float(np.mean([len(n) for n in chosen.values()]))
+            at = {"criterion": name, "class": artifacts.classes[c], "neurons": size}
+            for ((floor, i), neurons), mode in itertools.product(drawn.items(), modes):
+                where = at | {"floor": floor, "draw": i, "mode": mode}
+                trials.append(Trial(neurons, mine | others, MODES[mode], all_judges=True, at=where))
+        total = sum(int(trial.clips.sum()) for trial in trials)
+        with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
+            intact, *found = bench.run(trials, bar)
+    rows = []
+    for trial, after in zip(trials[1:], found, strict=True):
+        own = bench.labels == artifacts.classes.index(trial.at["class"])
+        moved = (after - intact)[:, :, trial.clips]
+        difference, off = (moved[:, :, side].mean(axis=2) for side in (own[trial.clips], ~own[trial.clips]))
+        for (j, judge), (m, measure) in itertools.product(enumerate(JUDGES), enumerate(MEASURES)):
+            change = {"difference": difference[j, m], "off_target": off[j, m], "effect": difference[j, m] - off[j, m]}
+            rows.append({**trial.at, "judge": judge, "measure": measure, **change})
+    return Contest(f"{encoder.name} on {task.name}, {k} neurons a class", pd.DataFrame(rows))
+
+
+def _sets(
+    bench: Bench,
+    criteria: Mapping[str, str | Criterion],
+    classes: Sequence[int],
+    k: int,
+    options: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    """(criterion, class) -> fold -> neurons, equally many for every criterion in a class and fold."""
+    scores: dict[tuple[str, str], np.ndarray] = {}
+    for fold, (name, criterion) in itertools.product(bench.folds, criteria.items()):
+        splits = sorted(set(bench.artifacts.splits[fold.fit].tolist()))
+        own = (options or {}).get(name, {})
+        scores[fold.name, name] = rank(
+            bench.artifacts, criterion, encoder=bench.encoder, task=bench.task, split=splits, **own
+        )
+    found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for fold, c in itertools.product(bench.folds, classes):
+        chosen = {name: strongest(scores[fold.name, name][:, :, c], k) for name in criteria}
+        least = min(len(neurons) for neurons in chosen.values())
+        if not least:
+            empty = next(name for name, neurons in chosen.items() if not len(neurons))
+            raise ValueError(
+                f"criterion {empty!r} has no neuron for {bench.classes[c]!r} in {fold.name}; leave one out"
+            )
+        for name, neurons in chosen.items():
+            found.setdefault((name, c), {})[fold.name] = neurons[:least]
+    return found
+
+
+def _strength(bench: Bench, fold: Fold) -> np.ndarray:
+    """Mean activation over the training clips of each class, float64 [layers, neurons, classes]."""
+    of_class = [fold.fit[bench.labels[fold.fit] == c] for c in range(len(bench.classes))]
+    return np.stack([bench.artifacts.means[clips].astype(np.float64).mean(axis=0) for clips in of_class], axis=2)
