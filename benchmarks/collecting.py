@@ -1,8 +1,11 @@
 """What the collecting pass costs, as ratios measured in one run.
 
-    python -m benchmarks.collecting ESC50_FOLDER [--clips 64] [--memory]
+    python -m benchmarks.collecting FOLDER [--clips 64] [--seconds 5] [--hub NAME_OR_FOLDER] [--memory]
 
-1. counting: `count_batch` against the bare `embed` on the same decoded batches (ViT-Base), taken in turn;
+FOLDER holds sounds, in any depth; the clips are a seeded choice of them, the encoder a ViT-Base of M2D's shape with
+random weights, or that of --hub. Decoded audio that was resampled is cached: run it twice where the rate differs.
+
+1. counting: `count_batch` against the bare `embed` on the same decoded batches, taken in turn;
 2. the straightforward way: keep every layer's activations of the whole run, then reduce them class by class;
 3. overlap: `collect` from audio files against decoding plus bare forward passes, one after the other;
 4. --memory: peak resident memory of whole `collect` runs over 250, 1,000 and 2,000 clips of 1 s, a process each.
@@ -22,23 +25,28 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 import torch
 
 from aape.collecting import collect
 from aape.counting import count_batch
 from aape.encoder import Encoder, hooked
 from aape.encoders import m2d
+from aape.encoders.hub import from_hub
+from aape.shapes import widths
 from aape.task import Task, from_metadata, read_clips
 
 BATCH = 16
 
 
-def task_of(esc50: Path, clips: int, seconds: float, folder: Path) -> Task:
-    """The first `clips` recordings, in an order that mixes the classes."""
-    table = pd.read_csv(esc50 / "meta" / "esc50.csv").sample(frac=1, random_state=0).head(clips)
-    path = folder / f"{clips}.csv"
-    table.to_csv(path, index=False)
-    return from_metadata(path, esc50 / "audio", clip_seconds=seconds, name="esc50")
+def task_of(sounds: Path, clips: int, seconds: float, folder: Path) -> Task:
+    """A seeded choice of sounds, labelled by their place in it: 50 classes as in ESC-50."""
+    suffixes = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".ogg", ".mp3"}
+    files = sorted(str(p.relative_to(sounds)) for p in sounds.rglob("*") if p.suffix.lower() in suffixes)
+    table = pd.DataFrame({"file_name": files, "split": "test"}).sample(frac=1, random_state=0).head(clips)
+    table["label"] = [f"class {i % 50}" for i in range(len(table))]
+    table.to_csv(folder / "clips.csv", index=False)
+    return from_metadata(folder / "clips.csv", sounds, clip_seconds=seconds, name="sounds")
 
 
 def straightforward(encoder: Encoder, waves: list[torch.Tensor], labels: np.ndarray, classes: int) -> torch.Tensor:
@@ -62,13 +70,12 @@ def straightforward(encoder: Encoder, waves: list[torch.Tensor], labels: np.ndar
     return torch.stack(layers)
 
 
-def speed(esc50: Path, clips: int, folder: Path) -> None:
+def speed(encoder: Encoder, task: Task, folder: Path) -> None:
     """Parts 1 to 3."""
-    encoder = m2d.load("random")
-    task = task_of(esc50, clips, 5.0, folder)
+    neurons = widths(encoder)[encoder.layers[0]]
     batches = [np.arange(s, min(s + BATCH, len(task))) for s in range(0, len(task), BATCH)]
     start = time.perf_counter()
-    decoded = [read_clips(task, b, 16000) for b in batches]
+    decoded = [read_clips(task, b, encoder.sample_rate) for b in batches]
     decoding = time.perf_counter() - start
     waves = [torch.from_numpy(w) for w, _, _ in decoded]
     valid = [torch.from_numpy(v) for _, v, _ in decoded]
@@ -78,7 +85,7 @@ def speed(esc50: Path, clips: int, folder: Path) -> None:
             encoder.embed(waves[i])
 
     def counting(i: int) -> None:
-        count_batch(encoder, waves[i], valid[i], encoder.layers, 3072)
+        count_batch(encoder, waves[i], valid[i], encoder.layers, neurons)
 
     bare(0), counting(0)
     ratios, bare_seconds = [], 0.0
@@ -100,11 +107,12 @@ def speed(esc50: Path, clips: int, folder: Path) -> None:
     start = time.perf_counter()
     straightforward(encoder, waves, task.labels[np.concatenate(batches)], len(task.classes))
     theirs = time.perf_counter() - start
-    tokens = 161 * len(task)
+    tokens = int(count_batch(encoder, waves[0], valid[0], encoder.layers, neurons).tokens[0]) * len(task)
+    channels = len(encoder.layers) * neurons
     print(f"counting / keeping activations and reducing them: {ours / theirs:.3f}")
     print(
-        f"memory it would keep: {tokens * 36864 * 4 / 2**30:.1f} GiB for {len(task)} clips; "
-        f"counts per clip: {len(task) * 36864 / 2**30:.2f} GiB, on disk"
+        f"memory it would keep: {tokens * channels * 4 / 2**30:.1f} GiB for {len(task)} clips; "
+        f"counts per clip: {len(task) * channels / 2**30:.2f} GiB, on disk"
     )
     start = time.perf_counter()
     collect(encoder, task, folder / "run", batch_size=BATCH)
@@ -115,16 +123,16 @@ def speed(esc50: Path, clips: int, folder: Path) -> None:
     )
 
 
-def memory(esc50: Path) -> None:
+def memory(sounds: Path) -> None:
     """Part 4."""
     for clips in (250, 1000, 2000):
-        command = [sys.executable, "-m", "benchmarks.collecting", str(esc50), "--one-run", str(clips)]
+        command = [sys.executable, "-m", "benchmarks.collecting", str(sounds), "--one-run", str(clips)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
 
 
-def one_run(esc50: Path, clips: int, folder: Path) -> None:
+def one_run(sounds: Path, clips: int, folder: Path) -> None:
     """A whole run in this process, and its peak memory."""
-    collect(m2d.load("random"), task_of(esc50, clips, 1.0, folder), folder / "run", batch_size=BATCH)
+    collect(m2d.load("random"), task_of(sounds, clips, 1.0, folder), folder / "run", batch_size=BATCH)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{clips} clips: peak resident memory {peak:.2f} GiB")
 
@@ -132,21 +140,24 @@ def one_run(esc50: Path, clips: int, folder: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("esc50", type=Path)
+    parser.add_argument("sounds", type=Path)
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--hub", help="a model's name or folder, in place of the ViT-Base")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one-run", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.one_run:
-            one_run(options.esc50, options.one_run, folder)
+            one_run(options.sounds, options.one_run, folder)
             return
         print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         if options.memory:
-            memory(options.esc50)
+            memory(options.sounds)
         else:
-            speed(options.esc50, options.clips, folder)
+            encoder = from_hub(options.hub) if options.hub else m2d.load("random")
+            speed(encoder, task_of(options.sounds, options.clips, options.seconds, folder), folder)
 
 
 if __name__ == "__main__":

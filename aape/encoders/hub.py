@@ -225,7 +225,7 @@ def _from_transformers(source: str, family: str, revision: str, trained: bool) -
         model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
     except OSError as error:
         raise OSError(f"{source}: its weights cannot be loaded: {str(error).splitlines()[0][:300]}") from error
-    lost = sorted(k for k in report["missing_keys"] if not k.startswith(("projector.", "classifier.")))
+    lost = sorted(k for k in report["missing_keys"] if not {"projector", "classifier"} & set(k.split(".")))
     lost += [str(k) for k in report["mismatched_keys"]]
     if lost:
         raise ValueError(
