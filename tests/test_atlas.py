@@ -569,14 +569,7 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     table.to_csv(artifacts.path / "neurons.csv", index=False)
     first, name = table.iloc[0], selection.classes[0]
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
-    change = {
-        "class": name,
-        "targeted": True,
-        "measure": "accuracy",
-        "before": 50,
-        "difference": -12.5,
-        "kind": "silenced",
-    }
+    change = {"class": name, "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
     import pandas as pd
 
     pd.DataFrame([where | change]).to_csv(tmp_path / "study" / "ablation_effects.csv", index=False)

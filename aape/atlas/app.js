@@ -701,7 +701,7 @@ function panels(pair, record, flat) {
   return [
     record.histogram && panel("Clip by clip", histogram(pair, record)),
     record.groups && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
-    sets.map((set) => panel(`Silenced with others: ${set.target} (${set.mode})`, effect(set))),
+    sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set))),
     record.near?.length > 0 && panel("Neurons with the same profile over clips", html`<ul>${record.near.map(([l, n, r]) => {
       const other = l * pair.width + n, classes = classNames(pair, pair.ofNeuron.get(other) || []);
       return html`<li><a href=${toNeuron(pair, other)}>${l}/${n}</a><span class="soft"> r = ${r.toFixed(2)}${classes.length > 0 && `, ${some(classes, 3)}`}</span></li>`;
@@ -723,7 +723,7 @@ function effect({ neurons, rows }) {
       <td class="n">${fixed(mean, digits)} (${fixed(low, digits)} to ${fixed(high, digits)})</td><td class="n">${small(q)}</td></tr>`;
   });
   return [
-    html`<p class="soft small">${count(neurons.length)} neurons set to 0 together; controls: random sets, as many neurons in each layer.</p>`,
+    html`<p class="soft small">${count(neurons.length)} neurons put to their mean together; the change is the class's less that of other classes; controls: random sets as active in the class.</p>`,
     table(null, [head("Class"), head("Change", "n"), head("Controls", "n"), head("q", "n")], cells),
   ];
 }

@@ -13,7 +13,7 @@ import pandas as pd
 from aape.artifacts import Artifacts
 
 PAIR = ["layer", "neuron", "class"]
-CHANGE = ("before", "difference", "layer_mean", "layer_low", "layer_high", "layer_p", "layer_q")
+CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
 CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons")
 
 
@@ -79,12 +79,12 @@ def task_chance(artifacts: Artifacts, task: str) -> dict[str, float | None]:
 
 
 def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]:
-    """Sets of neurons that the ablation silenced: target, mode, neurons, and rows of [class, measure, *CHANGE], for the
-    classes that were targeted. Controls are random sets with as many neurons in each layer."""
+    """Sets of neurons that the ablation put to their mean: target, mode, neurons, and rows of [class, measure, *CHANGE],
+    for the classes that were targeted. Controls are random sets that are as active in the class."""
     paths, found = study_tables(artifacts, task), []
     members = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
     columns = {"target", "mode", "class", "measure"}
-    changes = _read(paths["effects"], columns, task=task, model=model, kind="silenced", targeted="True")
+    changes = _read(paths["effects"], columns, task=task, model=model, kind="mean", targeted="True")
     for (target, mode), rows in changes.groupby(["target", "mode"], sort=False):
         mine = members[(members.target == target) & (members["mode"] == mode)][["layer", "neuron"]]
         said = zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True)
