@@ -269,10 +269,11 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
             does not have, or of other classes, labels or clips than the task's.
     """
     require_clips(artifacts)
-    manifest, path = artifacts.manifest, artifacts.path
-    if other := other_encoder(manifest, encoder.identity, encoder.probe):
+    path = artifacts.path
+    other = other_encoder(artifacts.manifest, encoder.identity, encoder.probe)
+    if other:
         raise ValueError(
-            f"{path} was made by {manifest['encoder']!r}, the encoder in hand is {encoder.name!r}: {other}.\n"
+            f"{path} was made by {artifacts.manifest.get('encoder')!r}, not by the {encoder.name!r} in hand: {other}. "
             "Load the weights that made the artifacts, or collect again."
         )
     unknown = [name for name in artifacts.layers if name not in encoder.layers]
