@@ -19,6 +19,7 @@ from IPython.display import IFrame
 
 import common
 from aape import select, show_neuron
+from aape.figures.tables import table
 
 settings = common.load_study(study)
 artifacts = common.load_artifacts(settings.artifacts_directory(task, model))
@@ -30,12 +31,11 @@ encoder, clips = common.load_encoder(settings, model), common.load_task(settings
 # %%
 selection = select(artifacts, rate=settings.rate(task))
 neurons = selection.table()
-neurons.head(8)
+table(neurons.drop(columns="remark"), rows=8)
 
 # %%
-if neuron is None:
-    layer, neuron = (int(x) for x in neurons.loc[0, ["layer", "neuron"]])
-show_neuron(artifacts, encoder, clips, layer, neuron, selection=selection)
+shown = tuple(neurons.loc[0, ["layer", "neuron"]]) if neuron is None else (layer, neuron)
+show_neuron(artifacts, encoder, clips, int(shown[0]), int(shown[1]), selection=selection)
 
 # %% [markdown]
 # The atlas: open the address below in a browser, or look at it here.
