@@ -64,7 +64,10 @@ async function pairOf(entry) {
   const raw = await load(`${entry.folder}/pair`);
   const pair = { ...raw, entry, names: raw.classes.map((c) => c.name), aape: numbers(raw.aape, Float32Array) };
   pair.size = pair.aape.length;
-  Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top, pair.names.length));
+  Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top));
+  const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it
+  pair.top = new Uint8Array(pair.size);
+  for (let i = 0; i < shares.length; i++) if (shares[i] > pair.top[(i / each) | 0]) pair.top[(i / each) | 0] = shares[i];
   pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, q, calibrated, out}]
   pair.ofClass = pair.names.map(() => []); // class -> its neurons, strongest first
   pair.q = new Float32Array(pair.size).fill(NaN); // the smallest of a neuron's
@@ -86,6 +89,7 @@ async function pairOf(entry) {
 }
 
 const wholeTable = (p, classes) => ({
+  shares: p, each: classes,
   p: (flat, c) => p[flat * classes + c] / 255,
   row: (flat) => Array.from(p.subarray(flat * classes, (flat + 1) * classes), (x, c) => ({ c, p: x / 255 })),
 });
@@ -93,7 +97,7 @@ const wholeTable = (p, classes) => ({
 function largestOnly({ k, c, p }) {
   const classes = numbers(c, Uint16Array), shares = bytes(p);
   const row = (flat) => Array.from({ length: k }, (_, i) => ({ c: classes[flat * k + i], p: shares[flat * k + i] / 255 }));
-  return { row, p: (flat, which) => row(flat).find((x) => x.c === which)?.p };
+  return { shares, each: k, row, p: (flat, which) => row(flat).find((x) => x.c === which)?.p };
 }
 const largest = (pair, flat) => pair.row(flat).reduce((best, x) => (x.p > best.p ? x : best));
 
@@ -121,7 +125,7 @@ const SORTS = { // name -> [value of a neuron, largest first]
   name: [(pair) => (flat) => flat, false],
   aape: [(pair) => (flat) => pair.aape[flat], false],
   q: [(pair) => (flat) => pair.q[flat], false],
-  p: [(pair, c) => (c < 0 ? (flat) => largest(pair, flat).p : (flat) => pair.p(flat, c)), true],
+  p: [(pair, c) => (c < 0 ? (flat) => pair.top[flat] : (flat) => pair.p(flat, c)), true],
   classes: [(pair) => (flat) => pair.ofNeuron.get(flat)?.length, false],
 };
 const classIn = (pair, params) => (params.has("c") ? pair.names.indexOf(params.get("c")) : -1);
