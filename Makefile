@@ -9,8 +9,8 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m notebooks_src.run miniature
-	$(BIN)/python -m notebooks_src.report miniature
 	$(BIN)/python -m aape atlas miniature
+	$(BIN)/python -m notebooks_src.report miniature
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -q

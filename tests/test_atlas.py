@@ -605,6 +605,7 @@ def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(bui
     assert "data:audio/" in shown and "data:image/png" in shown and "<b onclick" not in shown
     with pytest.raises(ValueError, match="not among"):
         show_neuron(built.artifacts, built.encoder, built.task, 0, 256)
+    monkeypatch.delenv("AAPE_OUTPUT", raising=False)
     study = tmp_path / "tiny.yaml"
     study.write_text(
         "models: {m: {loader: test_atlas:small_m2d}}\n"
