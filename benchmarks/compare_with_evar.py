@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aape.encoders import m2d
+from add_to_evar import bridge as evar
+from benchmarks import numpy_weights
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import numpy_weights  # noqa: E402
-
-from aape.encoders import m2d  # noqa: E402
-from add_to_evar import bridge as evar  # noqa: E402
 
 TOLERANCE = 1e-5
 

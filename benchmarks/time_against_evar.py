@@ -15,7 +15,6 @@ import contextlib
 import io
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,15 +24,13 @@ import pandas as pd
 import soundfile
 import torch
 
+from aape.collecting import collect
+from aape.encoders import m2d
+from aape.task import from_metadata
+from add_to_evar import bridge as evar
+from benchmarks import numpy_weights
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import numpy_weights  # noqa: E402
-
-from aape.collecting import collect  # noqa: E402
-from aape.encoders import m2d  # noqa: E402
-from aape.task import from_metadata  # noqa: E402
-from add_to_evar import bridge as evar  # noqa: E402
 
 
 def prepare(folder: Path, esc50: Path, clips: int) -> None:

@@ -236,7 +236,7 @@ real = pytest.mark.skipif(
 
 @real
 def test_m2d_through_the_real_evar_gives_the_counts_of_our_loader(tmp_path):
-    import numpy_weights
+    from benchmarks import numpy_weights
 
     checkpoint = numpy_weights.save_checkpoint(tmp_path)
     through_evar = evar.load("config/m2d.yaml", options={"weight_file": str(checkpoint)})
@@ -270,9 +270,8 @@ def test_the_real_task_table_is_read_as_evar_has_it():
 
 @real
 def test_evars_steering_and_our_silencing_are_the_same(tmp_path):
-    import numpy_weights
-
     from aape.silencing import silenced
+    from benchmarks import numpy_weights
 
     checkpoint = numpy_weights.save_checkpoint(tmp_path)
     # the published set of CREMA-D, ANG and HAP, one of each of its layers

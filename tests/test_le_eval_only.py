@@ -475,8 +475,9 @@ for task in TASKS:
 )
 def test_in_the_real_evar(tmp_path):
     """Nothing is written into the clone: its code runs in a folder that has metadata, audio and logs of its own."""
-    import numpy_weights
     import soundfile
+
+    from benchmarks import numpy_weights
 
     root = bridge.clone()
     # pandas 3 stops EVAR at tasks without a valid split; without one it cuts a tenth of the training clips, in which

@@ -11,15 +11,17 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy_weights
 import pytest
 import torch
+from conftest import shared_folder
 
 from aape.encoders import m2d
+from benchmarks import numpy_weights
+from benchmarks.compare_with_evar import record
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT / "tests" / "data" / "m2d_official.npz"
-ESC50 = Path(os.environ.get("AAPE_ESC50", ROOT.parent / "shared" / "data" / "esc50"))
+ESC50 = Path(os.environ.get("AAPE_ESC50") or shared_folder("data", "esc50"))
 ACROSS_MACHINES = 1e-4
 
 
@@ -37,28 +39,15 @@ def encoder(tmp_path_factory):
     return loaded
 
 
-def _record(encoder, wave):
-    seen: dict[str, list[torch.Tensor]] = {}
-    hooks = []
-    for i, block in enumerate(encoder.module.vit.blocks):
-        for name, module in ((f"block.{i:02d}", block), (f"act.{i:02d}", encoder.activations[f"blocks.{i}.mlp.act"])):
-            hooks.append(
-                module.register_forward_hook(lambda m, a, out, name=name: seen.setdefault(name, []).append(out))
-            )
-    with torch.no_grad():
-        tensors = {"embedding": encoder.embed(wave), "log-mel": encoder.module.front_end(wave)}
-    for hook in hooks:
-        hook.remove()
-    return tensors | {name: torch.cat(parts, dim=1) for name, parts in seen.items()}
-
-
 @pytest.mark.parametrize("seconds", numpy_weights.SECONDS)
 @pytest.mark.parametrize("source", ["noise", "real"])
 def test_front_end_blocks_activations_and_embedding_are_the_official_ones(encoder, official, source, seconds):
     if source == "real" and not (ESC50 / "meta" / "esc50.csv").is_file():
         pytest.skip(f"no ESC-50 at {ESC50}; AAPE_ESC50 names another place")
     wave = numpy_weights.noise(seconds) if source == "noise" else numpy_weights.real(ESC50, seconds)
-    tensors = _record(encoder, wave)
+    tensors = record(encoder.embed, list(encoder.module.vit.blocks), wave)
+    with torch.no_grad():
+        tensors["log-mel"] = encoder.module.front_end(wave)
     assert len(tensors) == 2 + 12 + 12
     for key, tensor in tensors.items():
         stem = f"{source}-{seconds}/{key}"
