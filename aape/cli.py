@@ -141,10 +141,13 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 def _atlas(words: list[str]) -> int:
     parser = _parser("atlas", "The atlas of a study: pages that open from disk, to hear what its neurons listen to.")
     parser.add_argument("study", help="name in studies/, or a YAML file; what has been collected is shown")
-    options = parser.parse_args(words)
+    parser.add_argument("--models", nargs="+", help="of the study (default: all)")
+    parser.add_argument("--tasks", nargs="+", help="of the study (default: all)")
+    parser.add_argument("--strongest", type=int, default=20, help="neurons of each class with a page (default: 20)")
+    parser.add_argument("-o", "--output", dest="out_dir", help="folder (default: outputs/<study>/atlas)")
     from aape.atlas import build_study
 
-    print(f"open {build_study(options.study).resolve().as_uri()}")
+    print(f"open {build_study(**vars(parser.parse_args(words))).resolve().as_uri()}")
     return 0
 
 

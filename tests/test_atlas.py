@@ -464,6 +464,10 @@ def test_two_builders_and_other_folders_are_refused_and_nothing_is_touched(site:
         site.build()
     site.build()
     before = {p: p.read_bytes() for p in site.out.rglob("*") if p.is_file()}
+    twin = dataclasses.replace(site.artifacts, path=site.artifacts.path.parent / "sounds_twin")
+    shutil.copytree(site.artifacts.path, twin.path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="shows sounds_small as 'small' on 'sounds' already"):
+        dataclasses.replace(site, artifacts=load_artifacts(twin.path)).build()
     about = About("another", "small", "sounds", "small", "sounds")
     with pytest.raises(ValueError, match="atlas of study 'study'"):
         site.build(about=about)

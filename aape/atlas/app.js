@@ -270,7 +270,7 @@ const players = (text, cards, id) => html`<span class="row">
 function card(pair, record, place, label) {
   const [number, role, share] = record.clips[place];
   const [sound, image, seconds, complaint, c, group, split, file] = pair.clips[number];
-  const origin = [QUARTERS[role], label, pair.groups.length ? pair.groups[group] : file].filter(Boolean).join(" · ");
+  const origin = [QUARTERS[role], label, pair.groups[group] || file].filter(Boolean).join(" · ");
   const said = html`<span>
     <a href=${of(pair.entry, { c: pair.names[c] })} class=${record.own.includes(c) && "hot"}>${pair.names[c]}</a>
     <span class="group" title=${`${file}, ${split}`}>${origin}</span>

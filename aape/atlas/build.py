@@ -37,6 +37,7 @@ def build_atlas(
     out_dir: str | Path,
     *,
     neurons: Any = None,
+    strongest: int = 20,
     clips: int = 20,
     selection: Selection | None = None,
     about: About | None = None,
@@ -52,6 +53,7 @@ def build_atlas(
         task: the clips.
         out_dir: folder of the atlas: new, empty, or an atlas of the same study.
         neurons: int [k, 2] of (layer, neuron) that get a page too.
+        strongest: neurons of each class that get a page.
         clips: shown of each neuron, 10 to 60: the most active, examples of four quarters, contrasts, random ones.
         selection: made from the artifacts; default `select(artifacts)`.
         about: names; default the encoder's and the task's, and for the study the folder that the artifacts lie in.
@@ -76,20 +78,33 @@ def build_atlas(
         index = _read_index(out, about)
         write_script(out, "index", index)  # from here on the folder is known as an atlas
         pair = Pair(artifacts, encoder, task, selection, about, out)
-        pair.build(index, with_pages(pair.heard, neurons), clips)
+        pair.build(index, with_pages(pair.heard, neurons, strongest), clips)
         for name in PAGE:
             write_text(out / name, resources.files("aape.atlas").joinpath(name).read_text())
     return out / "index.html"
 
 
-def build_study(study: Study | str, *, models: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> Path:
-    """The atlas of a study in `outputs/<study>/atlas`: `build_atlas` for every model and task that has been collected.
+def build_study(
+    study: Study | str,
+    *,
+    models: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    strongest: int = 20,
+    out_dir: str | Path | None = None,
+) -> Path:
+    """The atlas of a study: `build_atlas` for every model and task that has been collected.
+
+    Args:
+        study: by name, or loaded.
+        models, tasks: of the study; default all.
+        strongest: neurons of each class that get a page.
+        out_dir: default `outputs/<study>/atlas`.
 
     Raises:
         FileNotFoundError: nothing has been collected.
     """
     study = study if isinstance(study, Study) else load_study(study)
-    out = study.directory / "atlas"
+    out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     for model in models or study.encoders:
         found = [t for t in tasks or study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
         if not found:
@@ -101,7 +116,8 @@ def build_study(study: Study | str, *, models: Sequence[str] | None = None, task
             about = About(study.name, model, name, spec.label, title, spec.role, study.note, study.stand_in)
             rule = settings.model_copy(update={"rate": study.rate(name)}).model_dump()
             selection = select(artifacts, **rule)
-            build_atlas(artifacts, encoder, load_task(study, name), out, selection=selection, about=about)
+            what = artifacts, encoder, load_task(study, name), out
+            build_atlas(*what, strongest=strongest, selection=selection, about=about)
     if not (out / "index.js").is_file():
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
     return out / "index.html"

@@ -141,7 +141,12 @@ class Pair:
         made_of += [self.artifacts.manifest.get("checksums", str(self.artifacts.path))]
         identity = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         pairs = {entry["folder"]: entry for entry in index["pairs"]}
-        there = pairs.get(name, {"identity": None})
+        there, mine = pairs.get(name, {"identity": None}), self.artifacts.path.resolve().name
+        if there.get("artifacts", mine) != mine:
+            raise ValueError(
+                f"{self.out} shows {there['artifacts']} as {there['m']!r} on {there['t']!r} already; to show {mine} too, "
+                "give it another name with about=About(...)"
+            )
         if there["identity"] == identity and not there["missing"] and (self.out / name / "pair.js").is_file():
             return
         for folder in (name, "clips"):
@@ -152,11 +157,11 @@ class Pair:
         records = self._records(flat, choices, counts, shown)
         pair = self._pair(neurons, shown, records, clips)
         for layer in np.unique(neurons[:, 0]).tolist():
-            mine = {str(r["n"]): r for r in records if r["l"] == layer}
-            write_script(self.out, f"{name}/L{layer:02}", {"v": SCHEMA, "records": mine})
+            of_layer = {str(r["n"]): r for r in records if r["l"] == layer}
+            write_script(self.out, f"{name}/L{layer:02}", {"v": SCHEMA, "records": of_layer})
         write_script(self.out, f"{name}/pair", pair)
         complaints = [complaint for *_, complaint in shown.files if complaint]
-        entry = {"identity": identity, "missing": len(complaints), "pages": len(neurons)}
+        entry = {"identity": identity, "artifacts": mine, "missing": len(complaints), "pages": len(neurons)}
         index["pairs"] = list((pairs | {name: self._entry(pair["classes"]) | entry}).values())
         write_script(self.out, "index", index)
         shutil.rmtree(self.out / ".partial" / name, ignore_errors=True)
@@ -341,7 +346,8 @@ class Pair:
                 artifacts.files[rows],
             ]
             of_clips = zip(shown.files, *(np.asarray(c).tolist() for c in columns), strict=True)
-            content["groups"] = np.unique(artifacts.groups)[used].tolist()
+            known = artifacts.manifest["group_column"] is not None  # else every clip is its own, and files say more
+            content["groups"] = np.unique(artifacts.groups)[used].tolist() if known else [""] * len(used)
             content["clips"] = [[*files, *rest] for files, *rest in of_clips]
         return content
 

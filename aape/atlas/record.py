@@ -17,7 +17,6 @@ from aape.selection import Selection
 from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
 
 SCHEMA = 1  # of everything that the page reads; the page opens what is not newer than itself
-PER_CLASS = 20  # strongest neurons of a class that get a page
 BARS = 64  # classes in a record's bars; of more, the most active ones
 BINS = 16  # of the histogram of active tokens
 NEAREST = 6
@@ -133,9 +132,9 @@ def checked(heard: Heard, neurons: Any) -> np.ndarray:
     return asked
 
 
-def with_pages(heard: Heard, asked: Any = None) -> np.ndarray:
+def with_pages(heard: Heard, asked: Any, strongest: int) -> np.ndarray:
     """Neurons that get a page, int64 [k, 2] by layer and neuron: the strongest of each class, and those asked for."""
-    top = heard.table.groupby("c").head(PER_CLASS)[["layer", "neuron"]].to_numpy(dtype=np.int64)
+    top = heard.table.groupby("c").head(strongest)[["layer", "neuron"]].to_numpy(dtype=np.int64)
     return np.unique(np.concatenate([top, checked(heard, [] if asked is None else asked)]), axis=0)
 
 

@@ -86,9 +86,9 @@ class NeuronView:
     def _cells(self) -> str:
         cells = []
         for place, (number, role, share) in enumerate(self.record["clips"]):
-            sound, image, _, complaint, c, group, *_ = self.pair["clips"][number]
+            sound, image, _, complaint, c, group, _, file = self.pair["clips"][number]
             name = html.escape(self.pair["classes"][c]["name"])
-            said = f"{name}, {html.escape(self.pair['groups'][group])}<br>{ROLES[role]}, {share:.0%} of tokens active"
+            said = f"{name}, {html.escape(self.pair['groups'][group] or file)}<br>{ROLES[role]}, {share:.0%} of tokens active"
             player = f"no sound: {html.escape(complaint or '')}"
             if sound:
                 kind = "mpeg" if sound.endswith("mp3") else "wav"
