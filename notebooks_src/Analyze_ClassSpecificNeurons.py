@@ -212,7 +212,10 @@ sharing_columns = {
     "pairs with q < 0.05, centred": "above their classes' others",
     "alike p": "alike p",
 }
-table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.csv, sharing_pairs.csv")
+if len(analysis.sharing_summary):
+    display(table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.csv, sharing_pairs.csv"))
+else:
+    print(f"The study {settings.name!r} names no pair of tasks to compare.")
 
 # %%
 if len(analysis.strongest_pairs):

@@ -121,5 +121,5 @@ def test_all_cells_run_in_jupyterlab_twice_and_show_tables_and_pictures(browser:
                 [t.rows.length, t.offsetWidth, t.closest('.jp-OutputArea-output').clientWidth])"""
         )
         assert len(tables) >= least_tables
-        assert all(rows > 1 and width <= room for rows, width, room in tables), tables
+        assert not [t for t in tables if t[0] < 2 or t[1] > t[2]]  # empty, or wider than the page
     page.close()
