@@ -857,8 +857,8 @@ function start(value) {
     return;
   }
   if (value.stand_in) {
-    document.getElementById("bar").before(html`<div class="banner">Stand-ins: this shows that the method runs, not what the
-      paper's models and datasets give.</div>`);
+    document.getElementById("bar").before(html`<aside class="banner" aria-label="Note">Stand-ins: this shows that the method
+      runs, not what the paper's models and datasets give.</aside>`);
   }
   document.getElementById("foot").append(html`<span>Everything here lies on your disk.</span>`, html`<button onclick=${help}>Keys and words</button>`);
   document.querySelector(".skip").addEventListener("click", (event) => {

@@ -1,0 +1,871 @@
+"use strict";
+/* The atlas in the browser.
+
+   Data come as classic scripts that call aapeAtlas(key, value), because browsers block fetch and modules on file://.
+   What is seen stands in the address: #m=model&t=task, then c=class, or l=layer&n=neuron, or find=1.
+   A neuron is layer * width + number, called flat. Names from the data go in as text, never as markup. */
+
+const SCHEMA = 1; // newest format of the data that this page knows
+const ROWS = 100; // of a long list, at a time
+const TOP = 0; // role of the most active clips
+const SECTIONS = [
+  { title: "Most active", roles: [TOP], grid: "clips wide",
+    say: "The clips with the largest share of active tokens, one a group where there are enough." },
+  { title: "Most active elsewhere", roles: [5], grid: "clips",
+    say: "Outside its classes, these excite it most." },
+  { title: "Least active inside", roles: [6], grid: "clips",
+    say: "Of its own classes, these excite it least." },
+  { title: "From the most to the least active quarter of all clips", roles: [1, 2, 3, 4], grid: "clips four",
+    say: "Examples of each quarter, drawn at random, so that the top does not mislead." },
+  { title: "At random", roles: [7], grid: "clips", say: "Any clips of the task." },
+];
+const QUARTERS = { 1: "1st quarter", 2: "2nd quarter", 3: "3rd quarter", 4: "4th quarter" };
+
+// -- data -------------------------------------------------------------------------------------------------------------
+
+let index; // of the atlas: study and pairs
+const values = new Map(); // key -> what its script handed over
+const loading = new Map(); // key -> promise
+const pairs = new Map(); // folder -> pair, decoded
+
+window.aapeAtlas = (key, value) => {
+  values.set(key, value);
+  if (key === "index") start(value);
+};
+
+function load(key) {
+  if (!loading.has(key)) {
+    const script = document.createElement("script");
+    const arrival = new Promise((done, fail) => {
+      script.onload = () => (values.has(key) ? done(values.get(key)) : fail(new Error(`${key}.js is damaged.`)));
+      script.onerror = () => fail(new Error(`${key}.js is missing: the atlas is not whole. Build it again.`));
+    }).then((value) => {
+      if (!(value.v <= SCHEMA)) throw new Error(`${key}.js has format ${value.v}; this page knows ${SCHEMA}.`);
+      return value;
+    });
+    loading.set(key, arrival);
+    script.src = `${key}.js`;
+    document.head.append(script);
+  }
+  return loading.get(key);
+}
+
+function bytes(base64) {
+  const raw = atob(base64), array = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) array[i] = raw.charCodeAt(i);
+  return array;
+}
+const numbers = (base64, Kind) => new Kind(bytes(base64).buffer);
+const entryOf = (m, t) => index.pairs.find((e) => e.m === m && e.t === t);
+
+/** One model on one task: its classes and clips, and what the search knows of all neurons. */
+async function pairOf(entry) {
+  if (pairs.has(entry.folder)) return pairs.get(entry.folder);
+  const raw = await load(`${entry.folder}/pair`);
+  const pair = { ...raw, entry, names: raw.classes.map((c) => c.name), aape: numbers(raw.aape, Float32Array) };
+  pair.size = pair.aape.length;
+  Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top));
+  const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it
+  pair.top = new Uint8Array(pair.size);
+  for (let i = 0; i < shares.length; i++) if (shares[i] > pair.top[(i / each) | 0]) pair.top[(i / each) | 0] = shares[i];
+  pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, q, calibrated, out}]
+  pair.ofClass = pair.names.map(() => []); // class -> its neurons, strongest first
+  pair.q = new Float32Array(pair.size).fill(NaN); // the smallest of a neuron's
+  pair.calibrated = new Uint8Array(pair.size);
+  const { members } = raw, at = numbers(members.at, Uint32Array), classes = numbers(members.c, Uint16Array);
+  const q = numbers(members.q, Float32Array), calibrated = bytes(members.calibrated), out = bytes(members.out);
+  at.forEach((flat, i) => {
+    if (!pair.ofNeuron.has(flat)) pair.ofNeuron.set(flat, []);
+    pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255 });
+    pair.ofClass[classes[i]].push(flat);
+    if (!(pair.q[flat] <= q[i])) pair.q[flat] = q[i];
+    if (calibrated[i] === 1) pair.calibrated[flat] = 1;
+  });
+  pair.paged = new Set();
+  for (const [layer, list] of Object.entries(raw.pages)) for (const n of list) pair.paged.add(layer * raw.width + n);
+  pair.sorted = Float32Array.from(pair.aape).sort();
+  pairs.set(entry.folder, pair);
+  return pair;
+}
+
+const wholeTable = (p, classes) => ({
+  shares: p, each: classes,
+  p: (flat, c) => p[flat * classes + c] / 255,
+  row: (flat) => Array.from(p.subarray(flat * classes, (flat + 1) * classes), (x, c) => ({ c, p: x / 255 })),
+});
+/** Of many classes the largest few of each neuron. */
+function largestOnly({ k, c, p }) {
+  const classes = numbers(c, Uint16Array), shares = bytes(p);
+  const row = (flat) => Array.from({ length: k }, (_, i) => ({ c: classes[flat * k + i], p: shares[flat * k + i] / 255 }));
+  return { shares, each: k, row, p: (flat, which) => row(flat).find((x) => x.c === which)?.p };
+}
+const largest = (pair, flat) => pair.row(flat).reduce((best, x) => (x.p > best.p ? x : best));
+
+/** The record of a neuron that has a page, else null. */
+async function recordOf(pair, flat) {
+  if (!pair.paged.has(flat)) return null;
+  const layer = String(Math.floor(flat / pair.width)).padStart(2, "0");
+  const { records } = await load(`${pair.entry.folder}/L${layer}`);
+  if (!records[flat % pair.width]) throw new Error(`${pair.entry.folder}/L${layer}.js is of another build. Build it again.`);
+  return records[flat % pair.width];
+}
+
+/** Levels 0..1 of a record's map of its clip number `place`, frequency from the lowest upwards: [frequency * time]. */
+function mapOf(pair, record, place) {
+  const size = pair.grid[0] * pair.grid[1], packed = bytes(record.maps);
+  return Float32Array.from({ length: size }, (_, i) => {
+    const cell = place * size + i, two = packed[cell >> 1];
+    return (cell % 2 ? two & 15 : two >> 4) / 15;
+  });
+}
+
+// -- search -----------------------------------------------------------------------------------------------------------
+
+const SORTS = { // name -> [value of a neuron, largest first]
+  name: [(pair) => (flat) => flat, false],
+  aape: [(pair) => (flat) => pair.aape[flat], false],
+  q: [(pair) => (flat) => pair.q[flat], false],
+  p: [(pair, c) => (c < 0 ? (flat) => pair.top[flat] : (flat) => pair.p(flat, c)), true],
+  classes: [(pair) => (flat) => pair.ofNeuron.get(flat)?.length, false],
+};
+const classIn = (pair, params) => (params.has("c") ? pair.names.indexOf(params.get("c")) : -1);
+const sortOf = (pair, params) => {
+  const name = SORTS[params.get("s")] ? params.get("s") : params.has("c") ? "p" : "aape";
+  return { name, falling: params.has("desc") ? params.get("desc") === "1" : SORTS[name][1] };
+};
+
+/** Neurons that a search finds, in its order. Parameters: q text, c class, layer, only, s(ort), desc. */
+function search(pair, params) {
+  const c = classIn(pair, params), only = params.get("only") || "specific";
+  const layer = params.has("layer") ? Number(params.get("layer")) : null;
+  const fits = matcher(pair, (params.get("q") || "").trim().toLowerCase());
+  const members = c < 0 ? pair.ofNeuron : new Set(pair.ofClass[c]);
+  const found = [];
+  for (let flat = 0; flat < pair.size; flat++) {
+    if (!fits(flat) || (layer !== null && Math.floor(flat / pair.width) !== layer)) continue;
+    if ((only !== "all" && !members.has(flat)) || (only === "calibrated" && !pair.calibrated[flat])) continue;
+    found.push(flat);
+  }
+  const { name, falling } = sortOf(pair, params), value = SORTS[name][0](pair, c), sign = falling ? -1 : 1;
+  const keys = Float64Array.from(found, (flat) => value(flat) ?? NaN);
+  const order = Uint32Array.from(found.keys()).sort((a, b) => {
+    const x = keys[a], y = keys[b]; // what has no value comes last
+    return x === y ? a - b : x !== x ? (y !== y ? a - b : 1) : y !== y ? -1 : sign * (x - y);
+  });
+  return Array.from(order, (i) => found[i]);
+}
+
+/** Whether a neuron fits a text: a class's name or a part of it, a layer (L3), a neuron (2233), or both (3/2233). */
+function matcher(pair, text) {
+  if (!text) return () => true;
+  const both = text.match(/^l?(\d+)\s*[/.,: ]\s*n?(\d+)$/), layer = text.match(/^l(\d+)$/), number = text.match(/^n?(\d+)$/);
+  if (both) return (flat) => flat === both[1] * pair.width + Number(both[2]) && both[2] < pair.width;
+  const named = new Set(pair.names.flatMap((name, c) => (name.toLowerCase().includes(text) ? pair.ofClass[c] : [])));
+  return (flat) =>
+    named.has(flat) ||
+    (layer !== null && Math.floor(flat / pair.width) === Number(layer[1])) ||
+    (number !== null && flat % pair.width === Number(number[1]));
+}
+
+// -- small things -----------------------------------------------------------------------------------------------------
+
+const templates = new WeakMap();
+
+/** An element from a template. Values go in as text, nodes, lists of both, attributes, or listeners (onclick=${f}). */
+function html(strings, ...parts) {
+  if (!templates.has(strings)) {
+    const template = document.createElement("template");
+    const marked = strings.map((text, i) => (i === strings.length - 1 ? text : text + (text.endsWith("=") ? `@@${i}` : `<!--@@${i}-->`)));
+    template.innerHTML = marked.join("").trim();
+    templates.set(strings, template);
+  }
+  const root = templates.get(strings).content.cloneNode(true);
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_COMMENT), nodes = [];
+  while (walker.nextNode()) nodes.push(walker.currentNode);
+  for (const node of nodes) {
+    if (node.nodeType === Node.COMMENT_NODE) node.replaceWith(...shown([parts[node.data.slice(2)]]));
+    else for (const { name, value } of [...node.attributes]) if (value.startsWith("@@")) set(node, name, parts[value.slice(2)]);
+  }
+  return root.firstElementChild;
+}
+const shown = (list) => list.flat(Infinity).filter((x) => x !== null && x !== undefined && x !== false);
+function set(node, name, value) {
+  node.removeAttribute(name);
+  if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+  else if (value === true) node.setAttribute(name, "");
+  else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+}
+
+const known = (x) => x !== null && x !== undefined && x === x;
+const percent = (x, digits = 0) => (known(x) ? `${(100 * x).toFixed(digits)}\u202f%` : "–");
+const css = (share) => `${(100 * share).toFixed(2)}%`;
+const count = (x) => (known(x) ? Math.round(x).toLocaleString("en") : "–");
+const fixed = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
+function small(x) {
+  if (!known(x)) return "–";
+  if (x >= 0.001 || x === 0) return String(Number(x.toPrecision(2)));
+  const power = String(-Math.floor(Math.log10(x))).replace(/\d/g, (d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
+  return `${(x / 10 ** Math.floor(Math.log10(x))).toFixed(0)}\u202f×\u202f10⁻${power}`;
+}
+const some = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
+const name = (pair, flat) => `${Math.floor(flat / pair.width)}/${flat % pair.width}`;
+const classNames = (pair, list) => list.map((x) => pair.names[x.c]);
+
+const here = () => new URLSearchParams(location.hash.slice(1));
+const href = (params) => "#" + new URLSearchParams(Object.entries(params).filter(([, v]) => known(v) && v !== ""));
+const of = (entry, more) => href({ m: entry.m, t: entry.t, ...more });
+const toNeuron = (pair, flat, list) => of(pair.entry, { ...list, l: Math.floor(flat / pair.width), n: flat % pair.width });
+const listIn = (params) => Object.fromEntries([...params].filter(([key]) => !["m", "t", "l", "n", "u"].includes(key)));
+function change(changes) { // of the address, without a step in the browser's history
+  history.replaceState(null, "", href({ ...Object.fromEntries(here()), ...changes }));
+  draw();
+}
+
+function say(text) {
+  const place = document.getElementById("said");
+  place.replaceChildren(html`<span>${text}</span>`);
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => place.replaceChildren(), 2500);
+}
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = document.body.appendChild(html`<textarea></textarea>`);
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  say(`${what} copied`);
+}
+
+// -- clips ------------------------------------------------------------------------------------------------------------
+
+let playing = null; // the card that sounds
+let queue = []; // cards that follow it
+
+function stop() {
+  queue = [];
+  playing?.querySelector("audio").pause();
+}
+function play(card, following = []) {
+  const audio = card.querySelector("audio");
+  if (playing !== card) stop();
+  queue = following;
+  if (audio.ended) audio.currentTime = 0;
+  audio.play().catch((error) => error.name !== "AbortError" && say("This clip cannot be played."));
+}
+function playAll(cards) {
+  const [first, ...rest] = cards.filter((card) => card.querySelector("audio"));
+  if (!first) return say("None of these clips can be heard.");
+  first.querySelector("audio").currentTime = 0;
+  play(first, rest);
+}
+const players = (text, cards, id) => html`<span class="row">
+  <button class="main" id=${id} onclick=${() => playAll(cards)}>▶ ${text}</button><button onclick=${stop}>Stop</button>
+</span>`;
+
+/** A clip: its spectrogram, the neuron's map over it, and a player whose cursor moves over both. */
+function card(pair, record, place, label) {
+  const [number, role, share] = record.clips[place];
+  const [sound, image, seconds, complaint, c, group, split, file] = pair.clips[number];
+  const origin = [QUARTERS[role], label, pair.groups[group] || file].filter(Boolean).join(" · ");
+  const said = html`<span>
+    <a href=${of(pair.entry, { c: pair.names[c] })} class=${record.own.includes(c) && "hot"}>${pair.names[c]}</a>
+    <span class="group" title=${`${file}, ${split}`}>${origin}</span>
+  </span>`;
+  if (!sound) {
+    return html`<figure class="clip"><div class="gone">No sound: ${complaint}</div><figcaption>${said}</figcaption></figure>`;
+  }
+  const end = css(seconds / pair.seconds);
+  const figure = html`<figure class="clip">
+    <div class="scene" onclick=${seek}>
+      <img src=${`clips/${image}`} alt="" loading="lazy">
+      ${record.maps && overlay(pair, record, place)}
+      ${seconds < pair.seconds - 0.01 && html`<div class="silent" title="zero padding" style=${`left: ${end}`}></div>`}
+      <div class="cursor"></div>
+    </div>
+    <figcaption>
+      <button class="play" aria-label=${`Play ${pair.names[c]}, ${percent(share)} of tokens active`} onclick=${toggle}></button>
+      ${said}<span class="share" title="share of tokens at which the neuron is active">${percent(share)}</span>
+    </figcaption>
+    <audio preload="metadata" src=${`clips/${sound}`} onplay=${begin} onpause=${pause} onended=${next}></audio>
+  </figure>`;
+  const [audio, cursor] = [figure.querySelector("audio"), figure.querySelector(".cursor")];
+  function seek(event) {
+    const box = event.currentTarget.getBoundingClientRect();
+    audio.currentTime = Math.min(((event.clientX - box.left) / box.width) * pair.seconds, seconds);
+    play(figure);
+  }
+  function toggle() {
+    if (audio.paused) play(figure);
+    else stop();
+  }
+  function begin() {
+    playing = figure;
+    figure.classList.add("on");
+    follow();
+  }
+  function follow() {
+    cursor.style.left = css(audio.currentTime / pair.seconds);
+    if (!audio.paused) requestAnimationFrame(follow);
+  }
+  function pause() {
+    figure.classList.remove("on");
+    if (playing === figure) playing = null;
+  }
+  function next() {
+    const [following, ...rest] = queue;
+    if (!following) return;
+    following.scrollIntoView({ block: "nearest" });
+    play(following, rest);
+  }
+  return figure;
+}
+
+/** The neuron's map as a canvas of one pixel a cell, the lowest frequency at the bottom. */
+function overlay(pair, record, place) {
+  const [rows, columns] = pair.grid, levels = mapOf(pair, record, place);
+  const width = css(pair.map_seconds / pair.seconds);
+  const canvas = html`<canvas data-place=${place} width=${columns} height=${rows} style=${`width: ${width}`}></canvas>`;
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--overlay").split(",").map(Number);
+  const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
+  for (let f = 0; f < rows; f++) {
+    for (let t = 0; t < columns; t++) {
+      image.data.set([...colour, Math.round(200 * levels[f * columns + t])], 4 * ((rows - 1 - f) * columns + t));
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+function showMaps(on) {
+  document.body.classList.toggle("no-maps", !on);
+  for (const box of document.querySelectorAll("input[data-maps]")) box.checked = on;
+}
+const mapsShown = () => !document.body.classList.contains("no-maps");
+
+const topCards = (pair, record, label) =>
+  (record?.clips || []).flatMap(([, role], place) => (role === TOP ? [card(pair, record, place, label)] : []));
+
+/** All clips of a record, in sections. */
+function listen(pair, record) {
+  if (!record.clips.length) {
+    return html`<p class="soft">These artifacts hold probabilities by class only, no counts of single clips, so no clip
+      can be shown. Collect them again to hear what excites this neuron.</p>`;
+  }
+  const sections = SECTIONS.map(({ title, roles, grid, say }) => {
+    const cards = record.clips.flatMap(([, role], place) => (roles.includes(role) ? [card(pair, record, place)] : []));
+    const empty = roles[0] === TOP ? "It is active in no clip." : "There is no such clip that is not shown already.";
+    const node = html`<section><h3>${title}</h3><p class="soft small">${cards.length ? say : empty}</p>
+      ${cards.length > 0 && html`<div class=${grid}>${cards}</div>`}</section>`;
+    return { node, cards };
+  });
+  const box = html`<input type="checkbox" data-maps checked=${mapsShown()} onchange=${(e) => showMaps(e.target.checked)}>`;
+  const maps = record.maps
+    ? html`<label>${box} Show where it is active</label>`
+    : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
+  const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
+  const controls = html`<div class="row">${players("Play the most active", sections[0].cards, "play")}${maps}</div>`;
+  return [controls, top, html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
+}
+
+// -- pictures of numbers ----------------------------------------------------------------------------------------------
+
+const legend = (...items) => html`<p class="legend">${items.map(
+  ([colour, text]) => html`<span style=${`--swatch: var(--${colour})`}>${text}</span>`)}</p>`;
+
+/** p by class, largest first, before the range of permuted labels where it is known. rows: [{c, p, low, high}] */
+function bars(pair, rows, flat) {
+  const mine = new Map((pair.ofNeuron.get(flat) || []).map((x) => [x.c, x.calibrated]));
+  const sorted = [...rows].sort((a, b) => b.p - a.p), most = sorted.length <= 64 ? sorted : sorted.slice(0, 40);
+  const items = most.map(({ c, p, low, high }) => html`<li class=${mine.has(c) && "own"}>
+    <a class="name" href=${of(pair.entry, { c: pair.names[c] })} title=${pair.names[c]}>${pair.names[c]}</a>
+    <span class="track" title=${known(low) && `permuted labels: ${percent(low, 1)} to ${percent(high, 1)}`}>
+      ${known(low) && html`<b style=${`left: ${css(low)}; width: ${css(high - low)}`}></b>`}<i style=${`width: ${css(p)}`}></i>
+    </span>
+    <span class="value">${percent(p)}${mine.get(c) === 1 && " ✓"}</span></li>`);
+  const left = Math.max(sorted.length, pair.names.length) - most.length;
+  return [
+    legend(["hot", "its classes (✓ above chance)"], ["bar", "other classes"], ...(known(rows[0]?.low) ? [["band", "95 % of permuted labels"]] : [])),
+    html`<ul class="bars">${items}</ul>`,
+    left > 0 && html`<p class="soft small">${left} less active classes are left out.</p>`,
+  ];
+}
+
+/** Clips by share of active tokens: those of its classes upwards, all others downwards. */
+function histogram(pair, record) {
+  const [inside, rest] = record.histogram, sum = (list) => Math.max(1, list.reduce((a, b) => a + b));
+  const sides = [inside, rest].map((list) => list.map((x) => x / sum(list))), top = Math.max(...sides.flat());
+  const column = (clips, share, i, side) => html`<i class=${side} style=${`height: ${css(share / top)}`} title=${
+    `${clips} clips with ${percent(i / inside.length)} to ${percent((i + 1) / inside.length)} of their tokens active`}></i>`;
+  const own = record.own.length === 1 ? pair.names[record.own[0]] : `its ${record.own.length} classes`;
+  return [
+    html`<div class="histogram" role="img" aria-label="Clips by share of active tokens, its classes above all others">
+      <div>${sides[0].map((x, i) => column(inside[i], x, i, "inside"))}</div>
+      <div>${sides[1].map((x, i) => column(rest[i], x, i, "rest"))}</div></div>`,
+    html`<p class="axis"><span>0 %</span><span>share of active tokens in a clip</span><span>100 %</span></p>`,
+    legend(["hot", `${own} (${sum(inside)} clips)`], ["bar", `all others (${sum(rest)})`]),
+  ];
+}
+
+/** p of one neuron over the classes, tiny. */
+function spark(pair, flat, marked) {
+  const row = pair.row(flat).sort((a, b) => b.p - a.p).slice(0, 64).sort((a, b) => a.c - b.c);
+  return html`<span class="spark" aria-hidden="true">${row.map(
+    ({ c, p }) => html`<i class=${marked.includes(c) && "own"} style=${`height: ${css(p)}`}></i>`)}</span>`;
+}
+
+const facts = (...items) => html`<dl class="facts">${items.map(
+  ([term, value, note]) => html`<div><dt>${term}</dt><dd>${value}${note && html`<small>${note}</small>`}</dd></div>`)}</dl>`;
+function verdict(calibrated) {
+  if (calibrated > 1) return html`<span class="soft" title="the analysis has not been run">not tested</span>`;
+  if (calibrated === 0) return html`<span class="soft">within chance</span>`;
+  return html`<span class="yes" title="q below 0.05 and at least 0.1 more active than in the rest">✓ above chance</span>`;
+}
+const table = (caption, heads, rows) => html`<div class="scroll"><table>${caption && html`<caption>${caption}</caption>`}
+  <thead><tr>${heads}</tr></thead><tbody>${rows}</tbody></table></div>`;
+const head = (text, kind) => html`<th scope="col" class=${kind}>${text}</th>`;
+
+/** Rows of neurons. c: the class whose p is shown, or -1 for the largest. marked: classes to mark, else each's own. */
+function neuronRows(pair, list, params, c, marked) {
+  return list.map((flat) => {
+    const mine = pair.ofNeuron.get(flat) || [], entry = c < 0 ? mine[0] : mine.find((x) => x.c === c);
+    return html`<tr>
+      <th scope="row" class="number"><a href=${toNeuron(pair, flat, params)}>${name(pair, flat)}</a>
+        ${pair.paged.has(flat) && html`<span class="soft" title="has clips">♪</span>`}</th>
+      <td>${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
+      <td class="n">${percent(c < 0 ? largest(pair, flat).p : pair.p(flat, c))}</td>
+      <td class="n phone-off">${percent(entry?.out)}</td>
+      <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? pair.aape[flat].toFixed(3) : "never active"}</td>
+      <td class="n">${small(entry?.q)}</td>
+      <td class="phone-off">${entry ? verdict(entry.calibrated) : "–"}</td>
+      <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
+  });
+}
+const COLUMNS = [["Neuron", null, "name"], ["p by class"], ["p", "n", "p"], ["p outside", "n phone-off"],
+  ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance", "phone-off"], ["Specific to", "phone-off", "classes"]];
+const pOf = (pair, c) => (c < 0 ? "Largest p" : `p in ${pair.names[c]}`);
+const neuronTable = (pair, list, params, c, marked) =>
+  table(null, COLUMNS.map(([text, kind]) => head(text === "p" ? pOf(pair, c) : text, kind)), neuronRows(pair, list, params, c, marked));
+
+// -- pages ------------------------------------------------------------------------------------------------------------
+
+const trail = (entry, ...rest) => html`<nav class="trail" aria-label="You are here"><a href="#">Atlas</a> ›
+  <a href=${of(entry)}>${entry.title}, ${entry.label}</a>${rest.map((x) => [" › ", x])}</nav>`;
+const tested = (entry) => entry.classes.every((c) => known(c[2]));
+
+async function homePage() {
+  const title = [html`<h1>What do neurons listen to?</h1>`, html`<p class="soft">Study ${index.study}. ${index.note}</p>`];
+  if (!index.pairs.length) return [title, html`<p>Nothing has been built yet.</p>`];
+  const trained = index.pairs.filter((e) => e.role !== "untrained"), chosen = trained.length ? trained : index.pairs;
+  const models = [...new Set(index.pairs.map((e) => e.m))], tasks = [...new Set(index.pairs.map((e) => e.t))];
+  const cell = (e) => e
+    ? html`<td><a href=${of(e)}>${count(e.selected)} neurons</a>
+        <span class="soft small">${tested(e) ? `${count(e.chance.calibrated_neurons)} above chance` : "not tested against chance"}</span></td>`
+    : html`<td>–</td>`;
+  const rows = tasks.map((t) => html`<tr><th scope="row">${index.pairs.find((e) => e.t === t).title}</th>
+    ${models.map((m) => cell(entryOf(m, t)))}</tr>`);
+  const heads = [head("Task"), models.map((m) => head(index.pairs.find((e) => e.m === m).label))];
+  return [
+    title, await firstNeuron(chosen),
+    html`<h2>All tasks and models</h2>`,
+    table("Neurons that the selection keeps, and how many of them stand above chance for some class.", heads, rows),
+    html`<h2>Pick a class</h2>`,
+    tasks.map((t) => chosen.find((e) => e.t === t) || index.pairs.find((e) => e.t === t)).map((e) => html`<section>
+      <h3>${e.title}<span class="soft small"> in the ${e.label}</span></h3><div class="chips">
+      ${e.classes.slice(0, 60).map(([c, k]) => html`<a href=${of(e, { c })} class=${!k && "none"} title=${`${k} neurons`}>${c}</a>`)}
+      ${e.classes.length > 60 && html`<a href=${of(e)}>all ${e.classes.length}</a>`}</div></section>`),
+  ];
+}
+
+/** The neuron whose class stands out most, to be heard at once. */
+async function firstNeuron(entries) {
+  const [entry] = entries.filter((e) => e.best).sort((a, b) => b.best[3] - a.best[3]);
+  if (!entry) return null;
+  const pair = await pairOf(entry), [l, n] = entry.best, flat = l * pair.width + n;
+  const cards = topCards(pair, await recordOf(pair, flat)).slice(0, 3);
+  return cards.length > 0 && html`<section><h2>Start by listening</h2>
+    <p class="lead">One neuron of the ${entry.label}: layer ${l}, number ${n}. These clips excite it most. What do they share?</p>
+    <div class="row">${players("Play the three", cards, "play")}
+      <a class="button" href=${toNeuron(pair, flat)}>Its page: the answer, and what chance gives</a></div>
+    <div class="clips wide">${cards}</div></section>`;
+}
+
+async function taskPage(entry) {
+  const pair = await pairOf(entry), { chance } = entry;
+  const most = Math.max(1, ...pair.classes.map((c) => Math.max(c.neurons, c.chance?.[2] || 0)));
+  const beside = (c) => html`<span class="range" title=${c.chance && `permuted labels: ${count(c.chance[1])} to ${count(c.chance[2])}`}>
+    ${c.chance && html`<b style=${`left: ${css(c.chance[1] / most)}; width: ${css((c.chance[2] - c.chance[1]) / most)}`}></b>`}
+    <i style=${`left: ${css(c.neurons / most)}`}></i></span>`;
+  const rows = pair.classes.map((c, i) => html`<tr>
+    <th scope="row"><a href=${of(entry, { c: c.name })}>${c.name}</a></th>
+    <td class="n phone-off">${count(c.clips)}</td><td class="n">${count(c.neurons)}</td><td>${beside(c)}</td>
+    <td class="n">${count(c.calibrated)}</td>
+    <td class="phone-off">${pair.ofClass[i].slice(0, 1).map((flat) => html`<a href=${toNeuron(pair, flat, { c: c.name })}>${name(pair, flat)}</a>`)}</td></tr>`);
+  const heads = [head("Class"), head("Clips", "n phone-off"), head("Neurons", "n"), head("Beside chance"), head("Above chance", "n"), head("Strongest", "phone-off")];
+  return [
+    trail(entry), html`<h1>${entry.title}</h1>`, html`<p class="soft">heard by the ${entry.label}</p>`,
+    facts(["Classes", count(pair.names.length)],
+      ["Coverage", percent(entry.coverage), known(chance.coverage_null_mean) ? `permuted labels: ${percent(chance.coverage_null_mean)}` : "chance has not been computed"],
+      ["Neurons kept", count(entry.selected), `of ${count(pair.size)}, by lowest AAPE`],
+      ["Above chance", count(chance.calibrated_neurons), "kept neurons that survive permuted labels"],
+      ["Mean AAPE", known(chance.mean_aape) ? `${chance.mean_aape} nats` : "–", known(chance.mean_aape) && `permuted labels: ${chance.mean_aape_null_mean}`]),
+    html`<p><a class="button" href=${of(entry, { find: 1 })}>Find and sort all its neurons</a></p>`,
+    pair.ofNeuron.size === 0 && html`<p>No neuron passes the selection on this task.</p>`,
+    html`<h2>Classes</h2>`, table("Neurons of each class (mark), and the range that permuted labels give (grey).", heads, rows),
+  ];
+}
+
+function classOf(pair, wanted) {
+  const c = pair.names.indexOf(wanted);
+  if (c < 0) throw new Error(`${pair.entry.title} has no class “${wanted}”.`);
+  return c;
+}
+
+async function classPage(entry, params) {
+  const pair = await pairOf(entry), c = classOf(pair, params.get("c")), { name, chance, calibrated } = pair.classes[c];
+  const list = pair.ofClass[c], paged = list.filter((flat) => pair.paged.has(flat));
+  const stage = html`<div class="clips wide"></div>`;
+  const listenTo = () => playFound(stage, paged.map((flat) => [pair, flat, null]));
+  const others = index.pairs.filter((e) => e.m === entry.m && e.width === entry.width)
+    .flatMap((e) => e.classes.filter(([other]) => e !== entry || other !== name).map(([d]) => ({ d, u: e === entry ? null : e.t, title: e.title })));
+  const compare = html`<select aria-label="Compare with another class" onchange=${(event) => {
+    const { d, u } = others[event.target.value];
+    location.hash = of(entry, { c: name, d, u });
+  }}><option value="">Compare with…</option>
+    ${others.slice(0, 500).map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
+  return [
+    trail(entry, name), html`<h1>${name}</h1>`,
+    html`<p class="lead">${list.length ? `${count(list.length)} neurons` : "No neuron"} of the ${entry.label}
+      ${list.length === 1 ? "is" : list.length ? "are" : "is"} specific to ${name};
+      ${chance ? `permuted labels give ${count(chance[1])} to ${count(chance[2])}.` : "what chance gives has not been computed."}
+      ${known(calibrated) && `${count(calibrated)} stand above chance one by one.`}</p>`,
+    html`<div class="row">${paged.length > 0 && [html`<button class="main" id="play" onclick=${listenTo}>▶ Play what excites them</button>`, html`<button onclick=${stop}>Stop</button>`]}
+      ${compare}<a class="button" href=${of(entry, { find: 1, c: name })}>All ${count(list.length)} in a table</a></div>`,
+    stage, list.length > 0 && neuronTable(pair, list.slice(0, 40), { c: name }, c, [c]),
+  ];
+}
+
+/** Shows and plays the clip that most excites each neuron, no clip twice. wanted: [pair, flat, class or null for any] */
+async function playFound(stage, wanted) {
+  const cards = [], heard = new Set();
+  for (const [pair, flat, c] of wanted) {
+    const record = cards.length < 12 && (await recordOf(pair, flat));
+    if (!record) continue;
+    const place = record.clips.findIndex(([number, role]) => {
+      const [sound, , , , label] = pair.clips[number];
+      return sound && !heard.has(sound) && (c === null ? role === TOP : label === c && role <= 1);
+    });
+    if (place < 0) continue;
+    heard.add(pair.clips[record.clips[place][0]][0]);
+    cards.push(card(pair, record, place, `neuron ${name(pair, flat)}`));
+  }
+  stage.replaceChildren(...cards);
+  playAll(cards);
+}
+
+async function findPage(entry, params) {
+  const pair = await pairOf(entry), c = params.has("c") ? classOf(pair, params.get("c")) : -1;
+  const found = search(pair, params), { name: by, falling } = sortOf(pair, params), list = listIn(params);
+  const choice = (key, label, options, fallback) => {
+    const select = html`<select id=${`find-${key}`} onchange=${(event) => change({ [key]: event.target.value })}>
+      ${options.map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select>`;
+    select.value = params.get(key) ?? fallback;
+    return html`<label>${label} ${select}</label>`;
+  };
+  const heads = COLUMNS.map(([text, kind, key]) => {
+    const title = text === "p" ? pOf(pair, c) : text, desc = key === by ? Number(!falling) : null;
+    return key
+      ? html`<th scope="col" class=${kind} aria-sort=${key === by && (falling ? "descending" : "ascending")}>
+          <button id=${`sort-${key}`} onclick=${() => change({ s: key, desc })}>${title}</button></th>`
+      : head(title, kind);
+  });
+  const rows = (from) => neuronRows(pair, found.slice(from, from + ROWS), list, c, c < 0 ? null : [c]);
+  const grid = table(null, heads, rows(0)), body = grid.querySelector("tbody");
+  const more = html`<button hidden=${found.length <= ROWS} onclick=${() => {
+    body.append(...rows(body.children.length));
+    more.hidden = body.children.length >= found.length;
+  }}>Show more</button>`;
+  return [
+    trail(entry, "all neurons"), html`<h1>Find neurons</h1>`,
+    html`<div class="row">
+      ${choice("only", "Show", [["specific", "class-specific"], ["calibrated", "above chance"], ["all", "all neurons"]], "specific")}
+      ${choice("c", "Class", [["", "any"], ...pair.names.map((x) => [x, x])], "")}
+      ${choice("layer", "Layer", [["", "any"], ...pair.layers.map((x, l) => [l, `${l} (${x})`])], "")}</div>`,
+    html`<div class="row"><span role="status" id="found">${count(found.length)} of ${count(pair.size)} neurons</span>
+      <button onclick=${() => copy(asCsv(pair, found, c), "Table")}>Copy as CSV</button>
+      <button onclick=${() => copy(asNeurons(pair, found), "int_neurons")}>Copy as int_neurons</button>
+      <button onclick=${() => copy(location.href, "Address")}>Copy address</button></div>`,
+    found.length ? [grid, html`<div class="row">${more}</div>`] : html`<p>No neuron fits. A class's name, a layer (L3) or a
+      neuron (3/2233) can be searched for; “all neurons” looks beyond the class-specific ones.</p>`,
+  ];
+}
+
+function asCsv(pair, found, c) {
+  const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+  const lines = found.flatMap((flat) => {
+    const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = pair.aape[flat].toFixed(5);
+    const mine = (pair.ofNeuron.get(flat) || []).filter((x) => c < 0 || x.c === c);
+    if (!mine.length) return [`${neuron},,,,${aape},,`];
+    return mine.map((x) => [neuron, quoted(pair.names[x.c]), pair.p(flat, x.c)?.toFixed(3), x.out.toFixed(3), aape,
+      known(x.q) ? x.q : "", ["False", "True", ""][x.calibrated]].join(","));
+  });
+  return ["layer,neuron,class,p,p_outside,aape,q,calibrated", ...lines, ""].join("\n");
+}
+const asNeurons = (pair, found) => `int_neurons: [${found.map((flat) => `[${name(pair, flat).replace("/", ", ")}]`).join(", ")}]\n`;
+
+async function neuronPage(entry, params) {
+  const pair = await pairOf(entry), l = Number(params.get("l")), n = Number(params.get("n")), flat = l * pair.width + n;
+  if (!(l in pair.layers && Number.isInteger(n) && n >= 0 && n < pair.width)) {
+    throw new Error(`There is no neuron ${params.get("l")}/${params.get("n")}: layers count from 0 to ${pair.layers.length - 1}, neurons to ${pair.width - 1}.`);
+  }
+  const record = await recordOf(pair, flat), mine = pair.ofNeuron.get(flat) || [], aape = pair.aape[flat];
+  const first = mine.find((x) => pair.names[x.c] === params.get("c")) || mine[0];
+  const sure = mine.filter((x) => x.calibrated === 1);
+  const twin = index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
+  const twinRank = html`<span></span>`;
+  if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${count(rankOf(aape, u))} of ${count(u.size)}`), () => {});
+  return [
+    html`<div class="trail">${trail(entry, ...listLink(entry, params))}${steps(pair, flat, params)}</div>`,
+    html`<h1>Layer ${l}, neuron ${n}</h1>`,
+    first
+      ? html`<p class="lead">Active at <span class="hot">${percent(pair.p(flat, first.c))}</span> of the tokens of
+          <span class="hot">${pair.names[first.c]}</span> and at ${percent(first.out)} of all others; specific to
+          ${mine.length === 1 ? "this class only" : `${mine.length} of ${pair.names.length} classes`}.</p>`
+      : html`<p class="lead">Specific to no class here; most active for
+          <span class="hot">${pair.names[largest(pair, flat).c]}</span>, at ${percent(largest(pair, flat).p)} of its tokens.</p>`,
+    facts(
+      ["AAPE", Number.isFinite(aape) ? `${aape.toFixed(3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
+      ["Rank of its AAPE", `${count(rankOf(aape, pair))} of ${count(pair.size)}`, twin ? twinRank : "1 is the most selective"],
+      ["Active at", percent(record?.density, 1), "of all tokens"],
+      ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
+      ["Beside chance", first ? verdict(sure.length ? 1 : first.calibrated) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
+    record
+      ? [html`<h2>Listen</h2>`, listen(pair, record)]
+      : html`<p class="soft">No clips were built for this neuron; build_atlas(…, neurons=[[${l}, ${n}]]) adds them.</p>`,
+    html`<h2>Active at, by class</h2>`, await taskTabs(pair, record, flat),
+    record && html`<div class="panels">${panels(pair, record, flat)}</div>`,
+  ];
+}
+
+/** 1 for the lowest AAPE of a pair. */
+function rankOf(aape, { sorted }) {
+  let low = 0, high = sorted.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < aape) low = middle + 1;
+    else high = middle;
+  }
+  return low + 1;
+}
+
+/** The list that a neuron's page was opened from: a search, a class, or all neurons with clips. */
+function listLink(entry, params) {
+  if (params.has("find")) return [html`<a href=${of(entry, listIn(params))}>search</a>`];
+  return params.has("c") ? [html`<a href=${of(entry, { c: params.get("c") })}>${params.get("c")}</a>`] : [];
+}
+function steps(pair, flat, params) {
+  const found = params.has("find") ? search(pair, params)
+    : params.has("c") ? pair.ofClass[classOf(pair, params.get("c"))] : [...pair.paged].sort((a, b) => a - b);
+  const at = found.indexOf(flat), list = listIn(params);
+  if (at < 0) return null;
+  const step = (to, id, text) => to !== undefined && html`<a class="button" id=${id} href=${toNeuron(pair, to, list)}>${text}</a>`;
+  return html`<span class="steps">${step(found[at - 1], "previous", "← previous")}
+    <span>${count(at + 1)} of ${count(found.length)}</span>${step(found[at + 1], "next", "next →")}</span>`;
+}
+
+/** Bars of p on this task, and tabs for the same neuron on the study's other tasks. */
+async function taskTabs(pair, record, flat) {
+  const entries = [pair.entry, ...index.pairs.filter((e) => e !== pair.entry && e.m === pair.entry.m && e.width === pair.width && e.layers === pair.layers.length)];
+  const panel = html`<div role="tabpanel" id="bars"></div>`;
+  const show = async (entry) => {
+    tabs.forEach((tab, i) => tab.setAttribute("aria-selected", String(entries[i] === entry)));
+    const other = await pairOf(entry);
+    const links = other !== pair && html`<p class="row"><a href=${toNeuron(other, flat)}>Its page on ${entry.title}</a>
+      <a href=${toNeuron(pair, flat, { u: entry.t })}>Both side by side</a></p>`;
+    panel.replaceChildren(...shown([links, bars(other, other === pair && record ? recordBars(record) : other.row(flat), flat)]));
+  };
+  const tabs = entries.map((entry, i) => html`<button role="tab" aria-controls="bars" tabindex=${i ? -1 : 0}
+    onclick=${() => show(entry)} onkeydown=${(event) => {
+      const to = tabs[i + { ArrowRight: 1, ArrowLeft: -1 }[event.key]];
+      if (to) to.focus(), to.click();
+    }}>${entry.title}</button>`);
+  await show(pair.entry);
+  return [tabs.length > 1 && html`<div role="tablist" aria-label="The same neuron on other tasks">${tabs}</div>`, panel];
+}
+function recordBars({ bars: { c, p, low, high } }) {
+  const [lows, highs] = [low, high].map((x) => x && bytes(x));
+  return Array.from(bytes(p), (x, i) => ({ c: c ? c[i] : i, p: x / 255, low: lows && lows[i] / 255, high: highs && highs[i] / 255 }));
+}
+
+function panels(pair, record, flat) {
+  const panel = (title, ...content) => html`<section><h2>${title}</h2>${content}</section>`;
+  const sets = pair.effects.filter((set) => set.neurons.some(([l, n]) => l * pair.width + n === flat));
+  return [
+    record.histogram && panel("Clip by clip", histogram(pair, record)),
+    record.groups && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
+    sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set))),
+    record.near?.length > 0 && panel("Neurons with the same profile over clips", html`<ul>${record.near.map(([l, n, r]) => {
+      const other = l * pair.width + n, classes = classNames(pair, pair.ofNeuron.get(other) || []);
+      return html`<li><a href=${toNeuron(pair, other)}>${l}/${n}</a><span class="soft"> r = ${r.toFixed(2)}${classes.length > 0 && `, ${some(classes, 3)}`}</span></li>`;
+    })}</ul>`),
+  ];
+}
+function groupEffect(pair, { groups: [share, chance], crowd }) {
+  const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups[g]}`).join(", ");
+  return [
+    html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random would give
+      ${percent(chance)}. ${share > chance + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,
+    html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
+  ];
+}
+function effect({ neurons, rows }) {
+  const cells = rows.map(([c, measure, , difference, mean, low, high, , q]) => {
+    const [unit, digits] = measure === "accuracy" ? ["points", 1] : ["nats", 2];
+    return html`<tr><th scope="row">${c}</th><td class="n">${fixed(difference, digits)} ${unit}</td>
+      <td class="n">${fixed(mean, digits)} (${fixed(low, digits)} to ${fixed(high, digits)})</td><td class="n">${small(q)}</td></tr>`;
+  });
+  return [
+    html`<p class="soft small">${count(neurons.length)} neurons put to their mean together; the change is the class's less that of other classes; controls: random sets as active in the class.</p>`,
+    table(null, [head("Class"), head("Change", "n"), head("Controls", "n"), head("q", "n")], cells),
+  ];
+}
+
+/** One neuron on two tasks. */
+async function twoTasksPage(entry, other, params) {
+  const column = async (e) => {
+    const pair = await pairOf(e), flat = params.get("l") * pair.width + Number(params.get("n"));
+    const cards = topCards(pair, await recordOf(pair, flat)), classes = classNames(pair, pair.ofNeuron.get(flat) || []);
+    return html`<section><h2><a href=${toNeuron(pair, flat)}>${e.title}</a></h2>
+      <p class="soft">Specific to ${classes.length ? some(classes, 6) : "no class"}</p>
+      ${cards.length ? [players("Play the most active", cards), html`<div class="clips">${cards}</div>`] : html`<p class="soft">No clips were built for it here.</p>`}
+      <h3>Active at, by class</h3>${bars(pair, pair.row(flat), flat)}</section>`;
+  };
+  return [trail(entry), html`<h1>Layer ${params.get("l")}, neuron ${params.get("n")} on two tasks</h1>`,
+    html`<div class="pairs">${[await column(entry), await column(other)]}</div>`];
+}
+
+/** Two classes, of one task or of two, and the neurons that they share. */
+async function sharedPage(entry, other, params) {
+  const a = await pairOf(entry), b = await pairOf(other), c = classOf(a, params.get("c")), d = classOf(b, params.get("d"));
+  const theirs = new Set(b.ofClass[d]), both = a.ofClass[c].filter((flat) => theirs.has(flat));
+  const union = a.ofClass[c].length + theirs.size - both.length, exactly = both.filter((flat) => a.ofNeuron.get(flat).length === 2);
+  const [one, two] = [a.names[c], b.names[d]], stage = html`<div class="clips wide"></div>`;
+  const wanted = both.flatMap((flat) => [[a, flat, c], [b, flat, d]]).filter(([pair, flat]) => pair.paged.has(flat));
+  return [
+    trail(entry), html`<h1>${one} and ${two}${a !== b && ` (${other.title})`}</h1>`,
+    html`<p class="lead">They share ${count(both.length)} of ${count(union)} neurons (Jaccard index ${fixed(union ? both.length / union : null, 2)})${
+      a === b && `; ${count(exactly.length)} are specific to exactly these two`}.</p>`,
+    html`<div class="row">${wanted.length > 0 && [html`<button class="main" id="play" onclick=${() => playFound(stage, wanted)}>▶ Play what excites them, class by class</button>`, html`<button onclick=${stop}>Stop</button>`]}
+      <a class="button" href=${of(entry, { c: one })}>${one}</a><a class="button" href=${of(other, { c: two })}>${two}</a></div>`,
+    stage, both.length > 0 && neuronTable(a, both.slice(0, 200), { c: one }, c, a === b ? [c, d] : [c]),
+  ];
+}
+
+// -- the frame --------------------------------------------------------------------------------------------------------
+
+function frame(entry) {
+  const now = entry || index.pairs[0];
+  const pick = (key, label, text, to) => {
+    const options = [...new Map(index.pairs.map((e) => [e[key], e[text]]))];
+    const select = html`<select id=${`pick-${key}`} onchange=${(event) => to(event.target.value)}>
+      ${options.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select>`;
+    select.value = now[key];
+    return html`<label>${label} ${select}</label>`;
+  };
+  const move = (m, t) => { // the same neuron elsewhere, if one is looked at
+    location.hash = of(entryOf(m, t) || index.pairs.find((e) => e.m === m), { l: here().get("l"), n: here().get("n") });
+  };
+  const find = (event) => {
+    event.preventDefault();
+    const q = document.getElementById("search").value;
+    location.hash = of(now, { find: 1, q, only: /\d/.test(q) ? "all" : null });
+  };
+  document.getElementById("bar").replaceChildren(html`<form role="search" onsubmit=${find}><a class="home" href="#">Atlas of neurons</a>
+    ${now && [pick("m", "Model", "label", (m) => move(m, now.t)), pick("t", "Task", "title", (t) => move(now.m, t))]}
+    ${now && html`<label class="search"><input type="search" id="search" value=${here().get("q")} placeholder="class, L3 or 3/2233"
+      aria-label="Find neurons by class, layer or number"></label>`}</form>`);
+}
+
+function page(entry, params) {
+  if (!entry) return homePage();
+  const other = params.has("u") ? entryOf(entry.m, params.get("u")) : entry;
+  if (!other) throw new Error(`This atlas has no task “${params.get("u")}” of this model.`);
+  if (params.has("n")) return params.has("u") ? twoTasksPage(entry, other, params) : neuronPage(entry, params);
+  if (params.has("find")) return findPage(entry, params);
+  if (params.has("d")) return sharedPage(entry, other, params);
+  return params.has("c") ? classPage(entry, params) : taskPage(entry);
+}
+
+let turn = 0, last; // which drawing this is, and the address that was drawn before
+async function draw() {
+  const mine = ++turn, params = here(), main = document.getElementById("main");
+  const entry = params.has("m") ? entryOf(params.get("m"), params.get("t")) : null;
+  let content;
+  stop();
+  frame(entry);
+  try {
+    if (entry === undefined) throw new Error(`This atlas has no model “${params.get("m")}” on task “${params.get("t")}”.`);
+    content = await page(entry, params);
+  } catch (error) {
+    content = [html`<h1>This page cannot be shown</h1>`, html`<p role="alert">${error.message}</p>`, html`<p><a href="#">To the first page</a></p>`];
+  }
+  if (mine !== turn) return; // meanwhile another page was asked for
+  const focused = document.activeElement?.id;
+  main.replaceChildren(...shown(content));
+  const heading = main.querySelector("h1");
+  document.title = `${heading.textContent} – ${index.study}`;
+  if (last?.has("find") && params.has("find") && !params.has("n")) document.getElementById(focused)?.focus();
+  else if (last) {
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+    scrollTo(0, 0);
+  }
+  last = params;
+  main.dataset.ready = mine;
+}
+
+const KEYS = { "→ or j": "next neuron of the list", "← or k": "previous neuron", p: "play the most active clips, or stop",
+  o: "show or hide where the neuron is active", "/": "search", "?": "these keys" };
+function help() {
+  const dialog = html`<dialog aria-label="Keys and words" onclose=${(event) => event.target.remove()}><h2>Keys</h2>
+    <ul>${Object.entries(KEYS).map(([key, what]) => html`<li><kbd>${key}</kbd> ${what}</li>`)}</ul><h2>Words</h2>
+    <p>A neuron is one channel of a block's MLP after its activation function; it is active at a token where that is above 0.
+      p: the share of a class's tokens at which it is active. AAPE: the entropy of p over the classes; low is selective.
+      q: false-discovery rate of a neuron and a class, against permuted labels. Above chance: q below the study's level, and
+      clearly more active than in the rest. A group is what clips were cut from: a recording, a speaker.</p>
+    <form method="dialog"><button class="main">Close</button></form></dialog>`;
+  document.body.append(dialog);
+  dialog.showModal();
+}
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, dialog, [role=tablist]")) return;
+  const press = (id) => document.getElementById(id)?.click();
+  const keys = { "?": help, o: () => showMaps(!mapsShown()), p: () => (playing ? stop() : press("play")),
+    "/": () => document.getElementById("search")?.focus(),
+    ArrowRight: () => press("next"), j: () => press("next"), ArrowLeft: () => press("previous"), k: () => press("previous") };
+  if (!keys[event.key]) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+
+function start(value) {
+  index = value;
+  if (!(value.v <= SCHEMA)) {
+    document.getElementById("main").textContent = `This atlas has format ${value.v}; this page knows ${SCHEMA}.`;
+    return;
+  }
+  if (value.stand_in) {
+    document.getElementById("bar").before(html`<aside class="banner" aria-label="Note">Stand-ins: this shows that the method
+      runs, not what the paper's models and datasets give.</aside>`);
+  }
+  document.getElementById("foot").append(html`<span>Everything here lies on your disk.</span>`, html`<button onclick=${help}>Keys and words</button>`);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("main").focus();
+  });
+  addEventListener("hashchange", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  draw();
+}
