@@ -623,3 +623,14 @@ def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(bui
     exec(compile(script, "Explore_Neurons.py", "exec"), names)
     check_site(names["page"].parent)
     assert main(["atlas", str(study)]) == 0
+
+
+def test_the_gallerys_atlas_is_whole_small_and_todays_page():
+    """Rendered sounds only: python -m aape atlas miniature --models ssl untrained --tasks esc50 cremad --strongest 2
+    -o gallery/atlas, after make demo."""
+    gallery = REPOSITORY / "gallery" / "atlas"
+    check_site(gallery)
+    assert sum(p.stat().st_size for p in gallery.rglob("*")) <= 6e6
+    assert read_script(gallery / "index.js")["study"] == "miniature"
+    for name in ("index.html", "app.js", "app.css"):
+        assert (gallery / name).read_text() == (REPOSITORY / "aape" / "atlas" / name).read_text()
