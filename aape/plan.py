@@ -69,8 +69,8 @@ class Plan:
 
     @property
     def cut(self) -> int:
-        """How many clips go on behind `clip_seconds`."""
-        return int((self.seconds > self.task.clip_seconds + 1 / self.settings["sample_rate"]).sum())
+        """How many clips go on behind `clip_seconds`, by more than the few samples that resampling and codecs add."""
+        return int((self.seconds > self.task.clip_seconds + 0.05).sum())
 
 
 def plan_pass(
