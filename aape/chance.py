@@ -315,7 +315,8 @@ class _Scale:
         np.clip(z, 0, Z_CELLS - 1, out=z)
         cell = z.astype(np.int64)
         cell += self.bin[block] * Z_CELLS
-        cell += (self.class_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
+        if self.class_bin.any():
+            cell += (self.class_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
         return cell
 
     def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:

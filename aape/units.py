@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-BATCH_BYTES = 1 << 28, 1 << 31  # of class sums at once: at least, and at most; the counts are read once a batch
+BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
 READ = 2048  # neurons read at a time
 TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
 
