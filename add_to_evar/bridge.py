@@ -134,7 +134,8 @@ def requirements(root: Path) -> list[Requirement]:
         "evar/cnn14_decoupled.py": (f"{_CLF}/cnn14_decoupled.py", "ar_cnn14"),
     }
     runtime = root / "external" / "m2d" / "m2d"
-    whole = all((runtime / f).is_file() for f in ("runtime_audio.py", "models_mae.py", "pos_embed.py"))
+    borrowed_by_m2d = ("models_mae.py", "pos_embed.py", "timm_layers_pos_embed.py")
+    whole = all((runtime / f).is_file() for f in ("runtime_audio.py", *borrowed_by_m2d))
     get_m2d = f"git clone {_M2D} {runtime.parent}  # then its README, section 1: the curl lines and the patch"
     return [
         *(
@@ -145,7 +146,7 @@ def requirements(root: Path) -> list[Requirement]:
             Requirement(str(root / name), (root / name).is_file(), f"curl -fL {address} -o {root / name}", purpose)
             for name, (address, purpose) in borrowed.items()
         ),
-        Requirement(f"{runtime} with models_mae.py and pos_embed.py", whole, get_m2d, "ar_m2d"),
+        Requirement(f"{runtime} with {', '.join(borrowed_by_m2d)}", whole, get_m2d, "ar_m2d"),
     ]
 
 
