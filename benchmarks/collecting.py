@@ -1,9 +1,10 @@
 """What the collecting pass costs, as ratios measured in one run.
 
-    python -m benchmarks.collecting FOLDER [--clips 64] [--seconds 5] [--hub NAME_OR_FOLDER] [--memory]
+    python -m benchmarks.collecting FOLDER [--clips 64] [--seconds 5] [--hub NAME_OR_FOLDER] [--rate 44100] [--memory]
 
 FOLDER holds sounds, in any depth; the clips are a seeded choice of them, the encoder a ViT-Base of M2D's shape with
-random weights, or that of --hub. Decoded audio that was resampled is cached: run it twice where the rate differs.
+random weights, or that of --hub. With --rate they are first written at that rate, as datasets come, so that decoding
+them means resampling; neither way of part 3 finds the other's samples in the cache.
 
 1. counting: `count_batch` against the bare `embed` on the same decoded batches, taken in turn;
 2. the straightforward way: keep every layer's activations of the whole run, then reduce them class by class;
@@ -14,6 +15,7 @@ random weights, or that of --hub. Decoded audio that was resampled is cached: ru
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import statistics
@@ -26,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
+import soxr
 import torch
 
 from aape.collecting import collect
@@ -70,8 +73,21 @@ def straightforward(encoder: Encoder, waves: list[torch.Tensor], labels: np.ndar
     return torch.stack(layers)
 
 
-def speed(encoder: Encoder, task: Task, folder: Path) -> None:
-    """Parts 1 to 3."""
+def at_rate(task: Task, rate: int, folder: Path) -> Task:
+    """The same clips as WAV files at another rate."""
+    for name in task.files:
+        wave, old = soundfile.read(task.audio_dir / name)
+        path = (folder / name).with_suffix(".wav")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, soxr.resample(wave, old, rate), rate)
+    table = pd.DataFrame({"file_name": [str(Path(name).with_suffix(".wav")) for name in task.files], "split": "test"})
+    table["label"] = [task.classes[label] for label in task.labels]
+    table.to_csv(folder / "clips.csv", index=False)
+    return from_metadata(folder / "clips.csv", folder, clip_seconds=task.clip_seconds, name="sounds")
+
+
+def speed(encoder: Encoder, task: Task, again: Task, folder: Path) -> None:
+    """Parts 1 to 3. again: the same clips for `collect`, which no other way has read."""
     neurons = widths(encoder)[encoder.layers[0]]
     batches = [np.arange(s, min(s + BATCH, len(task))) for s in range(0, len(task), BATCH)]
     start = time.perf_counter()
@@ -115,7 +131,7 @@ def speed(encoder: Encoder, task: Task, folder: Path) -> None:
         f"counts per clip: {len(task) * channels / 2**30:.2f} GiB, on disk"
     )
     start = time.perf_counter()
-    collect(encoder, task, folder / "run", batch_size=BATCH)
+    collect(encoder, again, folder / "run", batch_size=BATCH)
     whole = time.perf_counter() - start
     print(
         f"collect from files / (decoding + bare passes, one after the other): {whole / (decoding + bare_seconds):.3f} "
@@ -144,6 +160,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--hub", help="a model's name or folder, in place of the ViT-Base")
+    parser.add_argument("--rate", type=int, help="Hz, of the files that are read")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one-run", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -157,7 +174,11 @@ def main() -> None:
             memory(options.sounds)
         else:
             encoder = from_hub(options.hub) if options.hub else m2d.load("random")
-            speed(encoder, task_of(options.sounds, options.clips, options.seconds, folder), folder)
+            os.environ["AAPE_CACHE"] = str(folder / "cache")
+            task = again = task_of(options.sounds, options.clips, options.seconds, folder)
+            if options.rate:
+                task, again = (at_rate(task, options.rate, folder / name) for name in ("once", "again"))
+            speed(encoder, task, again, folder)
 
 
 if __name__ == "__main__":
