@@ -70,7 +70,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert found, (folder / "log.txt").read_text()
             time.sleep(0.5)  # the note is written in place
             note = json.loads(found[0].read_text())
-            yield f"{note['url']}lab/tree/{{}}.ipynb?token={note['token']}"
+            # A workspace each: another page's notebook, restored beside this one, would be taken for it.
+            yield f"{note['url']}lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={note['token']}"
         finally:
             server.terminate()
             server.wait(30)
