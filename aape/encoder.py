@@ -29,19 +29,19 @@ from aape.tokens import TimeTokens
 class Stages:
     """An encoder taken apart at its blocks, so that a pass can start in the middle.
 
-    `finish([blocks(x) for x in begin(wave)])` must equal `embed(wave)`. Block i holds counted layer i.
+    With `sequences, finish = begin(wave)`, `finish` of what the blocks make of the sequences must equal `embed(wave)`.
+    Block i holds counted layer i.
 
     Attributes:
-        begin: wave [batch, samples] -> token sequences before block 0, a list of [batch, tokens, width], one a chunk.
+        begin: wave [batch, samples] -> token sequences before block 0, a list of [batch, tokens, width], one a chunk;
+            and a function from the sequences after the last block to the clip embedding [batch, dim].
         blocks: the blocks in order, [batch, tokens, width] -> [batch, tokens, width].
-        finish: the sequences after the last block -> clip embedding [batch, dim].
         projections: the linear layer of each block that adds the counted activations to the residual stream, so that
             block(x) = rest(x) + projection(activations), nothing in between; or None.
     """
 
-    begin: Callable[[Tensor], list[Tensor]]
-    blocks: Sequence[nn.Module]
-    finish: Callable[[list[Tensor]], Tensor]
+    begin: Callable[[Tensor], tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]]
+    blocks: Sequence[Callable[[Tensor], Tensor]]
     projections: Sequence[nn.Linear] | None = None
 
 

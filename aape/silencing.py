@@ -298,7 +298,8 @@ def _staged(
     unchanged = [s for s, change in enumerate(sets) if change is None]
     top = len(stages.blocks) if unchanged else max(branching) + 1  # the intact state need not climb further
     outputs: list[list[Tensor]] = [[] for _ in sets]  # by set, by chunk
-    for call, intact in enumerate(stages.begin(wave)):
+    sequences, finish = stages.begin(wave)
+    for call, intact in enumerate(sequences):
         for layer in range(top):
             branches = branching.get(layer, [])
             if branches and stages.projections is not None:
@@ -318,7 +319,7 @@ def _staged(
                     intact = stages.blocks[layer](intact)
         for s in unchanged:
             outputs[s].append(intact)
-    return torch.stack([stages.finish(sequences) for sequences in outputs])
+    return torch.stack([finish(of_set) for of_set in outputs])
 
 
 def _climb(

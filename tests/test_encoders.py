@@ -524,7 +524,7 @@ def test_stages_give_the_same_embedding():
     encoder = m2d.load("random", input_size=(80, 64), **SMALL)
     wave = torch.randn(2, 20000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        sequences = encoder.stages.begin(wave)
+        sequences, finish = encoder.stages.begin(wave)
         for block in encoder.stages.blocks:
             sequences = [block(x) for x in sequences]
-        assert torch.equal(encoder.stages.finish(sequences), encoder.embed(wave))
+        assert torch.equal(finish(sequences), encoder.embed(wave))

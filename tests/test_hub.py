@@ -21,6 +21,7 @@ from aape.encoder import Encoder, hooked
 from aape.encoders.ears import TimeEars
 from aape.encoders.hub import FAMILIES, from_hub
 from aape.shapes import widths
+from aape.silencing import embed_with_sets, neuron_set
 
 WHISPER, RAVDESS = shared_folder("models", "whisper-tiny-encoder"), shared_folder("data", "ravdess")
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
@@ -455,6 +456,18 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
 
 
 # --- real weights ------------------------------------------------------------------------------------------------
+
+
+def test_whisper_with_silenced_neurons_is_the_same_in_stages(encoders):
+    """Pieces of 2 s, the second clip half silent: both engines, sets from the first and from the last layer."""
+    encoder, wave = encoders["whisper"], noise(samples=40000)
+    wave[1, 20000:] = 0
+    places = [[[0, 3], [1, 5]], [[1, 7], [1, 40]]]
+    sets = [None, *(neuron_set(encoder, pairs) for pairs in places)]
+    staged = next(iter(embed_with_sets(encoder, [wave], sets)))
+    full = next(iter(embed_with_sets(dataclasses.replace(encoder, stages=None), [wave], sets)))
+    assert encoder.stages is not None and (staged - full).abs().max() <= 1e-6 * full.abs().max()
+    assert not torch.equal(staged[0], staged[1]) and not torch.equal(staged[0], staged[2])
 
 
 @pytest.mark.skipif(not (WHISPER / "model.safetensors").is_file(), reason=f"no whisper-tiny weights at {WHISPER}")

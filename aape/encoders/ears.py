@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from aape.encoder import Stages
 
 WINDOW = 30.0  # s, of models without a longest input
 
@@ -65,6 +67,7 @@ class Steps:
         limit: the longest piece, samples; None without one.
         note: about the front end, for the manifest.
         log_mel: as `hidden` -> the spectrogram that goes in [batch, bands, frames]; None where the wave itself does.
+        apart: (as `hidden` -> tokens before block 0, the blocks, tokens after the last block -> `hidden`); None: not known.
     """
 
     hidden: Callable[[list[np.ndarray], int], Tensor]
@@ -76,6 +79,7 @@ class Steps:
     limit: int | None = None
     note: str = ""
     log_mel: Callable[[list[np.ndarray], int], Tensor] | None = None
+    apart: tuple[Callable[[list[np.ndarray], int], Tensor], list[Any], Callable[[Tensor], Tensor]] | None = None
 
 
 class TimeEars:
@@ -93,23 +97,48 @@ class TimeEars:
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
+        parts = self._parts(wave)
+        return self._mean([self.steps.hidden(clips, given) for clips, given, _ in parts], parts)
+
+    def _parts(self, wave: Tensor) -> list[tuple[list[np.ndarray], int, Tensor]]:
+        """Of each piece: the clips up to their last sound, samples as the model gets them, tokens [batch] that heard."""
         samples = wave.shape[1]
         values = wave.detach().float().cpu()
         places = torch.arange(1, samples + 1)
         heard = torch.where(values != 0, places, 0).amax(dim=1)
         heard = torch.where(heard == 0, samples, heard)  # [batch], last sound
-        total, count = torch.zeros(()), torch.zeros(len(wave), dtype=torch.int64)
+        parts = []
         for start, length, given in self._pieces(samples):
             sound = (heard - start).clamp(0, length)
             piece = nn.functional.pad(values[:, start : start + length], (0, given - length)).numpy()
             clips = [row[: max(int(n), self.steps.least)] for row, n in zip(piece, sound, strict=True)]
-            tokens = self.steps.hidden(clips, given)
             # A clip that is too short for a whole token still has its first one.
-            mine = self.steps.heard(sound).clamp(1 if start == 0 else 0, tokens.shape[1])
+            parts.append((clips, given, self.steps.heard(sound).clamp(min=1 if start == 0 else 0)))
+        return parts
+
+    def _mean(self, sequences: list[Tensor], parts: list[tuple[list[np.ndarray], int, Tensor]]) -> Tensor:
+        """Mean [batch, dim] over the tokens that heard sound, of the tokens [batch, tokens, dim] of each piece."""
+        total, count = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        for tokens, (_, _, heard) in zip(sequences, parts, strict=True):
+            mine = heard.clamp(max=tokens.shape[1])
             mask = (torch.arange(tokens.shape[1]) < mine[:, None]).to(tokens.device)
             total = total.to(tokens.device) + (tokens * mask[:, :, None]).sum(dim=1)
-            count += mine
+            count = count + mine
         return total / count[:, None].to(total.device)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The model taken apart at its blocks, where its family says how."""
+        if self.steps.apart is None:
+            return None
+        before, layers, after = self.steps.apart
+
+        def begin(wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+            parts = self._parts(wave)
+            sequences = [before(clips, given) for clips, given, _ in parts]
+            return sequences, lambda last: self._mean([after(x) for x in last], parts)
+
+        return Stages(begin, [block_of(layer) for layer in layers], [layer.fc2 for layer in layers])
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """Tokens behind those that heard sound, one mask [batch, tokens] a piece; the model's own padding too."""
@@ -197,11 +226,18 @@ def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
             pad_to_multiple_of=step, return_tensors="pt",
         ).to(_on(encoder))["input_features"]  # fmt: skip
 
-    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        given = features(clips, samples)
-        with _first_positions(encoder, given.shape[-1] // 2):
-            return encoder(given).last_hidden_state
+    def before(clips: list[np.ndarray], samples: int) -> Tensor:
+        x = nn.functional.gelu(encoder.conv1(features(clips, samples)))
+        x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
+        return x + encoder.embed_positions.weight[: x.shape[1]]
 
+    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
+        x = before(clips, samples)
+        for block in blocks:
+            x = block(x)
+        return encoder.layer_norm(x)
+
+    blocks = [block_of(layer) for layer in encoder.layers]
     return Steps(
         hidden,
         lambda sound: encoder._get_feat_extract_output_lengths(sound // hop).clamp(min=0),
@@ -211,19 +247,20 @@ def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
         limit=limit,
         note=f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}",
         log_mel=lambda clips, samples: features(clips, samples)[:, :, : -(-samples // hop)],
+        apart=(before, list(encoder.layers), encoder.layer_norm),
     )
 
 
-@contextlib.contextmanager
-def _first_positions(encoder: Any, tokens: int) -> Iterator[None]:
-    """Within: Whisper's encoder takes `tokens` tokens, with the first of its positions."""
-    whole, positions = encoder.embed_positions, encoder.config.max_source_positions
-    encoder.embed_positions = nn.Embedding.from_pretrained(whole.weight[:tokens])
-    encoder.config.max_source_positions = tokens
-    try:
-        yield
-    finally:
-        encoder.embed_positions, encoder.config.max_source_positions = whole, positions
+def block_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A layer of transformers without masks: [batch, tokens, width] -> the same."""
+    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]  # transformers 4 wants two masks, 5 one
+    nothing = [None for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    def block(x: Tensor) -> Tensor:
+        out = layer(x, *nothing)
+        return out[0] if isinstance(out, tuple) else out
+
+    return block
 
 
 # --- models on patches of a spectrogram of fixed length ----------------------------------------------------------

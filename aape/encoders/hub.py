@@ -113,7 +113,8 @@ def from_hub(
     step = ears.cell_samples / encoder.sample_rate
     shown = ears.log_mel if not isinstance(ears, TimeEars) or ears.steps.log_mel else None
     chosen = encoder.activations if layers is None else _chosen(encoder, layers)
-    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=shown)
+    stages = ears.stages if isinstance(ears, TimeEars) and layers is None else None
+    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=shown, stages=stages)
 
 
 def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:

@@ -292,7 +292,7 @@ def load(
         chunks=True,
         padding_masks=model.padding_masks,
         token_grid=model.token_grid,
-        stages=Stages(model.begin, blocks, model.finish, [block.mlp.fc2 for block in blocks]),
+        stages=Stages(lambda wave: (model.begin(wave), model.finish), blocks, [block.mlp.fc2 for block in blocks]),
         cell_seconds=vit.patch[1] * model.front_end.hop / sample_rate,
         log_mel=lambda wave: model.front_end(wave)[:, 0],
     )
