@@ -77,14 +77,15 @@ class Artifacts:
         """Whether counts per clip are there for every clip."""
         return bool(self.manifest) and (self.path / "clip_counts.npy").is_file()
 
-    def _need(self, what: str, file: str) -> Path:
-        path = self.path / file
-        if not self.manifest or not path.is_file():
+    def _need(self, file: str) -> Path:
+        if not self.manifest or not (self.path / file).is_file():
             raise ValueError(
-                f"{self.path}: {what} needs {file}, which is not there. These artifacts hold probabilities by class "
-                "only; collect them again with this repository's notebooks."
+                f"{self.path} holds no {file}, which is needed here; collect again, and with what makes it"
             )
-        return path
+        return self.path / file
+
+    def _array(self, file: str) -> np.ndarray:
+        return np.load(self._need(file), mmap_mode="r", allow_pickle=False)
 
     def _column(self, name: str) -> np.ndarray:
         if "clips" not in self.manifest:
@@ -127,12 +128,12 @@ class Artifacts:
 
         Where only some clips' counts were kept (`manifest["kept_clips"]`), the rows are those clips.
         """
-        return np.load(self._need("this", "clip_counts.npy"), mmap_mode="r", allow_pickle=False)
+        return self._array("clip_counts.npy")
 
     @functools.cached_property
     def means(self) -> np.ndarray:
         """Mean activation over a clip's tokens, float16 [clips, layers, neurons], memory-mapped; rows as `counts`."""
-        return np.load(self._need("this", "clip_means.npy"), mmap_mode="r", allow_pickle=False)
+        return self._array("clip_means.npy")
 
     @functools.cached_property
     def padding_counts(self) -> np.ndarray | None:
@@ -142,19 +143,17 @@ class Artifacts:
                 f"{self.path}: some clips are padded, but {self.manifest['encoder']} does not say which tokens that "
                 "makes; give its Encoder padding_masks and collect again"
             )
-        self._need("this", "clip_counts.npy")
-        path = self.path / "padding_counts.npy"
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+        return None if self.manifest.get("padding") == "none" else self._array("padding_counts.npy")
 
     @functools.cached_property
     def features(self) -> dict[str, Tensor]:
         """Clip embeddings by split, float32 [clips, dim]."""
-        return load_tensors(self._need("this", "features.pt"))
+        return load_tensors(self._need("features.pt"))
 
     @functools.cached_property
     def gts(self) -> dict[str, Tensor]:
         """Class indices by split, int64 [clips], in the order of `features`."""
-        return load_tensors(self._need("this", "gts.pt"))
+        return load_tensors(self._need("gts.pt"))
 
     def embeddings(self) -> np.ndarray:
         """Clip embeddings in the order of the clips, float32 [clips, dim]."""
@@ -174,16 +173,12 @@ class Artifacts:
         chosen = np.ones(len(self.splits), dtype=bool)
         if split is not None:
             wanted = [split] if isinstance(split, str) else list(split)
-            unknown = sorted(set(wanted) - set(self.splits))
-            if unknown:
-                raise ValueError(
-                    f"{self.path} has no split {unknown[0]!r}; it has {', '.join(sorted(set(self.splits)))}"
-                )
+            if unknown := sorted(set(wanted) - set(self.splits)):
+                have = ", ".join(sorted(set(self.splits)))
+                raise ValueError(f"{self.path} has no split {unknown[0]!r}; it has {have}")
             chosen &= np.isin(self.splits, wanted)
         if clips is not None:
-            picked = np.zeros(len(self.splits), dtype=bool)
-            picked[np.asarray(clips)] = True
-            chosen &= picked
+            chosen &= np.isin(np.arange(len(chosen)), np.arange(len(chosen))[np.asarray(clips)])
         return np.flatnonzero(chosen)
 
     def probabilities(
@@ -214,10 +209,8 @@ class Artifacts:
         rows = self.rows(split, clips)
         index = {name: i for i, name in enumerate(self.classes)}
         wanted = {name: [name] for name in self.classes} if classes is None else classes
-        for new, old in wanted.items():
-            unknown = [o for o in old if o not in index]
-            if unknown:
-                raise ValueError(f"class {new!r} is to hold {unknown[0]!r}, which {self.path} does not have")
+        if unknown := [(new, o) for new, old in wanted.items() for o in old if o not in index]:
+            raise ValueError(f"class {unknown[0][0]!r} is to hold {unknown[0][1]!r}, which {self.path} does not have")
         pad = None if padding else self.padding_counts
         tokens = self.tokens - (0 if padding else self.padding_tokens)
         out = np.empty((*self.counts.shape[1:], len(wanted)), dtype=np.float64)
@@ -239,17 +232,18 @@ class Artifacts:
         facts: dict[str, Any] = {"layers x neurons": f"{layers} x {neurons}", "classes": classes}
         if m:
             splits, clips = np.unique(self.splits, return_counts=True)
-            padded, tokens = int(self.padding_tokens.sum()), int(self.tokens.sum())
-            by_group = f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own"
+            cut = f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""
+            padded = "unknown" if m["padding"] == "unknown" else f"{self.padding_tokens.sum() / self.tokens.sum():.1%}"
             facts |= {
                 "model": m["encoder"],
                 "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
-                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True))
-                + (f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""),
-                "groups": by_group,
-                "tokens": f"{tokens:,}",
-                "of zero padding": "unknown" if m["padding"] == "unknown" else f"{padded / tokens:.1%}",
+                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)) + cut,
+                "groups": f"{len(set(self.groups))} by {m['group_column']}"
+                if m["group_column"]
+                else "every clip its own",
+                "tokens": f"{self.tokens.sum():,}",
+                "of zero padding": padded,
                 "device, weights held as": f"{m['device']}, {m['dtype']}",
             }
             facts |= {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(m["notes"])}
@@ -305,42 +299,35 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
         ValueError: a file was changed, is of another shape, or belongs elsewhere.
     """
     path = Path(directory)
-    missing = [f for f in ("over_zero.pt", "classes.txt") if not (path / f).is_file()]
-    if missing:
-        unfinished = (path / ".partial").is_dir()
-        raise FileNotFoundError(
-            f"{path} has no {' and no '.join(missing)}; "
-            + ("its collection was cut off: call it again and it goes on. " if unfinished else "collect it first. ")
-            + "Expected over_zero.pt and classes.txt."
+    if missing := [f for f in ("over_zero.pt", "classes.txt") if not (path / f).is_file()]:
+        how = (
+            "its collection was cut off: call it again and it goes on" if (path / ".partial").is_dir() else "collect it"
         )
-    has_manifest = (path / "manifest.json").is_file()
-    manifest = read_manifest(path / "manifest.json") if has_manifest else {}
+        raise FileNotFoundError(f"{path} has no {' and no '.join(missing)}; {how}")
+    manifest = read_manifest(path / "manifest.json") if (path / "manifest.json").is_file() else {}
     for name, digest in manifest.get("checksums", {}).items():
-        file = path / name
-        if not file.is_file():
+        if not (file := path / name).is_file():
             raise FileNotFoundError(f"{file} is missing, its manifest lists it; collect again")
-        if (verify or file.stat().st_size <= LARGE) and sha256_of(file) != digest:
+        if (verify or file.stat().st_size <= LARGE) and (found := sha256_of(file)) != digest:
             raise ValueError(
-                f"{file} is not the file its manifest describes (SHA-256 {sha256_of(file)[:12]}..., expected "
-                f"{digest[:12]}...): edited, or of another run. Restore it, or delete the folder and collect again."
+                f"{file} is not the file its manifest describes (SHA-256 {found[:12]}..., expected {digest[:12]}...): "
+                "edited, or of another run. Restore it, or delete the folder and collect again."
             )
     classes = tuple((path / "classes.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     over_zero = load_tensors(path / "over_zero.pt")
-    if getattr(over_zero, "ndim", 0) != 3 or over_zero.shape[2] != len(classes):
-        found = tuple(over_zero.shape) if hasattr(over_zero, "shape") else type(over_zero).__name__
+    shape = tuple(getattr(over_zero, "shape", ()))
+    if len(shape) != 3 or shape[2] != len(classes):
         raise ValueError(
-            f"{path}/over_zero.pt is {found}, expected [layers, neurons, {len(classes)}] for the classes in classes.txt"
+            f"{path}/over_zero.pt is {shape}, expected [layers, neurons, {len(classes)}] for the classes in classes.txt"
         )
-    if not bool(over_zero.isfinite().all()) or float(over_zero.min()) < 0 or float(over_zero.max()) > 1:
+    if not ((over_zero >= 0) & (over_zero <= 1)).all():
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)
-    if manifest:
-        for name, wrong in _disagreements(artifacts):
-            if wrong:
-                raise ValueError(
-                    f"{path}/{name} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
-                    "Restore the folder, or delete it and collect again."
-                )
+    if manifest and (wrong := next((name for name, contradicts in _disagreements(artifacts) if contradicts), None)):
+        raise ValueError(
+            f"{path}/{wrong} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
+            "Restore the folder, or delete it and collect again."
+        )
     return artifacts
 
 

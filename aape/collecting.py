@@ -21,7 +21,7 @@ from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import folder_lock, write_json
 from aape.manifest import read_manifest
-from aape.merging import Progress, clean_up, merge, sibling, take_over
+from aape.merging import Progress, clean_up, facts_of, merge, sibling, take_over
 from aape.plan import (
     IDENTITY,
     RUN,
@@ -82,7 +82,10 @@ def collect(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
-    plan = plan_pass(encoder, task, out_dir, on, batch_size, splits, layers, keep_clips, means, on_bad_clip, seed)
+    plan = plan_pass(
+        encoder, task, out_dir, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, batch_size=batch_size,
+        device=on.type, means=means, on_bad_clip=on_bad_clip,
+    )  # fmt: skip
     partial = out_dir / ".partial"
     if _is_whole(plan, out_dir) and not partial.exists():
         return load_artifacts(out_dir)
@@ -97,7 +100,8 @@ def collect(
                 _hear(encoder, plan, progress, on, rank, world)
             _barrier(world)
             if rank == 0:
-                merge(encoder, plan, progress, out_dir) if source is None else take_over(plan, source, out_dir)
+                facts = facts_of(encoder) if source is None else take_over(plan, source, progress)
+                merge(plan, progress, facts, out_dir)
         if rank == 0:
             clean_up(partial)
     return load_artifacts(out_dir)
@@ -110,6 +114,11 @@ def _one_writer(out_dir: Path, rank: int, world: int) -> Iterator[None]:
         _barrier(world)
         yield
         _barrier(world)
+
+
+def _barrier(world: int) -> None:
+    if world > 1:
+        torch.distributed.barrier()
 
 
 def _is_whole(plan: Plan, out_dir: Path) -> bool:
@@ -130,52 +139,42 @@ def _open(plan: Plan, out_dir: Path) -> None:
         refuse_strangers(out_dir)
     partial.mkdir(exist_ok=True)
     if settings is None:
-        write_json(partial / "settings.json", plan.settings)
-
-
-def _barrier(world: int) -> None:
-    if world > 1:
-        torch.distributed.barrier()
+        write_json(partial / "settings.json", plan.settings, sync=False)
 
 
 def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device, rank: int, world: int) -> None:
     """Every batch of this process that is not on disk yet through the encoder."""
-    subset = not plan.kept.all()
+    subset, task, settings = not plan.kept.all(), plan.task, plan.settings
     summed = progress.summed()["done"] if subset else np.ones(len(plan.batches))
     todo = [b for b in range(rank, len(plan.batches), world) if not summed[b] or progress.batch(b) is None]
-    indices = [plan.clips[plan.batches[b]] for b in todo]
-    clips = sum(len(i) for i in indices)
+    clips = [plan.clips[plan.batches[b]] for b in todo]
     if rank == 0 and todo:
         say_what_comes(plan, encoder, progress.folder)
-    quiet = None if rank == 0 and todo else True
     parent = os.getppid()
-    bar = tqdm(total=clips, unit="clip", desc=f"{encoder.name} on {plan.task.name}", disable=quiet)
+    quiet = None if rank == 0 and todo else True
+    bar = tqdm(total=sum(map(len, clips)), unit="clip", desc=f"{encoder.name} on {task.name}", disable=quiet)
     with full_precision(), bar:
-        waves = prefetched(plan.task, indices, encoder.sample_rate)
-        for b, (wave, valid, complaints) in zip(todo, waves, strict=True):
+        waves = prefetched(task, clips, encoder.sample_rate)
+        for b, mine, (wave, valid, complaints) in zip(todo, clips, waves, strict=True):
             if world > 1 and os.getppid() != parent:
                 raise SystemExit("the process that started this one is gone")
-            on_device = _moved(wave, device)
             counted = count_batch(
-                encoder, on_device, _moved(valid, device), plan.settings["layers"], plan.settings["neurons"]
+                encoder, _moved(wave, device), _moved(valid, device), settings["layers"], settings["neurons"]
             )
-            if b == todo[0]:
-                _check_repeats(encoder, on_device, counted.embeddings)
-            complaints |= _not_finite(plan, b, counted, valid > 0)
-            if complaints and plan.settings["on_bad_clip"] == "stop":
+            for i, where in _not_finite(counted, settings["layers"]).items():
+                what = f"{task.files[mine[i]]}: {encoder.name} makes values of it that are not finite, in {where}."
+                complaints.setdefault(i, what)  # of a clip that cannot be read, that is the complaint
+            if complaints and settings["on_bad_clip"] == "stop":
                 raise BadClip(
                     f"{next(iter(complaints.values()))} ({len(complaints)} such clip(s) in this batch.) What was "
                     "computed is kept: mend the file and call again, or collect with on_bad_clip='skip'."
                 )
-            good = np.array([i not in complaints for i in range(len(valid))])
-            rows = _rows_of(counted, valid, good, plan.kept[plan.batches[b]], complaints)
-            if plan.settings["means"]:
-                rows["means"] = _half(counted.means.numpy()[plan.kept[plan.batches[b]] & good], encoder.name)
-            progress.save(b, rows)
+            unmarked = (valid < wave.shape[1]) & (encoder.padding_masks is None)
+            progress.save(b, _entry(plan, plan.batches[b], counted, unmarked, complaints))
             if subset and not summed[b]:
-                labels = plan.task.labels[plan.clips[plan.batches[b]]]
-                progress.add(b, labels[good], counted.counts.numpy()[good], last=b == todo[-1])
-            bar.update(len(valid))
+                good = [i for i in range(len(mine)) if i not in complaints]
+                progress.add(b, task.labels[mine[good]], counted.counts.numpy()[good], last=b == todo[-1])
+            bar.update(len(mine))
 
 
 def _moved(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -184,58 +183,42 @@ def _moved(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def _check_repeats(encoder: Encoder, wave: torch.Tensor, embeddings: torch.Tensor) -> None:
-    """Refuse an encoder that does not embed the same clips alike: dropout is on, or batch statistics are in use."""
-    with torch.inference_mode():
-        again = encoder.embed(wave[:2]).float().cpu()
-    error, size = (again - embeddings[:2]).abs().max(), embeddings[:2].abs().max()
-    if error > size * (1e-3 if encoder.dtype in ("float32", "float64") else 5e-2):
-        raise ValueError(
-            f"{encoder.name} embeds the same two clips differently a second time, by {float(error / size):.1%} of the "
-            "largest value: is it in training mode? Call module.eval() and collect again; nothing of this was kept."
-        )
+def _not_finite(counted: BatchCounts, layers: Sequence[str]) -> dict[int, str]:
+    """The clips of which infinities or NaN are made, which would count as inactive: where the first of them are."""
+    fine = torch.cat([counted.means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
+    places = [*(f"layer {name}" for name in layers), "the embedding"]
+    return {int(i): places[int(fine[i].int().argmin())] for i in (~fine.all(dim=1)).nonzero()[:, 0]}
 
 
-def _not_finite(plan: Plan, batch: int, counted: BatchCounts, good: np.ndarray) -> dict[int, str]:
-    """The complaint about each clip of which the encoder makes infinities or NaN, which would count as inactive."""
-    layers = counted.means.isfinite().all(dim=2)
-    bad = ~(layers.all(dim=1) & counted.embeddings.isfinite().all(dim=1)).numpy() & good
-    complaints = {}
-    for i in np.flatnonzero(bad):
-        where = [name for name, fine in zip(plan.settings["layers"], layers[i], strict=True) if not fine]
-        complaints[int(i)] = (
-            f"{plan.task.files[plan.clips[plan.batches[batch][i]]]}: {plan.settings['encoder']} makes values of it that "
-            f"are not finite, in {'layer ' + where[0] if where else 'the embedding'}."
-        )
-    return complaints
-
-
-def _rows_of(
-    counted: BatchCounts, valid: np.ndarray, good: np.ndarray, kept: np.ndarray, complaints: Mapping[int, str]
+def _entry(
+    plan: Plan, batch: np.ndarray, counted: BatchCounts, unmarked: np.ndarray, complaints: Mapping[int, str]
 ) -> dict[str, np.ndarray]:
-    """A batch as it is stored: embeddings and tokens of every clip, counts of the good clips that are kept."""
+    """A batch as `Progress` keeps it."""
+    bad = np.array(sorted(complaints), dtype=int)
+    good = np.setdiff1d(np.arange(len(batch)), bad)
+    kept = good[plan.kept[batch[good]]]
     dtype = np.min_scalar_type(int(counted.tokens.max()))  # the smallest unsigned integer that holds any count
-    rows = {
-        "embeddings": counted.embeddings.numpy(),
-        "valid": valid,
-        "tokens": counted.tokens.numpy() * good,
-        "padding_tokens": counted.padding_tokens.numpy() * good,
-        "counts": counted.counts.numpy()[kept & good].astype(dtype),
-        "complaints": np.array([complaints.get(i, "") for i in range(len(good))]),
+    entry = {
+        "clips": batch[good],
+        "bad": batch[bad],
+        "reasons": np.array([complaints[i] for i in bad], dtype=str),
+        "embeddings": counted.embeddings.numpy()[good],
+        "tokens": counted.tokens.numpy()[good],
+        "padding_tokens": counted.padding_tokens.numpy()[good],
+        "unmarked": unmarked[good],
+        "counts": counted.counts.numpy()[kept].astype(dtype),
     }
     if counted.padding is not None:
-        rows["padding"] = counted.padding.numpy()[kept & good].astype(dtype)
-    return rows
-
-
-def _half(means: np.ndarray, name: str) -> np.ndarray:
-    half = means.astype(np.float16)
-    if np.isinf(half).any() and np.isfinite(means).all():
-        raise ValueError(
-            f"{name}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in which clip_means.npy "
-            "is written (65,504). Collect with means=False."
-        )
-    return half
+        entry["padding"] = counted.padding.numpy()[kept].astype(dtype)
+    if plan.settings["means"]:
+        means = counted.means.numpy()[kept]
+        entry["means"] = means.astype(np.float16)
+        if np.isinf(entry["means"]).any():
+            raise ValueError(
+                f"{plan.settings['encoder']}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in "
+                "which clip_means.npy is written (65,504). Collect with means=False."
+            )
+    return entry
 
 
 def collect_study(

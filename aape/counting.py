@@ -31,24 +31,20 @@ def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
     Returns:
         int32 [batch, neurons], the same over marked tokens (None without a mask), and float32 [batch, neurons].
     """
-    batch, _, neurons = output.shape
     if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
         active = output > 0
         marked = None if mask is None else (active & mask[:, :, None]).sum(dim=1, dtype=torch.int32)
         return active.sum(dim=1, dtype=torch.int32), marked, output.sum(dim=1, dtype=torch.float32)
     values = output.detach().numpy()
-    counts = np.zeros((batch, neurons), dtype=np.int32)
-    marked_counts = None if mask is None else np.zeros_like(counts)
-    sums = np.zeros((batch, neurons), dtype=np.float32)
-    for clip in range(batch):
-        # [tokens, neurons], contiguous whatever the strides of the output
-        is_active = np.greater(values[clip], 0, order="C")
+    counts = np.empty((values.shape[0], values.shape[2]), dtype=np.int32)
+    sums, in_mask = np.empty(counts.shape, dtype=np.float32), np.empty_like(counts)
+    for clip, tokens in enumerate(values):  # [tokens, neurons]
+        is_active = np.greater(tokens, 0, order="C")  # contiguous whatever the strides of the output
         counts[clip] = _column_sums(is_active)
-        sums[clip] = np.add.reduce(values[clip], axis=0)
-        if marked_counts is not None and mask is not None:
-            marked_counts[clip] = _column_sums(is_active[mask[clip].numpy()])
-    marked = None if marked_counts is None else torch.from_numpy(marked_counts)
-    return torch.from_numpy(counts), marked, torch.from_numpy(sums)
+        sums[clip] = np.add.reduce(tokens, axis=0)
+        if mask is not None:
+            in_mask[clip] = _column_sums(is_active[mask[clip].numpy()])
+    return torch.from_numpy(counts), None if mask is None else torch.from_numpy(in_mask), torch.from_numpy(sums)
 
 
 def _column_sums(booleans: np.ndarray) -> np.ndarray:
@@ -96,28 +92,20 @@ def count_batch(
     """
     batch, samples = wave.shape
     masks = encoder.padding_masks(valid_samples.cpu(), samples) if encoder.padding_masks else []
-    on = wave.device
-    marks = [m.to(on) if m.any() else None for m in masks]
-    counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=on)
-    sums = torch.zeros(counts.shape, device=on)
+    marks = [m.to(wave.device) if m.any() else None for m in masks]
+    counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=wave.device)
+    sums = torch.zeros(counts.shape, device=wave.device)
     padding = torch.zeros_like(counts) if any(m is not None for m in marks) else None
     calls: dict[str, list[int]] = {name: [] for name in layers}  # tokens of each call
 
     def see(layer: int, output: Tensor) -> None:
         if output.shape[0] != batch or output.shape[-1] != neurons:
-            raise ValueError(
-                f"layer {layers[layer]!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}] "
-                "([batch, ..., neurons])"
-            )
+            raise ValueError(f"layer {layers[layer]!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}]")
         values = output.reshape(batch, -1, neurons)
-        call = len(calls[layers[layer]])
-        calls[layers[layer]].append(values.shape[1])
-        if masks and (call >= len(masks) or masks[call].shape[1] != values.shape[1]):
-            raise ValueError(
-                f"{encoder.name}: padding_masks speaks of {len(masks)} calls, call {call} of layer "
-                f"{layers[layer]!r} has {values.shape[1]} tokens; make padding_masks agree with embed"
-            )
-        active, marked, total = count_active(values, marks[call] if masks else None)
+        made = calls[layers[layer]]
+        made.append(values.shape[1])
+        agree = made == [m.shape[1] for m in masks[: len(made)]]
+        active, marked, total = count_active(values, marks[len(made) - 1] if agree else None)
         counts[:, layer] += active
         sums[:, layer] += total
         if padding is not None and marked is not None:
@@ -126,15 +114,16 @@ def count_batch(
     with hooked(encoder, layers, see):
         embeddings = embedded(encoder, wave).float().cpu()
     same_tokens(encoder, calls)
-    if masks and len(masks) != len(calls[layers[0]]):
-        raise ValueError(f"{encoder.name}: padding_masks speaks of {len(masks)} calls, found {len(calls[layers[0]])}")
-    tokens = sum(calls[layers[0]])
-    means = sums.cpu() / max(tokens, 1)
+    made = calls[layers[0]]
+    if masks and (speaks := [m.shape[1] for m in masks]) != made:
+        raise ValueError(
+            f"{encoder.name}: padding_masks speaks of {speaks} tokens, one number a call, embed made {made}; make them agree"
+        )
     return BatchCounts(
         embeddings=embeddings,
         counts=counts.cpu(),
-        means=means,
-        tokens=torch.full((batch,), tokens),
+        means=sums.cpu() / max(sum(made), 1),
+        tokens=torch.full((batch,), sum(made)),
         padding=None if padding is None else padding.cpu(),
         padding_tokens=sum((m.sum(dim=1) for m in masks), torch.zeros(batch, dtype=torch.int64)),
     )

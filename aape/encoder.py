@@ -119,9 +119,7 @@ class Encoder:
         Two encoders of one identity whose probes differ by more than 1e-3 of the largest value embed differently.
         """
         with torch.no_grad():
-            embedding = self.embed(noise(1, self.dry_samples).to(self.device))[0]
-        which = torch.linspace(0, len(embedding) - 1, min(64, len(embedding))).long()
-        return embedding.float().cpu()[which].tolist()
+            return spread(self.embed(noise(1, self.dry_samples).to(self.device))[0])
 
     def to(self, device: str | torch.device) -> Encoder:
         """Move the weights (in place, as torch modules do) and return self."""
@@ -153,6 +151,12 @@ def sha256_of_state(module: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def spread(embedding: Tensor) -> list[float]:
+    """At most 64 values [dim] of an embedding, evenly spread."""
+    which = torch.linspace(0, len(embedding) - 1, min(64, len(embedding))).long()
+    return embedding.float().cpu()[which].tolist()
 
 
 def noise(clips: int, samples: int) -> Tensor:
@@ -193,24 +197,17 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
 
 def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """Modules by name, `pattern` being a glob whose * stays within one dotted part."""
-    parts = pattern.split(".")
-    return {
-        name: m
-        for name, m in module.named_modules(remove_duplicate=False)
-        if name
-        and len(name.split(".")) == len(parts)
-        and all(fnmatch.fnmatchcase(n, p) for n, p in zip(name.split("."), parts, strict=True))
-    }
+    named = module.named_modules(remove_duplicate=False)
+    depth = pattern.count(".")  # with as many dots in the name, no * can stand for one
+    return {n: m for n, m in named if n and n.count(".") == depth and fnmatch.fnmatchcase(n, pattern)}
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
     if isinstance(module, nn.MultiheadAttention) or any(True for _ in module.children()):
         return False
-    name = r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation"
-    return type(module).__module__ == "torch.nn.modules.activation" or bool(
-        re.search(name, type(module).__name__, re.I)
-    )
+    known = re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I)
+    return type(module).__module__ == "torch.nn.modules.activation" or known is not None
 
 
 def from_module(
@@ -255,45 +252,48 @@ def from_module(
     wrong = [n for n, m in found.items() if n not in linear and not is_activation(m)]
     if culprits := wrong or (linear if len(linear) < len(found) else []):
         raise ValueError(
-            f"activations={activations!r} must match activation functions (or, with a warning, only the linear layers "
-            f"before them), but it also matches {len(culprits)} other module(s), e.g. {culprits[0]!r} "
-            f"({type(found[culprits[0]]).__name__}). Narrow the pattern."
+            f"activations={activations!r} must match activation functions (or only the linear layers before them), but "
+            f"it also matches {culprits[0]!r} ({type(found[culprits[0]]).__name__}). Narrow the pattern."
         )
-    if len({id(m) for m in found.values()}) != len(found):
+    if len(set(found.values())) != len(found):
         raise ValueError(
-            f"{', '.join(found)} are one and the same module object, so their outputs cannot be told apart. Give every "
-            "layer its own activation module."
+            f"{', '.join(found)} are one and the same module, so their outputs cannot be told apart. Give every layer "
+            "its own activation module."
         )
     if samples_per_token is not None and (samples_per_token <= 0 or padding_masks or token_grid):
-        raise ValueError(
-            f"samples_per_token={samples_per_token} must be above 0 and gives padding_masks and token_grid"
-        )
+        raise ValueError(f"samples_per_token={samples_per_token} is above 0 and gives padding_masks and token_grid")
     if linear:
         warnings.warn(
             f"{name}: {linear[0]!r} ... are linear layers. If the activation follows at once and keeps signs (GELU, "
             "ReLU, SiLU), the counts are those of the neurons; silencing there is refused.",
             stacklevel=2,
         )
-    module.eval()
-    origin = dict(weights or {"source": "given by the caller"})
     encoder = Encoder(
-        name, int(sample_rate), float(clip_seconds), module, found, embed, origin, bool(linear), chunks,
-        padding_masks, token_grid,
-    )  # fmt: skip
+        name,
+        int(sample_rate),
+        float(clip_seconds),
+        module.eval(),
+        found,
+        embed,
+        weights=dict(weights or {"source": "given by the caller"}),
+        preactivation=bool(linear),
+        chunks=chunks,
+        padding_masks=padding_masks,
+        token_grid=token_grid,
+    )
     if samples_per_token is None:
         return encoder
-    tokens = TimeTokens(lambda samples: _tokens_of(encoder, samples), samples_per_token, clip_seconds * sample_rate)
+
+    def tokens_of(samples: int) -> list[int]:
+        seen: list[int] = []
+        first = encoder.layers[:1]
+        with hooked(encoder, first, lambda _, x: seen.append(x[..., 0].numel())), torch.no_grad():
+            encoder.embed(noise(1, samples).to(encoder.device))
+        return seen
+
+    tokens = TimeTokens(tokens_of, samples_per_token, clip_seconds * sample_rate)
     step = samples_per_token / sample_rate
     return replace(encoder, padding_masks=tokens.padding_masks, token_grid=tokens.grid, cell_seconds=step)
-
-
-def _tokens_of(encoder: Encoder, samples: int) -> list[int]:
-    """Tokens of each call of the first layer, for a wave of this length."""
-    seen: list[int] = []
-    first = encoder.layers[:1]
-    with hooked(encoder, first, lambda _, x: seen.append(x[..., 0].numel())), torch.no_grad():
-        encoder.embed(noise(1, samples).to(encoder.device))
-    return seen
 
 
 def _advice(module: nn.Module) -> str:
@@ -315,14 +315,11 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         ValueError: CUDA or MPS asked for and not there.
     """
     if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}, but torch finds no CUDA device; use device='cpu' or leave it out")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps', but torch finds no Apple GPU; use device='cpu' or leave it out")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(chosen.type, True):
+        raise ValueError(f"device={str(device)!r} is not there for torch; use device='cpu' or leave it out")
     return chosen
 
 

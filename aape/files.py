@@ -26,7 +26,7 @@ _LITTER = re.compile(r"\..+\.(\d+)-\d+\.part")  # the temporary names of `whole_
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # hashlib.file_digest needs Python 3.11
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
@@ -61,15 +61,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as file:
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Write a text file, whole or not at all; `sync` as in `whole_file`."""
+    with whole_file(path, sync) as file:
         file.write(text.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any, sync: bool = True) -> None:
+    """Write JSON with sorted keys, whole or not at all; `sync` as in `whole_file`."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", sync)
 
 
 class Cache:
@@ -150,27 +150,23 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note, host = folder / ".lock.json", socket.gethostname()
-    lock = FileLock(folder / ".lock")
+    note, here = folder / ".lock.json", socket.gethostname()
     try:
-        lock.acquire(blocking=False)
+        with FileLock(folder / ".lock").acquire(blocking=False):
+            host, owner = _owner(note)
+            if host not in (None, here):
+                raise FolderBusy(
+                    f"{owner}; whether it still runs cannot be seen from {here}.\n"
+                    f"If it is gone, delete {note} and call again; nothing was changed."
+                )
+            _sweep(folder)
+            write_json(note, {"pid": os.getpid(), "host": here, "started": time.time()}, sync=False)
+            try:
+                yield
+            finally:
+                note.unlink(missing_ok=True)
     except Timeout:
         raise FolderBusy(f"{_owner(note)[1]}.\nWait for it or end it, then call again; nothing was changed.") from None
-    try:
-        theirs, owner = _owner(note)
-        if theirs not in (None, host):
-            raise FolderBusy(
-                f"{owner}; whether it still runs cannot be seen from {host}.\n"
-                f"If it is gone, delete {note} and call again; nothing was changed."
-            )
-        _sweep(folder)
-        write_json(note, {"pid": os.getpid(), "host": host, "started": time.time()})
-        try:
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def _owner(note: Path) -> tuple[str | None, str]:
@@ -186,8 +182,7 @@ def _owner(note: Path) -> tuple[str | None, str]:
 def _sweep(folder: Path) -> None:
     """Remove temporary files of `whole_file` whose process is gone."""
     for path in folder.rglob(".*.part"):
-        match = _LITTER.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
+        if (match := _LITTER.fullmatch(path.name)) and not _alive(int(match[1])):
             path.unlink(missing_ok=True)
 
 

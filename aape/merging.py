@@ -7,8 +7,7 @@ import os
 import platform
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,10 @@ _PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "
 
 class Progress:
     """What a pass has computed so far: an entry for each batch and, where not every clip's own counts are kept, sums.
+
+    An entry holds, of the batch's good clips, `clips` (positions in the plan), `embeddings`, `tokens`, `padding_tokens`
+    and `unmarked` (whether there is padding of which nobody knows the tokens), of those that are kept `counts`, `means`
+    and, where there is any, `padding`, and of the bad ones `bad` and `reasons`.
 
     A process's sums are active tokens by class [classes, layers, neurons] over the batches in its `done`; both are
     saved as one, after the batches themselves, so no batch is counted twice or lost.
@@ -62,25 +65,71 @@ class Progress:
     def summed(self) -> dict[str, np.ndarray]:
         """Sums of all processes, and in how many of them each batch is."""
         total = self._zeros()
-        for path in self._cache.folder.glob("sums-*.npz"):
+        for path in self.folder.glob("sums-*.npz"):
             for name, values in (self._cache.get(path.stem, self._key) or {}).items():
                 total[name] += values
         return total
 
 
-@dataclass
-class _Rows:
-    """The good clips of a pass, in order: all that is known of them but for the arrays that are streamed."""
+def facts_of(encoder: Encoder) -> dict[str, Any]:
+    """What the manifest says of a pass besides its settings: provenance, and what the arithmetic ran on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    hardware = {"machine": platform.machine(), "threads": torch.get_num_threads()} | gpu
+    return {"weights": dict(encoder.weights), "hardware": hardware, "versions": versions}
 
-    positions: np.ndarray  # in plan.clips
-    tokens: np.ndarray
-    padding_tokens: np.ndarray
-    padding: str  # counted, none, unknown
-    skipped: list[dict[str, str]]
+
+def sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
+    """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
+    same = [k for k in (*ENCODER, "clip_seconds", "means", "device", "batch_size") if k != "probe"]
+    for path in sorted(out_dir.parent.glob("*/manifest.json")):
+        try:
+            manifest = read_manifest(path)
+        except ValueError:
+            continue  # not ours
+        if manifest["task"] == plan.task.name or "kept_clips" in manifest:
+            continue
+        if any(manifest[k] != plan.settings[k] for k in same):
+            continue
+        if other_encoder(manifest, plan.settings["identity"], plan.settings["probe"]):
+            continue
+        if Counter(plan.digests) <= Counter(manifest["clips"]["sha256"]):
+            return load_artifacts(path.parent, verify=True)
+    return None
 
 
-def merge(encoder: Encoder, plan: Plan, progress: Progress, out_dir: Path) -> None:
-    """Stream the batches, in order, into the artifacts.
+def take_over(plan: Plan, source: Artifacts, progress: Progress) -> dict[str, Any]:
+    """Fill the progress from a pass over the same audio for another task, one to one; returns what `facts_of` would."""
+    rows_of = defaultdict(list)
+    for row, digest in enumerate(source.manifest["clips"]["sha256"]):
+        rows_of[digest].append(row)
+    places = np.array([rows_of[digest].pop(0) for digest in plan.digests])
+    padding = source.manifest["padding"]
+    columns = {
+        "embeddings": source.embeddings(),
+        "tokens": source.tokens,
+        "padding_tokens": source.padding_tokens,
+        "unmarked": np.full(len(source.tokens), padding == "unknown"),
+        "counts": source.counts,
+    }
+    if plan.settings["means"]:
+        columns["means"] = source.means
+    if padding == "counted":
+        columns["padding"] = np.asarray(source.padding_counts)
+    for number, batch in enumerate(plan.batches):
+        none = {"bad": np.zeros(0, int), "reasons": np.zeros(0, str)}
+        progress.save(
+            number, {name: values[places[batch]] for name, values in columns.items()} | none | {"clips": batch}
+        )
+    facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
+    return facts | {"pass_of": f"{source.path.name} (task {source.manifest['task']})"}
+
+
+def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Path) -> None:
+    """Stream the batches, in order, into the artifacts; move them to their place when all are whole, the manifest last.
 
     Raises:
         ValueError: a class of which no clip could be read.
@@ -88,111 +137,69 @@ def merge(encoder: Encoder, plan: Plan, progress: Progress, out_dir: Path) -> No
     """
 
     def saved(number: int) -> dict[str, np.ndarray]:
-        rows = progress.batch(number)
-        if rows is None:
-            raise OSError(f"batch {number} in {out_dir}/.partial was damaged just now; call again to compute it anew")
+        if (rows := progress.batch(number)) is None:
+            raise OSError(f"batch {number} in {progress.folder} was damaged just now; call again to compute it anew")
         return rows
 
-    columns, skipped, has_padding = defaultdict(list), [], False
-    for number, batch in enumerate(plan.batches):
-        rows = saved(number)
-        good = rows["complaints"] == ""
-        columns["positions"].append(batch[good])
-        for name in ("tokens", "padding_tokens", "valid"):
-            columns[name].append(rows[name][good])
+    task, numbers = plan.task, range(len(plan.batches))
+    small = ("clips", "tokens", "padding_tokens", "unmarked", "bad", "reasons")
+    columns, has_padding, dim = defaultdict(list), False, 0
+    for rows in map(saved, numbers):
+        for name in small:
+            columns[name].append(rows[name])
         has_padding |= "padding" in rows
-        for i in np.flatnonzero(~good):
-            skipped.append({"file": plan.task.files[plan.clips[batch[i]]], "reason": str(rows["complaints"][i])})
-    known = {name: np.concatenate(parts) for name, parts in columns.items()}
-    labels = plan.task.labels[plan.clips]
-    if lost := sorted(set(labels) - set(labels[known["positions"]])):
-        raise ValueError(f"no clip of class {plan.task.classes[lost[0]]!r} could be read: {skipped[0]['reason']}")
-    padded = known.pop("valid").min() < plan.task.samples(encoder.sample_rate)
-    padding = "counted" if has_padding else "unknown" if padded and encoder.padding_masks is None else "none"
-
-    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        for number in range(len(plan.batches)):
-            rows = saved(number)
-            yield rows | {"embeddings": rows["embeddings"][rows["complaints"] == ""]}
-
-    facts = {"weights": dict(encoder.weights), "hardware": _hardware(), "versions": _versions()}
-    sums = None if plan.kept.all() else progress.summed()["sums"]
-    _write_artifacts(plan, _Rows(**known, padding=padding, skipped=skipped), blocks(), sums, facts, out_dir)
-
-
-def _versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            out[package] = metadata.version(package)
-    return out
-
-
-def _hardware() -> dict[str, Any]:
-    """What the arithmetic ran on, as far as it may move a rounding."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"machine": platform.machine(), "threads": torch.get_num_threads()} | gpu
-
-
-def _write_artifacts(
-    plan: Plan,
-    rows: _Rows,
-    blocks: Iterator[Mapping[str, np.ndarray]],
-    sums: np.ndarray | None,
-    facts: Mapping[str, Any],
-    out_dir: Path,
-) -> None:
-    """Write all files beside the progress, move them to their place when they are whole, the manifest last.
-
-    Args:
-        plan: what was decided. rows: the good clips.
-        blocks: of the next clips, embeddings [clips, dim], and counts, means and, where there is any in the block,
-            padding [kept clips, layers, neurons].
-        sums: active tokens by class [classes, layers, neurons]; None: to be summed from the blocks, which hold all.
-        facts: what else the manifest says. out_dir: where the files go.
-    """
-    task, clips = plan.task, plan.clips[rows.positions]
+        dim = rows["embeddings"].shape[1]
+    known = {name: np.concatenate(columns[name]) for name in small}
+    clips = plan.clips[known["clips"]]
     labels, splits = task.labels[clips], np.asarray(task.splits)[clips]
+    if lost := set(range(len(task.classes))) - set(labels.tolist()):
+        raise ValueError(
+            f"class {task.classes[min(lost)]!r} of {task.name} has no clip that can be used; the first complaint: "
+            f"{known['reasons'][0]}"
+        )
     order = sorted(set(splits.tolist()), key=lambda s: ("train valid test".find(s), s))
-    kept = plan.kept[rows.positions]
-    shape, dtype = (int(kept.sum()), *plan.shape), np.min_scalar_type(int(rows.tokens.max()))
-    by_class = np.zeros((len(task.classes), *shape[1:]), dtype=np.int64)
-    arrays = {"clip_counts.npy": ("counts", dtype)}
-    if rows.padding == "counted":
-        arrays["padding_counts.npy"] = ("padding", dtype)
+    kept = plan.kept[known["clips"]]
+    count = np.min_scalar_type(int(known["tokens"].max()))
+    arrays = {"clip_counts.npy": ("counts", count)}
+    if has_padding:
+        arrays["padding_counts.npy"] = ("padding", count)
     if plan.settings["means"]:
         arrays["clip_means.npy"] = ("means", np.dtype(np.float16))
-    final = out_dir / ".partial" / "final"
+    final = progress.folder / "final"
     final.mkdir(exist_ok=True)
-    embedded = {split: final.parent / f"embeddings-{i}.npy" for i, split in enumerate(order)}
+    embedded = {split: progress.folder / f"embeddings-{i}.npy" for i, split in enumerate(order)}
+    sums = np.zeros((len(task.classes), *plan.shape), dtype=np.int64)
     with contextlib.ExitStack() as stack:
 
-        def writer(path: Path, size: tuple[int, ...], kind: np.dtype) -> ArrayWriter:
-            return ArrayWriter(stack.enter_context(whole_file(path)), size, kind)
+        def writer(path: Path, shape: tuple[int, ...], kind: np.dtype) -> ArrayWriter:
+            return ArrayWriter(stack.enter_context(whole_file(path)), shape, kind)
 
-        writers = {what: writer(final / file, shape, kind) for file, (what, kind) in arrays.items()}
-        by_split: dict[str, ArrayWriter] = {}
-        start = 0
-        for block in blocks:
-            here = slice(start, start + len(block["embeddings"]))
-            start = here.stop
-            for split in order:
-                if split not in by_split:
-                    size = int((splits == split).sum()), block["embeddings"].shape[1]
-                    by_split[split] = writer(embedded[split], size, np.dtype(np.float32))
-                by_split[split].append(block["embeddings"][splits[here] == split])
+        writers = {
+            what: writer(final / file, (int(kept.sum()), *plan.shape), kind) for file, (what, kind) in arrays.items()
+        }
+        by_split = {
+            split: writer(path, (int((splits == split).sum()), dim), np.dtype(np.float32))
+            for split, path in embedded.items()
+        }
+        for rows in map(saved, numbers):
+            mine = plan.clips[rows["clips"]]
+            for split, array in by_split.items():
+                array.append(rows["embeddings"][np.asarray(task.splits)[mine] == split])
             for what, array in writers.items():
-                array.append(block.get(what, np.zeros_like(block["counts"])))
-            if sums is None:
-                np.add.at(by_class, labels[here], block["counts"].astype(np.int64))
-    tokens = np.bincount(labels, weights=rows.tokens, minlength=len(task.classes))
-    probabilities = (by_class if sums is None else sums).transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
+                array.append(rows.get(what, np.zeros_like(rows["counts"])))
+            if plan.kept.all():
+                np.add.at(sums, task.labels[mine], rows["counts"])
+    if not plan.kept.all():
+        sums = progress.summed()["sums"]
+    tokens = np.bincount(labels, weights=known["tokens"], minlength=len(task.classes))
+    probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
     save_tensors(final / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
     write_text(final / "classes.txt", "".join(f"{c}\n" for c in task.classes))
     maps = {split: np.load(path, mmap_mode="c") for split, path in embedded.items()}  # private: nothing is written
     save_tensors(final / "features.pt", {split: torch.from_numpy(values) for split, values in maps.items()})
     save_tensors(final / "gts.pt", {s: torch.from_numpy(labels[splits == s]) for s in order})
     files = (*arrays, "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
+    unknown = bool(known["unmarked"].any())
     manifest = {
         "format": 3,
         "classes": list(task.classes),
@@ -202,32 +209,30 @@ def _write_artifacts(
             "label": labels.tolist(),
             "split": splits.tolist(),
             "group": [task.groups[i] for i in clips],
-            "tokens": rows.tokens.tolist(),
-            "padding_tokens": rows.padding_tokens.tolist(),
-            "sha256": [plan.digests[p] for p in rows.positions],
+            "tokens": known["tokens"].tolist(),
+            "padding_tokens": known["padding_tokens"].tolist(),
+            "sha256": [plan.digests[p] for p in known["clips"]],
         },
-        "skipped": rows.skipped,
+        "skipped": [
+            {"file": task.files[plan.clips[p]], "reason": str(reason)}
+            for p, reason in zip(known["bad"], known["reasons"], strict=True)
+        ],
         "notes": list(task.notes),
         "cut": plan.cut,
-        "padding": rows.padding,
+        "padding": "counted" if has_padding else "unknown" if unknown else "none",
         "checksums": {name: sha256_of(final / name) for name in files},
         **plan.settings,
         **facts,
     }
     if not plan.kept.all():
         manifest["kept_clips"] = np.flatnonzero(kept).tolist()
-    _publish(final, out_dir, manifest)
-
-
-def _publish(final: Path, out_dir: Path, manifest: Mapping[str, Any]) -> None:
-    """Move whole files to their place; what lies there already must be the same, left by a run killed right here."""
-    for name, digest in manifest["checksums"].items():
+    for name, digest in manifest["checksums"].items():  # what lies there must be the same, left by a run killed here
         if (out_dir / name).exists() and sha256_of(out_dir / name) != digest:
             raise ValueError(
                 f"{out_dir}/{name} appeared during the pass and is not of it; it was not touched.\n"
                 "Move it away and call again: nothing is computed twice."
             )
-    for name in manifest["checksums"]:
+    for name in files:
         os.replace(final / name, out_dir / name)
     sync_folder(out_dir)
     write_manifest(out_dir / "manifest.json", manifest)
@@ -245,44 +250,3 @@ def clean_up(partial: Path) -> None:
             path.unlink()
     settings.unlink(missing_ok=True)
     partial.rmdir()
-
-
-def sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
-    """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
-    same = [k for k in (*ENCODER, "clip_seconds", "means", "device", "batch_size") if k != "probe"]
-    for path in sorted(out_dir.parent.glob("*/manifest.json")):
-        try:
-            manifest = read_manifest(path)
-        except ValueError:
-            continue  # not ours
-        other = other_encoder(manifest, plan.settings["identity"], plan.settings["probe"])
-        if other or manifest["task"] == plan.task.name or "kept_clips" in manifest:
-            continue
-        if any(manifest[k] != plan.settings[k] for k in same):
-            continue
-        if Counter(plan.digests) <= Counter(manifest["clips"]["sha256"]):
-            return load_artifacts(path.parent, verify=True)
-    return None
-
-
-def take_over(plan: Plan, source: Artifacts, out_dir: Path) -> None:
-    """Artifacts for this task's classes from a pass over the same audio for another task, one to one."""
-    rows_of = defaultdict(list)
-    for row, digest in enumerate(source.manifest["clips"]["sha256"]):
-        rows_of[digest].append(row)
-    rows = np.array([rows_of[digest].pop(0) for digest in plan.digests])
-    arrays = {"embeddings": source.embeddings(), "counts": source.counts}
-    if source.manifest["padding"] == "counted":
-        arrays["padding"] = np.asarray(source.padding_counts)
-    if plan.settings["means"]:
-        arrays["means"] = source.means
-
-    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        for start in range(0, len(rows), 256):
-            yield {name: values[rows[start : start + 256]] for name, values in arrays.items()}
-
-    facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
-    facts["pass_of"] = f"{source.path.name} (task {source.manifest['task']})"
-    everyone, padding = np.arange(len(plan.clips)), source.manifest["padding"]
-    known = _Rows(everyone, source.tokens[rows], source.padding_tokens[rows], padding, [])
-    _write_artifacts(plan, known, blocks(), None, facts, out_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -16,22 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from aape.artifacts import other_encoder
 from aape.audio import BadClip, cache_dir, seconds_of
 from aape.encoder import Encoder
 from aape.files import Cache, sha256_of
-from aape.manifest import FILES, check_classes
-from aape.shapes import common_width
+from aape.manifest import FILES, Settings, check_classes, checked
+from aape.shapes import common_width, dry_run
 from aape.task import Task
 
-_NO_SPACE = (
-    "no space for {} in {}: it needs {:.3f} to {:.3f} GiB there, {:.3f} GiB are free.\nWhat was computed is kept: make "
-    "space and call again, or start anew with less (layers=, keep_clips= or means=False)."
-)
-BATCH_SIZE = 32
 ENCODER = ("encoder", "identity", "probe", "dtype", "layers", "neurons", "sample_rate")
 IDENTITY = (*ENCODER, "task", "clip_seconds", "splits", "data", "kept", "means")
 RUN = ("batch_size", "device", "on_bad_clip")  # may differ between finished runs, not within one
@@ -44,7 +39,7 @@ class Plan:
     task: Task
     clips: np.ndarray  # indices into the task, in its order
     kept: np.ndarray  # bool, of `clips`: counts per clip go to disk
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # see aape.manifest.Settings
     digests: list[str]  # SHA-256 of each clip's file; "" where it cannot be read
     seconds: np.ndarray  # duration of each clip's file; NaN where it cannot be read
 
@@ -53,44 +48,57 @@ class Plan:
         """Layers, neurons."""
         return len(self.settings["layers"]), self.settings["neurons"]
 
-    @property
+    @functools.cached_property
     def batches(self) -> list[np.ndarray]:
         """Positions in `clips` of each batch."""
         size, clips = self.settings["batch_size"], np.arange(len(self.clips))
         return [clips[start : start + size] for start in range(0, len(clips), size)]
 
     @property
-    def bytes(self) -> tuple[int, int]:
-        """Disk for counts and means: at the end, at least; and while the pass runs, at most."""
-        neurons = int(self.kept.sum()) * math.prod(self.shape)
-        means = 2 * self.settings["means"]
-        # 1 or 2 bytes a count; for a moment both as batches and merged, with padding counted apart in both
-        return neurons * (1 + means), 2 * neurons * (4 + means)
-
-    @property
     def cut(self) -> int:
         """How many clips go on behind `clip_seconds`, by more than the few samples that resampling and codecs add."""
         return int((self.seconds > self.task.clip_seconds + 0.05).sum())
+
+    def space(self, folder: Path) -> tuple[int, int, int]:
+        """Bytes that counts and means take at the end, at least; while the pass runs, at most; and that are free."""
+        neurons = int(self.kept.sum()) * math.prod(self.shape)
+        means = 2 * self.settings["means"]
+        # 1 or 2 bytes a count; for a moment both as batches and merged, with padding counted apart in both
+        return neurons * (1 + means), 2 * neurons * (4 + means), shutil.disk_usage(folder).free
+
+    def no_space(self, folder: Path) -> OSError:
+        """The error of a disk that is full."""
+        least, most, free = (size / 2**30 for size in self.space(folder))
+        return OSError(
+            errno.ENOSPC,
+            f"no space for {self.task.name} in {folder}: it needs {least:.3f} to {most:.3f} GiB there, {free:.3f} GiB are "
+            "free.\nWhat was computed is kept: make space and call again, or start anew with less (layers=, keep_clips= "
+            "or means=False).",
+        )
 
 
 def plan_pass(
     encoder: Encoder,
     task: Task,
     out_dir: Path,
-    device: torch.device,
-    batch_size: int | None,
+    *,
     splits: Sequence[str] | None,
     layers: Sequence[str] | None,
     keep_clips: int | None,
-    means: bool,
-    on_bad_clip: str,
     seed: int,
+    batch_size: int | None,
+    **run: Any,
 ) -> Plan:
-    """Check what was asked for, also all that could keep the finished artifacts from loading, and decide the pass."""
-    if on_bad_clip not in ("stop", "skip"):
-        raise ValueError(f"on_bad_clip must be 'stop' or 'skip', found {on_bad_clip!r}")
-    if isinstance(splits, str) or isinstance(layers, str):
-        raise ValueError("splits and layers are lists of names, found a single string; write [name]")
+    """Check what was asked for, also all that could keep the finished artifacts from loading, and decide the pass.
+
+    Args: those of `aape.collecting.collect`; `run` goes into the settings as it is.
+    """
+    have = list(dict.fromkeys(task.splits))
+    for what, asked, there in (("split", splits, have), ("layer", layers, encoder.layers)):
+        if isinstance(asked, str):
+            raise ValueError(f"{what}s is a list of names, found the string {asked!r}; write [{asked!r}]")
+        if unknown := [name for name in asked or () if name not in there]:
+            raise ValueError(f"no {what} {unknown[0]!r}; there are {', '.join(there)}")
     if keep_clips is not None and keep_clips < 0:
         raise ValueError(f"keep_clips must be a number of clips, found {keep_clips}")
     if task.clip_seconds > encoder.clip_seconds * (1 + 1e-9) and not encoder.chunks:
@@ -98,41 +106,29 @@ def plan_pass(
             f"clips of {task.name} last {task.clip_seconds} s, {encoder.name} takes at most {encoder.clip_seconds} s "
             "at once. Shorten the task's clip_seconds, or let embed cut longer waves and say chunks=True."
         )
-    have = list(dict.fromkeys(task.splits))
     wanted = have if splits is None else list(splits)
-    if unknown := [s for s in wanted if s not in have]:
-        raise ValueError(f"task {task.name} has no split {unknown[0]!r}; it has {', '.join(have)}")
     clips = np.flatnonzero(np.isin(np.asarray(task.splits), wanted))
     if empty := sorted(set(range(len(task.classes))) - set(task.labels[clips].tolist())):
         raise ValueError(
             f"class {task.classes[empty[0]]!r} of {task.name} has no clip in {', '.join(wanted)}: its activation "
             "probability is not defined. Take in another split, or leave the class out of the metadata."
         )
-    names = encoder.layers if layers is None else tuple(layers)
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"layers names none, or one twice: {', '.join(names) or '[]'}")
-    neurons = common_width(encoder, names)
     check_classes(task.classes)
-    probe = encoder.probe
-    if not np.isfinite(probe).all():
-        raise ValueError(
-            f"{encoder.name} embeds a wave of noise as {probe[:3]} ..., expected numbers: damaged weights?"
-        )
     try:
-        written = [task.name, encoder.name, names, task.classes, task.files, task.groups, dict(encoder.weights)]
+        written = [task.name, encoder.name, task.files, task.groups, dict(encoder.weights)]
         json.dumps(written, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"a name in {task.name} or the weights of {encoder.name} cannot be written: {error}"
         ) from error
-    if batch_size is None:
-        batch_size = (unfinished(out_dir) or {}).get("batch_size", BATCH_SIZE)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, found {batch_size}")
     kept = np.ones(len(clips), dtype=bool)
     if keep_clips is not None and keep_clips < len(clips):
         kept[:] = False
         kept[np.random.default_rng(seed).choice(len(clips), keep_clips, replace=False)] = True
+    names = list(encoder.layers if layers is None else layers)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # hashing leaves the interpreter free for the dry run
+        identity = beside.submit(lambda: encoder.identity)
+        seen, probe = dry_run(encoder)
     digests, seconds = _survey(task, clips)
     data = hashlib.sha256()
     for i, digest in zip(clips.tolist(), digests, strict=True):
@@ -140,22 +136,21 @@ def plan_pass(
         data.update(json.dumps(row).encode())
     settings = {
         "encoder": encoder.name,
-        "identity": encoder.identity,
+        "identity": identity.result(),
         "probe": probe,
         "dtype": encoder.dtype,
-        "layers": list(names),
-        "neurons": neurons,
+        "layers": names,
+        "neurons": common_width(encoder, names, seen),
         "task": task.name,
         "clip_seconds": task.clip_seconds,
         "sample_rate": encoder.sample_rate,
         "splits": wanted,
         "data": data.hexdigest(),
         "kept": None if kept.all() else f"{int(kept.sum())} by seed {seed}",
-        "means": means,
-        "batch_size": int(batch_size),
-        "device": device.type,
-        "on_bad_clip": on_bad_clip,
+        "batch_size": (unfinished(out_dir) or {}).get("batch_size", 32) if batch_size is None else batch_size,
+        **run,
     }
+    checked(Settings, settings)
     return Plan(task, clips, kept, settings, digests, seconds)
 
 
@@ -183,8 +178,7 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
     known = {} if saved is None else json.loads(saved["json"].tobytes())
     paths = [folder / task.files[i] for i in clips]
     marks = [mark(path) for path in paths]
-    new = {m: path for m, path in zip(marks, paths, strict=True) if m not in known}
-    if new:
+    if new := {m: path for m, path in zip(marks, paths, strict=True) if m not in known}:
         with ThreadPoolExecutor(max_workers=8) as pool:
             known |= dict(zip(new, pool.map(look, new.values()), strict=True))
         kept = json.dumps({m: found for m, found in known.items() if found[0]})
@@ -192,38 +186,39 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
             cache.put(name, "sha256, seconds", {"json": np.frombuffer(kept.encode(), np.uint8)})
         except OSError as error:
             warnings.warn(f"checksums of {folder} could not be kept ({error}); they are computed again", stacklevel=2)
-    return [known[m][0] for m in marks], np.array([known[m][1] for m in marks])
+    found = [known[m] for m in marks]
+    return [digest for digest, _ in found], np.array([seconds for _, seconds in found])
 
 
 def unfinished(out_dir: Path) -> dict[str, Any] | None:
-    """Settings of the pass that was cut off in this folder; None where there is none.
+    """Settings of the pass that was cut off in this folder; None where there is none, or they were damaged.
 
     Raises:
         ValueError: `.partial` is not ours.
     """
     partial = out_dir / ".partial"
-    path, settings = partial / "settings.json", None
-    if not partial.is_symlink() and (not partial.exists() or (partial.is_dir() and not any(partial.iterdir()))):
+    if not partial.exists():
         return None
     try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        warnings.warn(f"{path} cannot be read ({error}) and is written anew", stacklevel=2)
-        return None
-    except OSError:
-        pass  # not there
-    if not isinstance(settings, dict) or not set(IDENTITY + RUN) <= set(settings):
-        if path.is_file() and any(partial.glob("batch-*.npz")):
-            warnings.warn(f"{path} was damaged and is written anew", stacklevel=2)
-            return None
+        settings = json.loads((partial / "settings.json").read_bytes())
+        if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
+            return settings
+        damaged = any(partial.glob("batch-*.npz"))
+    except ValueError:
+        damaged = True
+    except OSError:  # not there
+        if partial.is_dir() and all(path.name.startswith(".") for path in partial.iterdir()):
+            return None  # cut off right here
+        damaged = False
+    if not damaged:
         raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
-    return settings
+    warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
+    return None
 
 
 def refuse_strangers(out_dir: Path) -> None:
     """Refuse a folder that holds files under the names of ours, before a pass has come to write its own."""
-    strangers = [f for f in (*FILES, "manifest.json") if (out_dir / f).exists() or (out_dir / f).is_symlink()]
-    if strangers:
+    if strangers := [f for f in (*FILES, "manifest.json") if (out_dir / f).exists()]:
         raise ValueError(
             f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
             "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
@@ -232,11 +227,8 @@ def refuse_strangers(out_dir: Path) -> None:
 
 def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
     """Refuse to go on with, or to return, what was made with other settings."""
-    sides = [
-        f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here"
-        for k in keys
-        if k not in ("identity", "probe") and theirs.get(k) != ours[k]
-    ]
+    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
+    sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
     sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
     if sides:
         raise ValueError(
@@ -245,7 +237,7 @@ def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Pa
         )
 
 
-def say_what_comes(plan: Plan, encoder: Encoder, out_dir: Path) -> None:
+def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
     """Before a pass: what it takes for granted, what it will write, and whether that fits.
 
     Raises:
@@ -265,15 +257,13 @@ def say_what_comes(plan: Plan, encoder: Encoder, out_dir: Path) -> None:
             "that makes, so they count as sound. Give samples_per_token= or padding_masks=, or shorten clip_seconds.",
             stacklevel=3,
         )
-    least, most = plan.bytes
-    free = shutil.disk_usage(out_dir).free
+    least, most, free = plan.space(folder)
     if least > free:
-        raise OSError(_NO_SPACE.format(task.name, out_dir, least / 2**30, most / 2**30, free / 2**30))
+        raise plan.no_space(folder)
     if most > 1 << 28:
         tqdm.write(
             f"{task.name}: {len(seconds):,} clips to hear, at least {least / 2**30:.1f} GiB of artifacts, up to "
-            f"{most / 2**30:.1f} GiB of disk while it runs, {free / 2**30:.1f} GiB are free "
-            "(layers=, keep_clips= or means=False make it less)"
+            f"{most / 2**30:.1f} GiB of disk while it runs, {free / 2**30:.1f} GiB are free"
         )
 
 
@@ -285,6 +275,4 @@ def naming_space(plan: Plan, out_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sizes = (*plan.bytes, shutil.disk_usage(out_dir).free)
-        text = _NO_SPACE.format(plan.task.name, out_dir, *(size / 2**30 for size in sizes))
-        raise OSError(error.errno, text) from error
+        raise plan.no_space(out_dir) from error

@@ -7,85 +7,97 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aape.encoder import Encoder, hooked, noise
+from aape.encoder import Encoder, hooked, noise, spread
 
-
-def _look(encoder: Encoder, samples: int) -> dict[str, list[tuple[int, int]]]:
-    """(Tokens, width) of each call of each layer, on two waves of noise."""
-    seen: dict[str, list[tuple[int, int]]] = {name: [] for name in encoder.layers}
-
-    def see(layer: int, output: Tensor) -> None:
-        if output.shape[0] != 2:
-            raise ValueError(
-                f"layer {encoder.layers[layer]!r} gave {tuple(output.shape)} for a batch of 2 clips, expected "
-                "[2, ..., neurons]: its first axis is not the batch (windowed attention?), so clips cannot be told apart"
-            )
-        seen[encoder.layers[layer]].append((output[0, ..., 0].numel(), output.shape[-1]))
-
-    with hooked(encoder, encoder.layers, see):
-        embedded(encoder, noise(2, samples).to(encoder.device))
-    return seen
+Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each call
 
 
 @torch.inference_mode()
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
     """The clip embeddings [batch, dim], checked to be that."""
     found = encoder.embed(wave)
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(wave):
-        what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        advice = (
-            "" if isinstance(found, Tensor) else ": a model's output? Take its tokens: .last_hidden_state.mean(dim=1)"
-        )
-        raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]{advice}")
-    return found
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(wave):
+        return found
+    what = (
+        list(found.shape)
+        if isinstance(found, Tensor)
+        else (f"a {type(found).__name__} (a model's output? Take its tokens: .last_hidden_state.mean(dim=1))")
+    )
+    raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]")
 
 
-def shapes(encoder: Encoder) -> dict[str, list[tuple[int, int]]]:
-    """(Tokens, neurons) of each call of each layer, from dry runs on noise.
+def _look(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
+    """What each layer makes of a wave [batch, samples], and the embeddings."""
+    seen: Calls = {name: [] for name in encoder.layers}
+
+    def see(layer: int, output: Tensor) -> None:
+        if len(output) != len(wave):
+            raise ValueError(
+                f"layer {encoder.layers[layer]!r} gave {tuple(output.shape)} for {len(wave)} clips, expected "
+                f"[{len(wave)}, ..., neurons]: its first axis is not the batch (windowed attention?)"
+            )
+        seen[encoder.layers[layer]].append((output[0, ..., 0].numel(), output.shape[-1]))
+
+    with hooked(encoder, encoder.layers, see):
+        return seen, embedded(encoder, wave)
+
+
+def dry_run(encoder: Encoder) -> tuple[Calls, list[float]]:
+    """(Tokens, neurons) of each call of each layer, and the encoder's probe, from noise.
 
     Raises:
-        ValueError: a layer was not called, or its output is not [batch, ..., neurons].
+        ValueError: a layer was not called, or its output is not [batch, ..., neurons]; `embed` gives no embeddings, no
+            numbers, or others when a clip is alone: dropout or batch statistics are in use.
     """
-    seen = _look(encoder, encoder.dry_samples)
+    pair = noise(2, encoder.dry_samples).to(encoder.device)
+    seen, embeddings = _look(encoder, pair)
     if silent := [name for name in encoder.layers if not seen[name]]:
         raise ValueError(f"{encoder.name}: layer {silent[0]!r} was never called by embed(); check the pattern")
     try:
-        shorter = _look(encoder, encoder.dry_samples // 2)
+        shorter, _ = _look(encoder, pair[:1, : encoder.dry_samples // 2])
     except (RuntimeError, ValueError, AssertionError, IndexError):
         shorter = seen  # embed takes waves of one length only: nothing to compare
     for name, calls in seen.items():
-        found = sorted({width for _, width in [*calls, *shorter[name]]})
-        if len(found) > 1:
+        if len(found := sorted({width for _, width in [*calls, *shorter[name]]})) > 1:
             raise ValueError(
                 f"{encoder.name}: the last axis of layer {name!r} has {' or '.join(map(str, found))} channels, by the "
                 "length of the wave: that is time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
             )
-    return seen
+    alone, first = embedded(encoder, pair[:1])[0].float(), embeddings[0].float()
+    if not alone.isfinite().all():
+        raise ValueError(f"{encoder.name} embeds noise as {alone[:3].tolist()} ..., expected numbers: damaged weights?")
+    error, size = float((alone - first).abs().max()), float(first.abs().max())
+    if error > size * (1e-3 if encoder.dtype in ("float32", "float64") else 5e-2):
+        raise ValueError(
+            f"{encoder.name} embeds the same wave differently a second time, by {error / size:.1%} of the largest "
+            "value: is it in training mode? Call module.eval() and collect again."
+        )
+    return seen, spread(alone)
 
 
 def widths(encoder: Encoder) -> dict[str, int]:
-    """Neurons of each layer. Raises ValueError where `shapes` does."""
-    return {name: calls[0][1] for name, calls in shapes(encoder).items()}
+    """Neurons of each layer. Raises ValueError where `dry_run` does."""
+    return {name: calls[0][1] for name, calls in dry_run(encoder)[0].items()}
 
 
-def common_width(encoder: Encoder, layers: Sequence[str]) -> int:
+def common_width(encoder: Encoder, layers: Sequence[str], seen: Calls) -> int:
     """Neurons per layer, which must be equal: the artifacts are one tensor [layers, neurons, classes].
 
+    Args:
+        layers: the names of those to be counted. seen: what `dry_run` found of all.
+
     Raises:
-        ValueError: layers of different width or with different tokens, named; an unknown layer; see `shapes`.
+        ValueError: layers of different width or with different tokens, named; an unknown layer.
     """
-    by_layer = shapes(encoder)
-    if unknown := [name for name in layers if name not in by_layer]:
-        raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; its layers are {', '.join(by_layer)}")
-    width = {name: by_layer[name][0][1] for name in layers}
-    tokens = {name: [n for n, _ in by_layer[name]] for name in layers}
+    if unknown := [name for name in layers if name not in seen]:
+        raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; its layers are {', '.join(seen)}")
+    width = {name: seen[name][0][1] for name in layers}
     if len(set(width.values())) != 1:
         raise ValueError(
             f"{encoder.name}: layers of different width cannot share one tensor [layers, neurons, classes]: "
-            + ", ".join(f"{n} has {width[n]}" for n in layers)
-            + ". Choose layers of one width (layers=...), one collection for each."
+            f"{', '.join(f'{n} has {w}' for n, w in width.items())}. Collect those of one width (layers=...) at a time."
         )
-    same_tokens(encoder, tokens)
+    same_tokens(encoder, {name: [tokens for tokens, _ in seen[name]] for name in layers})
     return width[layers[0]]
 
 
@@ -97,6 +109,6 @@ def same_tokens(encoder: Encoder, tokens: Mapping[str, list[int]]) -> None:
     if len(groups) > 1:
         found = "; ".join(f"{calls} tokens in {', '.join(names)}" for calls, names in groups.items())
         raise ValueError(
-            f"{encoder.name}: its layers see different tokens of one clip ({found}; + between calls). Choose layers of "
-            "one kind (layers=[...]), one collection for each."
+            f"{encoder.name}: its layers see different tokens of one clip ({found}; + between calls). Collect layers of "
+            "one kind (layers=[...]) at a time."
         )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+
+def in_time(counts: Sequence[int]) -> list[Tensor]:
+    """The grid of tokens that follow each other in time, `counts` of them a call: frequency 0, time counted on."""
+    times = torch.arange(sum(counts))
+    return list(torch.stack([torch.zeros_like(times), times], dim=1).split(list(counts)))
 
 
 class TimeTokens:
@@ -30,20 +36,19 @@ class TimeTokens:
         """
         if samples not in self.known:
             found = self.tokens_of(samples)
-            pieces = [min(self.window, samples - start) for start in range(0, samples, self.window)]
-            # A front end that pads to its whole window makes tokens behind a short wave.
-            likely = [{*self._likely(piece), *self._likely(self.window)} for piece in pieces]
-            if len(found) != len(pieces) or any(n not in these for n, these in zip(found, likely, strict=True)):
+            # Convolutions without padding make up to three fewer tokens than fit; a front end that pads to its whole
+            # window makes tokens behind a short wave.
+            fit = [math.ceil(min(self.window, samples - start) / self.step) for start in range(0, samples, self.window)]
+            whole = math.ceil(self.window / self.step)
+            if len(found) != len(fit) or not all(
+                0 <= n - tokens <= 3 or 0 <= whole - tokens <= 3 for n, tokens in zip(fit, found, strict=True)
+            ):
                 raise ValueError(
                     f"{samples} samples gave {found} tokens, samples_per_token={self.step:g} would give about "
                     f"{samples / self.step:.0f}. Class tokens? Pass padding_masks and token_grid instead."
                 )
             self.known[samples] = found
         return self.known[samples]
-
-    def _likely(self, samples: int) -> range:
-        """How many tokens a wave may give: convolutions without padding make up to three fewer than fit."""
-        return range(math.ceil(samples / self.step) - 3, math.ceil(samples / self.step) + 1)
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """A token is padding when its samples begin behind the last valid one."""
@@ -55,6 +60,4 @@ class TimeTokens:
 
     def grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time counted on across calls."""
-        counts = self.tokens(samples)
-        times = torch.arange(sum(counts))
-        return list(torch.stack([torch.zeros_like(times), times], dim=1).split(counts))
+        return in_time(self.tokens(samples))

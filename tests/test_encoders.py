@@ -16,7 +16,12 @@ from torch import nn
 from aape.counting import count_active, count_batch
 from aape.encoder import Encoder, from_module, hooked
 from aape.encoders import m2d
-from aape.shapes import common_width, widths
+from aape.shapes import common_width, dry_run, widths
+
+
+def width_of(encoder: Encoder, layers) -> int:
+    return common_width(encoder, layers, dry_run(encoder)[0])
+
 
 SMALL = {"width": 64, "depth": 2}
 FOLDER = "small-80x64p16x16-0"
@@ -316,12 +321,12 @@ def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themsel
     ):
         encoder = halving(how)
         with pytest.raises(ValueError, match=f"{words}.*layers="):
-            common_width(encoder, encoder.layers)
+            width_of(encoder, encoder.layers)
         with pytest.raises(ValueError, match=words):
             count_batch(encoder, wave, full, encoder.layers, 8)
         with torch.no_grad():
             encoder.module.fc[2].bias.fill_(100.0)  # every token of the last layer is active
-        assert common_width(encoder, ["act.2"]) == common_width(encoder, ["act.0", "act.1"]) == 8
+        assert width_of(encoder, ["act.2"]) == width_of(encoder, ["act.0", "act.1"]) == 8
         last = count_batch(encoder, wave, full, ["act.2"], 8)
         assert (last.counts == last.tokens[:, None, None]).all()
         assert last.tokens.tolist() == [5 if how == "halves" else 20] * 3
@@ -330,7 +335,7 @@ def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themsel
 def test_time_on_the_last_axis_is_not_taken_for_neurons():
     encoder = halving("channels first")
     with pytest.raises(ValueError, match=r"'act\.2' has 50 or 100 channels, by the length of the wave"):
-        common_width(encoder, ["act.2"])
+        width_of(encoder, ["act.2"])
 
 
 def test_what_is_not_finite_in_a_layer_shows_in_the_means_of_that_clip_and_layer():
@@ -353,7 +358,7 @@ def test_a_models_output_in_place_of_an_embedding_is_named():
         (lambda wave: wave[:, :, None], r"\[2, 1000, 1\]"),
     ):
         with pytest.raises(ValueError, match=f"embed gave {words}"):
-            common_width(dataclasses.replace(toy, embed=embed), toy.layers)
+            width_of(dataclasses.replace(toy, embed=embed), toy.layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -404,8 +409,8 @@ def test_a_shared_activation_module_and_unequal_widths_are_refused():
     uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
     encoder = from_module(uneven, activations="[13]", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven")
     with pytest.raises(ValueError, match="1 has 8, 3 has 16"):
-        common_width(encoder, encoder.layers)
-    assert common_width(encoder, ["3"]) == 16
+        width_of(encoder, encoder.layers)
+    assert width_of(encoder, ["3"]) == 16
 
 
 @pytest.mark.parametrize("layout", ["model key", "top level", "full with args", "EVAR prefix", "safetensors"])
@@ -465,12 +470,12 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     with pytest.raises(ValueError, match=r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"):
         m2d.load(save(tmp_path / FOLDER / "odd.pth", odd))
     for name, change, words in (
-        ("far", {"blocks.999999999.norm1.weight": torch.zeros(64)}, "numbers up to 999999999, expected 0 to 2"),
-        ("flat", {"pos_embed": torch.zeros(21)}, r"'pos_embed' is \[21\]"),
+        ("far", {"blocks.999999999.norm1.weight": torch.zeros(64)}, "12 tensors missing"),
+        ("flat", {"pos_embed": torch.zeros(21)}, r"'pos_embed': \(21,\)"),
         ("vast", {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**9, 64)}, r"says \[1, 1000000000, 64\]"),
         ("tall", {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "no ViT of M2D's kind"),
-        ("nan", {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds values that are not finite"),
-        ("whole", {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds torch.int64"),
+        ("nan", {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds .* not finite"),
+        ("whole", {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds whole numbers"),
     ):
         with pytest.raises(ValueError, match=words):
             m2d.load(save(tmp_path / FOLDER / f"{name}.pth", tensors | change))

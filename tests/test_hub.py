@@ -389,9 +389,9 @@ def test_models_that_are_none_of_these_get_the_lines_to_write(tmp_path):
     [
         ("GatedRepoError", "gated.*hf auth login"),
         ("RepositoryNotFoundError", "no model of this name"),
-        ("RevisionNotFoundError", "no revision 'v9'"),
-        ("LocalEntryNotFoundError", "cannot be reached.*give a folder"),
-        ("EntryNotFoundError", "no config.json on the Hub"),
+        ("RevisionNotFoundError", r"\(v9\).*no such revision"),
+        ("LocalEntryNotFoundError", "cannot be reached.*Give a folder"),
+        ("EntryNotFoundError", "has no config.json"),
     ],
 )
 def test_a_name_that_cannot_be_had_says_why(monkeypatch, kind_of_error, words):
@@ -433,8 +433,8 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
     for kind, options, words in (
         ("hubert", {"revision": "main"}, "is a folder on this machine"),
         ("hubert", {"full_window": True}, "full_window is Whisper's"),
-        ("hubert", {"layers": [7]}, "no layer 7"),
-        ("hubert", {"layers": []}, "no layer"),
+        ("hubert", {"layers": [7]}, r"layers=\[7\]"),
+        ("hubert", {"layers": []}, r"layers=\[\]"),
         ("hubert", {"clip_seconds": 0.001}, "takes 0.025 to inf s"),
         ("whisper", {"clip_seconds": 3.0}, "takes 6.25e-05 to 2 s"),
         ("audio-spectrogram-transformer", {"clip_seconds": 0.5}, "takes 0.64 to 0.64 s"),
@@ -448,7 +448,7 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
     with pytest.raises(ValueError, match=r"1 are missing.*intermediate_dense\.bias"):
         from_hub(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="weights cannot be loaded"):
+    with pytest.raises(OSError, match="the weights of this hubert model cannot be loaded"):
         from_hub(folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(OSError, match=r"preprocessor_config\.json"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aape.encoder import Stages
+from aape.tokens import in_time
 
 WINDOW = 30.0  # s, of models without a longest input
 
@@ -34,17 +35,17 @@ def ears_of(
     """
     rate = extractor.sampling_rate
     if family in ("timm", "audio-spectrogram-transformer"):
-        patches = _of_timm(model, extractor) if family == "timm" else _of_ast(model, extractor)
-        shortest, longest = patches.window, float(patches.window)
+        patches = (_of_timm if family == "timm" else _of_ast)(model, extractor)
+        least, longest = patches.window, float(patches.window)
     else:
         of = {"whisper": _of_whisper, "wav2vec2-bert": _of_filter_bank}.get(family, _of_convolutions)
-        steps = of(model, extractor, full_window)
-        patches, shortest, longest = None, steps.least, steps.limit or float("inf")
+        steps, patches = of(model, extractor, full_window), None
+        least, longest = steps.least, steps.limit or math.inf
     window = min(longest, round(WINDOW * rate)) if clip_seconds is None else round(clip_seconds * rate)
-    if not shortest <= window <= longest:
+    if not least <= window <= longest:
         raise ValueError(
-            f"clip_seconds={clip_seconds}: this {family} model takes {shortest / rate:g} to {longest / rate:g} s at "
-            "once (longer waves are cut into such pieces)"
+            f"clip_seconds={clip_seconds}: this {family} model takes {least / rate:g} to {longest / rate:g} s at once "
+            "(longer waves are cut into such pieces)"
         )
     return patches or TimeEars(steps, int(window))
 
@@ -86,14 +87,12 @@ class TimeEars:
     """Embedding, padding masks and grid of a model whose tokens follow each other in time."""
 
     def __init__(self, steps: Steps, window: int) -> None:
-        self.steps, self.window, self.note = steps, window, steps.note
-        self.cell_samples = steps.step
+        self.steps, self.window, self.note, self.cell_samples = steps, window, steps.note, steps.step
 
     def _pieces(self, samples: int) -> list[tuple[int, int, int]]:
         """First sample, samples, and samples as the model gets them, of each piece of a wave."""
-        starts = range(0, samples, self.window)
-        lengths = [min(self.window, samples - start) for start in starts]
-        return [(start, n, max(n, self.steps.least)) for start, n in zip(starts, lengths, strict=True)]
+        starts = [(start, min(self.window, samples - start)) for start in range(0, samples, self.window)]
+        return [(start, length, max(length, self.steps.least)) for start, length in starts]
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
@@ -152,9 +151,7 @@ class TimeEars:
 
     def token_grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time counted on across pieces."""
-        counts = [self.steps.tokens(given) for _, _, given in self._pieces(samples)]
-        times = torch.arange(sum(counts))
-        return list(torch.stack([torch.zeros_like(times), times], dim=1).split(counts))
+        return in_time([self.steps.tokens(given) for _, _, given in self._pieces(samples)])
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """The spectrogram of each piece, one after the other [batch, bands, frames]."""
@@ -165,8 +162,12 @@ class TimeEars:
         )
 
 
-def _on(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _given(model: nn.Module, extractor: Any, clips: list[np.ndarray], length: int, **options: Any) -> Any:
+    """What an extractor makes of clips that it pads to a length, on the model's device."""
+    return extractor(
+        clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=length, return_tensors="pt",
+        **options,
+    ).to(next(model.parameters()).device)  # fmt: skip
 
 
 def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
@@ -178,10 +179,7 @@ def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
         least = (least - 1) * stride + kernel
 
     def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        given = extractor(
-            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=samples,
-            return_attention_mask=True, return_tensors="pt",
-        ).to(_on(model))  # fmt: skip
+        given = _given(model, extractor, clips, samples, return_attention_mask=True)
         # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
         mask = given["attention_mask"] if extractor.return_attention_mask else None
         return model(given["input_values"], attention_mask=mask).last_hidden_state
@@ -201,10 +199,8 @@ def _of_filter_bank(model: Any, extractor: Any, full_window: bool) -> Steps:
         return (samples - 5 * unit // 2) // unit + 1
 
     def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        given = extractor(
-            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=frames(samples),
-            pad_to_multiple_of=stride, return_attention_mask=True, return_tensors="pt",
-        ).to(_on(model))  # fmt: skip
+        options = {"pad_to_multiple_of": stride, "return_attention_mask": True}
+        given = _given(model, extractor, clips, frames(samples), **options)
         mask = given["attention_mask"] if extractor.return_attention_mask else None
         return model(given["input_features"], attention_mask=mask).last_hidden_state
 
@@ -221,10 +217,7 @@ def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
 
     def features(clips: list[np.ndarray], samples: int) -> Tensor:
         length = limit if full_window else samples
-        return extractor(
-            clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=length,
-            pad_to_multiple_of=step, return_tensors="pt",
-        ).to(_on(encoder))["input_features"]  # fmt: skip
+        return _given(encoder, extractor, clips, length, pad_to_multiple_of=step)["input_features"]
 
     def before(clips: list[np.ndarray], samples: int) -> Tensor:
         x = nn.functional.gelu(encoder.conv1(features(clips, samples)))

@@ -29,6 +29,13 @@ from aape.encoders.ears import TimeEars, ears_of
 
 _MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
 _CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"
+# The Hub's errors, in words
+_WHY = {
+    "GatedRepoError": "it is gated: accept its terms on its page of the Hub and log in with `hf auth login`",
+    "RevisionNotFoundError": "no such revision: its page on the Hub lists the commits under Files",
+    "RepositoryNotFoundError": "the Hub has no model of this name that this machine may read (private: `hf auth login`)",
+    "HFValidationError": "this is no name on the Hub, expected owner/model",
+}
 # model type -> globs over its modules, of which the first that matches is taken (names differ between transformers 4, 5)
 FAMILIES: dict[str, tuple[str, ...]] = {
     "wav2vec2": (_MLP,),
@@ -73,11 +80,10 @@ def from_hub(
         ValueError: no audio Transformer of these families (the message shows what to write instead), weights missing in
             the file, an unknown layer, or a clip longer than the model takes.
     """
-    source = str(name_or_folder)
-    if Path(source).expanduser().is_dir():
-        source = str(Path(source).expanduser())
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} is of the Hub, {source} is a folder on this machine: leave it out")
+    folder = Path(name_or_folder).expanduser()
+    source = str(folder if folder.is_dir() else name_or_folder)
+    if folder.is_dir() and revision is not None:
+        raise ValueError(f"revision={revision!r} is of the Hub, {source} is a folder on this machine: leave it out")
     revision = revision or "main"
     settings, commit = _config(source, revision)
     family = settings.get("model_type") or ("timm" if "architecture" in settings else None)
@@ -92,10 +98,7 @@ def from_hub(
     model.float().eval().requires_grad_(False)
     ears = ears_of(model, extractor, family, clip_seconds, full_window)
     origin = {"source": source, "family": family, "front_end": ears.note, "sha256": sha256_of_state(model)}
-    if commit:
-        origin["revision"] = commit
-    if seed is not None:
-        origin |= {"drawn": "at random", "seed": seed}
+    origin |= ({"revision": commit} if commit else {}) | ({} if seed is None else {"drawn": "at random", "seed": seed})
     names = {name for name, _ in model.named_modules()}
     pattern = next(p for p in FAMILIES[family] if p.replace("*", "0").replace("[12]", "1") in names)
     encoder = from_module(
@@ -119,11 +122,11 @@ def from_hub(
 
 def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:
     """Some of an encoder's layers, in the order of depth."""
-    unknown = [k for k in layers if k not in encoder.layers and k not in range(len(encoder.layers))]
-    if unknown or not layers:
+    have = encoder.layers
+    if not layers or any(k not in have and k not in range(len(have)) for k in layers):
         raise ValueError(
-            f"{encoder.name} has no layer {unknown[0] if unknown else layers!r}: its {len(encoder.layers)} layers are "
-            f"{encoder.layers[0]} ... {encoder.layers[-1]}, or 0 to {len(encoder.layers) - 1}"
+            f"{encoder.name} has not all of layers={list(layers)}: expected some of {have[0]} ... {have[-1]}, or of 0 to "
+            f"{len(have) - 1}"
         )
     return {n: m for place, (n, m) in enumerate(encoder.activations.items()) if n in layers or place in layers}
 
@@ -143,48 +146,30 @@ def _write_it_yourself(source: str, found: str) -> str:
 
 
 def _config(source: str, revision: str) -> tuple[dict[str, Any], str | None]:
-    """The model's config.json, and the commit that it is of (None for a folder)."""
+    """The model's config.json, and the commit that it is of (None for a folder).
+
+    Raises:
+        OSError, ValueError: it cannot be had; the message says why, and what to do.
+    """
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
     try:
-        from transformers.utils import cached_file
-        from transformers.utils.hub import extract_commit_hash
-    except ImportError as error:
-        raise ImportError("from_hub needs the package transformers: pip install transformers") from error
-    try:
-        path = cached_file(source, "config.json", revision=revision)
-        if path is None:
-            raise FileNotFoundError("no config.json")
+        path = str(cached_file(source, "config.json", revision=revision))
+        commit = None if Path(source).is_dir() else extract_commit_hash(path, None)
+        return json.loads(Path(path).read_text(encoding="utf-8")), commit
     except OSError as error:
-        raise _named(error, source, revision) from error
-    commit = None if Path(source).is_dir() else extract_commit_hash(str(path), None)
-    return json.loads(Path(str(path)).read_text(encoding="utf-8")), commit
-
-
-def _named(error: OSError, source: str, revision: str) -> Exception:
-    """The error of a model that cannot be had: what was expected, what was found, what to do."""
-    kinds, cause = set(), error
-    while cause is not None:
-        kinds.add(type(cause).__name__)
-        cause = cause.__cause__  # type: ignore[assignment]
-    if Path(source).is_dir():
-        return ValueError(_write_it_yourself(source, "has no config.json, so it is no folder of save_pretrained"))
-    if "GatedRepoError" in kinds:
-        return OSError(
-            f"{source} is gated: accept its terms on https://huggingface.co/{source} and log in with `hf auth login`, "
-            "or give a folder that holds it."
-        )
-    if "RevisionNotFoundError" in kinds:
-        return OSError(f"{source} has no revision {revision!r}; its page on the Hub lists the commits under Files.")
-    if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
-        return ValueError(_write_it_yourself(source, "has no config.json on the Hub"))
-    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
-        return OSError(
-            f"{source}: no such folder here, and no model of this name on the Hub that this machine may read. Expected "
-            '"owner/model", or a folder that save_pretrained wrote; private models need `hf auth login`.'
-        )
-    return OSError(
-        f"{source}: no such folder here, and the Hub cannot be reached ({str(error).splitlines()[0][:160]}) Without a "
-        "network give a folder that save_pretrained wrote on another machine."
-    )
+        kinds, cause = set(), error  # huggingface_hub's own error lies below that of transformers
+        while cause is not None:
+            kinds.add(type(cause).__name__)
+            cause = cause.__cause__  # type: ignore[assignment]
+        if Path(source).is_dir() or ("EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds):
+            raise ValueError(_write_it_yourself(source, "has no config.json")) from error
+        why = next((text for kind, text in _WHY.items() if kind in kinds), f"the Hub cannot be reached ({error})")
+        raise OSError(
+            f"{source} ({revision}): no such folder here, and {' '.join(why.split())[:300]}.\nGive a folder that save_pretrained wrote, "
+            "here or on another machine."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -193,8 +178,7 @@ def _quietly() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error(), logging.disable_progress_bar()
     try:
         yield
     finally:
@@ -210,30 +194,28 @@ def _from_transformers(source: str, family: str, revision: str, trained: bool) -
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     config.mask_time_prob = config.mask_feature_prob = 0.0  # of training only, with a tensor that no file need hold
     config.add_adapter = False  # layers behind the last block that shorten the sequence
+    # Whisper's encoder alone is what its audio classifier has; WhisperModel would draw a decoder at random.
+    whisper = family == "whisper"
+    kind: Any = transformers.WhisperForAudioClassification if whisper else transformers.AutoModel
+    report: dict[str, Any] = {}
     try:
         extractor = transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision)
+        if trained:
+            model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
+        else:
+            model = kind(config) if whisper else kind.from_config(config)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{source} holds a {family} model without its feature extractor: expected a preprocessor_config.json "
-            f"beside config.json ({str(error).splitlines()[0][:160]})"
+            f"{source}: preprocessor_config.json or the weights of this {family} model cannot be loaded beside "
+            f"config.json: {str(error).splitlines()[0][:300]}"
         ) from error
-    # Whisper's encoder alone is what its audio classifier has; WhisperModel would draw a decoder at random.
-    kind: Any = transformers.WhisperForAudioClassification if family == "whisper" else transformers.AutoModel
-    if not trained:
-        model = kind(config) if family == "whisper" else kind.from_config(config)
-        return (model.encoder if family == "whisper" else model), extractor
-    try:
-        model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
-    except OSError as error:
-        raise OSError(f"{source}: its weights cannot be loaded: {str(error).splitlines()[0][:300]}") from error
-    lost = sorted(k for k in report["missing_keys"] if not {"projector", "classifier"} & set(k.split(".")))
-    lost += [str(k) for k in report["mismatched_keys"]]
-    if lost:
+    lost = [k for k in report.get("missing_keys", ()) if not {"projector", "classifier"} & set(k.split("."))]
+    if lost := sorted(map(str, [*lost, *report.get("mismatched_keys", ())])):
         raise ValueError(
             f"{source} does not hold all weights of its {family} model: {len(lost)} are missing or of another shape, "
             f"e.g. {', '.join(lost[:3])}. Random ones in their place would not be this model."
         )
-    return (model.encoder if family == "whisper" else model), extractor
+    return (model.encoder if whisper else model), extractor
 
 
 def _from_timm(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
@@ -244,10 +226,10 @@ def _from_timm(source: str, family: str, revision: str, trained: bool) -> tuple[
     address = f"local-dir:{source}" if Path(source).is_dir() else f"hf_hub:{source}@{revision}"
     model = timm.create_model(address, pretrained=trained, num_classes=0)
     patches: Any = getattr(model, "patch_embed", None)
-    if patches is None or patches.proj.in_channels != 1 or not hasattr(model, "num_prefix_tokens"):
-        channels = "another kind of" if patches is None else patches.proj.in_channels
+    channels = 0 if patches is None or not hasattr(model, "num_prefix_tokens") else patches.proj.in_channels
+    if channels != 1:
         raise ValueError(
-            _write_it_yourself(source, f"takes {channels} channels of an image, expected a spectrogram's 1")
+            _write_it_yourself(source, f"takes patches of {channels} channels, expected a spectrogram's 1")
         )
     frames, mels = patches.img_size
     return model, ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)

@@ -40,20 +40,11 @@ class LogMel(nn.Module):
 
         if sample_rate not in _FRONT_ENDS:
             raise ValueError(f"sample_rate must be one of {sorted(_FRONT_ENDS)} Hz, found {sample_rate}")
-        window, self.hop, f_min, f_max = _FRONT_ENDS[sample_rate]
-        self.window = window
+        self.window, self.hop, low, high = _FRONT_ENDS[sample_rate]
         self.mel = nnAudio.features.MelSpectrogram(
-            sr=sample_rate,
-            n_fft=window,
-            win_length=window,
-            hop_length=self.hop,
-            n_mels=n_mels,
-            fmin=f_min,
-            fmax=f_max,
-            center=True,
-            power=2,
-            verbose=False,
-        )
+            sample_rate, n_fft=self.window, win_length=self.window, n_mels=n_mels, hop_length=self.hop, fmin=low,
+            fmax=high, center=True, power=2, verbose=False,
+        )  # fmt: skip
         self.register_buffer("norm_stats", torch.tensor(NORM_STATS), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -81,20 +72,12 @@ class M2DViT(VisionTransformer):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(
-            img_size=input_size,
-            patch_size=patch_size,
-            in_chans=1,
-            num_classes=0,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        )
+            img_size=input_size, patch_size=patch_size, in_chans=1, num_classes=0, embed_dim=width, depth=depth,
+            num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )  # fmt: skip
         self.input_size = (int(input_size[0]), int(input_size[1]))  # mels, frames of a chunk
-        self.grid = (input_size[0] // patch_size[0], input_size[1] // patch_size[1])
         self.patch = (int(patch_size[0]), int(patch_size[1]))
+        self.grid = (input_size[0] // patch_size[0], input_size[1] // patch_size[1])
         self.norm_stats = nn.Parameter(torch.tensor(NORM_STATS), requires_grad=False)
 
     def tokens(self, spectrogram: Tensor) -> Tensor:
@@ -103,8 +86,7 @@ class M2DViT(VisionTransformer):
         A short input uses the positions of the first time steps of every frequency row (M2D).
         """
         patches = self.patch_embed.proj(spectrogram)  # [batch, width, f, t]
-        f, t = patches.shape[-2:]
-        width = patches.shape[1]
+        _, width, f, t = patches.shape
         positions = self.pos_embed[:, 1:].reshape(1, *self.grid, width)[:, :, :t].reshape(1, f * t, width)
         sequence = patches.flatten(2).transpose(1, 2) + positions
         class_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(sequence), -1, -1)
@@ -137,10 +119,8 @@ class M2DAudio(nn.Module):
     def finish(self, sequences: list[Tensor]) -> Tensor:
         frames = []
         for x in sequences:
-            x = self.vit.norm(x)[:, 1:]  # no class token: [batch, f * t, width]
-            batch, _, width = x.shape
-            x = x.reshape(batch, self.vit.grid[0], -1, width).transpose(1, 2)  # [batch, t, f, width]
-            frames.append(x.flatten(2))
+            x = self.vit.norm(x)[:, 1:].unflatten(1, (self.vit.grid[0], -1))  # without class token [batch, f, t, width]
+            frames.append(x.transpose(1, 2).flatten(2))
         return torch.cat(frames, dim=1).mean(dim=1)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -171,14 +151,9 @@ class M2DAudio(nn.Module):
 
     def token_grid(self, samples: int) -> list[Tensor]:
         """(Frequency, time) patch of each token [1 + patches, 2], one tensor a chunk; -1 for the class token."""
-        cells, columns = [], 0
-        for first in self._columns(samples):
-            times = torch.arange(columns, columns + len(first))
-            cells.append(
-                nn.functional.pad(torch.cartesian_prod(torch.arange(self.vit.grid[0]), times), (0, 0, 1, 0), value=-1)
-            )
-            columns += len(first)
-        return cells
+        columns = [len(first) for first in self._columns(samples)]
+        rows, times = torch.arange(self.vit.grid[0]), torch.arange(sum(columns)).split(columns)
+        return [nn.functional.pad(torch.cartesian_prod(rows, t), (0, 0, 1, 0), value=-1) for t in times]
 
 
 def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] | None:
@@ -192,51 +167,35 @@ def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] |
 
 def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Sizes of the ViT that these tensors are of, checked against the folder's (or else the file's) name."""
-    for key, axes in {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}.items():
-        if key not in tensors or tensors[key].ndim != axes:
-            raise ValueError(
-                f"{path} is no M2D encoder: {key!r} is {'missing' if key not in tensors else list(tensors[key].shape)}. "
-                f"Found {len(tensors)} tensors, e.g. {', '.join(sorted(tensors)[:4]) or 'none'}."
-            )
-    width, channels, *patch = tensors["patch_embed.proj.weight"].shape
-    if channels != 1 or len(patch) != 2:
+    keys = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+    shapes = {key: tuple(tensors[key].shape) if key in tensors else () for key in keys}
+    kernel, positions, mlp = shapes.values()
+    if [len(kernel), len(positions), len(mlp)] != [4, 3, 2]:
         raise ValueError(
-            f"{path}: patch_embed takes {channels} channels, expected 1 (a spectrogram), not an image model"
+            f"{path} is no M2D encoder: of {len(tensors)} tensors, expected such of 4, 3 and 2 axes, found {shapes}"
         )
-    patches = tensors["pos_embed"].shape[1] - 1
+    width, patch, patches = kernel[0], kernel[2:], positions[1] - 1
     named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
-    if named is None:
-        mels, sample_rate = 80, 16000
-    else:
-        (mels, _), _, sample_rate = named
+    (mels, frames), named_patch, sample_rate = named or ((80, 0), patch, 16000)
     rows = mels // patch[0]
-    if not rows or width % max(1, width // 64):
+    if not rows or patches % rows or width % max(1, width // 64):
         raise ValueError(
-            f"{path}: patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}: no ViT of M2D's kind"
+            f"{path}: {patches} patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}: no ViT of M2D's kind"
         )
-    input_size = (mels, patches // rows * patch[1])
-    if named is not None and named[0][1] - named[0][1] % patch[1] == input_size[1]:
-        input_size = named[0]  # 80x1001: chunks of 1,001 frames, of which patches cover the first 992 (M2D)
-    if named is not None and (named[0] != input_size or named[1] != tuple(patch)):
-        (n_mels, n_frames), (n_f, n_t), _ = named
+    covered = patches // rows * patch[1]
+    if named is not None and (frames - frames % patch[1], named_patch) != (covered, patch):
         raise ValueError(
-            f"{path}: its name says input {n_mels}x{n_frames} in patches of {n_f}x{n_t}, its tensors hold {patches} "
-            f"positions for patches of {patch[0]}x{patch[1]} (input {input_size[0]}x{input_size[1]}). Rename the "
-            "folder, or find the checkpoint that belongs in it."
-        )
-    if patches % rows:
-        raise ValueError(f"{path}: {patches} positions do not fill {rows} rows of patches")
-    blocks = {int(m.group(1)) for m in (re.match(r"blocks\.(\d+)\.", k) for k in tensors) if m}
-    if blocks != set(range(len(blocks))):
-        raise ValueError(
-            f"{path}: {len(blocks)} blocks with numbers up to {max(blocks)}, expected 0 to {len(blocks) - 1}"
+            f"{path}: its name says input {mels}x{frames} in patches of {named_patch[0]}x{named_patch[1]}, its tensors "
+            f"hold {patches} positions for patches of {patch[0]}x{patch[1]}. Rename the folder, or find the checkpoint "
+            "that belongs in it."
         )
     return {
-        "input_size": input_size,
-        "patch_size": tuple(patch),
+        "input_size": (mels, frames or covered),  # 80x1001: of 1,001 frames patches cover the first 992 (M2D)
+        "patch_size": patch,
         "width": width,
-        "depth": len(blocks),
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "depth": len({key.split(".")[1] for key in tensors if key.startswith("blocks.")}),
+        "heads": max(1, width // 64),
+        "mlp_ratio": mlp[0] / width,
         "sample_rate": sample_rate,
     }
 
@@ -249,7 +208,7 @@ def load(
     patch_size: tuple[int, int] = (16, 16),
     width: int = 768,
     depth: int = 12,
-    name: str = "M2D",
+    name: str | None = None,
 ) -> Encoder:
     """An M2D encoder, or a ViT of its shape, from a checkpoint or with random weights.
 
@@ -258,7 +217,7 @@ def load(
             "random". The shape comes from the tensors, and must agree with the folder's name where that speaks
             (M2D: `<model>-80x608p16x16...`).
         seed, input_size, patch_size, width, depth: of random weights only; heads have 64 channels each.
-        name: what tables call the model.
+        name: what tables call the model; M2D, and of random weights M2D (untrained).
 
     Raises:
         FileNotFoundError, ValueError: no such file; damaged; another architecture; name and tensors disagree.
@@ -274,7 +233,7 @@ def load(
         tensors = read_checkpoint(path, _PREFIXES)
         shape = _shape_of(tensors, path)
         sample_rate = shape.pop("sample_rate")
-        vit = M2DViT(heads=max(1, shape["width"] // 64), **shape)
+        vit = M2DViT(**shape)
         tensors.setdefault("norm_stats", torch.tensor(NORM_STATS))
         fill(vit, tensors, path)
         provenance = {"source": str(weights_path), "sha256": sha256_of(path)}
@@ -282,7 +241,7 @@ def load(
     model.requires_grad_(False)
     blocks: list[Any] = list(vit.blocks)
     return Encoder(
-        name=name,
+        name=name or ("M2D (untrained)" if str(weights_path) == "random" else "M2D"),
         sample_rate=sample_rate,
         clip_seconds=vit.input_size[1] * model.front_end.hop / sample_rate,
         module=model,
