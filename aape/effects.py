@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,8 @@ from aape.trials import MEASURES, Bench, Sets, Trial
 
 MODES: dict[str, str | float] = {"mean": "mean", "zero": 0.0, "resample": "resample"}  # name -> `Trial.change`
 CONTROLS = {"as active in the classes": "active", "layer-matched": "layer", "rate-matched": "rate"}  # first: decisive
-ROUND = 20  # controls between two looks at whether more of them can matter
-ENOUGH = 10  # controls on either side of a target: its p can no longer come below 11 / (n + 1)
+SIDES = (-1, 1)  # as low as the target, as high
+ROUND = 10  # controls between two looks at whether more of them can matter
 AT = ("task", "model", "target", "mode")
 Row = dict[str, Any]
 
@@ -127,6 +128,8 @@ def _changes(
         if not targeted and not everywhere:
             continue
         mine = trial.clips & (bench.labels == c)
+        if not mine.any():
+            continue
         first, second = before[m, mine].mean(), after[m, mine].mean()
         row = {**trial.at, "class": name, "targeted": targeted, "measure": measure, "before": first, "after": second}
         row["difference"] = second - first
@@ -240,8 +243,8 @@ def control_rows(
 ) -> list[Row]:
     """Rows of the control sets of each kind and mode, drawn until they are all there or none can matter any more.
 
-    A kind ends early once every test has ENOUGH controls on either side: no p can then come below 11 / (n + 1), and
-    none that does is touched by it, so that p stays valid below that.
+    A class is left out once each of its tests has (n + 1) // 20 controls on either side: no p can then be 0.05 or less,
+    and none that would be is touched by it.
 
     Args:
         bench: where they run. aim: the target. chosen: the selection by fold. settings: how many.
@@ -253,34 +256,29 @@ def control_rows(
     rates = dict(zip(CONTROLS, (in_classes, dict.fromkeys(aim.sets), overall), strict=True))
     head, decisive = settings.modes[0], next(iter(CONTROLS))
     counts = (settings.controls, settings.layer_matched, settings.rate_matched)
-    waiting = {(head, control): n for control, n in zip(CONTROLS, counts, strict=True)}
-    waiting |= {(mode, decisive): settings.other_modes for mode in settings.modes[1:]}
+    wanted = {(head, control): n for control, n in zip(CONTROLS, counts, strict=True)}
+    wanted |= {(mode, decisive): settings.other_modes for mode in settings.modes[1:]}
     mine = {(r["kind"], r["class"], r["measure"]): r["effect"] for r in own if r["targeted"]}
+    sides: Counter[tuple] = Counter()  # (kind, control, class, measure, side) -> controls there
     rows: list[Row] = []
-    for start in itertools.count(0, ROUND):
-        waiting = {key: n for key, n in waiting.items() if n > start}
-        if not waiting:
-            return rows
-        trials = [
-            Trial(
-                _draw(bench, aim, control, rates[control], number),
-                aim.here | aim.panel,
-                MODES[mode],
-                at=aim.at | {"kind": mode, "control": control, "number": number},
-            )
-            for (mode, control), n in waiting.items()
-            for number in range(start, min(start + ROUND, n))
-        ]
-        rows += change_rows(bench, aim, trials, before, bar)
-        for (mode, control), n in list(waiting.items()):
-            found: dict[tuple[str, str, str], list[float]] = {}
-            for row in rows:
-                if (row["kind"], row["control"]) == (mode, control):
-                    found.setdefault((mode, row["class"], row["measure"]), []).append(row["effect"])
-            sides = [(np.array(v) <= mine[k] + 1e-9, np.array(v) >= mine[k] - 1e-9) for k, v in found.items()]
-            if min(min(low.sum(), high.sum()) for low, high in sides) >= ENOUGH:
-                bar.update(max(0, n - start - ROUND) * int((aim.here | aim.panel).sum()))
-                del waiting[mode, control]
+    for start in range(0, max(wanted.values()), ROUND):
+        trials, planned = [], 0
+        for (mode, control), n in wanted.items():
+            tests = {c: itertools.product([mode], [control], [bench.classes[c]], MEASURES, SIDES) for c in aim.classes}
+            undecided = [c for c, keys in tests.items() if min(sides[key] for key in keys) < max(1, (n + 1) // 20)]
+            clips = aim.panel | aim.here & np.isin(bench.labels, undecided)
+            numbers = range(start, min(start + ROUND, n))
+            planned += len(numbers) * int((aim.panel | aim.here).sum())
+            for number in numbers if undecided else ():
+                at = aim.at | {"kind": mode, "control": control, "number": number}
+                trials.append(Trial(_draw(bench, aim, control, rates[control], number), clips, MODES[mode], at=at))
+        bar.update(planned - sum(int(trial.clips.sum()) for trial in trials))
+        new = change_rows(bench, aim, trials, before, bar)
+        for row in new:
+            more = row["effect"] - mine[row["kind"], row["class"], row["measure"]]
+            for side in SIDES:
+                sides[row["kind"], row["control"], row["class"], row["measure"], side] += side * more >= -1e-9
+        rows += new
     return rows
 
 
