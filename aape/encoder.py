@@ -37,12 +37,12 @@ class Stages:
             and a function from the sequences after the last block to the clip embedding [batch, dim].
         blocks: the blocks in order, [batch, tokens, width] -> [batch, tokens, width].
         projections: the linear layer of each block that adds the counted activations to the residual stream, so that
-            block(x) = rest(x) + projection(activations), nothing in between; or None.
+            block(x) = rest(x) + projection(activations), nothing in between.
     """
 
     begin: Callable[[Tensor], tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]]
     blocks: Sequence[Callable[[Tensor], Tensor]]
-    projections: Sequence[nn.Linear] | None = None
+    projections: Sequence[nn.Linear]
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,19 @@ value, such as its mean over the training clips, or by what it does in another c
     with silenced(encoder, [[3, 17], [5, 2]]):
         embedding = encoder.embed(wave)
 
-`embed_with_sets` embeds batches of clips once for each of many sets. Where the encoder comes with its `stages`, the
-front end runs once per batch, the blocks below a set's first layer run once for all sets, and each set pays only for
-the layers that follow. If the stages name the projection behind each counted layer, not even the block of the first
-silenced layer is computed again: silencing k neurons there changes its output by the k columns of the projection, an
+`embed_with_sets` embeds a batch of clips once for each of many sets. Where the encoder comes with its `stages`, the
+front end runs once, the blocks up to a set's first layer run once for all sets, and each set pays only for the blocks
+that follow: silencing k neurons of a block changes its output by k columns of the projection behind them, an
 [tokens, k] by [k, width] product. Staged embeddings equal those of full passes to 1e-6 of the largest absolute
-embedding value, not bit for bit, since that one sum is taken in another order; without projections the same operations
-run on the same numbers.
+embedding value, not bit for bit, since that one sum is taken in another order.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -58,9 +55,9 @@ class NeuronSet:
         """Indices of the layers that are changed, in order."""
         return sorted(set(self.neurons[:, 0].tolist()))
 
-    def neurons_of(self, layer: int) -> np.ndarray:
+    def neurons_of(self, layer: int) -> Tensor:
         """Neuron indices [n] in one layer."""
-        return self.neurons[self.neurons[:, 0] == layer, 1]
+        return torch.from_numpy(self.neurons[self.neurons[:, 0] == layer, 1])
 
     def changed(self, layer: int, activations: Tensor, donor: _Donor | None = None, call: int = 0) -> Tensor:
         """What takes the place of the activations [..., n] of one layer's neurons, in its call number `call`."""
@@ -76,36 +73,22 @@ class NeuronSet:
 class _Donor:
     """Activations of one batch of other clips in the layers and neurons of the sets that resample."""
 
-    @torch.inference_mode()
     def __init__(self, encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet]) -> None:
         both = np.concatenate([change.neurons for change in sets])
-        self.members = {layer: np.unique(both[both[:, 0] == layer, 1]) for layer in sorted(set(both[:, 0].tolist()))}
+        self.members = {layer: torch.from_numpy(np.unique(both[both[:, 0] == layer, 1])) for layer in set(both[:, 0])}
         self.calls: dict[int, list[Tensor]] = {layer: [] for layer in self.members}
         layers = list(self.members)
 
         def see(i: int, activations: Tensor) -> None:
-            index = torch.from_numpy(self.members[layers[i]]).to(activations.device)
-            self.calls[layers[i]].append(activations[..., index])
+            self.calls[layers[i]].append(activations[..., self.members[layers[i]].to(activations.device)])
 
         with hooked(encoder, [encoder.layers[layer] for layer in layers], see):
             encoder.embed(wave)
 
-    def activations(self, layer: int, call: int, neurons: np.ndarray) -> Tensor:
+    def activations(self, layer: int, call: int, neurons: Tensor) -> Tensor:
         """[batch, tokens, n] of some neurons in one call of their layer."""
-        index = torch.from_numpy(np.searchsorted(self.members[layer], neurons))
-        return self.calls[layer][call].index_select(-1, index.to(self.calls[layer][call].device))
-
-
-def _sizes(encoder: Encoder) -> np.ndarray:
-    """Neurons of each counted layer, found by a dry run once and remembered for the modules' lifetime."""
-    if any(module not in _widths for module in encoder.activations.values()):
-        for name, width in widths(encoder).items():
-            _widths[encoder.activations[name]] = width
-    return np.array([_widths[module] for module in encoder.activations.values()])
-
-
-def _numpy(values: ArrayLike | Tensor) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        found = self.calls[layer][call]
+        return found[..., torch.searchsorted(self.members[layer], neurons).to(found.device)]
 
 
 def neuron_set(
@@ -134,44 +117,39 @@ def neuron_set(
             f"{encoder.name}: its counted layers ({encoder.layers[0]!r} ...) are the linear layers before the "
             "activation function. Scaling there is not scaling a neuron: wrap the model with the activation modules."
         )
-    array = _numpy(neurons)
-    if array.size == 0:
-        raise ValueError("the set of neurons is empty: there is nothing to silence, expected [k, 2] with k >= 1")
-    if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
+    array = torch.as_tensor(neurons).cpu().numpy()
+    if array.ndim != 2 or array.shape[1] != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
-            f"neurons must be integers [k, 2] of (layer index, neuron index), found {array.dtype} {list(array.shape)}"
+            "neurons must be integers [k, 2] of (layer index, neuron index), k >= 1: found "
+            f"{array.dtype} {list(array.shape)}{'' if array.size else ', an empty set'}"
         )
     array = array.astype(np.int64)
-    wrong = array[(array[:, 0] < 0) | (array[:, 0] >= len(encoder.layers))]
-    if len(wrong):
-        raise ValueError(
-            f"neuron {wrong[0].tolist()}: {encoder.name} has {len(encoder.layers)} counted layers, indices 0 to "
-            f"{len(encoder.layers) - 1}"
-        )
-    size = _sizes(encoder)[array[:, 0]]
-    wrong = np.flatnonzero((array[:, 1] < 0) | (array[:, 1] >= size))
-    if len(wrong):
-        layer = array[wrong[0], 0]
-        raise ValueError(
-            f"neuron {array[wrong[0]].tolist()}: layer {layer} ({encoder.layers[layer]!r}) of {encoder.name} has "
-            f"{size[wrong[0]]} neurons, indices 0 to {size[wrong[0]] - 1}"
-        )
+    sizes = _sizes(encoder)
+    for layer, neuron in array.tolist():
+        if not 0 <= layer < len(sizes) or not 0 <= neuron < sizes[layer]:
+            raise ValueError(
+                f"neuron [{layer}, {neuron}] is not in {encoder.name}, whose layers 0 to {len(sizes) - 1} have "
+                f"{', '.join(map(str, sizes))} neurons, each from 0"
+            )
     unique, counts = np.unique(array, axis=0, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"neuron {unique[counts > 1][0].tolist()} is in the set {counts.max()} times, expected once")
-    if not math.isfinite(gain) or gain < 0:
-        raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
+    if not math.isfinite(gain) or gain < 0 or (gain and replace_by is not None):
+        raise ValueError(f"gain must be 0 or more, and not given beside replace_by; found {gain}")
     if replace_by is None:
         return NeuronSet(array, float(gain), resample=resample)
-    if gain != 0:
-        raise ValueError(f"gain={gain} and replace_by exclude each other: give one of them")
-    values = _numpy(replace_by).astype(np.float32)
+    values = torch.as_tensor(replace_by).float().cpu().numpy()
     if values.shape != (len(array),) or not np.isfinite(values).all():
-        raise ValueError(
-            f"replace_by must hold one finite value for each of the {len(array)} neurons, found shape "
-            f"{list(values.shape)}{'' if values.shape != (len(array),) else ' with values that are not finite'}"
-        )
+        raise ValueError(f"replace_by must hold {len(array)} finite values, one a neuron; found {values}")
     return NeuronSet(array, replace_by=values)
+
+
+def _sizes(encoder: Encoder) -> list[int]:
+    """Neurons of each counted layer, found by a dry run once and remembered for the modules' lifetime."""
+    if any(module not in _widths for module in encoder.activations.values()):
+        for name, width in widths(encoder).items():
+            _widths[encoder.activations[name]] = width
+    return [_widths[module] for module in encoder.activations.values()]
 
 
 @contextlib.contextmanager
@@ -183,7 +161,7 @@ def _applied(
     Each layer's first call counts as its call number `call`, where the clips are those of several chunks.
     """
     layers = [layer for layer in change.layers if layer > above]
-    places = [torch.from_numpy(change.neurons_of(layer)).to(encoder.device) for layer in layers]
+    places = [change.neurons_of(layer).to(encoder.device) for layer in layers]
     calls = dict.fromkeys(layers, call)
 
     def see(i: int, activations: Tensor) -> Tensor:
@@ -231,50 +209,35 @@ def silenced(
         )
 
 
-def _on_device(encoder: Encoder, wave: Tensor) -> Tensor:
-    if wave.ndim != 2 or wave.shape[0] == 0:
-        raise ValueError(f"a batch of waves is [batch, samples], found {list(wave.shape)}")
-    return wave.to(encoder.device, dtype=torch.float32)
-
-
+@torch.inference_mode()
 def embed_with_sets(
-    encoder: Encoder, waves: Iterable[Tensor], sets: Sequence[NeuronSet | None], donors: Iterable[Tensor] | None = None
-) -> Iterator[Tensor]:
-    """Embed clips once for every set of neurons.
+    encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], donors: Tensor | None = None
+) -> Tensor:
+    """Embed a batch of clips once for every set of neurons.
 
     Args:
         encoder: any `Encoder`; with `stages` the shared part of the passes is computed once.
-        waves: batches [batch, samples] at the encoder's sample rate, one after the other; only one is held.
-        sets: from `neuron_set`; None stands for the encoder as it is.
-        donors: batches of the same shapes, whose activations the sets that resample take.
+        wave: [batch, samples] at the encoder's sample rate.
+        sets: from `neuron_set`, at least one; None stands for the encoder as it is.
+        donors: clips of the same shape, whose activations the sets that resample take.
 
-    Yields:
-        For each batch the embeddings [sets, batch, dim], on the encoder's device.
+    Returns:
+        Embeddings [sets, batch, dim], on the encoder's device.
 
     Raises:
-        ValueError: no sets, a set that resamples without donors, or stages that do not fit the encoder.
+        ValueError: a set that resamples without donors, or stages that do not fit the encoder.
     """
     stages = encoder.stages
-    if not sets:
-        raise ValueError("no sets to embed with: expected at least one NeuronSet, or None for the intact encoder")
     if stages is not None and len(stages.blocks) != len(encoder.layers):
         raise ValueError(
             f"{encoder.name}: stages has {len(stages.blocks)} blocks for {len(encoder.layers)} counted layers, "
             "expected one block a layer"
         )
     resampling = [change for change in sets if change is not None and change.resample]
-    if donors is None and resampling:
-        raise ValueError("a set that resamples needs the clips to take the activations from: give `donors`")
-    giving = itertools.repeat(None) if donors is None else donors
-    for wave, other in zip(waves, giving, strict=False):
-        wave = _on_device(encoder, wave)
-        donor = _Donor(encoder, _on_device(encoder, other), resampling) if other is not None and resampling else None
-        yield _full(encoder, wave, sets, donor) if stages is None else _staged(encoder, stages, wave, sets, donor)
-
-
-@torch.inference_mode()
-def _full(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], donor: _Donor | None) -> Tensor:
-    """One whole pass a set: wave [batch, samples] -> [sets, batch, dim]."""
+    donor = _Donor(encoder, donors.to(encoder.device), resampling) if donors is not None and resampling else None
+    wave = wave.to(encoder.device)
+    if stages is not None:
+        return _staged(encoder, stages, wave, sets, donor)
     embeddings = []
     for change in sets:
         with contextlib.nullcontext() if change is None else _applied(encoder, change, donor):
@@ -282,7 +245,6 @@ def _full(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], dono
     return torch.stack(embeddings)
 
 
-@torch.inference_mode()
 def _staged(
     encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[NeuronSet | None], donor: _Donor | None
 ) -> Tensor:
@@ -291,58 +253,32 @@ def _staged(
     The intact hidden state walks up the blocks; whenever it reaches the first layer of a set, that set branches off
     and runs to the end. So one intact state and one branch are alive at a time, however many sets there are.
     """
-    branching: dict[int, list[tuple[int, NeuronSet]]] = {}  # first layer -> sets by their place in the answer
-    for s, change in enumerate(sets):
-        if change is not None:
-            branching.setdefault(change.layers[0], []).append((s, change))
-    unchanged = [s for s, change in enumerate(sets) if change is None]
-    top = len(stages.blocks) if unchanged else max(branching) + 1  # the intact state need not climb further
+    first = [len(stages.blocks) if change is None else change.layers[0] for change in sets]
     outputs: list[list[Tensor]] = [[] for _ in sets]  # by set, by chunk
     sequences, finish = stages.begin(wave)
     for call, intact in enumerate(sequences):
-        for layer in range(top):
-            branches = branching.get(layer, [])
-            if branches and stages.projections is not None:
-                members = np.unique(np.concatenate([change.neurons_of(layer) for _, change in branches]))
-                intact, activations = _block_and_activations(encoder, stages, layer, intact, members)
-                for s, change in branches:
-                    neurons = change.neurons_of(layer)
-                    a = activations[..., torch.from_numpy(np.searchsorted(members, neurons)).to(intact.device)]
-                    columns = stages.projections[layer].weight[:, torch.from_numpy(neurons).to(intact.device)]
-                    # What the change adds to the block's output [batch, tokens, width]: W (a' - a).
-                    step = nn.functional.linear(change.changed(layer, a, donor, call) - a, columns)
-                    outputs[s].append(_climb(encoder, stages, change, donor, layer + 1, call, intact + step))
-            else:
-                for s, change in branches:
-                    outputs[s].append(_climb(encoder, stages, change, donor, layer, call, intact))
-                if layer + 1 < top or unchanged:
-                    intact = stages.blocks[layer](intact)
-        for s in unchanged:
-            outputs[s].append(intact)
+        for layer in range(min(max(first) + 1, len(stages.blocks))):
+            seen: list[Tensor] = []
+            with hooked(encoder, [encoder.layers[layer]], lambda _, a, seen=seen: seen.append(a)):
+                intact = stages.blocks[layer](intact)
+            if len(seen) != 1:
+                raise RuntimeError(
+                    f"{encoder.name}: {encoder.layers[layer]!r} ran {len(seen)} times in block {layer} of its stages, "
+                    "expected once. Give it stages whose block i holds counted layer i."
+                )
+            for s, change in enumerate(sets):
+                if change is None or first[s] != layer:
+                    continue
+                neurons = change.neurons_of(layer).to(intact.device)
+                a = seen[0][..., neurons]
+                # What the change adds to the block's output [batch, tokens, width]: W (a' - a).
+                columns = stages.projections[layer].weight[:, neurons]
+                state = intact + nn.functional.linear(change.changed(layer, a, donor, call) - a, columns)
+                with _applied(encoder, change, donor, above=layer, call=call):
+                    for block in stages.blocks[layer + 1 :]:
+                        state = block(state)
+                outputs[s].append(state)
+        for s, change in enumerate(sets):
+            if change is None:
+                outputs[s].append(intact)
     return torch.stack([finish(of_set) for of_set in outputs])
-
-
-def _climb(
-    encoder: Encoder, stages: Stages, change: NeuronSet, donor: _Donor | None, start: int, call: int, state: Tensor
-) -> Tensor:
-    """The blocks from index `start` on, with the set's neurons of those layers changed."""
-    with _applied(encoder, change, donor, above=start - 1, call=call):
-        for block in stages.blocks[start:]:
-            state = block(state)
-    return state
-
-
-def _block_and_activations(
-    encoder: Encoder, stages: Stages, layer: int, state: Tensor, members: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Output of one block, and the activations [batch, tokens, members] of some of its neurons."""
-    index = torch.from_numpy(members).to(state.device)
-    seen: list[Tensor] = []
-    with hooked(encoder, [encoder.layers[layer]], lambda _, activations: seen.append(activations[..., index])):
-        state = stages.blocks[layer](state)
-    if len(seen) != 1:
-        raise RuntimeError(
-            f"{encoder.name}: {encoder.layers[layer]!r} ran {len(seen)} times in block {layer} of its stages, "
-            "expected once. Give it stages whose block i holds counted layer i."
-        )
-    return state, seen[0]

@@ -230,9 +230,11 @@ class Bench:
         self, fold: Fold, clips: np.ndarray, wave: torch.Tensor, sets: Mapping[str, NeuronSet | None], check: bool
     ) -> dict[str, np.ndarray]:
         """Key -> [judges, measures, batch]. wave: the clips, then their donors, if any. check: the encoder, too."""
-        waves, donors = [wave[: len(clips)]], [wave[len(clips) :]] if len(wave) > len(clips) else None
+        donors = wave[len(clips) :] if len(wave) > len(clips) else None
         changes = [None, *sets.values()] if check else list(sets.values())
-        embedded = next(embed_with_sets(self.encoder, waves, changes, donors)).cpu().numpy()  # [sets, batch, dim]
+        embedded = (
+            embed_with_sets(self.encoder, wave[: len(clips)], changes, donors).cpu().numpy()
+        )  # [sets, batch, dim]
         if check:
             off = float(np.abs(embedded[0] - self.embeddings[clips]).max())
             if off > 1e-3 * max(1.0, float(np.abs(self.embeddings[clips]).max())):

@@ -122,7 +122,7 @@ def main() -> None:
         ]
         truth = np.zeros((len(neurons), len(artifacts.classes)))
         for b in tqdm(batches, desc=f"silencing one by one, {replace_by}", disable=None):
-            found = next(iter(embed_with_sets(encoder, [torch.from_numpy(wave[b])], [None, *sets])))
+            found = embed_with_sets(encoder, torch.from_numpy(wave[b]), [None, *sets])
             before = log_p(np.asarray(found[0]), b)
             for k in range(len(sets)):
                 np.add.at(truth[k], labels[b], log_p(np.asarray(found[1 + k]), b) - before)

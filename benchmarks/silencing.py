@@ -58,7 +58,7 @@ def loop(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[Neu
 def engine(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None]) -> torch.Tensor:
     """Ours: [sets, clips, dim]."""
     waves = (torch.from_numpy(wave) for wave, _, _ in prefetched(task, batches, encoder.sample_rate))
-    return torch.cat(list(embed_with_sets(encoder, waves, sets)), dim=1)
+    return torch.cat([embed_with_sets(encoder, wave, sets) for wave in waves], dim=1)
 
 
 def main() -> None:

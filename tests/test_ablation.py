@@ -394,9 +394,9 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
     passes = []
     original = trials.embed_with_sets
 
-    def counted(encoder: Encoder, waves: list, sets: list, donors: object) -> object:
-        passes.append(len(waves[0]) * len(sets))
-        return original(encoder, waves, sets, donors)
+    def counted(encoder: Encoder, wave: torch.Tensor, sets: list, donors: object) -> object:
+        passes.append(len(wave) * len(sets))
+        return original(encoder, wave, sets, donors)
 
     monkeypatch.setattr(trials, "embed_with_sets", counted)
     pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, result.effects)
@@ -412,11 +412,11 @@ def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     original = trials.embed_with_sets
     calls = [0]
 
-    def dies(encoder: Encoder, waves: list, sets: list, donors: object) -> object:
+    def dies(encoder: Encoder, wave: torch.Tensor, sets: list, donors: object) -> object:
         calls[0] += 1
         if calls[0] == 5:
             raise KeyboardInterrupt
-        return original(encoder, waves, sets, donors)
+        return original(encoder, wave, sets, donors)
 
     monkeypatch.setattr(trials, "embed_with_sets", dies)
     with pytest.raises(KeyboardInterrupt):
