@@ -255,11 +255,12 @@ def _staged(
     """
     first = [len(stages.blocks) if change is None else change.layers[0] for change in sets]
     outputs: list[list[Tensor]] = [[] for _ in sets]  # by set, by chunk
+    seen: list[Tensor] = []  # activations of the layer at hand
     sequences, finish = stages.begin(wave)
     for call, intact in enumerate(sequences):
         for layer in range(min(max(first) + 1, len(stages.blocks))):
-            seen: list[Tensor] = []
-            with hooked(encoder, [encoder.layers[layer]], lambda _, a, seen=seen: seen.append(a)):
+            seen.clear()
+            with hooked(encoder, [encoder.layers[layer]], lambda _, activations: seen.append(activations)):
                 intact = stages.blocks[layer](intact)
             if len(seen) != 1:
                 raise RuntimeError(
