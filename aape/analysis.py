@@ -24,11 +24,12 @@ from aape.figures.style import save
 from aape.figures.tables import table, three_digits
 from aape.files import Cache, facts_html, folder_lock, write_text
 from aape.published import published_lists, published_values
+from aape.selection import AAPE
 from aape.sharing import DistanceCurve, Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
 from aape.statistics import TaskResult, probabilities_of, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 6  # of what is kept; raise it when its meaning changes
+FORMAT = 7  # of what is kept; raise it when its meaning changes
 Place = tuple[str, str]  # task, encoder
 
 
@@ -115,6 +116,8 @@ def _analyze(
     study: Study, artifacts: dict[Place, Artifacts], missing: list[Place], draw: bool, progress: bool
 ) -> Analysis:
     notes = _check_together(artifacts)
+    if study.selection.criterion not in AAPE:
+        notes.append(f"neurons by {study.selection.criterion}: what permuted labels select is known for AAPE alone")
     cache = Cache(study.directory / ".analysis")
     results: dict[Place, TaskResult] = {}
     for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
@@ -247,7 +250,7 @@ def _task_result(study: Study, place: Place, artifacts: Artifacts, cache: Cache,
     name, key = f"{task}_{study.encoder(model).folder}", [FORMAT, settings, _identity(artifacts)]
     arrays = cache.get(name, key)
     if arrays is None:
-        arrays = task_result(study, task, artifacts, progress).arrays()
+        arrays = task_result(study, task, model, artifacts, progress).arrays()
         cache.put(name, key, arrays)
     return TaskResult.from_arrays(arrays)
 

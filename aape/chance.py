@@ -34,8 +34,8 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
 from aape.files import facts_html
-from aape.selection import WEAK_FILTERS, Selection, choose, outside_class
-from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels
+from aape.selection import AAPE, WEAK_FILTERS, Selection, choose, outside_class
+from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
@@ -136,6 +136,9 @@ class Null:
         null_discoveries: int64 [P], the same count for each permutation tested against all others.
         task_p: the share of labellings with as many discoveries (1 if none).
         drawn: what each permutation selected.
+
+    What is selected under permuted labels is known for AAPE alone: where another criterion chose the neurons, `drawn` is
+    None and per_class, coverage, classes_per_neuron, mean_aape and selected are NaN.
     """
 
     per_class: np.ndarray
@@ -150,13 +153,13 @@ class Null:
     discoveries: int
     null_discoveries: np.ndarray
     task_p: float
-    drawn: Drawn
+    drawn: Drawn | None
     units: Units
 
     @property
     def permutations(self) -> int:
         """How many."""
-        return len(self.drawn)
+        return len(self.null_discoveries)
 
 
 def permutation_null(
@@ -426,6 +429,8 @@ class Calibrated:
         null: the permutations.
         effect, q: least p in the class minus p outside it, and the level of the false-discovery rate.
         clips: number of clips the null was computed from.
+        group_share: float64 [layers, neurons], share of the variance within classes that lies between groups (speakers,
+            recordings) of a class, of the class-specific neurons; else NaN (`aape.units.share_of_groups`).
     """
 
     selection: Selection
@@ -434,6 +439,7 @@ class Calibrated:
     effect: float
     q: float
     clips: int
+    group_share: np.ndarray
 
     @property
     def coverage(self) -> float:
@@ -453,7 +459,7 @@ class Calibrated:
         return replace(self, members=self.selection.members & passed, effect=effect)
 
     def table(self) -> pd.DataFrame:
-        """The selection's table with q of the pair and of the neuron's AAPE, and whether the pair survives."""
+        """The selection's table with q of the pair and of the neuron's AAPE, whether the pair survives, and group_share."""
         table = self.selection.table()
         index = table.layer, table.neuron, pd.Index(self.selection.classes).get_indexer(table["class"])
         remark = table.pop("remark")
@@ -461,6 +467,7 @@ class Calibrated:
             q=self.null.pair_q[index].astype(np.float64),
             q_neuron=self.null.neuron_q[index[:2]],
             calibrated=self.members[index],
+            group_share=self.group_share[index[:2]],
             remark=remark,
         )
 
@@ -524,7 +531,7 @@ def calibrate(
 ) -> Calibrated:
     """Set a selection against label permutations.
 
-    A selection by another criterion than AAPE is calibrated pair by pair; the null's coverage and numbers are AAPE's.
+    A selection by another criterion than AAPE is calibrated pair by pair; what permuted labels select is then not known.
 
     Args:
         artifacts: with counts per clip.
@@ -571,6 +578,11 @@ def calibrate_counts(
         sums, rate=selection.rate, quantile=selection.quantile, weak_filter=selection.weak_filter,
         permutations=permutations, seed=seed, q=q, progress=progress,
     )  # fmt: skip
+    if selection.criterion not in AAPE:
+        names = ("per_class", "coverage", "classes_per_neuron", "mean_aape", "selected")
+        null = replace(null, drawn=None, **{name: np.full(getattr(null, name).shape, np.nan) for name in names})
+    chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)
+    share[chosen] = share_of_groups(data.rates(np.flatnonzero(chosen)), data.labels, data.groups)
     outside = outside_class(p, sums.class_tokens(sums.units.label))
-    found = Calibrated(replace(selection, outside=outside), selection.members, null, effect, q, len(data.labels))
+    found = Calibrated(replace(selection, outside=outside), selection.members, null, effect, q, len(data.labels), share)
     return found.with_effect(effect)

@@ -2,29 +2,41 @@
 
     heard = descriptors(task, artifacts)                 # [clips, 10]
     confounded(artifacts, heard, pairs)                  # effect left, R2 and groups' share, a row a pair
+    within_loudness(artifacts, heard, pairs)             # p and q with labels permuted among clips as loud
+    causal_checks(encoder, task, artifacts, selection)   # the same clips louder, quieter, without silence, shifted
 
 A neuron that prefers "siren" may prefer what is loud. Clip descriptors (librosa) are fitted to each neuron's share of
 active tokens, and the preference is taken of what is left. The fit is cross-fitted: a clip's prediction comes from the
 other folds, groups whole, so that a flexible fit explains no more than it can. It can still take too much away: where a
-class *is* its loudness, nothing is left to prefer. So the raw and the adjusted effect stand side by side.
+class *is* its loudness, nothing is left to prefer. So the raw and the adjusted effect stand side by side, labels are
+permuted among clips that are as loud, and what is suspected is changed in the sounds themselves.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 import librosa
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
 from aape.attribution import cross_folds
+from aape.audio import BadClip
+from aape.chance import benjamini_hochberg
+from aape.counting import count_batch
 from aape.criteria import Clips
-from aape.task import Task
+from aape.encoder import Encoder, choose_device, full_precision
+from aape.selection import Selection, kth_smallest, outside_class
+from aape.task import Task, prefetched
+from aape.trials import check_belong_together
+from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 RATE = 16_000  # Hz, of the analysis
 FRAME, HOP = 1024, 512  # samples
@@ -32,6 +44,14 @@ EDGES = (0, 250, 500, 1000, 2000, 4000, 8000)  # Hz, of the bands
 QUIET = 40.0  # dB below the loudest frame: silence
 BANDS = tuple(f"band_{low}_{high}" for low, high in itertools.pairwise(EDGES))
 NAMES = ("log_rms", "silence", "variation", "centroid", *BANDS)
+LEAST_IN_BIN = 6  # units of one stratum in a bin of loudness
+CHANGES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {  # (wave, Hz) -> wave
+    "as it is": lambda wave, rate: wave,
+    "12 dB louder": lambda wave, rate: wave * np.float32(10 ** (12 / 20)),
+    "12 dB quieter": lambda wave, rate: wave / np.float32(10 ** (12 / 20)),
+    "silence trimmed": lambda wave, rate: librosa.effects.trim(wave, top_db=QUIET)[0],
+    "bands 4 semitones up": lambda wave, rate: librosa.effects.pitch_shift(wave, sr=rate, n_steps=4),
+}
 
 
 def describe(wave: np.ndarray) -> np.ndarray:
@@ -99,28 +119,6 @@ def explained(heard: np.ndarray, values: np.ndarray, fold: np.ndarray) -> np.nda
     return out
 
 
-def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Share of the variance within classes that lies between groups (speakers, recordings) of a class, [k].
-
-    The intraclass correlation from a one-way analysis of variance: 0 where clips of a group are no more alike than clips
-    of a class, also where groups have few clips; NaN where every group has one.
-    """
-    labels = np.asarray(labels)
-    cell = pd.factorize(pd.MultiIndex.from_arrays([labels, np.asarray(groups)]))[0]  # a group's clips of one class
-    size, of_cell = np.bincount(cell), pd.Series(labels).groupby(cell).first()
-    classes = pd.Series(labels).value_counts()
-    if len(size) == len(classes) or len(size) == len(cell):
-        return np.full(values.shape[1], np.nan)
-    frame = pd.DataFrame(values)
-    mean, by_class = frame.groupby(cell).transform("mean"), frame.groupby(labels).transform("mean")
-    within = ((frame - mean) ** 2).sum() / (len(cell) - len(size))
-    between = ((mean - by_class) ** 2).sum() / (len(size) - len(classes))
-    per_group = len(cell) - (pd.Series(size**2).groupby(of_cell.to_numpy()).sum() / classes).sum()
-    variance = np.maximum(between - within, 0).to_numpy() * (len(size) - len(classes)) / per_group
-    total = variance + within.to_numpy()
-    return np.divide(variance, total, out=np.zeros(len(total)), where=total > 0)
-
-
 def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
     """What is left of class-specific pairs once loudness and bands are taken out, and what is the group's.
 
@@ -153,3 +151,131 @@ def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> 
         out["d_prime" if name == "effect" else "d_prime_adjusted"] = out[name] / np.maximum(spread, 1e-9)
     groups = share_of_groups(rates, labels, artifacts.groups)
     return pd.DataFrame(out | {"r2": r2[at], "groups": groups[at]}, index=pairs.index)
+
+
+def within_loudness(
+    artifacts: Artifacts,
+    heard: np.ndarray,
+    pairs: pd.DataFrame,
+    *,
+    bins: int = 5,
+    permutations: int = 999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Do class-specific pairs survive when labels are permuted only among clips that are about as loud?
+
+    Args:
+        artifacts: with counts per clip.
+        heard: from `descriptors`.
+        pairs: columns layer, neuron, class.
+        bins: of loudness, at most, within each stratum of `exchangeable_units`.
+        permutations, seed: how many, and their seed.
+
+    Returns:
+        float64 columns p (one-sided, of p in the class minus p outside it) and q (over the pairs), rows as in `pairs`.
+    """
+    place = (pairs["layer"] * artifacts.over_zero.shape[1] + pairs["neuron"]).to_numpy()
+    neurons, at = np.unique(place, return_inverse=True)
+    which = pd.Index(artifacts.classes).get_indexer(pairs["class"])
+    counts = artifacts.counts.reshape(len(artifacts.labels), -1)[:, neurons]
+    units = exchangeable_units(artifacts.labels, artifacts.groups, len(artifacts.classes))
+    loudness = pd.Series(heard[:, NAMES.index("log_rms")]).groupby(units.of_clip).mean()
+    ranked = loudness.groupby(units.stratum).rank(method="first", pct=True).to_numpy()
+    most = np.clip(np.bincount(units.stratum) // LEAST_IN_BIN, 1, bins)[units.stratum]
+    cell = np.stack([units.stratum, np.ceil(ranked * most)], axis=1)
+    units = replace(units, stratum=np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1))
+    sums = UnitSums(Counted(counts[:, None], artifacts.labels, artifacts.tokens, artifacts.groups), units)
+    gains = []
+    for batch, active in sums.by_class(itertools.chain([units.label], permuted_labels(units, permutations, seed))):
+        for labels, found in zip(batch, active, strict=True):
+            tokens = sums.class_tokens(labels)
+            p = (found / tokens[:, None]).T  # [neurons, classes]
+            gains.append((p - outside_class(p, tokens))[at, which])
+    higher = (np.stack(gains[1:]) >= gains[0] - 1e-6).sum(axis=0)
+    p = (1 + higher) / len(gains)
+    return pd.DataFrame({"p": p, "q": benjamini_hochberg(p)}, index=pairs.index)
+
+
+def changed_rates(
+    encoder: Encoder,
+    task: Task,
+    artifacts: Artifacts,
+    rows: np.ndarray,
+    neurons: np.ndarray,
+    change: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> np.ndarray:
+    """Share of active tokens of some neurons (index in [layers * neurons]) in changed clips, float64 [clips, k].
+
+    Tokens of zero padding are left out where the encoder knows them. `change` gets a clip without padding and its rate.
+
+    Raises:
+        ValueError: encoder, task and artifacts that do not belong together.
+        BadClip: a clip that cannot be read.
+    """
+    position, width = check_belong_together(encoder, task, artifacts), artifacts.over_zero.shape[1]
+    where, out = choose_device(device), []
+    encoder.to(where)
+    batches = np.split(position[rows], range(batch_size, len(rows), batch_size))
+    for wave, valid, complaints in prefetched(task, batches, encoder.sample_rate):
+        if complaints:
+            raise BadClip(next(iter(complaints.values())))
+        for i, samples in enumerate(valid):
+            sound = change(wave[i, :samples], encoder.sample_rate)[: wave.shape[1]]
+            valid[i], wave[i] = len(sound), np.pad(sound, (0, wave.shape[1] - len(sound)))
+        with full_precision():
+            batch = torch.from_numpy(wave).to(where), torch.from_numpy(valid)
+            found = count_batch(encoder, *batch, artifacts.layers, width)
+        active = found.counts if found.padding is None else found.counts - found.padding
+        tokens = (found.tokens - found.padding_tokens).clamp(min=1)
+        out.append((active.flatten(1)[:, torch.from_numpy(neurons)] / tokens[:, None].double()).numpy())
+    return np.concatenate(out)
+
+
+def causal_checks(
+    encoder: Encoder,
+    task: Task,
+    artifacts: Artifacts,
+    selection: Selection,
+    *,
+    clips: int = 20,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Do class-specific pairs stand when the same clips are louder, quieter, without silence at the ends, or shifted?
+
+    A neuron that prefers a class for its loudness loses it, or takes others in, when loudness changes for all clips.
+    Where the classes are pitches, the shift moves the classes themselves.
+
+    Args:
+        encoder, task, artifacts: what belongs together.
+        selection: made from the artifacts.
+        clips: of each class at most, drawn by `seed`.
+        batch_size, device: of the passes.
+
+    Returns:
+        A row for each of `CHANGES`: pairs; in_order, those with p in the class above p outside it; above, those with p in
+        the class above the selection's percentile of p; kept, the share of the pairs that are both as the clips are and
+        stay so. All p are over these clips, padding left out where it is known.
+    """
+    rng, labels = np.random.default_rng(seed), artifacts.labels
+    order = rng.permutation(len(labels))
+    rows = np.sort(order[pd.Series(labels[order]).groupby(labels[order]).cumcount() < clips])
+    layer, neuron, c = np.nonzero(selection.members)
+    neurons, at = np.unique(layer * artifacts.over_zero.shape[1] + neuron, return_inverse=True)
+    size = np.bincount(labels[rows], minlength=len(artifacts.classes))
+    threshold = kth_smallest(selection.probabilities, selection.quantile)
+    found, intact = [], np.zeros(0)
+    for name, change in tqdm(CHANGES.items(), desc="changed clips", disable=None):
+        rates = changed_rates(encoder, task, artifacts, rows, neurons, change, batch_size=batch_size, device=device)
+        p = (
+            pd.DataFrame(rates).groupby(labels[rows]).mean().reindex(range(len(size))).to_numpy().T
+        )  # [neurons, classes]
+        in_order, above = (p > outside_class(p, size.astype(float)))[at, c], p[at, c] > threshold
+        intact = intact if found else in_order & above
+        kept = (in_order & above)[intact].mean() if intact.any() else np.nan
+        found.append(dict(change=name, pairs=len(c), in_order=in_order.sum(), above=above.sum(), kept=kept))
+    return pd.DataFrame(found)

@@ -221,6 +221,7 @@ def rank(
     Raises:
         ValueError: an unknown criterion, artifacts without what it needs, or a result of another shape.
     """
+    criterion = "aape" if criterion == "lape" else criterion
     if isinstance(criterion, str) and criterion not in CRITERIA:
         raise ValueError(f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips")
     if not artifacts.has_counts or "kept_clips" in artifacts.manifest:

@@ -102,8 +102,8 @@ def published_lists(
             if not all(alike):
                 entry["remark"] = f"no class named {' or '.join(names)}"
                 continue
-            how: dict[str, Any] = study.selection.model_dump() | {"rate": study.rate(task), "weak_filter": weak_filter}
-            chosen = select(probabilities[task, ssl], classes=found.classes, **how)
+            how: dict[str, Any] = {"rate": study.rate(task), "quantile": study.selection.quantile}
+            chosen = select(probabilities[task, ssl], classes=found.classes, weak_filter=weak_filter, **how)
             shared = chosen.shared([first for first, *_ in alike], exclusive=exclusive)
             ours = {(int(layer), int(neuron)) for layer, neuron in shared}
             entry |= {"ours": len(ours), "in both": len(ours & theirs)}

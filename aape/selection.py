@@ -33,6 +33,7 @@ RANK_DECIMALS = 12
 PAPER_WEAK_SHARE = 0.05
 
 WEAK_FILTERS = ("lape", "paper")
+AAPE = ("aape", "lape")  # the names of the criterion that this file is about
 
 
 def checked_probabilities(probabilities: Any) -> np.ndarray:
@@ -141,7 +142,8 @@ class Selection:
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
         rate, quantile, weak_filter: as given to `select`.
-        criterion: what the neurons were ranked by; of another than "aape" the thresholds are of its scores, not of p.
+        criterion: what the neurons were ranked by.
+        scores: float64 [layers, neurons, classes], what the thresholds are of: p, or another criterion's scores.
         classes, layers: names.
     """
 
@@ -156,6 +158,7 @@ class Selection:
     quantile: float
     weak_filter: str
     criterion: str
+    scores: np.ndarray
     classes: tuple[str, ...]
     layers: tuple[str, ...]
 
@@ -230,7 +233,7 @@ class Selection:
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
-        what = "p" if self.criterion == "aape" else self.criterion
+        what = "p" if self.criterion in AAPE else self.criterion
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
         return {
             "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rate:g}, {self.weak_filter} filter)",
@@ -255,6 +258,8 @@ def select(
     criterion: str | np.ndarray = "aape",
     classes: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    encoder: Any = None,
+    task: Any = None,
 ) -> Selection:
     """Class-specific neurons by weak-response filter, lowest AAPE and class threshold.
 
@@ -269,8 +274,9 @@ def select(
             largest p is lowest (ties with the 5 % point are dropped too), as readers of the paper report it.
         criterion: another way to rank neurons: a name of `aape.criteria` (for artifacts), or scores [layers, neurons,
             classes] as `rank` gives them, larger = more specific. The same three steps are then taken with the score
-            in place of p, and a neuron's largest score in place of its AAPE.
+            in place of p, and a neuron's largest score in place of its AAPE. "lape" is another name of "aape".
         classes, layers: names for the result; indices as text if neither they nor artifacts are given.
+        encoder, task: what made the artifacts, for the criteria that run the model (attribution).
 
     Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
     nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons and layers that are
@@ -289,10 +295,10 @@ def select(
         classes, layers = classes or found.classes, layers or found.layers
         if found.manifest:
             tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
-        if isinstance(criterion, str) and criterion != "aape":
+        if isinstance(criterion, str) and criterion not in AAPE:
             from aape.criteria import rank  # it selects too: by AAPE
 
-            scores = rank(found, criterion, split=sorted(set(found.splits)))
+            scores = rank(found, criterion, encoder=encoder, task=task, split=sorted(set(found.splits)))
         whole = found.has_counts and "kept_clips" not in found.manifest
         probabilities = found.probabilities() if whole else found.over_zero
     p = checked_probabilities(probabilities)
@@ -303,7 +309,7 @@ def select(
         if scores.shape != p.shape or np.isnan(scores).any():
             raise ValueError(f"criterion: expected scores {p.shape} without NaN, found {scores.shape}")
         values, ranked = scores, -scores.max(axis=2)
-    elif criterion != "aape":
+    elif criterion not in AAPE:
         raise ValueError(
             f"criterion {criterion!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
         )
@@ -313,7 +319,7 @@ def select(
     return Selection(
         selected[:, :, None] & (values > threshold), selected, aape, p,
         outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rate, quantile, weak_filter,
-        criterion if isinstance(criterion, str) else "scores",
+        criterion if isinstance(criterion, str) else "scores", values,
         _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
     )  # fmt: skip
 

@@ -15,8 +15,8 @@ import pandas as pd
 from aape.artifacts import Artifacts
 from aape.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
 from aape.criteria import held_out_scores
-from aape.selection import Selection, jaccard_index, select
-from aape.study import Study
+from aape.selection import AAPE, Selection, jaccard_index, select
+from aape.study import Study, load_encoder, load_task
 from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels
 
 
@@ -73,11 +73,16 @@ def _all_counted(artifacts: Artifacts) -> bool:
     return artifacts.has_counts and "kept_clips" not in artifacts.manifest
 
 
-def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
-    """Selection, null, stability and sensitivity of one encoder on one task."""
-    p = probabilities_of(artifacts)
+def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
+    """Selection, null, stability and sensitivity of one encoder on one task.
+
+    Attribution as the study's criterion runs the encoder; everything else needs the artifacts alone.
+    """
     options: dict[str, Any] = study.selection.model_dump() | {"rate": study.rate(task)}
-    chosen = select(p, classes=artifacts.classes, **options)
+    runs = {}
+    if study.selection.criterion.startswith("attribution"):
+        runs = {"encoder": load_encoder(study, model), "task": load_task(study, task)}
+    chosen = select(artifacts, **options, **runs)
     row: dict[str, Any] = {
         "title": study.task(task).title,
         "classes": len(artifacts.classes),
@@ -91,7 +96,8 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     }
     row["aape_share"] = row["mean_aape"] / row["ln_classes"] if len(artifacts.classes) > 1 else np.nan
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
-    neurons, sensitivity = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False), []
+    unknown = {"q": np.nan, "q_neuron": np.nan, "calibrated": False, "group_share": np.nan}
+    neurons, sensitivity = chosen.table().assign(**unknown), []
     alive, drawn = np.zeros_like(chosen.members), None
     by_layer = {"layer": chosen.members.any(axis=2), "several_classes_layer": chosen.members.sum(axis=2) > 1}
     if artifacts.has_counts:
@@ -100,7 +106,7 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
             data, chosen, permutations=study.chance.permutations, seed=study.seed, q=study.chance.q,
             effect=study.chance.effect, progress=progress and data.counts.nbytes > 2**26,  # seconds need no bar
         )  # fmt: skip
-        halves = _stabilities(data, len(artifacts.classes), options, study.chance.resamples, study.seed)
+        halves = _stabilities(data, chosen, study.chance.resamples, study.seed)
         row |= _chance_row(row, found) | {"groups": len(np.unique(data.groups))}
         row |= {"stability": halves[0].mean, "stability_shuffled": halves[1].mean}
         classes = classes.assign(**_chance_columns(found, halves, artifacts.labels))
@@ -110,7 +116,7 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
         by_layer["calibrated_layer"] = alive.any(axis=2)
         sensitivity = [_least_effect(found, effect) for effect in sorted({0.0, 0.05, 0.2, study.chance.effect})]
     row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
-    variants = pd.DataFrame(_sensitivity(artifacts, p, chosen, options, study) + sensitivity)
+    variants = pd.DataFrame(_sensitivity(artifacts, chosen, study) + sensitivity)
     return TaskResult(chosen.members, alive, row, neurons, classes, variants, drawn)
 
 
@@ -140,6 +146,9 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
         "permutation": null.units.description,
         "permutations": null.permutations,
         "null_clips": found.clips,
+        "group_share": float(np.mean(found.group_share[found.selection.members.any(axis=2)]))
+        if row["coverage"]
+        else np.nan,
         "neurons_differing": float((np.nan_to_num(null.neuron_q, nan=1.0) < found.q).mean()),  # of all neurons
         "pairs_differing": null.discoveries,
         "p_task": null.task_p,
@@ -155,25 +164,26 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
 def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """The table of class-specific pairs with scores on clips held out; their means, and those of permuted labels.
 
-    The floor is what the neurons that the first permutation selected tell of its labels: they were chosen in the same way.
+    The floor is what the neurons that the first permutation selected tell of its labels: they were chosen in the same
+    way. It is not known for other criteria than AAPE.
     """
     neurons, names = found.table(), ("auprc", "f1", "iou")
     unknown = neurons.assign(**dict.fromkeys(names, np.nan)), dict.fromkeys((*names, "auprc_permuted"), np.nan)
     if not _all_counted(artifacts) or not len(neurons):
         return unknown
     units, width = found.null.units, artifacts.over_zero.shape[1]
-    permuted = next(permuted_labels(units, 1, seed))[units.of_clip]
-    kept, members = found.null.drawn[0]
-    place, c = kept[np.nonzero(members)[1]], np.nonzero(members)[0]
-    floor = pd.DataFrame({"layer": place // width, "neuron": place % width, "class": np.array(artifacts.classes)[c]})
+    numbers = {"auprc_permuted": np.nan}
     try:
         scores = held_out_scores(artifacts, neurons)[list(names)]
-        mixed = held_out_scores(artifacts, floor, permuted)
+        if found.null.drawn is not None:
+            permuted = next(permuted_labels(units, 1, seed))[units.of_clip]
+            kept, members = found.null.drawn[0]
+            place, c = kept[np.nonzero(members)[1]], np.array(artifacts.classes)[np.nonzero(members)[0]]
+            floor = pd.DataFrame({"layer": place // width, "neuron": place % width, "class": c})
+            numbers["auprc_permuted"] = held_out_scores(artifacts, floor, permuted)["auprc"].mean()
     except ValueError:  # a class whose clips are all in one fold or group: nothing can be held out
         return unknown
-    return neurons.join(scores), {name: scores[name].mean() for name in names} | {
-        "auprc_permuted": mixed["auprc"].mean()
-    }
+    return neurons.join(scores), {name: scores[name].mean() for name in names} | numbers
 
 
 def _chance_columns(found: Calibrated, halves: tuple[Stability, Stability], labels: np.ndarray) -> dict[str, Any]:
@@ -189,10 +199,15 @@ def _chance_columns(found: Calibrated, halves: tuple[Stability, Stability], labe
     }
 
 
-def _stabilities(
-    data: Counted, n_classes: int, options: dict[str, Any], splits: int, seed: int
-) -> tuple[Stability, Stability]:
-    """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all)."""
+def _stabilities(data: Counted, chosen: Selection, splits: int, seed: int) -> tuple[Stability, Stability]:
+    """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all).
+
+    NaN for other criteria than AAPE, which are not known of halves.
+    """
+    n_classes = len(chosen.classes)
+    if chosen.criterion not in AAPE:
+        return (Stability(np.full(n_classes, np.nan), np.nan, np.nan),) * 2
+    options: dict[str, Any] = {"rate": chosen.rate, "quantile": chosen.quantile, "weak_filter": chosen.weak_filter}
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, n_classes))
     real = stability(sums, splits=splits, seed=seed, **options)
     return real, stability(sums.permuted_once(seed + 1), splits=max(1, splits // 2), seed=seed, **options)
@@ -271,26 +286,29 @@ def halves(units: Units, rng: np.random.Generator) -> np.ndarray:
     return side[units.group]
 
 
-def _sensitivity(
-    artifacts: Artifacts, p: np.ndarray, stated: Selection, options: dict[str, Any], study: Study
-) -> list[dict[str, Any]]:
+def _sensitivity(artifacts: Artifacts, stated: Selection, study: Study) -> list[dict[str, Any]]:
     """How the numbers move with each choice; overlap: Jaccard of the (neuron, class) pairs with the stated ones."""
-    rows = []
+    rows, aape = [], stated.criterion in AAPE
+    options: dict[str, Any] = {"rate": stated.rate, "quantile": stated.quantile, "weak_filter": stated.weak_filter}
 
     def add(setting: str, value: str, chosen: list[Selection], note: str = "") -> None:
         numbers = pd.DataFrame([_selection_numbers(c) for c in chosen]).mean()
         overlap = np.mean([_alike(c.members, stated.members) for c in chosen]) if chosen else np.nan
         rows.append({"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note})
 
+    def again(**changed: Any) -> list[Selection]:
+        criterion = "aape" if aape else stated.scores
+        return [select(stated.probabilities, criterion=criterion, **options | changed)]
+
     other = "paper" if stated.weak_filter == "lape" else "lape"
     add("as stated", f"{stated.weak_filter}, {stated.rate:g}, {stated.quantile:g}", [stated])
-    add("filter", other, [select(p, **(options | {"weak_filter": other}))])
-    add("rate", "half", [select(p, **(options | {"rate": stated.rate / 2}))])
-    add("rate", "double", [select(p, **(options | {"rate": min(1.0, stated.rate * 2)}))])
+    add("filter", other, again(weak_filter=other))
+    add("rate", "half", again(rate=stated.rate / 2))
+    add("rate", "double", again(rate=min(1.0, stated.rate * 2)))
     for quantile in (0.9, 0.99):
-        add("quantile", f"{quantile:g}", [select(p, **(options | {"quantile": quantile}))])
-    whole = _all_counted(artifacts)
-    unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips")
+        add("quantile", f"{quantile:g}", again(quantile=quantile))
+    whole = _all_counted(artifacts) and aape
+    unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips" if aape else "known for AAPE alone")
     add("clips per class", "equal", *(_equal_clips(artifacts, stated, options, study) if whole else unknown))
     add("zero padding", "left out", *(_without_padding(artifacts, stated, options) if whole else unknown))
     return rows

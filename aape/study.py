@@ -153,6 +153,11 @@ class SelectionSettings(_Strict):
     rate: Share = 0.01
     quantile: float = Field(default=0.95, ge=0, lt=1)
     weak_filter: Literal["lape", "paper"] = "lape"
+    # a name of `aape.criteria`; lape is AAPE
+    criterion: Literal[
+        "lape", "aape", "p", "p_difference", "mean_difference", "d_prime", "auroc", "probeless", "probe_weights",
+        "attribution_zero", "attribution_mean", "random",
+    ] = "lape"  # fmt: skip
 
 
 class ChanceSettings(_Strict):

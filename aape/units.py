@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csc_array, csr_array
 
 BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
@@ -52,6 +53,12 @@ class Counted:
     without: np.ndarray | None = None
     rows: np.ndarray | None = None
 
+    def rates(self, neurons: np.ndarray) -> np.ndarray:
+        """Share of active tokens of some neurons (index in [layers * neurons]), float64 [clips, k]."""
+        tables = [t.reshape(len(t), -1)[:, neurons] for t in (self.counts, self.without) if t is not None]
+        active, *without = tables if self.rows is None else [t[self.rows] for t in tables]
+        return (active.astype(np.float64) - sum(without)) / np.maximum(self.tokens, 1)[:, None]
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
@@ -75,6 +82,28 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.label)
+
+
+def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Share of the variance within classes that lies between groups (speakers, recordings) of a class, [k].
+
+    The intraclass correlation from a one-way analysis of variance: 0 where clips of a group are no more alike than clips
+    of a class, also where groups have few clips; NaN where every group has one.
+    """
+    labels = np.asarray(labels)
+    cell = pd.factorize(pd.MultiIndex.from_arrays([labels, np.asarray(groups)]))[0]  # a group's clips of one class
+    size, of_cell = np.bincount(cell), pd.Series(labels).groupby(cell).first()
+    classes = pd.Series(labels).value_counts()
+    if len(size) == len(classes) or len(size) == len(cell):
+        return np.full(values.shape[1], np.nan)
+    frame = pd.DataFrame(values)
+    mean, by_class = frame.groupby(cell).transform("mean"), frame.groupby(labels).transform("mean")
+    within = ((frame - mean) ** 2).sum() / (len(cell) - len(size))
+    between = ((mean - by_class) ** 2).sum() / (len(size) - len(classes))
+    per_group = len(cell) - (pd.Series(size**2).groupby(of_cell.to_numpy()).sum() / classes).sum()
+    variance = np.maximum(between - within, 0).to_numpy() * (len(size) - len(classes)) / per_group
+    total = variance + within.to_numpy()
+    return np.divide(variance, total, out=np.zeros(len(total)), where=total > 0)
 
 
 def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None) -> Units:

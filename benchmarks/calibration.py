@@ -1,16 +1,22 @@
-"""Do the nulls hold? Discoveries where there is nothing to discover: python -m benchmarks.calibration [ARTIFACTS ...]
+"""Do the nulls hold? Discoveries where there is nothing to discover.
 
-Each check runs a test of the repository on data in which the labels mean nothing, at least 100 times, and counts the runs
-with a discovery. A test at level 5 % may find something in 5 % of the runs; `limit` is the number of runs that a binomial
-variable of that level exceeds with probability below 1 %. Synthetic counts come with groups of unequal size that go with
-the class: half of the classes have few long recordings. ARTIFACTS are folders of a collecting pass with counts per clip;
-their labels are permuted among groups of as many clips (or within groups of several classes), the counts are real.
+    python -m benchmarks.calibration outputs/miniature/{esc50_analysis,esc50_vit,vc1_country_analysis,voxforge_untrained}
+
+Each check runs a test of the repository on data in which the labels mean nothing, and counts the runs with a discovery. A
+test at level 5 % may find something in 5 % of the runs; the limit is the number of runs that a binomial variable of that
+level exceeds with probability below 1 %. Synthetic counts come with groups of unequal size that go with the class: half of
+the classes have few long recordings. The folders are artifacts of a collecting pass with counts per clip; their labels are
+permuted among groups of as many clips (or within groups of several classes), the counts are real. 100 runs of each take
+some 6 minutes of one core.
+
+Every run is kept in --keep, so that a run that was cut off goes on; calibration.md is written from what is there.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,176 +25,173 @@ from scipy.stats import binom
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
-from aape.chance import calibrate_counts, counted_clips
+from aape.chance import Calibrated, calibrate_counts, counted_clips
+from aape.files import write_text
 from aape.selection import select
 from aape.sharing import Matched, matched, sharing_against_chance
 from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
+from notebooks_src.report import markdown
 
 TOKENS = 60
 LEVEL = 0.05
-Found = dict[str, bool]
+COLUMNS = ["key", "data", "run", "test", "value"]
+KINDS = {
+    "sizes": "synthetic, the size of recordings goes with the class",
+    "joined": "synthetic, no two classes share a size (sizes are joined)",
+    "crossed": "synthetic, every group has every class",
+}
+BEFORE = """
+The same beside the code before permutations knew sizes and sharing permuted labels; fewer runs, from trials:
+
+| data | test | runs | with a discovery | with the code before |
+|---|---|---|---|---|
+| recordings of 12 clips or of 1, by class | calibrated discovery | 40 | 0 | 12 |
+| the same, p <= 0.01 in classes of long recordings | share of pairs | 40 | 0.008 | 0.059 |
+| noise that goes together by recording | sharing within the task, q < 0.05 | 20 | at most 3 | 10 |
+"""
 
 
-def recordings(rng: np.random.Generator, neighbours: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Class and group of each clip: 6 classes, three of few long recordings, three of many short ones.
-
-    neighbours: sizes that differ by class, so that no two classes share a size: they have to be joined.
-    """
+def recordings(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Class and group of each clip, of 6 classes; the labels are shuffled among groups that may swap them."""
+    if kind == "crossed":
+        return rng.permuted(np.arange(240).reshape(12, 20) % 6, axis=1).ravel(), np.repeat(np.arange(12), 20)
     sizes = [[12] * 8 + [1] * 8 if c < 3 else [12] + [1] * 64 for c in range(6)]
-    if neighbours:
+    if kind == "joined":
         sizes = [[8 + c % 3] * 8 if c < 3 else [1 + c % 3] * 20 for c in range(6)]
     size, label = np.concatenate(sizes), np.repeat(np.arange(6), [len(s) for s in sizes])
     groups = np.repeat(np.arange(len(size)), size)
-    if neighbours:  # within the strata that the test itself makes
-        units = exchangeable_units(label[groups], groups)
-        label[units.group] = next(permuted_labels(units, 1, int(rng.integers(2**31))))
-    else:
-        for s in np.unique(size):
-            label[size == s] = rng.permutation(label[size == s])
-    return label[groups], groups
+    units = exchangeable_units(label[groups], groups)
+    return next(permuted_labels(units, 1, int(rng.integers(2**31))))[units.of_clip], groups
 
 
-def noise(rng: np.random.Generator, groups: np.ndarray, width: int = 300) -> np.ndarray:
-    """uint8 [clips, 2, width / 2]: neurons that go up and down together from recording to recording."""
-    together = rng.normal(0, 1, (groups.max() + 1, 5)) @ rng.normal(0, 0.8, (5, width))
-    rate = rng.beta(0.5, 3, width) * np.exp(together[groups])
-    return rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8).reshape(len(groups), 2, width // 2)
+def synthetic(run: int, kind: str) -> list[Counted]:
+    """Two tasks of 300 neurons that go up and down together from recording to recording."""
+    rng, made = np.random.default_rng([run, 21]), []
+    for _ in range(2):
+        labels, groups = recordings(rng, kind)
+        together = rng.normal(0, 1, (groups.max() + 1, 5)) @ rng.normal(0, 0.8, (5, 300))
+        rate = np.clip(rng.beta(0.5, 3, 300) * np.exp(together[groups]), 0, 1)
+        counts = rng.binomial(TOKENS, rate).astype(np.uint8).reshape(len(groups), 2, 150)
+        made.append(Counted(counts, labels, np.full(len(labels), TOKENS), groups))
+    return made
 
 
-def synthetic(runs: int, kind: str) -> Iterator[tuple[Counted, Counted]]:
-    """Counts without meaning, in pairs for the sharing of two tasks."""
-    for run in range(runs):
-        rng = np.random.default_rng([run, 21])
-        pair = []
-        for _ in range(2):
-            labels, groups = recordings(rng, kind == "joined")
-            if kind == "crossed":
-                groups = np.repeat(np.arange(12), 20)
-                labels = rng.permuted(np.tile(np.arange(240) % 6, 1).reshape(12, 20), axis=1).ravel()
-            pair.append(Counted(noise(rng, groups), labels, np.full(len(labels), TOKENS), groups))
-        yield pair[0], pair[1]
-
-
-def real(runs: int, artifacts: Artifacts) -> Iterator[tuple[Counted, Counted]]:
-    """Real counts with permuted labels; the second of a pair is another permutation of the same."""
+def real(run: int, artifacts: Artifacts) -> list[Counted]:
+    """Two permutations of the labels of real counts."""
     data = counted_clips(artifacts)
     units = exchangeable_units(data.labels, data.groups, len(artifacts.classes))
-    drawn = permuted_labels(units, 2 * runs, 99)
-    for _ in range(runs):
-        pair = [Counted(data.counts, next(drawn)[units.of_clip], data.tokens, data.groups) for _ in range(2)]
-        yield pair[0], pair[1]
-
-
-def discoveries(pair: tuple[Counted, Counted], permutations: int, seed: int, rate: float) -> tuple[Found, np.ndarray]:
-    """Which tests find something, and the p of all pairs of neuron and class."""
-    calibrated = []
-    for data in pair:
-        n_classes = int(data.labels.max()) + 1
-        sums = UnitSums(data, exchangeable_units(data.labels, data.groups, n_classes))
-        (active,) = (a[0].astype(np.float64) for _, a in sums.by_class([sums.units.label]))
-        p = np.clip(active / sums.class_tokens(sums.units.label)[:, None], 0, 1)
-        chosen = select(p.T.reshape(*sums.shape, n_classes), rate=rate)
-        calibrated.append(
-            calibrate_counts(data, chosen, permutations=permutations, seed=seed, effect=0.0, progress=False)
-        )
-    one, two = calibrated
-    null, within, across = one.null, sharing_against_chance(one), sharing_against_chance(one, two)
-    found = {
-        "pairs (neuron, class) with q < 0.05 and the gate on the task": null.discoveries > 0 and null.task_p <= LEVEL,
-        "a calibrated class-specific neuron": bool(one.members.any()),
-        "neurons of low AAPE, q < 0.05": bool((null.neuron_q < LEVEL).any()),
-        "sharing within the task, q < 0.05": bool((within.q < LEVEL).any()),
-        "sharing within the task, centred, q < 0.05": bool((within.q_centred < LEVEL).any()),
-        "sharing with another task, q < 0.05": bool((across.q < LEVEL).any()),
-        "sharing with another task, centred, q < 0.05": bool((across.q_centred < LEVEL).any()),
-        "same class shared between tasks (matching), p <= 0.05": matched(
-            across.observed, np.eye(len(across.observed), dtype=bool), permutations=999, seed=seed
-        ).p
-        <= LEVEL,
-    }
-    return found, null.pair_p[~np.isnan(null.pair_p)]
-
-
-def check(
-    name: str, pairs: Iterator[tuple[Counted, Counted]], runs: int, permutations: int, rate: float
-) -> pd.DataFrame:
-    """A row a test: runs with a discovery, and what 5 % allow."""
-    counts: dict[str, int] = {}
-    shares = []
-    for seed, pair in enumerate(tqdm(pairs, total=runs, desc=name, disable=None)):
-        found, p = discoveries(pair, permutations, seed, rate)
-        for test, any_found in found.items():
-            counts[test] = counts.get(test, 0) + int(any_found)
-        shares.append([(p <= level).mean() for level in (0.05, 0.01)])
-    limit = int(binom.ppf(0.99, runs, LEVEL))
-    rows = [
-        {"data": name, "test": test, "runs": runs, "with a discovery": n, "limit at 5 %": limit, "holds": n <= limit}
-        for test, n in counts.items()
+    return [
+        Counted(data.counts, labels[units.of_clip], data.tokens, data.groups)
+        for labels in permuted_labels(units, 2, 1000 + run)
     ]
-    at05, at01 = np.mean(shares, axis=0)
-    print(f"<!-- {name}: share of pairs with p <= 0.05: {at05:.4f}, p <= 0.01: {at01:.4f} -->")
-    return pd.DataFrame(rows)
 
 
-def likeness(runs: int) -> pd.DataFrame:
+def calibrated(data: Counted, permutations: int, seed: int, rate: float) -> Calibrated:
+    """What `calibrate` makes of counts, with no least effect: every discovery counts."""
+    classes = int(data.labels.max()) + 1
+    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, classes))
+    (active,) = (a[0].astype(np.float64) for _, a in sums.by_class([sums.units.label]))
+    p = np.clip(active / sums.class_tokens(sums.units.label)[:, None], 0, 1).T.reshape(*sums.shape, classes)
+    return calibrate_counts(
+        data, select(p, rate=rate), permutations=permutations, seed=seed, effect=0.0, progress=False
+    )
+
+
+def discoveries(pair: list[Counted], permutations: int, seed: int, rate: float) -> dict[str, float]:
+    """Which tests find something (1 or 0), and the share of pairs of neuron and class with a small p."""
+    one, two = (calibrated(data, permutations, seed, rate) for data in pair)
+    null, within, across = one.null, sharing_against_chance(one), sharing_against_chance(one, two)
+    same = matched(across.observed, np.eye(len(across.observed), dtype=bool), permutations=999, seed=seed)
+    found = {
+        "neurons: a pair (neuron, class) with q < 0.05, in a task with p <= 0.05": null.discoveries and null.task_p <= LEVEL,
+        "neurons: a calibrated class-specific neuron": one.members.any(),
+        "neurons: one of low AAPE, q < 0.05": (null.neuron_q < LEVEL).any(),
+        "sharing within the task, q < 0.05": (within.q < LEVEL).any(),
+        "sharing within the task, centred, q < 0.05": (within.q_centred < LEVEL).any(),
+        "sharing with another task, q < 0.05": (across.q < LEVEL).any(),
+        "sharing with another task, centred, q < 0.05": (across.q_centred < LEVEL).any(),
+        "sharing: same class in two tasks (matching), p <= 0.05": same.p <= LEVEL,
+    }  # fmt: skip
+    p = null.pair_p[~np.isnan(null.pair_p)]
+    return {name: int(bool(value)) for name, value in found.items()} | {
+        f"p <= {a}": (p <= a).mean() for a in (0.05, 0.01)
+    }
+
+
+def likeness(run: int) -> dict[str, float]:
     """The matching test by itself, on indices in which likeness means nothing but classes differ in size."""
-    tests: dict[str, Callable[[np.random.Generator, int], Matched]] = {}
 
-    def across(rng: np.random.Generator, seed: int) -> Matched:
-        observed = rng.random((12, 15)) + rng.random(15) + rng.random((12, 1))
-        return matched(observed, np.eye(12, 15, dtype=bool), permutations=999, seed=seed)
+    def test(observed: np.ndarray, *pairs: np.ndarray, within: bool = False) -> Matched:
+        return matched(observed, *pairs, within=within, permutations=999, seed=run)
 
-    def octaves(rng: np.random.Generator, seed: int) -> Matched:
-        own = rng.random((30, 30)) + rng.random(30)
-        apart = np.abs(np.subtract.outer(np.arange(30), np.arange(30)))
-        other = (apart > 1) & np.isin(apart % 12, (1, 11))
-        alike = (apart > 0) & (apart % 12 == 0)
-        return matched(own + own.T, alike, other, within=True, permutations=999, seed=seed)
+    rng = np.random.default_rng([run, 3])
+    across = test(rng.random((12, 15)) + rng.random(15) + rng.random((12, 1)), np.eye(12, 15, dtype=bool))
+    own, apart = rng.random((30, 30)) + rng.random(30), np.abs(np.subtract.outer(np.arange(30), np.arange(30)))
+    octave, beside = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
+    octaves = test(own + own.T, octave, beside, within=True)
+    return {"same names between two tasks": int(across.p <= LEVEL), "octaves within a task": int(octaves.p <= LEVEL)}
 
-    tests = {"same names between two tasks": across, "octaves within a task": octaves}
-    limit, rows = int(binom.ppf(0.99, runs, LEVEL)), []
-    for name, test in tests.items():
-        n = sum(test(np.random.default_rng([run, 3]), run).p <= LEVEL for run in range(runs))
-        rows.append(
-            {
-                "data": "indices",
-                "test": name,
-                "runs": runs,
-                "with a discovery": n,
-                "limit at 5 %": limit,
-                "holds": n <= limit,
-            }
-        )
-    return pd.DataFrame(rows)
+
+def page(kept: pd.DataFrame, options: argparse.Namespace) -> str:
+    """calibration.md."""
+    rows, shares = [], []
+    for (data, test), values in kept.groupby(["data", "test"], sort=False)["value"]:
+        if test.startswith("p <="):
+            shares.append(
+                {"data": data, "test": test, "share of pairs": f"{values.mean():.4f}", "runs": str(len(values))}
+            )
+            continue
+        found, limit = int(values.sum()), int(binom.ppf(0.99, len(values), LEVEL))
+        numbers = {"runs": len(values), "with a discovery": found, "limit at 5 %": limit}
+        rows.append({"data": data, "test": test} | numbers | {"holds": "yes" if found <= limit else "NO"})
+    return f"""# Do the nulls hold? (`python -m benchmarks.calibration ARTIFACTS ...`)
+
+Every test of the repository where the labels mean nothing: labels permuted among the groups that may swap them,
+{options.permutations} permutations each, written by the script on {datetime.date.today()}. A test at 5 % may make a discovery
+in 5 % of the runs; the limit is what a binomial variable of that level exceeds with probability below 1 %.
+
+{markdown(pd.DataFrame(rows))}
+
+Share of pairs (neuron, class) with a p of at most 0.05 and 0.01, mean of the runs:
+
+{markdown(pd.DataFrame(shares))}
+{BEFORE}"""
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", nargs="*", type=Path, help="folders with clip_counts.npy")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--permutations", type=int, default=99)
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--real-only", action="store_true", help="leave out the synthetic counts")
+    parser.add_argument("--keep", type=Path, default=Path("outputs/calibration.csv"), help="what was done")
+    parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
-    print("| data | test | runs | with a discovery | limit at 5 % | holds |\n|---|---|---|---|---|---|")
-    how = {"runs": options.runs, "permutations": options.permutations, "rate": options.rate}
-    kinds = {
-        "sizes": "synthetic, size of recordings goes with the class",
-        "joined": "synthetic, no two classes share a size",
-        "crossed": "synthetic, every group has every class",
+    how = options.permutations, options.rate
+    settings = f"{options.permutations} permutations, rate {options.rate}"
+    checks: dict[str, tuple[str, int, Callable[[int], dict[str, float]]]] = {  # data -> key, runs, check
+        "indices without meaning": (settings, 5 * options.runs, likeness)
     }
-    show(likeness(5 * options.runs))
-    for kind, name in kinds.items() if not options.real_only else ():
-        show(check(name, synthetic(options.runs, kind), **how))
-    for path in options.artifacts:
-        artifacts = load_artifacts(path)
-        show(check(f"real counts of {path.name}", real(options.runs, artifacts), **how))
-
-
-def show(table: pd.DataFrame) -> None:
-    """As rows of a page, at once: a run that is cut off has shown what it did."""
-    for row in table.assign(holds=np.where(table["holds"], "yes", "NO")).itertuples(index=False):
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    for kind, name in KINDS.items():
+        check = lambda run, kind=kind: discoveries(synthetic(run, kind), how[0], run, how[1])  # noqa: E731
+        checks[name] = settings, options.runs, check
+    for artifacts in map(load_artifacts, options.artifacts):
+        name = f"real counts, permuted labels: {artifacts.manifest['task']}, {artifacts.manifest['encoder']}"
+        key = f"{settings}, counts {artifacts.manifest['checksums']['clip_counts.npy'][:12]}"
+        check = lambda run, known=artifacts: discoveries(real(run, known), how[0], run, how[1])  # noqa: E731
+        checks[name] = key, options.runs, check
+    options.keep.parent.mkdir(parents=True, exist_ok=True)
+    kept = pd.read_csv(options.keep) if options.keep.is_file() else pd.DataFrame(columns=COLUMNS)
+    for name, (key, runs, check) in checks.items():
+        done = set(kept[(kept["key"] == key) & (kept["data"] == name)]["run"])
+        for run in tqdm([run for run in range(runs) if run not in done], desc=name, disable=None):
+            new = pd.DataFrame([(key, name, run, test, value) for test, value in check(run).items()], columns=COLUMNS)
+            kept = new if kept.empty else pd.concat([kept, new], ignore_index=True)
+            write_text(options.keep, kept.to_csv(index=False))
+        known = pd.concat([kept[(kept["key"] == k) & (kept["data"] == n)] for n, (k, *_) in checks.items()])
+        write_text(options.page, page(known, options))
+    print(options.page.read_text())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.image
 import numpy as np
@@ -13,9 +14,11 @@ from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import pitch_of
 from aape.chance import counted_clips
+from aape.criteria import CRITERIA
 from aape.files import FolderBusy, folder_lock
 from aape.published import LISTS, published_lists, published_neurons
-from aape.study import load_study
+from aape.selection import select
+from aape.study import SelectionSettings, load_study
 from common_analyze import analyze, load_artifacts
 
 EVENTS = ["dog", "rain", "siren", "sea_waves"]
@@ -288,6 +291,21 @@ def test_changed_settings_are_computed_again(tmp_path):
     with pytest.warns(UserWarning, match="events_analysis.npz cannot be used"):
         third = analyze(path, draw=False, progress=False)
     assert third.results["events", "ssl"].row == second.results["events", "ssl"].row
+
+
+def test_another_criterion_of_the_study(tmp_path):
+    """Its neurons are selected and tested pair by pair; what only AAPE's permutations know is not shown."""
+    path = fill(tmp_path, models=("analysis",))
+    path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.1\n  criterion: auroc"))
+    found = analyze(path, draw=False, progress=False)
+    result = found.results["events", "ssl"]
+    chosen = select(load_artifacts(tmp_path / "outputs" / "fake" / "events_analysis"), rate=0.1, criterion="auroc")
+    assert np.array_equal(result.members, chosen.members) and result.row["criterion"] == "auroc"
+    assert result.row["calibrated_coverage"] == 1 and result.neurons.auprc.mean() > 0.6
+    unknown = ["coverage_null_mean", "p_mean_aape", "stability", "auprc_permuted"]
+    assert all(np.isnan(result.row[name]) for name in unknown) and result.drawn is None
+    assert found.sharing_summary["pairs"].tolist() == [0, 0] and "known for AAPE alone" in found.notes[0]
+    assert set(get_args(SelectionSettings.model_fields["criterion"].annotation)) == {"lape", *CRITERIA}
 
 
 def test_pitch_of_a_class_name():

@@ -5,13 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
+import torch
 from fake_artifacts import TOKENS, write_artifacts
+from torch import nn
 
 from aape.artifacts import load_artifacts
+from aape.collecting import collect
+from aape.encoder import from_module
+from aape.selection import select
+from aape.task import from_metadata
 
 pytest.importorskip("librosa", reason="librosa is not installed: pip install aape[confounds]")
 
-from aape.confounds import NAMES, RATE, confounded, describe, explained, share_of_groups
+from aape.confounds import NAMES, RATE, causal_checks, confounded, describe, explained, within_loudness
+from aape.units import share_of_groups
 
 
 def test_descriptors_of_sounds_that_are_known():
@@ -55,6 +63,8 @@ def test_a_neuron_of_loudness_loses_its_effect_and_one_of_the_class_keeps_it(tmp
     assert found.index.tolist() == [7, 9] and found.effect.min() > 0.05
     assert found.adjusted[7] < 0.4 * found.effect[7] and found.adjusted[9] > 0.5 * found.effect[9]
     assert found.r2[7] > 0.6 and found.d_prime[9] > 3 and found.d_prime_adjusted[7] < found.d_prime[7]
+    alike = within_loudness(load_artifacts(tmp_path), heard, pairs)
+    assert alike.p[7] > 0.05 and alike.p[9] == 0.001 and alike.q[9] == 0.002
     assert found.effect[9] == pytest.approx(
         counts[labels == 1, 1, 4].mean() / TOKENS - counts[labels != 1, 1, 4].mean() / TOKENS
     )
@@ -71,3 +81,41 @@ def test_the_groups_share_is_the_intraclass_correlation():
     crossed = np.arange(len(labels)) % 4  # speakers of every class
     assert share_of_groups(values - labels[:, None], crossed, groups)[0] == pytest.approx(0.5, abs=0.1)
     assert np.isnan(share_of_groups(values, labels, np.arange(len(labels)))).all()
+
+
+class LoudOrHigh(nn.Module):
+    """Two tokens a clip; neuron 0 is active where it is loud, neuron 1 where most energy is high, at any level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        energy = torch.fft.rfft(wave.unflatten(1, (2, -1))).abs() ** 2  # [clips, tokens, frequencies]
+        total, half = energy.sum(dim=2), energy.shape[2] // 2
+        high = energy[..., half:].sum(dim=2) / total.clamp(min=1e-9)
+        x = torch.stack([total.clamp(min=1e-9).log10() - 4.4, high - 0.5, *[torch.full_like(total, -1.0)] * 38], dim=2)
+        return self.act(x).sum(dim=1)
+
+
+def test_the_preference_for_loud_sounds_goes_with_the_level_and_that_for_high_ones_stays(tmp_path):
+    (tmp_path / "audio").mkdir()
+    time, lines = np.arange(8000) / 8000, ["file_name,label,split"]
+    for i in range(18):
+        label = ("quiet", "loud", "high")[i % 3]
+        wave = (0.3 if label == "loud" else 0.03) * np.sin(2 * np.pi * (3000 if label == "high" else 300) * time)
+        wave[:1000] = 0
+        soundfile.write(tmp_path / "audio" / f"{i}.wav", wave, 8000, subtype="FLOAT")
+        lines.append(f"{i}.wav,{label},{'test' if i % 2 else 'train'}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    task = from_metadata(tmp_path / "clips.csv", tmp_path / "audio", clip_seconds=1.0, name="levels")
+    module = LoudOrHigh()
+    options = {"sample_rate": 8000, "clip_seconds": 1.0, "name": "ears", "samples_per_token": 4000}
+    encoder = from_module(module, activations="act", embed=module, **options)
+    artifacts = collect(encoder, task, tmp_path / "run")
+    chosen = select(artifacts, rate=0.05)
+    assert chosen.neurons("loud").tolist() == [[0, 0]] and chosen.neurons("high").tolist() == [[0, 1]]
+    found = causal_checks(encoder, task, artifacts, chosen).set_index("change")
+    assert found.pairs.tolist() == [2] * 5 and found.kept["as it is"] == found.kept["silence trimmed"] == 1
+    assert found.kept[["12 dB louder", "12 dB quieter"]].tolist() == [0.5, 0.5]  # the high one alone
+    assert found.in_order["12 dB quieter"] == 1 and found.in_order["12 dB louder"] == 2 - 1
