@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -580,7 +581,8 @@ def calibrate_counts(
     )  # fmt: skip
     if selection.criterion not in AAPE:
         names = ("per_class", "coverage", "classes_per_neuron", "mean_aape", "selected")
-        null = replace(null, drawn=None, **{name: np.full(getattr(null, name).shape, np.nan) for name in names})
+        unknown: dict[str, Any] = {name: np.full(getattr(null, name).shape, np.nan) for name in names}
+        null = replace(null, drawn=None, **unknown)
     chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)
     share[chosen] = share_of_groups(data.rates(np.flatnonzero(chosen)), data.labels, data.groups)
     outside = outside_class(p, sums.class_tokens(sums.units.label))

@@ -268,7 +268,8 @@ def causal_checks(
     neurons, at = np.unique(layer * artifacts.over_zero.shape[1] + neuron, return_inverse=True)
     size = np.bincount(labels[rows], minlength=len(artifacts.classes))
     threshold = kth_smallest(selection.probabilities, selection.quantile)
-    found, intact = [], np.zeros(0)
+    found: list[dict[str, object]] = []
+    intact = np.zeros(0)
     for name, change in tqdm(CHANGES.items(), desc="changed clips", disable=None):
         rates = changed_rates(encoder, task, artifacts, rows, neurons, change, batch_size=batch_size, device=device)
         p = (
