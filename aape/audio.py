@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,22 +37,35 @@ def audio_files(root: Path) -> list[str]:
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [s for s in subfolders if not s.startswith((".", "__MACOSX"))]
-        relative = Path(folder).relative_to(root)
-        found += [
-            (relative / name).as_posix()
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
+        audible = [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
+        found += [(Path(folder).relative_to(root) / name).as_posix() for name in audible]
     return sorted(found)
 
 
-def damage(file: soundfile.SoundFile) -> str | None:
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """An audio file that is whole, as far as its header and its last sample tell.
+
+    Raises:
+        BadClip: unreadable (also within the block), empty or cut off; names the file and what to do.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            complaint = _damage(file)
+            if complaint is None:
+                yield file
+    except (soundfile.SoundFileError, OSError) as error:
+        complaint = f"cannot be read as audio ({error})"
+    if complaint is not None:
+        raise BadClip(f"{path}: {complaint}; {_size_of(path)}. Replace it, or remove it from the task")
+
+
+def _damage(file: soundfile.SoundFile) -> str | None:
     """What libsndfile noticed of a file that is empty or cut off, or None; it reads the latter without a word."""
-    log = file.extra_info
-    for promised, there in _SHORTER.findall(log):
+    for promised, there in _SHORTER.findall(file.extra_info):
         if int(there) < int(promised) < _PLACEHOLDER:
             return f"truncated: the header promises {int(promised):,} bytes of samples, {int(there):,} are there"
-    if _OGG_CUT.search(log):
+    if _OGG_CUT.search(file.extra_info):
         return "truncated: the Ogg stream breaks off before its last page"
     if file.frames == 0:
         return "no samples"
@@ -64,9 +78,25 @@ def damage(file: soundfile.SoundFile) -> str | None:
     return None
 
 
+def _size_of(path: Path) -> str:
+    """Size of a file in words; says so where it is a Git LFS pointer in place of the recording."""
+    if not path.exists():
+        return "missing"
+    with path.open("rb") as file:
+        pointer = file.read(40).startswith(b"version https://git-lfs")
+    hint = ', a Git LFS pointer: run `git lfs pull --include "*"` in its clone' if pointer else ""
+    return f"{path.stat().st_size:,} bytes{hint}"
+
+
 def cache_dir() -> Path:
     """Where resampled audio is kept: $AAPE_CACHE, else ~/.cache/aape."""
     return Path(os.environ.get("AAPE_CACHE", Path.home() / ".cache" / "aape"))
+
+
+def seconds_of(path: Path) -> float:
+    """Duration of a file, s. Raises BadClip where it is empty, unreadable or cut off."""
+    with opened(path) as file:
+        return file.frames / file.samplerate
 
 
 def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
@@ -83,24 +113,17 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
     Raises:
         BadClip: unreadable, cut off, zero-length, or not finite.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            complaint = damage(file)
-            if complaint:
-                raise BadClip(f"{path} ({size_of(path)}): {complaint}; replace it or remove it from the task")
-            rate = file.samplerate
-            stat = path.stat()
-            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
-            digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-            cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
-            found = cache.get(name, key) if rate != sample_rate else None
-            if found is not None:
-                return found["wave"]
-            # A little more than is needed, so that the resampler's edge lies behind the cut.
-            wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
-            wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadClip(f"{path} ({size_of(path)}) cannot be read as audio: {error}; replace or remove it") from error
+    with opened(path) as file:
+        rate, stat = file.samplerate, path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
+        found = cache.get(name, key) if rate != sample_rate else None
+        if found is not None:
+            return found["wave"]
+        # A little more than is needed, so that the resampler's edge lies behind the cut.
+        wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
+        wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
     if len(wave) < wanted - _SLACK["MP3"]:
         raise BadClip(f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it")
     if not np.isfinite(wave).all():
@@ -110,26 +133,3 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
         cache.put(name, key, {"wave": wave})
     return wave
-
-
-def seconds_of(path: Path) -> float:
-    """Duration of a file, s. Raises BadClip where it is empty, unreadable or cut off."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            complaint = damage(file)
-            seconds = file.frames / file.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
-        complaint = f"cannot be read as audio: {error}"
-    if complaint:
-        raise BadClip(f"{path} ({size_of(path)}): {complaint}; replace it or move it away")
-    return seconds
-
-
-def size_of(path: Path) -> str:
-    """Size of a file in words; says so where it is a Git LFS pointer in place of the recording."""
-    if not path.exists():
-        return "missing"
-    with path.open("rb") as file:
-        pointer = file.read(40).startswith(b"version https://git-lfs")
-    hint = ', a Git LFS pointer: run `git lfs pull --include "*"` in its clone' if pointer else ""
-    return f"{path.stat().st_size:,} bytes{hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,10 +79,9 @@ class Task:
 
     def csv(self) -> str:
         """The clips as CSV text, as `from_metadata` reads it."""
-        known = self.group_column is not None
+        groups = [None] * len(self) if self.group_column is None else self.groups
         names = [self.classes[c] for c in self.labels]
-        rows = zip(self.files, names, self.splits, self.groups if known else [None] * len(self), strict=True)
-        return csv_text(Clip(*row) for row in rows)
+        return csv_text(map(Clip, self.files, names, self.splits, groups))
 
     def _facts(self) -> dict[str, str]:
         splits = ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items())
@@ -119,23 +118,17 @@ def prefetched(
     task: Task, batches: Sequence[np.ndarray], sample_rate: int, ahead: int = 3
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """`read_clips` of each batch of indices, decoded in background threads while the model works."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting: list[Future] = []
-        todo = iter(batches)
-        for indices in todo:
+    pool = ThreadPoolExecutor(max_workers=2)
+    waiting: deque[Future] = deque()
+    try:
+        for indices in batches:
             waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-            if len(waiting) >= ahead:
-                break
-        try:
-            while waiting:
-                ready = waiting.pop(0).result()
-                for indices in todo:
-                    waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-                    break
-                yield ready
-        finally:
-            for future in waiting:
-                future.cancel()
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def from_metadata(
@@ -166,13 +159,17 @@ def from_metadata(
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
     clips, column = read_clips_csv(csv_path, label, group)
-    _check_files([clip.file_name for clip in clips], audio_dir, csv_path)
-    return _task(clips, name=name, clip_seconds=clip_seconds, audio_dir=audio_dir, source=csv_path, grouped_by=column)
+    absent = [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}, "
+            f"e.g. {', '.join(absent[:5])}. Complete the data, or take the lines out of the metadata."
+        )
+    return _task(clips, name, clip_seconds, audio_dir, csv_path, column)
 
 
 def _task(
     clips: Sequence[Clip],
-    *,
     name: str,
     clip_seconds: float,
     audio_dir: Path,
@@ -187,9 +184,9 @@ def _task(
         classes = class_order(clip.label for clip in clips)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    pairs = Counter((clip.label, clip.split) for clip in clips)
-    splits = list(dict.fromkeys(clip.split for clip in clips))
-    gaps = [f"{c} in {s}" for c in classes for s in splits if not pairs[c, s]]
+    files, labels, splits, groups = zip(*clips, strict=True)
+    pairs = set(zip(labels, splits, strict=True))
+    gaps = [f"{c} in {s}" for c in classes for s in dict.fromkeys(splits) if (c, s) not in pairs]
     if gaps:
         warnings.warn(
             f"{source}: {len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}. Counting goes on; a "
@@ -197,30 +194,12 @@ def _task(
             stacklevel=3,
         )
     index = {label: i for i, label in enumerate(classes)}
+    indices = np.array([index[label] for label in labels], dtype=np.int64)
+    groups = tuple(str(i) if group is None else group for i, group in enumerate(groups))
+    seconds = float(clip_seconds)
     return Task(
-        name=name,
-        clip_seconds=float(clip_seconds),
-        audio_dir=audio_dir,
-        metadata=source,
-        files=tuple(clip.file_name for clip in clips),
-        labels=np.array([index[clip.label] for clip in clips], dtype=np.int64),
-        classes=tuple(classes),
-        splits=tuple(clip.split for clip in clips),
-        groups=tuple(str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)),
-        group_column=grouped_by,
-        notes=tuple(notes),
+        name, seconds, audio_dir, source, files, indices, tuple(classes), splits, groups, grouped_by, tuple(notes)
     )
-
-
-def _check_files(files: Sequence[str], audio_dir: Path, csv_path: Path) -> None:
-    if not audio_dir.is_dir():
-        raise FileNotFoundError(f"no audio folder {audio_dir}, which {csv_path} speaks of {len(files)} files in")
-    absent = [f for f in files if not (audio_dir / f).is_file()]
-    if absent:
-        raise FileNotFoundError(
-            f"{len(absent)} of the {len(files)} files in {csv_path} are missing from {audio_dir}, "
-            f"e.g. {', '.join(absent[:5])}. Complete the data, or take the lines out of the metadata."
-        )
 
 
 def from_folder(
@@ -260,36 +239,23 @@ def from_folder(
     clips = clips_of_names(files, pattern, SUFFIXES)
     if group is not None:
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
-    if len({clip.label for clip in clips}) < 2:
-        raise ValueError(
-            f"{folder}: all {len(clips):,} clips are of one class, {clips[0].label!r}; specificity needs two or more. "
-            "Give the folder above, or another pattern."
-        )
-    if {clip.group for clip in clips} == {clips[0].group} != {None}:
-        raise ValueError(
-            f"{folder}: all {len(clips):,} clips are of one group, {clips[0].group!r}; give another {{group}}"
-        )
-    notes, seconds = [], [seconds_of(folder / clip.file_name) for clip in clips]
-    clip_seconds, note = _length(np.array(seconds), clip_seconds, folder)
-    notes.append(note)
-    grouped = clips[0].group is not None
+    for field, found in (("class", {clip.label for clip in clips}), ("group", {clip.group for clip in clips})):
+        if len(found) == 1 and found != {None}:
+            raise ValueError(
+                f"{folder}: all {len(clips):,} clips are of one {field}, {found.pop()!r}, and two or more are needed. "
+                "Give the folder above, or another pattern"
+            )
+    seconds = np.array([seconds_of(folder / clip.file_name) for clip in clips])
+    clip_seconds, note = _length(seconds, clip_seconds, folder)
+    notes, grouped = [note], clips[0].group is not None
     if not grouped:
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
     if not all(clip.split for clip in clips):
         clips = split_clips(clips, _SHARES if split is None else split, seed, folder)
-        notes.append(
-            f"the split is ours{' by whole groups' if grouped else ''}, seed {seed}: not one to be compared with"
-        )
+        whole = " by whole groups" if grouped else ""
+        notes.append(f"the split is ours{whole}, seed {seed}: not one to be compared with")
     by = None if not grouped else "pattern" if group is None else "group"
-    return _task(
-        clips,
-        name=name or folder.resolve().name,
-        clip_seconds=clip_seconds,
-        audio_dir=folder,
-        source=folder,
-        grouped_by=by,
-        notes=notes,
-    )
+    return _task(clips, name or folder.resolve().name, clip_seconds, folder, folder, by, notes)
 
 
 def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
@@ -340,28 +306,29 @@ def from_datasets(
     except ImportError as error:
         raise ImportError("from_datasets needs the package datasets: pip install 'aape[datasets]'") from error
     loaded: Any = datasets.load_dataset(repository, config, revision=revision)
-    clips, folder = [], cache_dir() / "datasets"
+    columns = next(iter(loaded.values())).features
+    audio = next((name for name, feature in columns.items() if isinstance(feature, datasets.Audio)), None)
+    lacking = [c for c in (label, group) if c is not None and c not in columns]
+    if audio is None or lacking:
+        what = "a column of audio" if audio is None else f"a column {lacking[0]!r}"
+        raise ValueError(f"{repository}: expected {what}, found {', '.join(columns)}")
     if group is None:
-        warn_of_groups(repository, next(iter(loaded.values())).features)
+        warn_of_groups(repository, columns)
+    names = getattr(columns[label], "names", None)
     marks = [repository, config, revision, *(rows._fingerprint for rows in loaded.values())]
-    folder /= hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    folder = cache_dir() / "datasets" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    clips = []
     for split, rows in loaded.items():
-        audio = next((c for c, feature in rows.features.items() if isinstance(feature, datasets.Audio)), None)
-        lacking = [c for c in (label, group) if c is not None and c not in rows.features]
-        if audio is None or lacking:
-            what = "a column of audio" if audio is None else f"a column {lacking[0]!r}"
-            raise ValueError(f"{repository}: expected {what}, found {', '.join(rows.features)}")
-        names = getattr(rows.features[label], "names", None)
+        (folder / split).mkdir(parents=True, exist_ok=True)
         for i, row in enumerate(rows.cast_column(audio, datasets.Audio(decode=False))):
             sound = row[audio]
             path = folder / split / f"{i:06d}{Path(sound['path'] or '.wav').suffix}"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 with whole_file(path, sync=False) as file:
                     file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
             named = str(row[label] if names is None else names[row[label]])
             clips.append(Clip(f"{split}/{path.name}", named, split, None if group is None else str(row[group])))
     if len(loaded) == 1:
-        clips = split_clips(clips, _SHARES, 0, Path(repository))
+        clips = split_clips(clips, _SHARES, 0, repository)
     write_text(folder / "clips.csv", csv_text(clips))
     return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)

@@ -13,7 +13,7 @@ from conftest import make_task, write_clips
 from scipy.signal import correlate
 
 from aape import cli
-from aape.audio import cache_dir
+from aape.audio import cache_dir, read_mono, seconds_of
 from aape.cliplist import clips_of_names
 from aape.task import BadClip, from_datasets, from_folder, from_metadata
 
@@ -28,20 +28,24 @@ def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav")
 
 
 def test_evar_format_keeps_the_order_and_sorts_classes_as_evar_does(tmp_path: Path):
-    task = task_of(
-        tmp_path, "file_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n", ("a.wav", "b.wav", "c.wav")
-    )
+    text = "\ufefffile_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n"
+    with pytest.warns(UserWarning, match="3 class.es. have no clip in a split: 9 in train"):
+        task = task_of(tmp_path, text, ("a.wav", "b.wav", "c.wav"))
     assert task.files == ("b.wav", "a.wav", "c.wav")
     assert task.classes == ("9", "10")  # numbers sort as numbers
     assert task.labels.tolist() == [1, 0, 0] and task.splits == ("train", "test", "valid")
     assert task.groups == ("0", "1", "2") and task.group_column is None
+    assert len(repr(task)) < 600 and "3 of 1 s" in repr(task) and "<table>" in task._repr_html_()
+
+
+def test_labels_are_text_as_written(tmp_path: Path):
+    assert task_of(tmp_path, "file_name,label,split\nb.wav,02,train\na.wav,01,train\n").classes == ("01", "02")
+    assert task_of(tmp_path, "file_name,label,split\na.wav,NA,train\nb.wav,None,train\n").classes == ("NA", "None")
 
 
 def test_esc50s_own_layout_is_recognised(tmp_path: Path):
-    task = task_of(
-        tmp_path,
-        "filename,fold,target,category,esc10,src_file,take\na.wav,1,0,dog,True,100,A\nb.wav,2,0,dog,True,100,B\n",
-    )
+    header = "filename,fold,target,category,esc10,src_file,take\n"
+    task = task_of(tmp_path, header + "a.wav,1,0,dog,True,100,A\nb.wav,2.0,0,dog,True,100,B\n")
     assert task.classes == ("dog",) and task.splits == ("fold1", "fold2")
     assert task.groups == ("100", "100") and task.group_column == "src_file"
 
@@ -85,46 +89,39 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file_name,split\na.wav,train\n", "expected columns file_name, label and split"),
-        ("file_name,label\na.wav,x\n", "expected columns"),
-        ("file_name,label,split\n", "no rows"),
-        ("file_name,label,split\na.wav,x,train\na.wav,y,test\n", "line 3: .a.wav. is a file that an earlier line has"),
-        ("file_name,label,split\na.wav,,train\n", "line 2: no label"),
-        ("file_name,label,split\n,x,train\n", "line 2: no file_name"),
-        ('file_name,label,split\na.wav,"x,y",train\n', "line 2: label 'x,y' names several classes"),
-        ("file_name,label,split\na.wav,x,dev\n", "split 'dev', expected train, valid, test"),
-        ("file_name,label,fold\na.wav,x,one\n", "line 2: fold must be numbers"),
-        ("file_name,label,fold\na.wav,x,1.5\n", "line 2: fold must be numbers without a fraction, found '1.5'"),
-        ("file_name,label,split\na.wav,1,train\nb.wav,01,test\n", "'01' and '1' are one number written in two ways"),
-        ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test\n", "one number written in two ways"),
-        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test\n", "line 3: 'a.wav' is a file that an earlier line"),
-        ("file_name,label,split\na.wav,x,train\n../a.wav,x,train\n", "line 3: .* leaves the audio folder"),
-        ("file_name,label,split\n/a.wav,x,train\n", "line 2: .* leaves the audio folder"),
-        ("file_name,label,split,label\na.wav,x,train,y\n", "'label' stands there twice"),
-        ("file_name,label,split\na.wav,x,train,\n", "line 2: 4 fields, but the header has 3"),
-        ("file_name,label,split\na.wav,x\n", "line 2: 2 fields, but the header has 3"),
-        ('file_name,label,split\na.wav,"x,train\nb.wav,y,test\n', "line 2: .*quote left open"),
-        ("file_name,label,split,group\na.wav,x,train,\n", "line 2: empty group"),
+        ("file_name,split\na.wav,train", "expected columns file_name, label and split"),
+        ("file_name,label\na.wav,x", "expected columns"),
+        ("file_name,label,split", "no rows"),
+        ("file_name,label,split\na.wav,x,train\na.wav,y,test", "line 3: .a.wav. is a file that an earlier line has"),
+        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
+        ("file_name,label,split\na.wav,,train", "line 2: no label"),
+        ("file_name,label,split\n,x,train", "line 2: no file_name"),
+        ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
+        ("file_name,label,split\na.wav,x,dev", "line 2: split 'dev', expected train, valid, test"),
+        ("file_name,label,fold\na.wav,x,one", "line 2: fold 'one', expected a whole number"),
+        ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
+        ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number written in two ways"),
+        ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test", "one number written in two ways"),
+        ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
+        ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
+        ("file_name,label,split,label\na.wav,x,train,y", "'label' stands there twice"),
+        ("file_name,label,split\na.wav,x,train,", "line 2: 4 fields, but the header has 3"),
+        ("file_name,label,split\na.wav,x", "line 2: 2 fields, but the header has 3"),
+        ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "line 2: .*quote left open"),
+        ("file_name,label,split,group\na.wav,x,train,", "line 2: no group"),
+        ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
+        ("file_name,label,split\nbüro.wav,x,train".encode("latin-1"), "not UTF-8 .*save it as UTF-8"),
     ],
 )
-def test_bad_metadata(tmp_path: Path, text: str, message: str):
-    with pytest.raises(ValueError, match=message):
-        task_of(tmp_path, text)
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_another_encoding_is_named_with_the_file(tmp_path: Path, encoding: str):
-    (tmp_path / "m.csv").write_bytes("file_name,label,split\nb\u00fcro.wav,x,train\n".encode(encoding))
-    with pytest.raises(ValueError, match=r"m\.csv is not UTF-8 .*save it as UTF-8"):
+def test_bad_metadata(tmp_path: Path, text: str | bytes, message: str):
+    (tmp_path / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(10), 1000)
+    with pytest.raises(ValueError, match=rf"m\.csv.*{message}"):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
 
 
-def test_labels_are_text_as_written(tmp_path: Path):
-    task = task_of(tmp_path, "\ufefffile_name,label,split\nb.wav,02,train\na.wav,01,train\n")
-    assert task.classes == ("01", "02") and task.labels.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("column", ["speaker", "actor_id", "Recording", "subjects", "artist"])
+@pytest.mark.parametrize("column", ["speaker", "actor_id", "Recording", "subjects"])
 def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column: str):
     text = f"file_name,label,split,{column}\na.wav,x,train,s1\nb.wav,x,train,s1\n"
     with pytest.warns(UserWarning, match=f"column '{column}' .* Give group='{column}'"):
@@ -134,35 +131,20 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
         task = task_of(tmp_path, text, group=column)
         assert task.groups == ("s1", "s1") and task.group_column == column
         task_of(tmp_path, "file_name,label,split,take\na.wav,x,train,1\n")
-    with pytest.raises(ValueError, match="expected columns speakr"):
+    with pytest.raises(ValueError, match="expected columns .*speakr, found"):
         task_of(tmp_path, text, group="speakr")
     assert task_of(tmp_path, text.replace("label", "animal"), label="animal", group=column).classes == ("x",)
 
 
-def test_missing_metadata_folder_and_files(tmp_path: Path):
+def test_missing_metadata_and_files(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no metadata at"):
         from_metadata(tmp_path / "no.csv", tmp_path, clip_seconds=1, name="t")
     csv = write_clips(tmp_path, 4)
-    with pytest.raises(FileNotFoundError, match="no audio folder"):
+    with pytest.raises(FileNotFoundError, match="4 of the 4 files .* missing from .*elsewhere"):
         from_metadata(csv, tmp_path / "elsewhere", clip_seconds=1, name="t")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="4 of the 4 files"):
-        from_metadata(csv, tmp_path / "empty", clip_seconds=1, name="t")
     (tmp_path / "audio" / "002.wav").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the 4 files .* e.g. 002.wav"):
         from_metadata(csv, tmp_path / "audio", clip_seconds=1, name="t")
-
-
-def test_a_class_missing_from_a_split_is_said(tmp_path: Path):
-    with pytest.warns(UserWarning, match="no clip in a split: y in train"):
-        task_of(
-            tmp_path, "file_name,label,split\na.wav,x,train\nb.wav,x,test\nc.wav,y,test\n", ("a.wav", "b.wav", "c.wav")
-        )
-
-
-def test_labels_that_look_like_missing_values_stay_labels(tmp_path: Path):
-    task = task_of(tmp_path, "file_name,label,split\na.wav,NA,train\nb.wav,None,train\n")
-    assert task.classes == ("NA", "None")
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
@@ -178,27 +160,36 @@ def test_audio_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
             task.read(0, 44100)
 
 
-def test_a_git_lfs_pointer_is_recognised(tmp_path: Path):
-    task = make_task(tmp_path)
-    (tmp_path / "audio" / task.files[0]).write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    )
-    with pytest.raises(BadClip, match="Git LFS pointer: run `git lfs pull"):
-        task.read(0, 1000)
+def test_a_cut_inside_the_last_ogg_page_is_noticed_and_a_wav_from_a_pipe_is_whole(tmp_path: Path):
+    for suffix in ("ogg", "wav"):
+        soundfile.write(tmp_path / f"a.{suffix}", np.sin(np.arange(16000) * 0.3), 8000)
+    (tmp_path / "a.ogg").write_bytes((tmp_path / "a.ogg").read_bytes()[:-7])
+    with pytest.raises(BadClip, match="truncated"):
+        seconds_of(tmp_path / "a.ogg")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # it promises four gigabytes
+    (tmp_path / "a.wav").write_bytes(content)
+    assert seconds_of(tmp_path / "a.wav") == 2.0
 
 
 def test_bad_audio_is_named(tmp_path: Path):
-    task = make_task(tmp_path)
-    audio = tmp_path / "audio"
-    (audio / task.files[0]).write_bytes(b"")
-    (audio / task.files[1]).write_bytes(b"RIFF nonsense")
-    soundfile.write(audio / task.files[2], np.zeros(0), 1000)
     wave = np.zeros(500)
     wave[250] = np.nan
-    soundfile.write(audio / task.files[3], wave, 1000, subtype="FLOAT")
-    for index, message in enumerate(("cannot be read", "cannot be read", "no samples", r"sample 250 \(at 0.250 s\)")):
-        with pytest.raises(BadClip, match=f"{task.files[index]}.*{message}"):
-            task.read(index, 1000)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for name, content, message in (
+        ("empty", b"", "cannot be read as audio .*0 bytes"),
+        ("noise", b"RIFF nonsense", "cannot be read as audio .*13 bytes"),
+        ("pointer", pointer, "Git LFS pointer: run `git lfs pull"),
+        ("silent", np.zeros(0), "no samples"),
+        ("nan", wave, r"sample 250 \(at 0.250 s\)"),
+    ):
+        path = tmp_path / f"{name}.wav"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            soundfile.write(path, content, 1000, subtype="FLOAT")
+        with pytest.raises(BadClip, match=f"{name}.wav.*{message}"):
+            read_mono(path, 1000, 1.0)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -259,12 +250,13 @@ def test_patterns(pattern: str, file: str, found: tuple):
 
 def test_bad_patterns(tmp_path: Path):
     sounds(tmp_path, "one_ann-3.wav", "two_bob_3.wav", "two_eve_3.wav")
-    with pytest.raises(ValueError, match="no {label}"):
-        from_folder(tmp_path, pattern="{group}_{take}.wav")
-    with pytest.raises(ValueError, match="{label} twice"):
-        from_folder(tmp_path, pattern="{label}_{label}.wav")
-    with pytest.raises(ValueError, match=r"none of the 3 files .*one_ann-3.wav .fits as far as '{label}'"):
-        from_folder(tmp_path, pattern="{label}+{group}.wav")
+    for pattern, message in (
+        ("{group}_{take}.wav", "needs {label}"),
+        ("{label}_{label}.wav", "needs {label}"),
+        ("{label}+{group}.wav", r"none of the 3 files .*one_ann-3.wav .fits as far as '{label}'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_folder(tmp_path, pattern=pattern)
     with (
         pytest.warns(UserWarning, match=r"1 file.s. do not fit .*one_ann-3.wav .fits as far as '{label}_{group}'"),
         pytest.raises(ValueError, match="all 2 clips are of one class, 'two'"),
@@ -294,7 +286,7 @@ def test_folders_that_are_no_task(tmp_path: Path):
         from_folder(tmp_path / "ann", pattern="{label}_{group}_{}")
     pets = sounds(tmp_path / "pets", *(f"{c}/{i}.wav" for c in "xy" for i in range(10)))
     (pets / "x" / "0.wav").write_bytes(b"")
-    with pytest.raises(BadClip, match=r"x/0.wav \(0 bytes\): cannot be read"):
+    with pytest.raises(BadClip, match=r"x/0.wav: cannot be read as audio .*0 bytes"):
         from_folder(pets)
 
 
@@ -314,18 +306,11 @@ def test_lengths_are_said_and_suggested(tmp_path: Path):
         pytest.warns(UserWarning),
     ):
         from_folder(tmp_path, clip_seconds=7200)
-
-
-def test_files_of_two_hours_need_a_length(tmp_path: Path):
-    for name in ("x", "y"):
-        (tmp_path / name).mkdir()
-        for i in range(10):
-            soundfile.write(tmp_path / name / f"{i}.flac", np.zeros(7200 * 100, np.int16), 100)
+    for name in "xy":  # files of two hours
+        (tmp_path / "long" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "long" / name / "0.wav", np.zeros(7200 * 100, np.int16), 100)
     with pytest.raises(ValueError, match="the median clip lasts 7,200 s; say clip_seconds"):
-        from_folder(tmp_path)
-    with pytest.warns(UserWarning, match="hears 0% of the sound"):
-        task = from_folder(tmp_path, clip_seconds=2.0)
-    assert task.read(0, 100)[1] == 200
+        from_folder(tmp_path / "long")
 
 
 def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -340,12 +325,6 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
         assert getattr(read, field) == getattr(made, field)
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
-
-
-def test_a_task_shows_itself_in_a_few_lines(tmp_path: Path):
-    task = make_task(tmp_path)
-    assert len(repr(task)) < 600 and "24 of 1 s" in repr(task) and "class0, class1, class2" in repr(task)
-    assert "<table>" in task._repr_html_()
 
 
 def test_a_dataset_with_an_audio_column(tmp_path: Path):

@@ -8,12 +8,8 @@ from __future__ import annotations
 from aape.datasets import cremad, esc50, gise51, gtzan, nsynth, ravdess, surge, voxceleb1, voxforge, weights
 from aape.datasets.base import Dataset
 
+_FILES = (esc50, gise51, voxforge, voxceleb1, cremad, gtzan, nsynth, surge, ravdess)
 DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset
-    for dataset in (
-        weights.M2D,
-        weights.M2D_ENCONLY,
-        *(module.DATASET for module in (esc50, gise51, voxforge, voxceleb1, cremad, gtzan, nsynth, surge, ravdess)),
-    )
+    dataset.name: dataset for dataset in (weights.M2D, weights.M2D_ENCONLY, *(file.DATASET for file in _FILES))
 }
 TASKS: dict[str, Dataset] = {task: dataset for dataset in DATASETS.values() for task in dataset.tasks}

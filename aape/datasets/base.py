@@ -1,18 +1,21 @@
-"""What every dataset file says of its dataset, and what its readers get and give. Only the standard library."""
+"""What every dataset file says of its dataset, and what its readers get and give.
+
+Imports only the standard library at the top, for `doctor`.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from aape.cliplist import Clip, seeded_split
-
-if TYPE_CHECKING:
-    from aape.datasets.check import AudioIndex
+from aape.cliplist import Clip, read_table
+from aape.nearest import nearest
 
 
 class Remote(NamedTuple):
@@ -24,23 +27,21 @@ class Remote(NamedTuple):
     into: str = ""  # folder below the dataset's
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What a task should hold, before anything is looked for on disk.
 
     Attributes:
         clips: file names as the official list has them, or as they lie below the root.
         origin: where labels and splits come from.
-        seed: of the split where it is ours; results on such a split are not comparable with published ones.
+        shares: of a seeded split of ours by groups, divided within what `clip.split` says; results on such a split are
+            not comparable with published ones. None: the splits are the published ones.
         notes: what a reader of the results must know.
-        absent: things missing that no file name stands for, e.g. a whole folder.
     """
 
     clips: list[Clip]
     origin: str
-    seed: int | None = None
-    notes: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
+    shares: Mapping[str, float] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,81 @@ class Source:
 
     Attributes:
         root: the folder that the dataset was unpacked to.
-        evar: a clone of EVAR, or None.
-        seed: of a split of our own, where no other exists.
+        dataset: its name. evar: a clone of EVAR, or None.
     """
 
     root: Path
+    dataset: str
     evar: Path | None = None
-    seed: int = 0
 
     @cached_property
-    def index(self) -> AudioIndex:
-        """Every audio file under the root."""
-        from aape.datasets.check import AudioIndex
+    def files(self) -> list[str]:
+        """Every audio file under the root, relative to it."""
+        from aape.audio import audio_files
 
-        return AudioIndex(self.root)
+        return audio_files(self.root)
 
-    def companion(self, *names: str) -> Path | None:
-        """The first of these files that lies in the root or its `meta` folder."""
-        folders = (self.root, self.root / "meta")
-        return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+    @cached_property
+    def _endings(self) -> dict[tuple[str, ...], list[str]]:
+        """Files by the last parts of their path, at every depth."""
+        found = defaultdict(list)
+        for file in self.files:
+            parts = _parts(file)
+            for start in range(len(parts)):
+                found[parts[start:]].append(file)
+        return found
+
+    def find(self, name: str) -> str | None:
+        """The file whose path ends in what a list calls `name`.
+
+        Another case (`.WAV`), another container (`.flac`, `.ogg`) and folders above count as the same clip; the file
+        that is most like the name is taken.
+        """
+        same = self._endings.get(_parts(name), ())
+        return min(same, key=lambda file: (not file.endswith(name), *_preference(file)), default=None)
+
+    def clips(self, pattern: str) -> list[Clip]:
+        """The files whose path without suffix ends as a regular expression says, each clip once.
+
+        Args:
+            pattern: names `label`, and where it can `group` and `split`.
+        """
+        regex, clips = re.compile(f"(?:.*/)?({pattern})", re.IGNORECASE), dict[str, Clip]()
+        for file in sorted(self.files, key=_preference):
+            match = regex.fullmatch(os.path.splitext(file)[0])
+            if match is not None:
+                found = match.groupdict()
+                clips.setdefault(match[1], Clip(file, found["label"], found.get("split", ""), found.get("group")))
+        return sorted(clips.values())
+
+    def companion(self, name: str) -> Path:
+        """A file that lies in the root, in `meta/`, or one folder further down.
+
+        Raises:
+            FileNotFoundError: it does not.
+        """
+        places = (path for folder in ("", "meta/", "*/", "*/meta/") for path in sorted(self.root.glob(folder + name)))
+        found = next(places, None)
+        if found is None:
+            raise FileNotFoundError(
+                f"no {name} in {self.root} or its meta/; `aape download --help {self.dataset}` says where it comes from"
+            )
+        return found
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Parts of a path, without case and audio suffix (`jazz.00054` keeps its number)."""
+    from aape.audio import SUFFIXES
+
+    path = PurePosixPath(name.casefold())
+    return path.with_suffix("").parts if path.suffix in SUFFIXES else path.parts
+
+
+def _preference(file: str) -> tuple[int, int, str]:
+    """Which of several files of one clip is taken: the better container, less deep."""
+    from aape.audio import SUFFIXES
+
+    return SUFFIXES.index(PurePosixPath(file).suffix.lower()), file.count("/"), file
 
 
 @dataclass(frozen=True)
@@ -94,7 +151,7 @@ class Dataset:
     """A dataset, or weights that are fetched the same way.
 
     Attributes:
-        name: what `aape download` calls it, and its folder below `data/`.
+        name: what `aape download` calls it, and its folder below `data/` where `folder` is no other.
         text: its file's docstring: what it is, citation, how to get it, what to know.
         size, licence: as its source states them.
         tasks: by name; none where these are weights.
@@ -108,20 +165,10 @@ class Dataset:
     size: str
     licence: str
     tasks: Mapping[str, TaskFacts]
-    remotes: tuple[Remote, ...] = ()
+    remotes: Sequence[Remote] = ()
     shortest: float = 0.0
     evar_group: Callable[[str], str | None] = lambda name: None
     folder: str | None = None
-
-    @property
-    def about(self) -> str:
-        """The first line of its text."""
-        return self.text.strip().splitlines()[0]
-
-    @property
-    def steps(self) -> str:
-        """How to get the audio, on one line."""
-        return f"aape download {self.name}" if self.remotes else f"aape download --help {self.name} says how to get it"
 
     def page(self) -> str:
         """Everything about it, as text."""
@@ -141,19 +188,24 @@ class Dataset:
 
 def find(name: str, datasets: Mapping[str, Dataset]) -> Dataset:
     """A dataset by its own name or a task's. Raises ValueError with the nearest name."""
-    known = dict(datasets) | {task: dataset for dataset in datasets.values() for task in dataset.tasks}
+    known = {task: dataset for dataset in datasets.values() for task in dataset.tasks} | dict(datasets)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(datasets)}"
-        raise ValueError(f"nothing called {name!r} to download; {hint}")
+        raise ValueError(f"nothing called {name!r} to download; {nearest(name, known)}")
     return known[name]
 
 
-def of_ours(source: Source, clips: Iterable[Clip], **shares: float) -> list[Clip]:
-    """The clips with a seeded split by groups, divided within each label's own stratum where `clip.split` names one."""
-    clips = list(clips)
-    drawn = seeded_split([str(c.group) for c in clips], [c.split for c in clips], shares=shares, seed=source.seed)
-    return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
+def labelled(clips: Sequence[Clip], path: Path, group: str, label: str) -> list[Clip]:
+    """The clips with the labels that a table (columns `group` and `label`) has for their groups.
+
+    Raises:
+        ValueError: a group without a line.
+    """
+    table = read_table(path, group, label)
+    label_of = dict(zip(table[group].str.strip(), table[label].str.strip(), strict=True))
+    unknown = sorted({str(clip.group) for clip in clips} - {*label_of})
+    if unknown:
+        raise ValueError(f"{path} has no line for {len(unknown)} of the {group}s of the clips, e.g. {unknown[0]}")
+    return [clip._replace(label=label_of[str(clip.group)]) for clip in clips]
 
 
 def parent_of(name: str, levels: int = 1) -> str:
@@ -161,15 +213,18 @@ def parent_of(name: str, levels: int = 1) -> str:
     return ("", "", *PurePosixPath(name).parts)[-1 - levels]
 
 
-def evar_metadata(task: str, evar: str | Path | None) -> Path | None:
+def evar_metadata(task: str, evar: Path | None) -> Path | None:
     """An EVAR user's own metadata file of a task, or None.
 
     EVAR's make_metadata.py writes `nspitch.csv.csv`, because it adds the suffix to a name that has one; both names
     are accepted, the right one first.
     """
-    folders = [] if evar is None else [Path(evar).expanduser() / f for f in ("evar/metadata", "metadata")]
-    names = (f"{task}.csv", f"{task}.csv.csv")
-    return next((f / n for f in folders for n in names if (f / n).is_file()), None)
+    names = (
+        []
+        if evar is None
+        else [evar / f / f"{task}.csv{s}" for f in ("evar/metadata", "metadata") for s in ("", ".csv")]
+    )
+    return next((path for path in names if path.is_file()), None)
 
 
 def listing(datasets: Mapping[str, Dataset]) -> str:
@@ -177,7 +232,8 @@ def listing(datasets: Mapping[str, Dataset]) -> str:
     lines = []
     for name, item in datasets.items():
         how = "" if item.remotes else "; not fetched from here"
-        lines.append(f"{name:<12} {item.about}\n{'':<12} {item.size}; licence: {item.licence}{how}")
+        about = item.text.strip().splitlines()[0]
+        lines.append(f"{name:<12} {about}\n{'':<12} {item.size}; licence: {item.licence}{how}")
     return "\n".join(lines)
 
 

@@ -9,19 +9,18 @@ neither gets a row. Whole but short clips are kept and named.
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-import soundfile
 from tqdm.auto import tqdm
 
-from aape.audio import SUFFIXES, audio_files, damage, size_of
-from aape.cliplist import GROUP_COLUMNS, Clip, csv_text, read_table
+from aape.audio import BadClip, opened, read_mono
+from aape.cliplist import csv_text, read_clips_csv, seeded_split
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
 from aape.files import write_json, write_text
@@ -29,84 +28,23 @@ from aape.files import write_json, write_text
 CHECKS = ("header", "read", "none")
 
 
-class AudioIndex:
-    """Every audio file under a folder, found again whatever the case of its name, its container and the folders above."""
-
-    def __init__(self, root: Path) -> None:
-        self.files = tuple(audio_files(root))
-        self._by_ending = cache(self._endings)
-
-    def _endings(self, depth: int) -> dict[tuple[str, ...], list[str]]:
-        """Files by the last `depth` parts of their path."""
-        found = defaultdict(list)
-        for name in self.files:
-            found[_ending(name, depth)].append(name)
-        return found
-
-    def find(self, name: str) -> str | None:
-        """The file whose path ends in what a list calls `name`, relative to the root.
-
-        Another case (`.WAV`), another container (`.flac`, `.ogg`) and folders above count as the same clip; the file
-        that is most like the name is taken.
-        """
-        depth = len(PurePosixPath(name).parts)
-        suffix = PurePosixPath(name).suffix.lower()
-
-        def unlikeness(found: str) -> tuple[bool, bool, int, int, str]:
-            theirs = PurePosixPath(found).suffix.lower()
-            return not found.endswith(name), theirs != suffix, SUFFIXES.index(theirs), found.count("/"), found
-
-        return min(self._by_ending(depth).get(_ending(name, depth), ()), key=unlikeness, default=None)
-
-
-def _ending(name: str, depth: int) -> tuple[str, ...]:
-    """Last parts of a path, without case and audio suffix (`jazz.00054` keeps its number)."""
-    path = PurePosixPath(name)
-    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-    return tuple(part.casefold() for part in (*path.parts[:-1], stem)[-depth:])
-
-
-def why_invalid(path: Path, *, check: str = "header") -> str | None:
-    """What is wrong with an audio file, or None.
+def look(path: Path, check: str = "header") -> tuple[float, str]:
+    """Length of a recording, s, and what is wrong with it ("" where nothing is).
 
     Args:
-        path: the file; it must exist.
-        check: "header" looks at sizes, the header and the last sample; "read" decodes the whole file.
+        path: the file.
+        check: "header" looks at size, header and last sample; "read" decodes the whole file; "none" does nothing.
     """
-    if path.stat().st_size == 0:
-        return "empty file (0 bytes)"
-    try:
-        with soundfile.SoundFile(path) as file:
-            frames = file.frames
-            complaint = damage(file)
-            if complaint:
-                return complaint
-            if check == "read":
-                wave = file.read(dtype="float32", always_2d=True)
-                if len(wave) < frames:
-                    return f"truncated: {len(wave):,} of {frames:,} samples can be decoded"
-                if not np.isfinite(wave).all():
-                    return "samples that are no numbers (NaN or infinite)"
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        return f"not readable as audio ({size_of(path)}): {error}"
-    return None
-
-
-def find_invalid(root: Path, names: Iterable[str], *, check: str, title: str) -> list[tuple[str, str]]:
-    """(file, what is wrong) of the files that cannot be used, in the given order."""
-    names = list(names)
     if check == "none":
-        return []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        reasons = pool.map(lambda n: why_invalid(root / n, check=check), names)
-        shown = tqdm(reasons, total=len(names), desc=f"checking {title}", unit="file", disable=None)
-        return [(name, reason) for name, reason in zip(names, shown, strict=True) if reason]
-
-
-def find_short(root: Path, names: Iterable[str], *, shortest: float) -> list[tuple[str, str]]:
-    """(file, its length) of whole files that are shorter than this dataset's clips are said to be."""
-    lengths = ((name, soundfile.info(root / name).duration) for name in names)
-    return [(name, f"{seconds:.2f} s") for name, seconds in lengths if seconds < shortest]
+        return float("inf"), ""
+    try:
+        with opened(path) as file:
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+        if check == "read":
+            read_mono(path, rate, seconds)
+        return seconds, ""
+    except BadClip as error:
+        return 0.0, str(error).removeprefix(f"{path}: ")
 
 
 @dataclass(frozen=True)
@@ -130,13 +68,13 @@ class Report:
     origin: str
     seed: int | None
     clip_seconds: float
-    counts: dict[str, int]
-    published: dict[str, int]
+    counts: Mapping[str, int]
+    published: Mapping[str, int]
     published_source: str
-    missing: tuple[str, ...]
-    invalid: tuple[tuple[str, str], ...]
-    short: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
+    missing: Sequence[str]
+    invalid: Sequence[tuple[str, str]]
+    short: Sequence[tuple[str, str]]
+    notes: Sequence[str]
 
     @property
     def comparable(self) -> bool:
@@ -174,24 +112,13 @@ class Report:
 
 
 def _evar_rows(task: str, path: Path) -> Rows:
-    """EVAR's metadata as it is, with groups. Rows without a split are left out, as EVAR's loader leaves them out."""
-    table = read_table(path)
-    notes = []
-    if path.name.endswith(".csv.csv"):
-        notes.append(f"{path.name}: EVAR's make_metadata.py adds .csv twice; read as it is")
-    column = "split" if "split" in table.columns else "fold"
-    splits = table.need("file_name", "label", column)[2]
-    without = sum(not s.strip() for s in splits)
-    if without:
-        notes.append(f"{without} rows of {path.name} have no split and are left out, as EVAR does")
-        table = table.where([bool(s.strip()) for s in splits])
-    names, labels, splits = table.need("file_name", "label", column)
-    if column == "fold":
-        splits = [f"fold{fold}" for fold in splits]
-    known = next((c for c in GROUP_COLUMNS if c in table.columns), None)
-    groups = table.columns[known] if known else map(TASKS[task].evar_group, names)
-    clips = [Clip(*row) for row in zip(names, labels, splits, groups, strict=True)]
-    return Rows(clips, f"EVAR's {path.name}, used as it is", notes=tuple(notes))
+    """EVAR's metadata as it is, with groups; what its reader warns of are notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clips, column = read_clips_csv(path)
+    if column is None:
+        clips = [clip._replace(group=TASKS[task].evar_group(clip.file_name)) for clip in clips]
+    return Rows(clips, f"EVAR's {path.name}, used as it is", notes=[str(found.message) for found in caught])
 
 
 def build_metadata(
@@ -224,21 +151,30 @@ def build_metadata(
         raise ValueError(f"check={check!r}, expected one of {', '.join(CHECKS)}")
     dataset, facts = TASKS[task], TASKS[task].tasks[task]
     clone = Path(evar or os.environ["EVAR"]).expanduser() if evar or os.environ.get("EVAR") else None
-    source = Source(Path(root).expanduser(), clone, seed)
-    theirs = evar_metadata(task, source.evar)
+    source, out_csv = Source(Path(root).expanduser(), dataset.name, clone), Path(out_csv).expanduser()
+    theirs = evar_metadata(task, clone)
     rows = facts.rows(source) if theirs is None else _evar_rows(task, theirs)
-    found = [(clip, source.index.find(clip.file_name)) for clip in rows.clips]
-    missing = [clip.file_name for clip, path in found if path is None]
+    listed, notes = rows.clips, list(rows.notes)
+    if rows.shares is not None:
+        groups, strata = [str(clip.group) for clip in listed], [clip.split for clip in listed]
+        drawn = seeded_split(groups, strata, shares=rows.shares, seed=seed)
+        listed = [clip._replace(split=split) for clip, split in zip(listed, drawn, strict=True)]
+    found = [(clip, source.find(clip.file_name)) for clip in listed]
     clips = [clip._replace(file_name=path) for clip, path in found if path is not None]
     if not clips:
+        expected = listed[0].file_name if listed else f"what `aape download --help {dataset.name}` says"
         raise FileNotFoundError(
-            f"none of the {len(missing):,} files of {task} is under {source.root}, e.g. {missing[0]}. "
-            f"Found there: {', '.join(source.index.files[:3]) or 'no audio file'}"
+            f"no clip of {task} under {source.root}: expected {expected}, found "
+            f"{', '.join(source.files[:3]) or 'no audio file'}"
         )
-    invalid = find_invalid(source.root, [clip.file_name for clip in clips], check=check, title=task)
-    lost = {name for name, _ in invalid}
-    clips = [clip for clip in clips if clip.file_name not in lost]
-    names = [clip.file_name for clip in clips]
+    others = sorted(set(source.files) - {clip.file_name for clip in clips})
+    if others:
+        notes.append(f"{len(others):,} other audio files lie there and are left out, e.g. {others[0]}")
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        looked = pool.map(partial(look, check=check), [source.root / clip.file_name for clip in clips])
+        shown = tqdm(looked, total=len(clips), desc=f"checking {task}", unit="file", disable=None)
+        states = [(clip, *state) for clip, state in zip(clips, shown, strict=True)]
+    clips = [clip for clip, _, complaint in states if not complaint]
     counts = {"clips": len(clips), "classes": len({clip.label for clip in clips})}
     if all(clip.group is not None for clip in clips):
         counts["groups"] = len({clip.group for clip in clips})
@@ -247,17 +183,16 @@ def build_metadata(
         csv=str(out_csv),
         root=str(source.root),
         origin=rows.origin,
-        seed=rows.seed,
+        seed=None if rows.shares is None else seed,
         clip_seconds=facts.clip_seconds,
         counts=counts | Counter(clip.split for clip in clips),
-        published=dict(facts.published),
+        published=facts.published,
         published_source=facts.source,
-        missing=(*missing, *rows.absent),
-        invalid=tuple(invalid),
-        short=tuple(find_short(source.root, names, shortest=dataset.shortest) if check != "none" else ()),
-        notes=rows.notes,
+        missing=[clip.file_name for clip, path in found if path is None],
+        invalid=[(clip.file_name, complaint) for clip, _, complaint in states if complaint],
+        short=[(clip.file_name, f"{s:.2f} s") for clip, s, bad in states if not bad and s < dataset.shortest],
+        notes=notes,
     )
-    out_csv = Path(out_csv).expanduser()
     out_csv.parent.mkdir(parents=True, exist_ok=True)
     write_text(out_csv, csv_text(clips))
     facts_beside = {"comparable": report.comparable, "as_published": report.as_published}

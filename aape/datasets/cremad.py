@@ -15,60 +15,40 @@ comes from VideoDemographics.csv. Both tasks list the same clips in the same ord
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 
-from aape.cliplist import Clip, read_table
-from aape.datasets.base import Dataset, Rows, Source, TaskFacts, of_ours
+from aape.datasets.base import Dataset, Rows, Source, TaskFacts, labelled
 
-_NAME = re.compile(r"(\d{4})_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_[A-Z]{1,2}", re.IGNORECASE)
+COUNTS = {"clips": 7438, "train": 5155, "valid": 732, "test": 1551, "groups": 91}
 
 
 def emotion(source: Source) -> Rows:
     """By emotion, from the file names; only reached without EVAR's cremad.csv. Group = actor."""
-    matches = ((name, _NAME.fullmatch(PurePosixPath(name).stem)) for name in source.index.files)
-    clips = [Clip(name, match[2].upper(), "", match[1]) for name, match in matches if match]
-    if not clips:
-        raise FileNotFoundError(
-            f"no <actor>_<sentence>_<emotion>_<level>.wav under {source.root}; give the folder that holds AudioWAV"
-        )
+    clips = source.clips(r"(?P<group>\d{4})_[A-Z]{3}_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_[A-Z]{1,2}")
     return Rows(
-        of_ours(source, clips, train=0.7, valid=0.1, test=0.2),
+        [clip._replace(label=clip.label.upper()) for clip in clips],
         "a seeded split of ours by actor, 70:10:20",
-        source.seed,
-        ("set EVAR to a clone for the published split (its evar/metadata/cremad.csv)",),
+        {"train": 0.7, "valid": 0.1, "test": 0.2},
+        ["set EVAR to a clone for the published split (its evar/metadata/cremad.csv)"],
     )
 
 
 def gender(source: Source) -> Rows:
     """By the actor's sex; the rows of `emotion` in the same order."""
-    demographics = source.companion("VideoDemographics.csv", "CREMA-D/VideoDemographics.csv")
-    if demographics is None:
-        raise FileNotFoundError(
-            f"no VideoDemographics.csv in {source.root} (it lies at the top of the CREMA-D repository, 4 kB), and no "
-            "cremad_gender.csv in an EVAR clone"
-        )
-    sex = dict(zip(*read_table(demographics).need("ActorID", "Sex"), strict=True))
     rows = emotion(source)
-    unknown = sorted({str(clip.group) for clip in rows.clips} - set(sex))
-    if unknown:
-        raise ValueError(f"{demographics} has no line for actor {unknown[0]} ({len(unknown)} in all)")
-    clips = [clip._replace(label=sex[str(clip.group)]) for clip in rows.clips]
-    return Rows(clips, rows.origin, rows.seed, rows.notes)
+    return rows._replace(clips=labelled(rows.clips, source.companion("VideoDemographics.csv"), "ActorID", "Sex"))
 
 
-_COUNTS = {"clips": 7438, "train": 5155, "valid": 732, "test": 1551, "groups": 91}
-
+_FACTS = {"splits": "EVAR's, else ours", "group": "actor"}
+TASKS = {
+    "cremad": TaskFacts(emotion, 2.5, COUNTS | {"classes": 6}, "EVAR, cremad.csv", **_FACTS),
+    "cremad_gender": TaskFacts(gender, 2.5, COUNTS | {"classes": 2}, "EVAR, cremad_gender.csv", **_FACTS),
+}
 DATASET = Dataset(
-    name="cremad",
-    text=__doc__,
+    "cremad",
+    __doc__,
     size="not verified here",
     licence="ODbL 1.0, see the repository",
+    tasks=TASKS,
     evar_group=lambda name: PurePosixPath(name).name[:4],
-    tasks={
-        "cremad": TaskFacts(emotion, 2.5, {**_COUNTS, "classes": 6}, "EVAR, cremad.csv", "EVAR's, else ours", "actor"),
-        "cremad_gender": TaskFacts(
-            gender, 2.5, {**_COUNTS, "classes": 2}, "EVAR, cremad_gender.csv", "EVAR's, else ours", "actor"
-        ),
-    },
 )

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,10 +45,9 @@ def command() -> str:
 
 def machine() -> Iterator[Finding]:
     """Interpreter, processor, disk and the device that a pass would use."""
-    ok = sys.version_info >= (3, 10)
-    step = "" if ok else "make a virtual environment with Python 3.10 or newer"
-    python = f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
-    yield Finding("ok" if ok else "missing", "Python", python, step)
+    yield Finding(
+        "ok", "Python", f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
+    )
     free = shutil.disk_usage(Path.cwd()).free
     yield Finding("ok", "machine", f"{os.cpu_count()} cores, {free / 1e9:,.1f} GB free at {Path.cwd()}")
     if importlib.util.find_spec("torch") is None:
@@ -66,8 +65,7 @@ def machine() -> Iterator[Finding]:
 
 def requirements() -> dict[str, list[str]]:
     """Extra ("" for what is always needed) -> requirements: of the clone's pyproject.toml, else of the installation."""
-    project = _CLONE / "pyproject.toml"
-    found: dict[str, list[str]] = {}
+    project, found = _CLONE / "pyproject.toml", {}
     if project.is_file():  # by hand, for Python 3.10 brings no reader of TOML
         for name, body in re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S):
             found["" if name == "dependencies" else name] = re.findall(r'^ +"([^"]+)"', body, re.M)
@@ -95,8 +93,7 @@ def packages() -> Iterator[Finding]:
                 yield Finding("missing", name, what, f"python -m pip install '{line}'")
         if lacking:
             what = f"-e '{_CLONE}[{extra}]'" if (_CLONE / "pyproject.toml").is_file() else f"'aape[{extra}]'"
-            step = f"python -m pip install {what}"
-            yield Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", step)
+            yield Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", f"python -m pip install {what}")
     yield Finding("ok", "installed", ", ".join(fine) or "none of the requirements")
     if _version("evar") is not None:
         what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
@@ -116,28 +113,26 @@ def _meets(installed: str, wanted: str) -> bool:
     return have[: len(need)] == need if wanted.startswith("==") else have >= need
 
 
-def _prepared(study: Study, name: str, spec: Loader) -> tuple[dict[str, Any], str, str]:
-    """(options with paths resolved, what is wrong, next step), as the loader would find it."""
+def entry(study: Study, name: str, spec: Loader) -> Finding:
+    """A model or task of the study: its loader and options as the loader would find them, and the files they name."""
     from aape.study import prepare
 
+    label = getattr(spec, "label", None)
+    title = f"{name} ({label})" if label else name
     try:
-        return prepare(study, name, spec)[1], "", ""
+        options = prepare(study, name, spec)[1]
     except ValueError as error:
-        return {}, str(error), "install or set what is named, or correct the study's entry"
+        return Finding("missing", title, str(error), "install or set what is named, or correct the study's entry")
     except Exception as error:  # whatever a module raises while it is imported is what the doctor is here to tell
-        return {}, f"{spec.call(name)[0]}: {type(error).__name__}: {error}", "mend that module or its packages"
-
-
-def models(study: Study) -> Iterator[Finding]:
-    """Each model's loader and files."""
-    for name, spec in study.encoders.items():
-        options, problem, step = _prepared(study, name, spec)
-        paths = {key: value for key, value in options.items() if isinstance(value, Path)}
-        lost = next((key for key, path in paths.items() if not path.exists()), None)
-        if lost is not None:
-            problem, step = f"{lost}: no file {paths[lost]}", _checkpoint_step(paths[lost])
-        found = problem or ", ".join(map(str, paths.values())) or f"made by {spec.call(name)[0]}"
-        yield Finding("missing" if problem else "ok", f"{name} ({spec.label})", found, step)
+        found = f"{spec.call(name)[0]}: {type(error).__name__}: {error}"
+        return Finding("missing", title, found, "mend that module or its packages")
+    if {"csv_path", "audio_dir"} <= {*options}:
+        return _data(name, options)
+    paths = {key: value for key, value in options.items() if isinstance(value, Path)}
+    for key, path in paths.items():
+        if not path.exists():
+            return Finding("missing", title, f"{key}: no file {path}", _checkpoint_step(path))
+    return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.call(name)[0]}")
 
 
 def _checkpoint_step(path: Path) -> str:
@@ -154,19 +149,7 @@ def _fetch(name: str, folder: Path) -> str:
     return f"{command()} download {name}" + ("" if folder == data_folder() else f" --folder {_shown(folder)}")
 
 
-def tasks(study: Study) -> Iterator[Finding]:
-    """Each task's loader, metadata and audio."""
-    for name, spec in study.tasks.items():
-        options, problem, step = _prepared(study, name, spec)
-        if not problem and "csv_path" in options and "audio_dir" in options:
-            yield _data(name, options)
-            continue
-        if not problem and "folder" in options and not Path(options["folder"]).is_dir():
-            problem, step = f"no folder {options['folder']}", "point folder to the sounds"
-        yield Finding("missing" if problem else "ok", name, problem or f"made by {spec.call(name)[0]}", step)
-
-
-def _data(name: str, options: Mapping[str, Any]) -> Finding:
+def _data(name: str, options: dict[str, Any]) -> Finding:
     """A task's CSV and audio on disk."""
     from aape.cliplist import read_clips_csv
 
@@ -188,10 +171,9 @@ def _data(name: str, options: Mapping[str, Any]) -> Finding:
         clips = read_clips_csv(metadata, **{k: v for k, v in options.items() if k in ("label", "group")})[0]
     except ValueError as error:
         return Finding("missing", name, str(error), f"mend {_shown(metadata)}")
-    files = [clip.file_name for clip in clips]
-    looked = files if len(files) <= _SAMPLE else files[:: len(files) // _SAMPLE + 1]
-    absent = [f for f in looked if not (audio / f).is_file()]
-    of = f"{len(files):,} clips" if len(looked) == len(files) else f"{len(looked):,} of {len(files):,} clips looked for"
+    looked = clips[:: len(clips) // _SAMPLE + 1]
+    absent = [clip.file_name for clip in looked if not (audio / clip.file_name).is_file()]
+    of = f"{len(clips):,} clips" if looked == clips else f"{len(looked):,} of {len(clips):,} clips looked for"
     if absent:
         step = "complete the audio, or make the metadata again: it leaves missing files out and names them"
         return Finding("missing", name, f"{of}: {len(absent):,} not at {audio}, e.g. {absent[0]}", step)
@@ -203,34 +185,31 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def evar(study: Study) -> Iterator[Finding]:
+def evar(study: Study) -> Finding:
     """The EVAR clone, if any, and what it offers the study's tasks."""
     folder = os.environ.get("EVAR", "")
     root = Path(folder).expanduser()
     if not folder:
         why = "not set; a clone has the published splits of CREMA-D, VoxForge and Surge"
         step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
-        yield Finding("note", "environment variable EVAR", why, step)
-    elif not (root / "evar").is_dir():
-        yield Finding(
-            "missing", "EVAR", f"{root} is no clone of EVAR: it has no folder evar/", "correct it, or unset it"
-        )
-    else:
-        offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
-        yield Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
+        return Finding("note", "environment variable EVAR", why, step)
+    if not (root / "evar").is_dir():
+        what = f"{root} is no clone of EVAR: it has no folder evar/"
+        return Finding("missing", "EVAR", what, "correct it, or unset it")
+    offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
+    return Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
 
 
-def collected(study: Study) -> Iterator[Finding]:
-    """Which artifacts the analysis would find."""
+def collected(study: Study) -> tuple[list[Finding], str]:
+    """Which artifacts the analysis would find; and the first model and task whose are missing."""
+    findings, todo = [], ""
     for model in study.encoders:
-        lacking = _uncollected(study, model)
-        rest = f"; not yet: {', '.join(lacking)}" if lacking else ""
-        done = f"{len(study.tasks) - len(lacking)} of {len(study.tasks)} tasks{rest}"
-        yield Finding("note" if lacking else "ok", model, done)
-
-
-def _uncollected(study: Study, model: str) -> list[str]:
-    return [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
+        left = [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
+        done = f"{len(study.tasks) - len(left)} of {len(study.tasks)} tasks"
+        rest = f"; not yet: {', '.join(left)}" if left else ""
+        findings.append(Finding("note" if left else "ok", model, done + rest))
+        todo = todo or " ".join([model, *left[:1]] if left else [])
+    return findings, todo
 
 
 def doctor(study_name: str | Path | None = None) -> int:
@@ -254,12 +233,14 @@ def doctor(study_name: str | Path | None = None) -> int:
         study = load_study(study_name)
         print(f"\nstudy {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
         print(f"results go to {study.directory}")
-        lacking += _print("models", models(study)) + _print("tasks", tasks(study))
-        lacking += _print("EVAR (optional)", evar(study)) + _print("collected", collected(study))
-        todo = [(model, task) for model in study.encoders for task in _uncollected(study, model)]
+        for title, specs in (("models", study.encoders), ("tasks", study.tasks)):
+            lacking += _print(title, (entry(study, name, spec) for name, spec in specs.items()))
+        lacking += _print("EVAR (optional)", [evar(study)])
+        findings, todo = collected(study)
+        _print("collected", findings)
         done = "everything is collected; the analysis notebooks"
         if todo:
-            done = f"{command()} collect {study_name} {' '.join(todo[0])}, or the notebook of that name"
+            done = f"{command()} collect {study_name} {todo}, or the notebook of that name"
     if lacking:
         print(f"\n{len(lacking)} missing. Next: {lacking[0].next_step}")
         return 1
@@ -267,7 +248,7 @@ def doctor(study_name: str | Path | None = None) -> int:
     return 0
 
 
-def _print(title: str, findings: Iterator[Finding]) -> list[Finding]:
+def _print(title: str, findings: Iterable[Finding]) -> list[Finding]:
     """Print a section; returns what is missing."""
     print(f"\n{title}")
     lacking = []

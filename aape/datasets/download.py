@@ -16,8 +16,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +29,7 @@ from aape.files import write_json, write_text
 _IDENTITY = {"Accept-Encoding": "identity"}  # with Content-Encoding, lengths would count compressed bytes
 _TIMEOUT = 30.0  # s without a byte
 _EXPANSION = 100  # an archive that unpacks to more than so many times its size is none of recordings
-_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-
-
-class _Recorded:
-    """`checksums.json`: SHA-256 of files whose publisher states none, as first downloaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "checksums.json"
-        self.entries: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            try:
-                self.entries = {url: dict(entry) for url, entry in json.loads(self.path.read_text("utf-8")).items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"{self.path} is damaged ({error}); mend it, or delete it to start over") from None
-
-    def checksum(self, remote: Remote) -> str | None:
-        entry = self.entries.get(remote.url)
-        return remote.checksum or (f"sha256:{entry['sha256']}" if entry else None)
-
-    def add(self, remote: Remote, path: Path) -> None:
-        if self.checksum(remote) is None:
-            self.entries[remote.url] = {
-                "sha256": pooch.file_hash(str(path), alg="sha256"),
-                "bytes": path.stat().st_size,
-                "first_downloaded": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
-            write_json(self.path, self.entries)
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 def download(
@@ -83,30 +55,30 @@ def download(
     for item in wanted:
         if not item.remotes:
             raise ValueError(f"{item.name} cannot be fetched from here; `aape download --help {item.name}` says how")
-    folder.mkdir(parents=True, exist_ok=True)
-    recorded = _Recorded(folder)
+    places = {item.name: folder / (item.folder or item.name) for item in wanted}
     for item in wanted:
         for remote in item.remotes:
-            _fetch(remote, folder / (item.folder or item.name), folder, recorded, retries)
-    return {item.name: folder / (item.folder or item.name) for item in wanted}
+            _fetch(remote, places[item.name], folder, retries)
+    return places
 
 
-def _fetch(remote: Remote, into: Path, folder: Path, recorded: _Recorded, retries: int) -> None:
-    archive = remote.name.endswith(_SUFFIXES)
+def _fetch(remote: Remote, into: Path, folder: Path, retries: int) -> None:
+    """One file to its place, whole, unpacked and recorded."""
+    archive = remote.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
     store = folder / "archives" if archive else into / remote.into
-    target, known = store / remote.name, recorded.checksum(remote)
+    target, ledger = store / remote.name, folder / "checksums.json"
     store.mkdir(parents=True, exist_ok=True)
-    pup = pooch.create(
-        path=store, base_url="", registry={remote.name: known}, urls={remote.name: remote.url}, retry_if_failed=retries
-    )
-    getter = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), headers=_IDENTITY, timeout=_TIMEOUT)
+    recorded = _recorded(ledger)
+    checksum = remote.checksum or recorded.get(remote.url, {}).get("sha256")
     announced = None if target.is_file() else _announced_length(remote.url)
-    if announced is not None and announced > shutil.disk_usage(store).free:
-        raise OSError(
-            f"{remote.url} needs {announced:,} bytes, {store} has {shutil.disk_usage(store).free:,} free; give --folder "
-            "elsewhere"
-        )
+    free = shutil.disk_usage(store).free
+    if announced is not None and announced > free:
+        raise OSError(f"{remote.url} needs {announced:,} bytes, {store} has {free:,} free; give --folder elsewhere")
+    pup = pooch.create(
+        store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=retries
+    )
     try:
+        getter = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), headers=_IDENTITY, timeout=_TIMEOUT)
         pup.fetch(remote.name, downloader=getter)
     except requests.RequestException as error:
         raise ConnectionError(
@@ -114,11 +86,10 @@ def _fetch(remote: Remote, into: Path, folder: Path, recorded: _Recorded, retrie
             "yourself."
         ) from error
     except ValueError as error:
-        whose = "" if remote.checksum else f" That is what {recorded.path} recorded at the first download."
-        remedy = "tell us" if remote.checksum else "take its entry out of that file"
+        remedy = "tell us" if remote.checksum else f"take its entry, of the first download, out of {ledger}"
         raise ValueError(
-            f"{remote.url} is not the file it should be: {error}.{whose} If its publisher replaced it on purpose, "
-            f"{remedy}; else try again later."
+            f"{remote.url} is not the file it should be: {error} If it was replaced on purpose, {remedy}; else try "
+            "again later."
         ) from error
     size = target.stat().st_size
     if announced is not None and size != announced:
@@ -126,8 +97,19 @@ def _fetch(remote: Remote, into: Path, folder: Path, recorded: _Recorded, retrie
         raise ConnectionError(f"{remote.url}: {size:,} of {announced:,} bytes arrived; run the same command again")
     if archive:
         _unpack(target, into)
-    if archive or announced is not None:
-        recorded.add(remote, target)
+    if checksum is None and (archive or announced is not None):
+        entry = {"sha256": pooch.file_hash(str(target)), "bytes": size}
+        write_json(ledger, recorded | {remote.url: entry})
+
+
+def _recorded(ledger: Path) -> dict[str, dict[str, Any]]:
+    """Address -> SHA-256 and length of files whose publisher states no checksum, as first downloaded."""
+    try:
+        return {url: dict(entry) for url, entry in json.loads(ledger.read_text("utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{ledger} is damaged ({error}); mend it, or delete it to start over") from None
 
 
 def _announced_length(url: str) -> int | None:
@@ -148,10 +130,9 @@ def _unpack(archive: Path, into: Path) -> None:
         return
     print(f"unpacking {archive.name} into {into}", file=sys.stderr)
     into.mkdir(parents=True, exist_ok=True)
-    limit = _EXPANSION * archive.stat().st_size + 10_000_000
     try:
-        (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, into, limit)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, into)
+    except _BROKEN as error:
         archive.unlink()
         raise ValueError(
             f"{archive} does not open as an archive ({error}) and was removed; run the same command again"
@@ -159,23 +140,19 @@ def _unpack(archive: Path, into: Path) -> None:
     write_text(stamp, key)
 
 
-def _unpack_zip(archive: Path, into: Path, limit: int) -> None:
+def _unpack_zip(archive: Path, into: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        _check_size(archive, into, sum(member.file_size for member in file.infolist()), limit)
+        _check_size(archive, sum(member.file_size for member in file.infolist()))
         file.extractall(into)  # leaves out `..` and leading slashes by itself
 
 
-def _unpack_tar(archive: Path, into: Path, limit: int) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise ValueError(
-            f"this Python cannot unpack {archive} safely; update Python, or unpack it into {into} yourself"
-        )
+def _unpack_tar(archive: Path, into: Path) -> None:
     total = 0
-    with (archive.open if archive.suffix == ".tar" else partial(gzip.open, archive))("rb") as stream:
+    with archive.open("rb") if archive.suffix == ".tar" else gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as file:
             for member in file:
                 total += member.size
-                _check_size(archive, into, member.size, limit + member.size - total)
+                _check_size(archive, total)
                 file.extract(member, into, filter="data")
             if stream.tell() == file.offset:
                 raise EOFError("it ends without its end mark")
@@ -183,13 +160,8 @@ def _unpack_tar(archive: Path, into: Path, limit: int) -> None:
             pass
 
 
-def _check_size(archive: Path, into: Path, size: int, limit: int) -> None:
-    free = shutil.disk_usage(into).free
-    if size > limit:
+def _check_size(archive: Path, unpacked: int) -> None:
+    if unpacked > _EXPANSION * archive.stat().st_size + 10_000_000:
         raise ValueError(
             f"{archive} would unpack to more than {_EXPANSION} times its size; that is no dataset, look at it"
-        )
-    if size > free:
-        raise OSError(
-            f"unpacking {archive} needs {size:,} more bytes, {into} has {free:,} free; give --folder elsewhere"
         )

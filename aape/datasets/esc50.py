@@ -15,18 +15,15 @@ from aape.cliplist import Clip, read_table
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
 COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
+REMOTES = (Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),)
+COUNTS = {"clips": 2000, "classes": 50, **{f"fold{i}": 400 for i in range(1, 6)}}
 
 
 def rows(source: Source) -> Rows:
     """`meta/esc50.csv` and `audio/`, five official folds; group = Freesound recording."""
-    meta = source.companion("esc50.csv") or next(iter(sorted(source.root.glob("*/meta/esc50.csv"))), None)
-    if meta is None:
-        raise FileNotFoundError(
-            f"no meta/esc50.csv under {source.root}; give the unpacked folder of ESC-50 (ESC-50-<commit>/)"
-        )
-    table = zip(*read_table(meta).need("filename", "category", "fold", "src_file"), strict=True)
-    clips = [Clip(f"audio/{name}", label, f"fold{fold}", group) for name, label, fold, group in table]
-    return Rows(clips, "meta/esc50.csv of the dataset, official folds")
+    table = read_table(source.companion("esc50.csv"), "filename", "category", "fold", "src_file")
+    columns = "audio/" + table["filename"], table["category"], "fold" + table["fold"], table["src_file"]
+    return Rows(list(map(Clip, *columns)), "meta/esc50.csv of the dataset, official folds")
 
 
 def recording_of(name: str) -> str:
@@ -34,22 +31,14 @@ def recording_of(name: str) -> str:
     return Path(name).stem.split("-")[1]
 
 
+TASK = TaskFacts(rows, 5.0, COUNTS, "Piczak 2015", splits="official, 5 folds", group="Freesound recording (1,524)")
 DATASET = Dataset(
-    name="esc50",
-    text=__doc__,
+    "esc50",
+    __doc__,
     size="about 600 MB",
     licence="CC BY-NC 3.0",
-    remotes=(Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),),
+    tasks={"esc50": TASK},
+    remotes=REMOTES,
     shortest=4.9,
     evar_group=recording_of,
-    tasks={
-        "esc50": TaskFacts(
-            rows=rows,
-            clip_seconds=5.0,
-            published={"clips": 2000, "classes": 50, **{f"fold{i}": 400 for i in range(1, 6)}},
-            source="Piczak 2015",
-            splits="official, 5 folds",
-            group="Freesound recording (1,524)",
-        )
-    },
 )

@@ -14,7 +14,6 @@ these events, and that of ESC-50, its partner in the cross-task figure, so that 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -23,50 +22,26 @@ from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
 _SPLITS = {"train": "train", "val": "valid", "eval": "test"}
 _RECORD = "https://zenodo.org/records/4593514/files"
+REMOTES = tuple(Remote(name, f"{_RECORD}/{name}?download=1") for name in ("isolated_events.tar.gz", "meta.tar.gz"))
+COUNTS = {"clips": 16357, "classes": 51, "train": 12465, "valid": 1716, "test": 2176}
+NOTES = (
+    "clips of 5.0 s: our choice, the published study's is not stated where we could read it",
+    "group is the leading number of the file name, taken for the Freesound id that FSD50K names its clips by",
+)
 
 
 def rows(source: Source) -> Rows:
-    """`isolated_events/<train|val|eval>/<label>/<clip>`, or lists in place of the folders of labels."""
-    base = next((b for b in ("isolated_events", "") if (source.root / b / "train").is_dir()), None)
-    if base is None:
-        raise FileNotFoundError(
-            f"no isolated_events/train under {source.root}; unpack isolated_events.tar.gz of Zenodo record 4593514"
-        )
-    clips = []
-    for theirs, ours in _SPLITS.items():
-        folder = f"{base}/{theirs}/".lstrip("/")
-        inside = [f for f in source.index.files if f.startswith(folder)]
-        if not inside:
-            raise FileNotFoundError(f"no audio under {source.root / folder}; expected GISE-51's {theirs} events")
-        if all("/" not in f.removeprefix(folder) for f in inside):
-            labelled = _listed(source, folder, theirs)
-        else:
-            labelled = [(f, f.removeprefix(folder).split("/")[0]) for f in inside]
-        clips += [Clip(name, label, ours, freesound_id(name)) for name, label in labelled]
-    notes = [
-        "clips of 5.0 s: our choice, the published study's is not stated where we could read it",
-        "group is the leading number of the file name, taken for the Freesound id that FSD50K names its clips by",
-    ]
-    class_map = source.companion("lbl_map.json")
-    if class_map is not None:
-        odd = sorted(set(json.loads(class_map.read_text(encoding="utf-8"))) ^ {clip.label for clip in clips})
-        if odd:
-            notes.append(f"classes differ from {class_map.name} in: {', '.join(odd)}")
-    return Rows(clips, "folders train, val, eval of the dataset", notes=tuple(notes))
-
-
-def _listed(source: Source, folder: str, split: str) -> list[tuple[str, str]]:
-    """(file, label) of a split whose folder has no folders of labels."""
-    path = source.companion(f"{split}.csv", f"isolated_events/{split}.csv")
-    if path is None:
-        raise FileNotFoundError(
-            f"{source.root / folder} has no folders named after classes, and there is no {split}.csv in "
-            f"{source.root} or its meta/ to say which clip belongs to which class"
-        )
-    table = read_table(path)
-    column = next((c for c in ("label", "labels", "category", "class") if c in table.columns), "label")
-    names = [n if Path(n).suffix else f"{n}.wav" for n in next(iter(table.columns.values()))]
-    return [(folder + Path(name).name, label) for name, label in zip(names, *table.need(column), strict=True)]
+    """`<train|val|eval>/<label>/<clip>`, or `<split>.csv` in place of the folders of labels."""
+    clips = source.clips("(?P<split>train|val|eval)/(?P<label>[^/]+)/[^/]+")
+    if not clips:
+        for split in _SPLITS:
+            table = read_table(source.companion(f"{split}.csv"), "label")
+            names = (Path(name).stem for name in table.iloc[:, 0])
+            clips += [
+                Clip(f"{split}/{name}.wav", label, split) for name, label in zip(names, table["label"], strict=True)
+            ]
+    clips = [clip._replace(split=_SPLITS[clip.split], group=freesound_id(clip.file_name)) for clip in clips]
+    return Rows(clips, "folders train, val, eval of the dataset", notes=NOTES)
 
 
 def freesound_id(name: str) -> str:
@@ -75,20 +50,7 @@ def freesound_id(name: str) -> str:
     return match.group() if match else Path(name).stem
 
 
-DATASET = Dataset(
-    name="gise51",
-    text=__doc__,
-    size="about 2.4 GB",
-    licence="CC BY 4.0",
-    remotes=tuple(Remote(name, f"{_RECORD}/{name}?download=1") for name in ("isolated_events.tar.gz", "meta.tar.gz")),
-    tasks={
-        "gise51": TaskFacts(
-            rows=rows,
-            clip_seconds=5.0,
-            published={"clips": 16357, "classes": 51, "train": 12465, "valid": 1716, "test": 2176},
-            source="Zenodo record 4593514 as quoted by others",
-            splits="official",
-            group="Freesound id",
-        )
-    },
+TASK = TaskFacts(
+    rows, 5.0, COUNTS, "Zenodo record 4593514 as quoted by others", splits="official", group="Freesound id"
 )
+DATASET = Dataset("gise51", __doc__, size="about 2.4 GB", licence="CC BY 4.0", tasks={"gise51": TASK}, remotes=REMOTES)

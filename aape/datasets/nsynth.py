@@ -17,21 +17,19 @@ from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
 _URL = "http://download.magenta.tensorflow.org/datasets/nsynth"
 _SPLITS = ("train", "valid", "test")
+REMOTES = tuple(Remote(f"nsynth-{s}.jsonwav.tar.gz", f"{_URL}/nsynth-{s}.jsonwav.tar.gz") for s in _SPLITS)
+COUNTS = {"clips": 305979, "train": 289205, "valid": 12678, "test": 4096}
 
 
 def rows(source: Source) -> Rows:
     """`nsynth-<split>/examples.json` and `audio/`; group = instrument."""
     clips = []
     for split in _SPLITS:
-        places = (source.root / base / f"nsynth-{split}" / "examples.json" for base in ("", "nsynth"))
-        path = next((p for p in places if p.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"no nsynth-{split}/examples.json under {source.root}; unpack nsynth-{split}.jsonwav.tar.gz there"
-            )
-        for note, facts in json.loads(path.read_text(encoding="utf-8")).items():
-            group = facts.get("instrument_str") or instrument_of(note)
-            clips.append(Clip(f"nsynth-{split}/audio/{note}.wav", str(int(facts["pitch"])), split, group))
+        notes = json.loads(source.companion(f"nsynth-{split}/examples.json").read_text(encoding="utf-8"))
+        clips += [
+            Clip(f"nsynth-{split}/audio/{note}.wav", str(int(facts["pitch"])), split, instrument_of(note))
+            for note, facts in notes.items()
+        ]
     return Rows(clips, "examples.json of the dataset, official splits")
 
 
@@ -40,22 +38,15 @@ def instrument_of(note: str) -> str:
     return PurePosixPath(note).stem.rsplit("-", 2)[0]
 
 
+_SOURCE = "Engel et al. 2017; total also EVAR, make_metadata.py"
+TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
 DATASET = Dataset(
-    name="nsynth",
-    text=__doc__,
+    "nsynth",
+    __doc__,
     size="not verified here",
     licence="CC BY 4.0",
-    remotes=tuple(Remote(f"nsynth-{s}.jsonwav.tar.gz", f"{_URL}/nsynth-{s}.jsonwav.tar.gz") for s in _SPLITS),
+    tasks={"nspitch": TASK},
+    remotes=REMOTES,
     shortest=3.99,
     evar_group=instrument_of,
-    tasks={
-        "nspitch": TaskFacts(
-            rows=rows,
-            clip_seconds=4.0,
-            published={"clips": 305979, "train": 289205, "valid": 12678, "test": 4096},
-            source="Engel et al. 2017; total also EVAR, make_metadata.py",
-            splits="official",
-            group="instrument",
-        )
-    },
 )

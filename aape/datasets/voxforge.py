@@ -9,67 +9,29 @@ In a clone of EVAR (thousands of small downloads; 100 GB while unpacking, 60 GB 
 
 EVAR splits by archive (session), so a speaker can be in several splits; groups here are speakers, the session's name up
 to its first hyphen, and each `anonymous` session is its own. Without EVAR's voxforge.csv the language of a session comes
-from a folder above it (de/<session>/wav/..., or what `wget -x` leaves, .../downloads/de/Trunk/...) or from
-voxforge_urls.txt beside the sessions, and the split is ours.
+from a folder above it (de/<session>/wav/..., or what `wget -x` leaves, .../downloads/de/Trunk/...), and the split is ours.
 """
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from aape.cliplist import Clip
-from aape.datasets.base import Dataset, Rows, Source, TaskFacts, of_ours
+from aape.datasets.base import Dataset, Rows, Source, TaskFacts, parent_of
 
-# Folders of the repository, and the two that are not named after their language.
-_LANGUAGES = {code: code for code in ("de", "en", "es", "fr", "it", "ru")} | {"SpeechCorpus": "en", "Russian": "ru"}
+# Folders of the repository; two are not named after their language.
+_LANGUAGES = {code: code for code in ("de", "en", "es", "fr", "it", "ru")} | {"speechcorpus": "en", "russian": "ru"}
 
 
 def rows(source: Source) -> Rows:
-    """`<session>/wav/*.wav` (some sessions: `flac/`); only reached without EVAR's voxforge.csv."""
-    listed = _listed_languages(source)
-    clips, strangers = [], set()
-    for name in source.index.files:
-        session = _session(name)
-        if session is None:
-            continue
-        above = PurePosixPath(name).parts[:-3]
-        language = listed.get(session) or next((_LANGUAGES[p] for p in above if p in _LANGUAGES), None)
-        if language is None:
-            strangers.add(session)
-        else:
-            clips.append(Clip(name, language, language, speaker_of(session)))
-    if not clips:
-        raise FileNotFoundError(
-            f"no VoxForge session with a known language under {source.root}. Expected <language>/<session>/wav/*.wav, "
-            "or voxforge_urls.txt beside the sessions, or EVAR set to a clone (its evar/metadata/voxforge.csv has "
-            f"labels and splits). {len(strangers)} session(s) of unknown language were found."
-        )
-    notes = ["set EVAR to a clone for the published split"]
-    if strangers:
-        notes.append(f"{len(strangers)} sessions of unknown language left out, e.g. {min(strangers)}")
+    """`<language>/.../<session>/wav/*.wav` (some sessions: `flac/`); only reached without EVAR's voxforge.csv."""
+    clips = source.clips(f"(?P<label>{'|'.join(_LANGUAGES)})/(?:.*/)?(?P<group>[^/]+)/(?:wav|flac)/[^/]+")
+    languages = [_LANGUAGES[clip.label.lower()] for clip in clips]
     return Rows(
-        of_ours(source, clips, train=0.7, valid=0.15, test=0.15),
+        [c._replace(label=x, split=x, group=speaker_of(str(c.group))) for c, x in zip(clips, languages, strict=True)],
         "a seeded split of ours by speaker within each language, 70:15:15",
-        source.seed,
-        tuple(notes),
+        {"train": 0.7, "valid": 0.15, "test": 0.15},
+        ["set EVAR to a clone for the published split"],
     )
-
-
-def _listed_languages(source: Source) -> dict[str, str]:
-    """Session -> language, from the addresses in voxforge_urls.txt."""
-    path = source.companion("voxforge_urls.txt")
-    languages = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path is not None else []:
-        url = PurePosixPath(line.strip().strip("\"'"))
-        language = next((_LANGUAGES[p] for p in url.parts if p in _LANGUAGES), None)
-        if language is not None:
-            languages[url.name.removesuffix(".tgz").removesuffix(".tar.gz")] = language
-    return languages
-
-
-def _session(name: str) -> str | None:
-    parts = PurePosixPath(name).parts
-    return parts[-3] if len(parts) >= 3 and parts[-2].lower() in ("wav", "flac") else None
 
 
 def speaker_of(session: str) -> str:
@@ -78,20 +40,17 @@ def speaker_of(session: str) -> str:
     return session if speaker.lower().startswith("anonymous") else speaker
 
 
+def _evar_group(name: str) -> str:
+    return speaker_of(parent_of(name, 2) or PurePosixPath(name).parts[0])
+
+
+COUNTS = {"clips": 176428, "classes": 6}
+TASK = TaskFacts(rows, 5.8, COUNTS, "EVAR, make_metadata.py", splits="EVAR's, else ours", group="speaker")
 DATASET = Dataset(
-    name="voxforge",
-    text=__doc__,
+    "voxforge",
+    __doc__,
     size="about 60 GB",
     licence="GPL, says VoxForge",
-    evar_group=lambda name: speaker_of(_session(name) or PurePosixPath(name).parts[0]),
-    tasks={
-        "voxforge": TaskFacts(
-            rows=rows,
-            clip_seconds=5.8,
-            published={"clips": 176428, "classes": 6},
-            source="EVAR, make_metadata.py",
-            splits="EVAR's, else ours",
-            group="speaker",
-        )
-    },
+    tasks={"voxforge": TASK},
+    evar_group=_evar_group,
 )
