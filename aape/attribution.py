@@ -19,7 +19,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,9 @@ from aape.files import Cache
 from aape.task import Task, prefetched
 from aape.trials import check_belong_together
 
+FOLDER = ".attribution"  # of the artifacts
 MOST_FOLDS = 5
+BATCH = 16  # clips at once
 SAVE_SECONDS = 60  # between two writes of what is done
 
 
@@ -46,7 +48,7 @@ def attribute(
     *,
     replace_by: Literal["zero", "mean"] = "zero",
     split: str | Sequence[str] | None = None,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -78,14 +80,9 @@ def attribute(
     if encoder.preactivation:
         raise ValueError(f"{encoder.name} is hooked before its activation functions: replacing there is no silencing")
     position = check_belong_together(encoder, task, artifacts)
-    if split is None and "train" in artifacts.splits:
-        split = "train"
-    rows = artifacts.rows(split)
+    rows, cache, name, key = _kept(encoder, artifacts, split, batch_size, seed)
     judges, judge_of = _judges(artifacts, rows, seed)
     encoder.to(choose_device(device))
-    name = "all" if split is None else "-".join([split] if isinstance(split, str) else split)
-    key = [encoder.identity, artifacts.manifest["checksums"], rows.tolist(), list(STRENGTHS), seed, batch_size]
-    cache = Cache(artifacts.path / ".attribution")
     sums = cache.get(name, key) or _zeros(artifacts)
 
     batches = np.split(rows, range(batch_size, len(rows), batch_size))
@@ -107,7 +104,33 @@ def attribute(
                 cache.put(name, key, sums)
                 saved = time.monotonic()
             bar.update(len(mine))
-    clips = np.bincount(artifacts.labels[rows], minlength=len(artifacts.classes))[:, None, None]
+    return _effect(sums, artifacts.labels[rows], replace_by)
+
+
+def attributed(encoder: Encoder, artifacts: Artifacts) -> dict[str, np.ndarray] | None:
+    """What `attribute` with its default clips left on disk, by replacement; None where it was not run to its end."""
+    rows, cache, name, key = _kept(encoder, artifacts, None, BATCH, 0)
+    sums = cache.get(name, key)
+    if sums is None or sums["done"] < -(-len(rows) // BATCH):
+        return None
+    return {replace_by: _effect(sums, artifacts.labels[rows], replace_by) for replace_by in ("zero", "mean")}
+
+
+def _kept(
+    encoder: Encoder, artifacts: Artifacts, split: str | Sequence[str] | None, batch_size: int, seed: int
+) -> tuple[np.ndarray, Cache, str, list[Any]]:
+    """The clips, and where their sums are kept: cache, name and key."""
+    if split is None and "train" in artifacts.splits:
+        split = "train"
+    rows = artifacts.rows(split)
+    name = "all" if split is None else "-".join([split] if isinstance(split, str) else split)
+    key = [encoder.identity, artifacts.manifest["checksums"], rows.tolist(), list(STRENGTHS), seed, batch_size]
+    return rows, Cache(artifacts.path / FOLDER), name, key
+
+
+def _effect(sums: dict[str, np.ndarray], labels: np.ndarray, replace_by: str) -> np.ndarray:
+    """[layers, neurons, classes] of the sums over clips with these labels."""
+    clips = np.bincount(labels, minlength=len(sums["product"]))[:, None, None]
     mean = sums["activation"] / sums["tokens"][:, None] if replace_by == "mean" else 0.0
     effect = (mean * sums["gradient"] - sums["product"]) / np.maximum(clips, 1)  # [classes, layers, neurons]
     return np.moveaxis(np.where(clips > 0, effect, np.nan), 0, -1)

@@ -144,6 +144,7 @@ def _atlas(words: list[str]) -> int:
     parser.add_argument("--models", nargs="+", help="of the study (default: all)")
     parser.add_argument("--tasks", nargs="+", help="of the study (default: all)")
     parser.add_argument("--strongest", type=int, default=20, help="neurons of each class with a page (default: 20)")
+    parser.add_argument("--attribute", action="store_true", help="attribution too: a backward pass over training clips")
     parser.add_argument("-o", "--output", dest="out_dir", help="folder (default: outputs/<study>/atlas)")
     from aape.atlas import build_study
 

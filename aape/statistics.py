@@ -168,11 +168,11 @@ def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.Data
     way. It is not known for other criteria than AAPE.
     """
     neurons, names = found.table(), ("auprc", "f1", "iou")
-    unknown = neurons.assign(**dict.fromkeys(names, np.nan)), dict.fromkeys((*names, "auprc_permuted"), np.nan)
+    numbers = dict.fromkeys((*names, *(f"{name}_permuted" for name in names)), np.nan)
+    unknown = neurons.assign(**dict.fromkeys(names, np.nan)), numbers.copy()
     if not _all_counted(artifacts) or not len(neurons):
         return unknown
     units, width = found.null.units, artifacts.over_zero.shape[1]
-    numbers = {"auprc_permuted": np.nan}
     try:
         scores = held_out_scores(artifacts, neurons)[list(names)]
         if found.null.drawn is not None:
@@ -180,10 +180,11 @@ def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.Data
             kept, members = found.null.drawn[0]
             place, c = kept[np.nonzero(members)[1]], np.array(artifacts.classes)[np.nonzero(members)[0]]
             floor = pd.DataFrame({"layer": place // width, "neuron": place % width, "class": c})
-            numbers["auprc_permuted"] = held_out_scores(artifacts, floor, permuted)["auprc"].mean()
+            mixed = held_out_scores(artifacts, floor, permuted)
+            numbers |= {f"{name}_permuted": mixed[name].mean() for name in names}
     except ValueError:  # a class whose clips are all in one fold or group: nothing can be held out
         return unknown
-    return neurons.join(scores), {name: scores[name].mean() for name in names} | numbers
+    return neurons.join(scores), numbers | {name: scores[name].mean() for name in names}
 
 
 def _chance_columns(found: Calibrated, halves: tuple[Stability, Stability], labels: np.ndarray) -> dict[str, Any]:

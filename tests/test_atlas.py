@@ -24,7 +24,8 @@ import aape.atlas.sound as sound
 from aape.artifacts import Artifacts, load_artifacts
 from aape.atlas import About, build_atlas, show_neuron, token_maps
 from aape.atlas.maps import packed, pooled
-from aape.atlas.record import Heard, chance_bands, choose_clips, group_share, nearest
+from aape.atlas.record import Heard, chance_bands, choose_clips, nearest
+from aape.attribution import attribute
 from aape.cli import main
 from aape.collecting import collect
 from aape.encoder import Encoder, hooked
@@ -176,30 +177,6 @@ def test_the_band_of_permuted_labels_holds_what_labels_do_not_explain(tmp_path):
     assert np.all(low <= high)
 
 
-def test_the_share_between_groups_is_that_of_a_literal_analysis_of_variance_and_its_chance_level_is_right():
-    rng = np.random.default_rng(1)
-    labels, groups = rng.integers(0, 3, 300), rng.integers(0, 20, 300)
-    rates = rng.random((300, 2))
-    rates[:, 1] += 2.0 * (groups == 4)  # a group effect
-    share, chance = group_share(rates, labels, groups)
-    literal_between = literal_within = 0.0
-    for c in range(3):
-        mine = rates[labels == c, 1]
-        literal_within += ((mine - mine.mean()) ** 2).sum()
-        for g in np.unique(groups[labels == c]):
-            cell = rates[(labels == c) & (groups == g), 1]
-            literal_between += len(cell) * (cell.mean() - mine.mean()) ** 2
-    assert np.isclose(share[1], literal_between / literal_within, rtol=1e-4) and share[1] > 0.5
-    drawn = []
-    for _ in range(200):
-        shuffled = groups.copy()
-        for c in range(3):
-            shuffled[labels == c] = rng.permutation(groups[labels == c])
-        drawn.append(group_share(rates[:, :1], labels, shuffled)[0][0])
-    assert abs(np.mean(drawn) - chance) < 3 * np.std(drawn) / np.sqrt(200)
-    assert group_share(rates, labels, np.arange(300)) is None
-
-
 def test_nearest_neurons_are_those_of_the_largest_correlation_over_clips(tmp_path):
     rng = np.random.default_rng(2)
     rates = np.rint(rng.random((80, 30)) * 60) / 60
@@ -310,7 +287,7 @@ def make_site(folder: Path, **options) -> Site:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = make_site(tmp_path_factory.mktemp("site"))
-    assert site.build(neurons=[[0, 5]]) == site.out / "index.html"
+    assert site.build(neurons=[[0, 5]], attribute=True) == site.out / "index.html"
     return site
 
 
@@ -321,13 +298,16 @@ def site(built: Site, tmp_path: Path) -> Site:
 
 
 def check_record(record: dict, pair: dict) -> None:
-    """The schema, version 1: what the page reads of a record."""
-    assert record["v"] == 1 and {"l", "n", "own", "aape", "rank", "density", "bars", "clips"} <= set(record)
+    """What the page reads of a record."""
+    assert record["v"] in (1, 2) and {"l", "n", "own", "aape", "rank", "density", "bars", "clips"} <= set(record)
     classes, clips = len(pair["classes"]), len(record["clips"])
     assert all(0 <= c < classes for c in record["own"])
     shown = classes if record["bars"]["c"] is None else len(record["bars"]["c"])
     for key in {"p", "low", "high"} & set(record["bars"]):
         assert len(base64.b64decode(record["bars"][key])) == shown
+    if "attribution" in record:
+        assert all(len(base64.b64decode(record["attribution"][by])) == 4 * shown for by in ("zero", "mean"))
+        assert len(record["attribution"]["rank"]) == len(record["own"])
     for number, role, share in record["clips"]:
         assert 0 <= number < len(pair["clips"]) and 0 <= role <= 7 and 0 <= share <= 1
     if "maps" in record:
@@ -337,13 +317,14 @@ def check_record(record: dict, pair: dict) -> None:
         assert [len(side) for side in record["histogram"]] == [16, 16]
         assert all(0 <= g < len(pair["groups"]) for g, _ in record["crowd"])
         assert all(-1 <= r <= 1 for *_, r in record["near"])
+        assert record["v"] == 1 or record["groups"] is None or 0 <= record["groups"] <= 1
     assert len(json.dumps(record, separators=(",", ":"))) <= 8000
 
 
 def check_site(out: Path) -> None:
     """References exist, records fit their schema, and nothing points outside."""
     index = read_script(out / "index.js")
-    assert index["v"] == 1 and index["pairs"]
+    assert index["v"] in (1, 2) and index["pairs"]
     for entry in index["pairs"]:
         pair = read_script(out / entry["folder"] / "pair.js")
         width, size = pair["width"], pair["width"] * len(pair["layers"])
@@ -393,6 +374,16 @@ def test_a_site_is_whole_and_says_what_the_artifacts_say(built: Site):
             assert abs(seconds - soundfile.info(built.task.audio_dir / file).duration) < 1e-3
         assert record["rank"] == 1 + (selection.entropy < selection.entropy[layer, neuron]).sum()
         assert sum(map(sum, record["histogram"])) == len(artifacts.labels)
+
+
+def test_a_record_shows_the_attribution_that_is_on_disk(built: Site):
+    found = {by: attribute(built.encoder, built.task, built.artifacts, replace_by=by) for by in ("zero", "mean")}
+    for record in built.records():
+        layer, neuron, said = record["l"], record["n"], record["attribution"]
+        for by, values in found.items():
+            assert np.allclose(np.frombuffer(base64.b64decode(said[by]), "<f4"), values[layer, neuron], rtol=1e-6)
+        ranks = [1 + int((found["zero"][..., c] < found["zero"][layer, neuron, c]).sum()) for c in record["own"]]
+        assert said["rank"] == ranks
 
 
 def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
@@ -569,7 +560,7 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     shutil.copytree(site.artifacts.path, tmp_path / "study" / "sounds_small")
     artifacts = load_artifacts(tmp_path / "study" / "sounds_small")
     selection = select(artifacts)
-    table = selection.table().assign(q=0.01, calibrated=[i % 2 == 0 for i in range(len(selection.table()))])
+    table = selection.table().assign(q=0.01, calibrated=[i % 2 == 0 for i in range(len(selection.table()))], auprc=0.4)
     table.to_csv(artifacts.path / "neurons.csv", index=False)
     first, name = table.iloc[0], selection.classes[0]
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
@@ -586,6 +577,8 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     (effect,) = pair["effects"]
     assert effect["target"] == name and effect["neurons"] == [[first.layer, first.neuron]]
     assert effect["rows"] == [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
+    scores = [np.frombuffer(base64.b64decode(pair["members"][key]), "<f4") for key in ("auprc", "f1")]
+    assert np.allclose(scores[0], 0.4) and np.isnan(scores[1]).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
     table.assign(p=table.p + 0.01).to_csv(artifacts.path / "neurons.csv", index=False)
     with pytest.warns(UserWarning, match="neurons.csv is of other artifacts"):

@@ -5,20 +5,21 @@
    What is seen stands in the address: #m=model&t=task, then c=class, or l=layer&n=neuron, or find=1.
    A neuron is layer * width + number, called flat. Names from the data go in as text, never as markup. */
 
-const SCHEMA = 1; // newest format of the data that this page knows
+const SCHEMA = 2; // newest format of the data that this page knows
 const ROWS = 100; // of a long list, at a time
 const TOP = 0; // role of the most active clips
 const SECTIONS = [
   { title: "Most active", roles: [TOP], grid: "clips wide",
     say: "The clips with the largest share of active tokens, one a group where there are enough." },
   { title: "Most active elsewhere", roles: [5], grid: "clips",
-    say: "Outside its classes, these excite it most." },
+    say: "Outside its classes, these excite it most, apart from those above." },
   { title: "Least active inside", roles: [6], grid: "clips",
     say: "Of its own classes, these excite it least." },
   { title: "From the most to the least active quarter of all clips", roles: [1, 2, 3, 4], grid: "clips four",
     say: "Examples of each quarter, drawn at random, so that the top does not mislead." },
   { title: "At random", roles: [7], grid: "clips", say: "Any clips of the task." },
 ];
+const SCORES = [["auprc", "AUPRC"], ["f1", "F1"], ["iou", "IoU"]];
 const QUARTERS = { 1: "1st quarter", 2: "2nd quarter", 3: "3rd quarter", 4: "4th quarter" };
 
 // -- data -------------------------------------------------------------------------------------------------------------
@@ -74,9 +75,10 @@ async function pairOf(entry) {
   pair.calibrated = new Uint8Array(pair.size);
   const { members } = raw, at = numbers(members.at, Uint32Array), classes = numbers(members.c, Uint16Array);
   const q = numbers(members.q, Float32Array), calibrated = bytes(members.calibrated), out = bytes(members.out);
+  const scores = SCORES.map(([key]) => members[key] && numbers(members[key], Float32Array));
   at.forEach((flat, i) => {
     if (!pair.ofNeuron.has(flat)) pair.ofNeuron.set(flat, []);
-    pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255 });
+    pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
     pair.ofClass[classes[i]].push(flat);
     if (!(pair.q[flat] <= q[i])) pair.q[flat] = q[i];
     if (calibrated[i] === 1) pair.calibrated[flat] = 1;
@@ -623,7 +625,7 @@ async function neuronPage(entry, params) {
   const record = await recordOf(pair, flat), mine = pair.ofNeuron.get(flat) || [], aape = pair.aape[flat];
   const first = mine.find((x) => pair.names[x.c] === params.get("c")) || mine[0];
   const sure = mine.filter((x) => x.calibrated === 1);
-  const twin = index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
+  const twin = twinOf(entry);
   const twinRank = html`<span></span>`;
   if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${count(rankOf(aape, u))} of ${count(u.size)}`), () => {});
   return [
@@ -648,6 +650,8 @@ async function neuronPage(entry, params) {
     record && html`<div class="panels">${panels(pair, record, flat)}</div>`,
   ];
 }
+
+const twinOf = (entry) => index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
 
 /** 1 for the lowest AAPE of a pair. */
 function rankOf(aape, { sorted }) {
@@ -701,10 +705,13 @@ function recordBars({ bars: { c, p, low, high } }) {
 
 function panels(pair, record, flat) {
   const panel = (title, ...content) => html`<section><h2>${title}</h2>${content}</section>`;
+  const mine = pair.ofNeuron.get(flat) || [];
   const sets = pair.effects.filter((set) => set.neurons.some(([l, n]) => l * pair.width + n === flat));
   return [
     record.histogram && panel("Clip by clip", histogram(pair, record)),
-    record.groups && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
+    known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
+    mine.some((x) => x.scores.some(known)) && panel("Does it tell its classes, on clips held out?", scores(pair, mine)),
+    record.attribution && panel("If it were silenced alone, to first order", attribution(pair, record)),
     sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set))),
     record.near?.length > 0 && panel("Neurons with the same profile over clips", html`<ul>${record.near.map(([l, n, r]) => {
       const other = l * pair.width + n, classes = classNames(pair, pair.ofNeuron.get(other) || []);
@@ -712,11 +719,43 @@ function panels(pair, record, flat) {
     })}</ul>`),
   ];
 }
-function groupEffect(pair, { groups: [share, chance], crowd }) {
+/** Scores of a neuron on clips held out, beside those of neurons chosen under permuted labels. */
+function scores(pair, mine) {
+  const row = (title, values, kind) => html`<tr class=${kind}><th scope="row">${title}</th>${values.map((x) => html`<td class="n">${fixed(x, 2)}</td>`)}</tr>`;
+  const twin = twinOf(pair.entry), means = ({ chance }, end = "") => SCORES.map(([key]) => chance[key + end]);
+  const clips = pair.classes.reduce((sum, c) => sum + c.clips, 0);
+  return [
+    html`<p class="soft small">Clips of the class told from all others by its share of active tokens, the threshold chosen on
+      other clips. A neuron that knows nothing has an AUPRC of the class's share of clips.</p>`,
+    table(null, [head("Class"), ...SCORES.map(([, title]) => head(title, "n"))], [
+      ...mine.slice(0, 8).map((x) => row(`${pair.names[x.c]} (${percent(pair.classes[x.c].clips / clips)} of clips)`, x.scores)),
+      row("all class-specific neurons, mean", means(pair.entry), "soft"),
+      row("those chosen under permuted labels", means(pair.entry, "_permuted"), "soft"),
+      twin && row(`those of the ${twin.label}`, means(twin), "soft")]),
+    mine.length > 8 && html`<p class="soft small">and ${mine.length - 8} classes more</p>`,
+  ];
+}
+/** First-order effect of silencing one neuron on ln p: its own classes, and those that would change most. */
+function attribution(pair, { bars, own, attribution: { zero, mean, rank } }) {
+  const [zeros, means] = [zero, mean].map((x) => numbers(x, Float32Array));
+  const all = Array.from(zeros, (x, i) => ({ c: bars.c ? bars.c[i] : i, zero: x, mean: means[i] })).filter((x) => known(x.zero));
+  const changed = [...all].sort((a, b) => Math.abs(b.zero) - Math.abs(a.zero));
+  const listed = [...changed.filter((x) => own.includes(x.c)).slice(0, 5), ...changed.filter((x) => !own.includes(x.c)).slice(0, 3)];
+  const milli = (x) => `${(1000 * x).toFixed(2)}`;
+  return [
+    html`<p class="soft small">Estimated change of a classifier's ln p of the class on clips of the class, in thousandths of a
+      nat, from a backward pass; below 0 it would lose the class. Rank: 1 would lose most of all ${count(pair.size)} neurons.</p>`,
+    table(null, [head("Class"), head("Put to zero", "n"), head("To its mean", "n"), head("Rank", "n")], listed.map((x) => html`<tr>
+      <th scope="row" class=${own.includes(x.c) && "hot"}>${pair.names[x.c]}</th><td class="n">${milli(x.zero)}</td>
+      <td class="n">${milli(x.mean)}</td><td class="n">${count(rank[own.indexOf(x.c)])}</td></tr>`)),
+  ];
+}
+function groupEffect(pair, { groups, crowd }) {
+  const [share, chance] = [groups].flat(); // the first format: sums of squares, and what they are by chance
   const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups[g]}`).join(", ");
   return [
-    html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random would give
-      ${percent(chance)}. ${share > chance + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,
+    html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random give
+      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,
     html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
   ];
 }

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from aape import attribution
 from aape.artifacts import Artifacts, load_artifacts
 from aape.atlas.pair import About, Pair, write_script
 from aape.atlas.record import SCHEMA, with_pages
@@ -41,6 +42,7 @@ def build_atlas(
     clips: int = 20,
     selection: Selection | None = None,
     about: About | None = None,
+    attribute: bool = False,
 ) -> Path:
     """Pages of one model's neurons on one task, added to the atlas in a folder.
 
@@ -57,6 +59,8 @@ def build_atlas(
         clips: shown of each neuron, 10 to 60: the most active, examples of four quarters, contrasts, random ones.
         selection: made from the artifacts; default `select(artifacts)`.
         about: names; default the encoder's and the task's, and for the study the folder that the artifacts lie in.
+        attribute: compute each neuron's attribution, a forward and a backward pass over the training clips, unless
+            `aape.attribute` has left it beside the artifacts already: what is there is shown anyway.
 
     Returns:
         Path of index.html.
@@ -74,6 +78,8 @@ def build_atlas(
         raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
     out = Path(out_dir)
     _check_folder(out)
+    if attribute:
+        attribution.attribute(encoder, task, artifacts)
     with folder_lock(out):
         index = _read_index(out, about)
         write_script(out, "index", index)  # from here on the folder is known as an atlas
@@ -91,6 +97,7 @@ def build_study(
     tasks: Sequence[str] | None = None,
     strongest: int = 20,
     out_dir: str | Path | None = None,
+    attribute: bool = False,
 ) -> Path:
     """The atlas of a study: `build_atlas` for every model and task that has been collected.
 
@@ -99,6 +106,7 @@ def build_study(
         models, tasks: of the study; default all.
         strongest: neurons of each class that get a page.
         out_dir: default `outputs/<study>/atlas`.
+        attribute: as `build_atlas`.
 
     Raises:
         FileNotFoundError: nothing has been collected.
@@ -117,7 +125,7 @@ def build_study(
             rule = settings.model_copy(update={"rate": study.rate(name)}).model_dump()
             selection = select(artifacts, **rule)
             what = artifacts, encoder, load_task(study, name), out
-            build_atlas(*what, strongest=strongest, selection=selection, about=about)
+            build_atlas(*what, strongest=strongest, selection=selection, about=about, attribute=attribute)
     if not (out / "index.js").is_file():
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
     return out / "index.html"

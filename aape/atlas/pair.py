@@ -34,17 +34,18 @@ from aape.atlas.record import (
     chance_bands,
     choose_clips,
     crowd,
-    group_share,
     histogram,
     nearest,
 )  # fmt: skip
 from aape.atlas.sound import Pictures, encoded, keep, sound_format, wave_hash
-from aape.atlas.tables import class_chance, effects, rounded, study_tables, task_chance
+from aape.atlas.tables import SCORES, class_chance, effects, rounded, study_tables, task_chance
+from aape.attribution import FOLDER, attributed
 from aape.encoder import Encoder, full_precision
 from aape.files import Cache, sha256_of, write_text
 from aape.selection import Selection
 from aape.task import Task, prefetched
 from aape.trials import check_belong_together
+from aape.units import share_of_groups
 
 FREQUENCIES, TIMES = 12, 64  # cells of a record's map, at most
 CELLS = 8192  # of all maps of a record together, which keeps it below 8 kB
@@ -135,7 +136,8 @@ class Pair:
             index: the atlas'; it is changed. neurons: int64 [k, 2] that get a page. clips: shown of each.
         """
         heard, name = self.heard, self.about.folder
-        tables = [sha256_of(p) for p in study_tables(self.artifacts, self.about.task).values() if p.is_file()]
+        read = [*study_tables(self.artifacts, self.about.task).values(), *(self.artifacts.path / FOLDER).glob("*.npz")]
+        tables = [sha256_of(path) for path in sorted(read) if path.is_file()]
         members = hashlib.sha256(np.packbits(heard.selection.members).tobytes()).hexdigest()
         made_of = [SCHEMA, aape.__version__, asdict(self.about), clips, neurons.tolist(), members, tables]
         made_of += [self.artifacts.manifest.get("checksums", str(self.artifacts.path))]
@@ -279,7 +281,9 @@ class Pair:
         if counted:
             low, high = chance_bands(heard, counts)
             rates = counts / heard.tokens[:, None].astype(np.float32)
-            spread, near = group_share(rates, heard.labels, heard.groups), nearest(heard, flat)
+            spread, near = share_of_groups(rates, heard.labels, heard.groups), nearest(heard, flat)
+        known = attributed(self.encoder, self.artifacts) if counted else None
+        attribution = {by: a.reshape(heard.p.shape) for by, a in (known or {}).items()}
         records, done = [], 0
         for k, neuron in enumerate(flat.tolist()):
             p, own = heard.p[neuron], heard.own(neuron)
@@ -294,9 +298,13 @@ class Pair:
                 record["clips"] = [[number[clip], role, rounded(mine[clip], 3)] for clip, role in choices[k]]
                 record["bars"] |= {"low": bytes_of(low[bars, k]), "high": bytes_of(high[bars, k])}
                 record["histogram"] = histogram(mine, np.isin(heard.labels, own))
-                record["groups"] = spread and [rounded(spread[0][k], 3), rounded(spread[1], 3)]
-                record["crowd"] = crowd(mine, heard.groups) if spread else []
+                record["groups"] = rounded(spread[k], 3)  # None where every clip is a group of its own
+                record["crowd"] = [] if record["groups"] is None else crowd(mine, heard.groups)
                 record["near"] = [[*divmod(other, heard.width), rounded(r, 3)] for other, r in near[k]]
+            if attribution:  # a class without clips in training has none, NaN
+                record["attribution"] = {by: b64(a[neuron, bars].astype(np.float32)) for by, a in attribution.items()}
+                lower = attribution["zero"][:, own] < attribution["zero"][neuron, own]
+                record["attribution"]["rank"] = (1 + lower.sum(axis=0)).tolist()
             if shown.maps is not None:
                 maps = shown.maps[done : done + len(choices[k])].astype(np.float32)
                 done += len(choices[k])
@@ -322,6 +330,7 @@ class Pair:
                 "c": b64(table.c.to_numpy(np.uint16)), "q": b64(table.q.to_numpy(np.float32)),
                 "calibrated": b64(table.calibrated.fillna(2).to_numpy(np.uint8)),
                 "out": bytes_of(table.p_outside.fillna(0).to_numpy()),
+                **{score: b64(table[score].to_numpy(np.float32)) for score in SCORES},
             },
         }  # fmt: skip
         if heard.p.size <= WHOLE_TABLE:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
 from aape.artifacts import Artifacts
 from aape.atlas.tables import with_q
 from aape.selection import Selection
 from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
 
-SCHEMA = 1  # of everything that the page reads; the page opens what is not newer than itself
+SCHEMA = 2  # of everything that the page reads; the page opens what is not newer than itself. 2: scores, attribution, groups' share as correlation
 BARS = 64  # classes in a record's bars; of more, the most active ones
 BINS = 16  # of the histogram of active tokens
 NEAREST = 6
@@ -193,31 +192,6 @@ def chance_bands(heard: Heard, counts: np.ndarray, seed: int = 0) -> np.ndarray:
         drawn[done : done + len(batch)] = active / np.maximum(tokens, 1)
         done += len(batch)
     return np.quantile(drawn, BAND, axis=0)
-
-
-def group_share(rates: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Share of each neuron's variance within classes that lies between groups [k], and what chance alone would give.
-
-    rates: [clips, k]. The share is a ratio of sums of squares (eta squared), which is above 0 by chance: the mean of
-    the permutation distribution is (cells - classes) / (clips - classes), a cell being a group within a class.
-    None where every clip is a group of its own, or every class one group.
-    """
-    _, cell = np.unique(np.stack([labels, groups]), axis=1, return_inverse=True)
-    cell = cell.reshape(-1)
-    _, label = np.unique(labels, return_inverse=True)
-    clips, cells, classes = len(labels), int(cell.max()) + 1, int(label.max()) + 1
-    if cells in (clips, classes):
-        return None
-
-    def means(of: np.ndarray, count: int) -> np.ndarray:
-        member = csr_array((np.ones(clips, np.float32), (of, np.arange(clips))), (count, clips))
-        return (member @ rates) / np.bincount(of, minlength=count)[:, None]
-
-    by_class = means(label, classes)[label]
-    within = ((rates - by_class) ** 2).sum(axis=0, dtype=np.float64)
-    between = ((means(cell, cells)[cell] - by_class) ** 2).sum(axis=0, dtype=np.float64)
-    share = np.divide(between, within, out=np.zeros_like(within), where=within > 1e-12)
-    return share, (cells - classes) / (clips - classes)
 
 
 def nearest(heard: Heard, flat: np.ndarray, seed: int = 0) -> list[list[tuple[int, float]]]:

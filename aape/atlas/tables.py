@@ -14,7 +14,9 @@ from aape.artifacts import Artifacts
 
 PAIR = ["layer", "neuron", "class"]
 CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
-CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons")
+SCORES = ("auprc", "f1", "iou")
+CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons",
+          *SCORES, *(f"{score}_permuted" for score in SCORES))  # fmt: skip
 
 
 def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
@@ -50,18 +52,20 @@ def rounded(value: Any, digits: int = 4) -> float | None:
 
 
 def with_q(table: pd.DataFrame, artifacts: Artifacts) -> pd.DataFrame:
-    """A selection's table with q and calibrated (1 or 0) from the analysis' neurons.csv, NaN where it says nothing.
+    """A selection's table with q, calibrated (1 or 0) and scores on clips held out from the analysis' neurons.csv, NaN
+    where it says nothing.
 
     Warns:
         UserWarning: neurons.csv is of other artifacts, so it is not used.
     """
     made = _read(artifacts.path / "neurons.csv", {*PAIR, "p", "q", "calibrated"})
-    made[["then", "q"]] = _numbers(made, "p", "q")
+    found = ["q", "calibrated", *SCORES]
+    made[["then", "q", *SCORES]] = _numbers(made, "p", "q", *SCORES)
     made = made.astype({"layer": int, "neuron": int}).assign(calibrated=(made.calibrated == "True").astype(float))
-    both = table.merge(made[[*PAIR, "then", "q", "calibrated"]], "left", PAIR)
+    both = table.merge(made[[*PAIR, "then", *found]], "left", PAIR)
     if (both.p - both.then).abs().max() > 1e-4:
         warnings.warn(f"{artifacts.path}/neurons.csv is of other artifacts: no q is shown; analyse again", stacklevel=2)
-        both[["q", "calibrated"]] = np.nan
+        both[found] = np.nan
     return both.drop(columns="then")
 
 
@@ -73,7 +77,7 @@ def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[
 
 
 def task_chance(artifacts: Artifacts, task: str) -> dict[str, float | None]:
-    """Coverage and mean AAPE, also under permuted labels, and neurons above chance, where the analysis has them."""
+    """Coverage, mean AAPE and mean scores, also under permuted labels, and neurons above chance: what the analysis has."""
     rows = _numbers(_read(study_tables(artifacts, task)["task"], set(), task=task), *CHANCE)
     return dict(zip(CHANCE, map(rounded, rows[0]), strict=True)) if len(rows) else {}
 
