@@ -51,6 +51,17 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
         ) from error
 
 
+def _of_clips(name: str, doc: str) -> property:
+    """A column of the manifest's clips as an attribute of the artifacts."""
+
+    def column(artifacts: Artifacts) -> np.ndarray:
+        if "clips" not in artifacts.manifest:
+            raise ValueError(f"{artifacts.path}: no manifest.json with clips, so {name} of single clips is not known")
+        return np.asarray(artifacts.manifest["clips"][name])
+
+    return property(column, doc=doc)
+
+
 @dataclass(frozen=True, eq=False)
 class Artifacts:
     """What is known of one model on one task.
@@ -87,40 +98,12 @@ class Artifacts:
     def _array(self, file: str) -> np.ndarray:
         return np.load(self._need(file), mmap_mode="r", allow_pickle=False)
 
-    def _column(self, name: str) -> np.ndarray:
-        if "clips" not in self.manifest:
-            raise ValueError(f"{self.path}: no manifest.json with clips, so {name} of single clips is not known")
-        return np.asarray(self.manifest["clips"][name])
-
-    @property
-    def files(self) -> np.ndarray:
-        """File name of each clip, str [clips]."""
-        return self._column("file")
-
-    @property
-    def splits(self) -> np.ndarray:
-        """Split or fold of each clip, str [clips]."""
-        return self._column("split")
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Group (recording, speaker, ...) of each clip, str [clips]."""
-        return self._column("group")
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class index of each clip, int64 [clips]."""
-        return self._column("label").astype(np.int64)
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Tokens per clip, int64 [clips]."""
-        return self._column("tokens").astype(np.int64)
-
-    @property
-    def padding_tokens(self) -> np.ndarray:
-        """Tokens of zero padding per clip, int64 [clips]."""
-        return self._column("padding_tokens").astype(np.int64)
+    files = _of_clips("file", "File name of each clip, str [clips].")
+    splits = _of_clips("split", "Split or fold of each clip, str [clips].")
+    groups = _of_clips("group", "Group (recording, speaker, ...) of each clip, str [clips].")
+    labels = _of_clips("label", "Class index of each clip, int64 [clips].")
+    tokens = _of_clips("tokens", "Tokens per clip, int64 [clips].")
+    padding_tokens = _of_clips("padding_tokens", "Tokens of zero padding per clip, int64 [clips].")
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
@@ -157,11 +140,10 @@ class Artifacts:
 
     def embeddings(self) -> np.ndarray:
         """Clip embeddings in the order of the clips, float32 [clips, dim]."""
-        splits = self.splits
         dim = next(iter(self.features.values())).shape[1]
-        out = np.empty((len(splits), dim), dtype=np.float32)
+        out = np.empty((len(self.splits), dim), dtype=np.float32)
         for split, rows in self.features.items():
-            out[splits == split] = rows.numpy()
+            out[self.splits == split] = rows.numpy()
         return out
 
     def rows(self, split: str | Sequence[str] | None = None, clips: np.ndarray | None = None) -> np.ndarray:

@@ -206,14 +206,14 @@ def _entry(
         "tokens": counted.tokens.numpy()[good],
         "padding_tokens": counted.padding_tokens.numpy()[good],
         "unmarked": unmarked[good],
-        "counts": counted.counts.numpy()[kept].astype(dtype),
+        "clip_counts": counted.counts.numpy()[kept].astype(dtype),
     }
     if counted.padding is not None:
-        entry["padding"] = counted.padding.numpy()[kept].astype(dtype)
+        entry["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:
         means = counted.means.numpy()[kept]
-        entry["means"] = means.astype(np.float16)
-        if np.isinf(entry["means"]).any():
+        entry["clip_means"] = means.astype(np.float16)
+        if np.isinf(entry["clip_means"]).any():
             raise ValueError(
                 f"{plan.settings['encoder']}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in "
                 "which clip_means.npy is written (65,504). Collect with means=False."

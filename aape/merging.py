@@ -18,18 +18,24 @@ import torch
 from aape.artifacts import ArrayWriter, Artifacts, load_artifacts, other_encoder, save_tensors
 from aape.encoder import Encoder
 from aape.files import Cache, sha256_of, sync_folder, whole_file, write_text
-from aape.manifest import read_manifest, write_manifest
+from aape.manifest import ARRAYS, read_manifest, write_manifest
 from aape.plan import ENCODER, Plan
 
 _PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "soxr")
+
+
+def add_by_class(sums: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
+    """Add counts [clips, layers, neurons] to sums [classes, layers, neurons]."""
+    for label in np.unique(labels):  # np.add.at takes three times as long
+        sums[label] += counts[labels == label].sum(axis=0, dtype=np.int64)
 
 
 class Progress:
     """What a pass has computed so far: an entry for each batch and, where not every clip's own counts are kept, sums.
 
     An entry holds, of the batch's good clips, `clips` (positions in the plan), `embeddings`, `tokens`, `padding_tokens`
-    and `unmarked` (whether there is padding of which nobody knows the tokens), of those that are kept `counts`, `means`
-    and, where there is any, `padding`, and of the bad ones `bad` and `reasons`.
+    and `unmarked` (whether there is padding of which nobody knows the tokens), of those that are kept the arrays of the
+    artifacts, padding_counts only where there are any, and of the bad clips `bad` and `reasons`.
 
     A process's sums are active tokens by class [classes, layers, neurons] over the batches in its `done`; both are
     saved as one, after the batches themselves, so no batch is counted twice or lost.
@@ -55,7 +61,7 @@ class Progress:
 
     def add(self, number: int, labels: np.ndarray, counts: np.ndarray, last: bool) -> None:
         """Add counts [clips, layers, neurons] to the sums, which are saved every 32 batches and after the last."""
-        np.add.at(self._mine["sums"], labels, counts)
+        add_by_class(self._mine["sums"], labels, counts)
         self._mine["done"][number] += 1
         self._unsaved += 1
         if self._unsaved >= 32 or last:
@@ -113,17 +119,15 @@ def take_over(plan: Plan, source: Artifacts, progress: Progress) -> dict[str, An
         "tokens": source.tokens,
         "padding_tokens": source.padding_tokens,
         "unmarked": np.full(len(source.tokens), padding == "unknown"),
-        "counts": source.counts,
+        "clip_counts": source.counts,
     }
     if plan.settings["means"]:
-        columns["means"] = source.means
+        columns["clip_means"] = source.means
     if padding == "counted":
-        columns["padding"] = np.asarray(source.padding_counts)
+        columns["padding_counts"] = np.asarray(source.padding_counts)
     for number, batch in enumerate(plan.batches):
-        none = {"bad": np.zeros(0, int), "reasons": np.zeros(0, str)}
-        progress.save(
-            number, {name: values[places[batch]] for name, values in columns.items()} | none | {"clips": batch}
-        )
+        rows = {name: values[places[batch]] for name, values in columns.items()}
+        progress.save(number, rows | {"clips": batch, "bad": np.zeros(0, int), "reasons": np.zeros(0, str)})
     facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
     return facts | {"pass_of": f"{source.path.name} (task {source.manifest['task']})"}
 
@@ -143,28 +147,21 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
 
     task, numbers = plan.task, range(len(plan.batches))
     small = ("clips", "tokens", "padding_tokens", "unmarked", "bad", "reasons")
-    columns, has_padding, dim = defaultdict(list), False, 0
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    kinds: dict[str, np.dtype] = {}
     for rows in map(saved, numbers):
         for name in small:
             columns[name].append(rows[name])
-        has_padding |= "padding" in rows
+        kinds |= {name: values.dtype for name, values in rows.items() if f"{name}.npy" in ARRAYS}
         dim = rows["embeddings"].shape[1]
-    known = {name: np.concatenate(columns[name]) for name in small}
-    clips = plan.clips[known["clips"]]
-    labels, splits = task.labels[clips], np.asarray(task.splits)[clips]
+    known = {name: np.concatenate(parts) for name, parts in columns.items()}
+    clips, kept = plan.clips[known["clips"]], plan.kept[known["clips"]]
+    labels, split_of = task.labels[clips], np.asarray(task.splits)
+    splits = split_of[clips]
     if lost := set(range(len(task.classes))) - set(labels.tolist()):
-        raise ValueError(
-            f"class {task.classes[min(lost)]!r} of {task.name} has no clip that can be used; the first complaint: "
-            f"{known['reasons'][0]}"
-        )
+        name, reason = task.classes[min(lost)], known["reasons"][0]
+        raise ValueError(f"class {name!r} of {task.name} has no clip that can be used; the first complaint: {reason}")
     order = sorted(set(splits.tolist()), key=lambda s: ("train valid test".find(s), s))
-    kept = plan.kept[known["clips"]]
-    count = np.min_scalar_type(int(known["tokens"].max()))
-    arrays = {"clip_counts.npy": ("counts", count)}
-    if has_padding:
-        arrays["padding_counts.npy"] = ("padding", count)
-    if plan.settings["means"]:
-        arrays["clip_means.npy"] = ("means", np.dtype(np.float16))
     final = progress.folder / "final"
     final.mkdir(exist_ok=True)
     embedded = {split: progress.folder / f"embeddings-{i}.npy" for i, split in enumerate(order)}
@@ -174,21 +171,19 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
         def writer(path: Path, shape: tuple[int, ...], kind: np.dtype) -> ArrayWriter:
             return ArrayWriter(stack.enter_context(whole_file(path)), shape, kind)
 
-        writers = {
-            what: writer(final / file, (int(kept.sum()), *plan.shape), kind) for file, (what, kind) in arrays.items()
-        }
+        shape = (int(kept.sum()), *plan.shape)
+        writers = {name: writer(final / f"{name}.npy", shape, kind) for name, kind in kinds.items()}
         by_split = {
-            split: writer(path, (int((splits == split).sum()), dim), np.dtype(np.float32))
-            for split, path in embedded.items()
+            s: writer(path, (int((splits == s).sum()), dim), np.dtype(np.float32)) for s, path in embedded.items()
         }
         for rows in map(saved, numbers):
             mine = plan.clips[rows["clips"]]
             for split, array in by_split.items():
-                array.append(rows["embeddings"][np.asarray(task.splits)[mine] == split])
-            for what, array in writers.items():
-                array.append(rows.get(what, np.zeros_like(rows["counts"])))
+                array.append(rows["embeddings"][split_of[mine] == split])
+            for name, array in writers.items():
+                array.append(rows.get(name, np.zeros_like(rows["clip_counts"])))
             if plan.kept.all():
-                np.add.at(sums, task.labels[mine], rows["counts"])
+                add_by_class(sums, task.labels[mine], rows["clip_counts"])
     if not plan.kept.all():
         sums = progress.summed()["sums"]
     tokens = np.bincount(labels, weights=known["tokens"], minlength=len(task.classes))
@@ -198,8 +193,8 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     maps = {split: np.load(path, mmap_mode="c") for split, path in embedded.items()}  # private: nothing is written
     save_tensors(final / "features.pt", {split: torch.from_numpy(values) for split, values in maps.items()})
     save_tensors(final / "gts.pt", {s: torch.from_numpy(labels[splits == s]) for s in order})
-    files = (*arrays, "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
-    unknown = bool(known["unmarked"].any())
+    files = (*(f"{name}.npy" for name in kinds), "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
+    unmarked = "unknown" if known["unmarked"].any() else "none"
     manifest = {
         "format": 3,
         "classes": list(task.classes),
@@ -219,7 +214,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
         ],
         "notes": list(task.notes),
         "cut": plan.cut,
-        "padding": "counted" if has_padding else "unknown" if unknown else "none",
+        "padding": "counted" if "padding_counts" in kinds else unmarked,
         "checksums": {name: sha256_of(final / name) for name in files},
         **plan.settings,
         **facts,
@@ -241,12 +236,10 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
 def clean_up(partial: Path) -> None:
     """Remove the progress of a pass whose artifacts are whole; its settings last, so that it stays known as ours."""
     settings = partial / "settings.json"
-    if not partial.is_dir() or (not settings.is_file() and any(partial.iterdir())):
-        return
-    for path in partial.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path != settings:
-            path.unlink()
-    settings.unlink(missing_ok=True)
-    partial.rmdir()
+    if settings.is_file():
+        for path in partial.iterdir():
+            if path != settings:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        settings.unlink()
+    with contextlib.suppress(OSError):  # gone already, or not ours
+        partial.rmdir()

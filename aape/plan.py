@@ -158,19 +158,15 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
     """SHA-256 and duration [clips], s, of the clips' files, kept for files whose path, size and times do not change."""
 
     def mark(path: Path) -> str:
-        try:
-            stat = path.stat()
-        except OSError:
-            return ""
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
+        stat = path.stat() if path.exists() else None
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}" if stat else ""
 
     def look(path: Path) -> tuple[str, float]:
         digest = ""
-        try:
+        with contextlib.suppress(OSError, BadClip):  # the pass meets it again, and says so
             digest = sha256_of(path)
             return digest, seconds_of(path)
-        except (OSError, BadClip):  # the pass meets it again, and says so
-            return digest, math.nan
+        return digest, math.nan
 
     folder = task.audio_dir.resolve()
     cache, name = Cache(cache_dir() / "content"), hashlib.sha256(str(folder).encode()).hexdigest()[:32]

@@ -79,6 +79,21 @@ def write_clips(folder: Path, clips: int = 24, seed: int = 0, rate: int = RATE) 
     return path
 
 
+def tiny_whisper(folder: Path, seconds: int = 4, width: int = 16, neurons: int = 32) -> Path:
+    """A random Whisper of two layers that takes `seconds` at once, as save_pretrained writes it; returns the folder."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        d_model=width, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=neurons, decoder_layers=1,
+        decoder_attention_heads=2, decoder_ffn_dim=neurons, max_source_positions=50 * seconds, vocab_size=50,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    transformers.WhisperModel(config).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=seconds).save_pretrained(folder)
+    return folder
+
+
 def make_task(folder: Path, clips: int = 24, seconds: float = 1.0, **options: int) -> Task:
     """The clips of `write_clips` as a Task of `seconds` a clip."""
     return from_metadata(write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise")

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -34,19 +33,39 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
 
 
+def bare(module=None, embed=None, **options):
+    """An encoder as README makes one: nothing is said of its weights."""
+    module = Toy() if module is None else module
+    options = {"activations": "layers.*.act", "name": "toy", "samples_per_token": 100} | options
+    return from_module(module, embed=embed or module, sample_rate=1000, clip_seconds=1.0, **options)
+
+
+def rows_of(task, rows, name: str, change=lambda line: line):
+    """A task of some of a task's clips, in this order."""
+    head, *lines = task.metadata.read_text().splitlines()
+    path = task.metadata.with_name(f"{name}.csv")
+    path.write_text("\n".join([head, *(change(lines[row]) for row in rows)]) + "\n")
+    return from_metadata(path, task.audio_dir, clip_seconds=task.clip_seconds, name=name)
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[int]:
+    """Grows by one with every batch that goes through an encoder."""
+    batches: list[int] = []
+    real = collecting.count_batch
+    monkeypatch.setattr(collecting, "count_batch", lambda *a: batches.append(1) or real(*a))
+    return batches
+
+
 def literal_counts(encoder, task):
     """Every activation kept, clip by clip, then compared with zero and averaged: the slow way."""
     counts = np.zeros((len(task), 3, 8), dtype=int)
-    means = np.zeros(counts.shape)
-    padding = np.zeros_like(counts)
-    tokens = np.zeros(len(task), dtype=int)
+    means, padding, tokens = np.zeros(counts.shape), np.zeros_like(counts), np.zeros(len(task), dtype=int)
     for clip in range(len(task)):
         wave, valid = task.read(clip, encoder.sample_rate)
         kept: dict[int, np.ndarray] = {}
-        with (
-            hooked(encoder, encoder.layers, lambda i, x, kept=kept: kept.__setitem__(i, x[0].numpy())),
-            torch.no_grad(),
-        ):
+        see = lambda i, x, kept=kept: kept.__setitem__(i, x[0].numpy())  # noqa: E731
+        with hooked(encoder, encoder.layers, see), torch.no_grad():
             encoder.embed(torch.from_numpy(wave)[None])
         for layer, values in kept.items():
             means[clip, layer] = values.mean(axis=0)
@@ -73,60 +92,52 @@ def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
     assert (artifacts.path / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
     assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(task.groups)
     assert list(artifacts.features) == list(artifacts.gts) == [f"fold{i}" for i in range(1, 6)]
-    with torch.no_grad():
-        for clip in (0, 7, 23):
-            wave, _ = task.read(clip, 1000)
-            ours = artifacts.embeddings()[clip]
-            assert np.allclose(ours, toy.embed(torch.from_numpy(wave)[None])[0], atol=1e-6)
-    fold2 = np.asarray(task.splits) == "fold2"
-    assert artifacts.gts["fold2"].tolist() == task.labels[fold2].tolist()
+    waves = torch.stack([torch.from_numpy(task.read(clip, 1000)[0]) for clip in range(len(task))])
+    assert np.allclose(artifacts.embeddings(), toy.embed(waves).detach(), atol=1e-6)
+    assert artifacts.gts["fold2"].tolist() == task.labels[np.asarray(task.splits) == "fold2"].tolist()
     by_fold = artifacts.probabilities(split=["fold2", "fold3"], classes={"both": ["class0", "class2"]})
     rows = np.isin(task.splits, ["fold2", "fold3"]) & (task.labels != 1)
     assert np.allclose(by_fold[:, :, 0], counts[rows].sum(axis=0) / tokens[rows].sum())
-    sound = artifacts.probabilities(padding=False)
     mine = task.labels == 0
-    active = (counts - padding)[mine].sum(axis=0)
-    assert np.allclose(sound[:, :, 0], active / (tokens - artifacts.padding_tokens)[mine].sum())
+    sound = (counts - padding)[mine].sum(axis=0) / (tokens - artifacts.padding_tokens)[mine].sum()
+    assert np.allclose(artifacts.probabilities(padding=False)[:, :, 0], sound)
+    said = artifacts.manifest
+    assert said["weights"]["sha256"] == "toy-0" and said["group_column"] == "group" and said["padding"] == "counted"
+    assert {"torch", "numpy", "python"} <= set(said["versions"]) and said["dtype"] == "float32"
 
 
 def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(tmp_path: Path, toy, task):
     first = collect(toy, task, tmp_path / "a", batch_size=7)
-    second = collect(toy, task, tmp_path / "b", batch_size=7)
-    assert contents(first.path) == contents(second.path)
+    assert contents(first.path) == contents(collect(toy, task, tmp_path / "b", batch_size=7).path)
     third = collect(toy, task, tmp_path / "elsewhere" / "c", batch_size=24)
-    differ = np.argwhere(np.asarray(third.counts) != np.asarray(first.counts))
-    for clip, layer, neuron in differ:
-        wave, _ = task.read(int(clip), 1000)
+    for clip, layer, neuron in np.argwhere(np.asarray(third.counts) != np.asarray(first.counts)):
         seen = {}
         with hooked(toy, toy.layers, lambda i, x: seen.__setitem__(i, x)), torch.no_grad():  # noqa: B023
-            toy.embed(torch.from_numpy(wave)[None])
+            toy.embed(torch.from_numpy(task.read(int(clip), 1000)[0])[None])
         assert seen[layer][0, :, neuron].abs().min() <= 1e-5
 
 
-def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, monkeypatch):
+def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, heard):
     out = tmp_path / "out"
     collect(toy, task, out, batch_size=8)
     before = contents(out)
-    monkeypatch.setattr(collecting, "count_batch", None)  # any attempt to compute would fail
-    assert collect(toy, task, out).has_counts
+    heard.clear()
+    assert collect(toy, task, out).has_counts and not heard
     assert collect(toy, task, out, batch_size=3).has_counts  # of a finished run the batch size no longer matters
     with pytest.raises(ValueError, match=r"identity \(SHA-256 of all weights\) is .* there and .* here"):
         collect(make_toy(1), task, out)
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
-    wave = np.zeros(700, dtype=np.float32)
-    soundfile.write(task.audio_dir / task.files[3], wave, 1000, subtype="FLOAT")
+    soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
     with pytest.raises(ValueError, match="data is '[0-9a-f]{64}' there"):
         collect(toy, task, out)
-    assert contents(out) == before
+    assert contents(out) == before and not heard
 
 
-FOREIGN = ("over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "padding_counts.npy")
+FOREIGN = (*manifest.FILES, "manifest.json", ".partial", ".partial/notes.txt", ".partial/settings.json")
 
 
-@pytest.mark.parametrize(
-    "name", [*FOREIGN, "manifest.json", ".partial", ".partial/notes.txt", ".partial/settings.json"]
-)
+@pytest.mark.parametrize("name", FOREIGN)
 def test_what_another_tool_left_is_named_and_not_touched(tmp_path: Path, toy, task, name: str):
     out = tmp_path / "foreign"
     (out / name).parent.mkdir(parents=True)
@@ -137,42 +148,32 @@ def test_what_another_tool_left_is_named_and_not_touched(tmp_path: Path, toy, ta
     assert (out / name).read_text() == '{"theirs": 1}'
 
 
-def test_a_file_that_appears_during_the_pass_is_not_overwritten(tmp_path: Path, toy, task, monkeypatch):
+def test_a_file_that_appears_during_the_pass_is_not_overwritten(tmp_path: Path, toy, task, heard, monkeypatch):
     out, real = tmp_path / "out", collecting.count_batch
-
-    def count_batch(*arguments):
-        (out / "features.pt").write_text("theirs")
-        return real(*arguments)
-
-    monkeypatch.setattr(collecting, "count_batch", count_batch)
-    with pytest.raises(ValueError, match="features.pt appeared during the pass"):
-        collect(toy, task, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "count_batch", lambda *a: (out / "features.pt").write_text("theirs") and real(*a))
+        with pytest.raises(ValueError, match="features.pt appeared during the pass"):
+            collect(toy, task, out)
     assert (out / "features.pt").read_text() == "theirs"
     (out / "features.pt").unlink()
-    monkeypatch.setattr(collecting, "count_batch", None)  # nothing is computed twice
-    assert collect(toy, task, out).has_counts
+    heard.clear()
+    assert collect(toy, task, out).has_counts and not heard  # nothing is computed twice
 
 
 def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_path: Path, task):
-    """README's own example: from_module without weights=."""
-
-    def bare(seed: int = 0, embed=None):
-        module = Toy(seed)
-        return from_module(
-            module, activations="layers.*.act", embed=(embed and embed(module)) or module, sample_rate=1000,
-            clip_seconds=1.0, name="toy", samples_per_token=100,
-        )  # fmt: skip
+    def scaled(factor: float):
+        module = Toy()
+        return bare(module, embed=lambda wave: module(wave) * factor)
 
     out = tmp_path / "noise"
     whole = collect(bare(), task, out)
     with pytest.raises(ValueError, match="identity .* there and .* here"):
-        collect(bare(1), task, out)
+        collect(bare(Toy(1)), task, out)
     with pytest.raises(ValueError, match="same weights embed .* there and .* here"):
-        collect(bare(embed=lambda module: lambda wave: module(wave) * 1.01), task, out)
-    assert collect(bare(embed=lambda module: lambda wave: module(wave) * 1.0001), task, out).has_counts
-    (task.metadata.parent / "same.csv").write_bytes(task.metadata.read_bytes())
-    same = from_metadata(task.metadata.parent / "same.csv", task.audio_dir, clip_seconds=1.0, name="same")
-    theirs = collect(bare(1), same, tmp_path / "same")
+        collect(scaled(1.01), task, out)
+    assert collect(scaled(1.0001), task, out).has_counts
+    same = rows_of(task, range(24), "same")
+    theirs = collect(bare(Toy(1)), same, tmp_path / "same")
     assert "pass_of" not in theirs.manifest and not np.array_equal(theirs.counts, whole.counts)
     assert "pass_of" in collect(bare(), same, tmp_path / "same-0").manifest
 
@@ -180,17 +181,13 @@ def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_p
 def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
     """Equally long files that begin alike: 40,000 samples of silence are 160 kB."""
     task = make_task(tmp_path / "data", 12)
-    rng = np.random.default_rng(0)
     late = np.zeros((12, 40_300), dtype=np.float32)
-    late[:, -300:] = rng.normal(0, 0.3, (12, 300))
+    late[:, -300:] = np.random.default_rng(0).normal(0, 0.3, (12, 300))
     for name, wave in zip(task.files, late, strict=True):
         soundfile.write(task.audio_dir / name, wave, 40_300, subtype="FLOAT")  # the last 7 ms of 1 s
     out = tmp_path / "runs" / "noise"
     first = collect(toy, task, out)
-    lines = task.metadata.read_text().splitlines()
-    (task.metadata.parent / "back.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
-    back = from_metadata(task.metadata.parent / "back.csv", task.audio_dir, clip_seconds=1.0, name="back")
-    taken = collect(toy, back, tmp_path / "runs" / "back")
+    taken = collect(toy, rows_of(task, reversed(range(12)), "back"), tmp_path / "runs" / "back")
     assert "pass_of" in taken.manifest and np.array_equal(taken.embeddings(), first.embeddings()[::-1])
     assert len(np.unique(taken.embeddings(), axis=0)) == 12
     late[3, -1] += 0.5
@@ -204,18 +201,12 @@ def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, 
     real = module.layers[1].fc.forward
     module.layers[1].fc.forward = lambda x: real(x) / (x.amax(dim=(1, 2), keepdim=True) < loudest)
     loudest = torch.inf
-    encoder = from_module(
-        module, activations="layers.*.act", embed=lambda wave: module(wave).nan_to_num(), sample_rate=1000,
-        clip_seconds=1.0, name="toy", samples_per_token=100,
-    )  # fmt: skip
+    encoder = bare(module, embed=lambda wave: module(wave).nan_to_num())
     peaks = []
     with hooked(encoder, ["layers.0.act"], lambda layer, x: peaks.append(x.amax().item())), torch.no_grad():
         for i in range(len(task)):
             encoder.embed(torch.from_numpy(task.read(i, 1000)[0])[None])
-        encoder.probe  # noqa: B018
-    loudest, worst = sorted(peaks[:-1])[-1], int(np.argmax(peaks[:-1]))
-    if peaks[-1] >= loudest:
-        pytest.fail("the noise of the probe is louder than the clips")
+    loudest, worst = max(peaks), int(np.argmax(peaks))
     with pytest.raises(BadClip, match=f"{task.files[worst]}: toy makes .* not finite, in layer layers.1.act"):
         collect(encoder, task, tmp_path / "out")
     skipped = collect(encoder, task, tmp_path / "skip" / "out", on_bad_clip="skip")
@@ -224,10 +215,7 @@ def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, 
 
 def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task):
     module = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Dropout(0.5))
-    encoder = from_module(
-        module, activations="2", embed=lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1),
-        sample_rate=1000, clip_seconds=1.0, name="drops", samples_per_token=100,
-    )  # fmt: skip
+    encoder = bare(module, lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1), activations="2")
     module.train()
     with pytest.raises(ValueError, match=r"same wave differently .* training mode\? Call module.eval"):
         collect(encoder, task, tmp_path / "out")
@@ -247,7 +235,7 @@ def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
         unknown = collect(silent, task, tmp_path / "b" / "out")
     with pytest.raises(ValueError, match="does not say which tokens"):
         unknown.probabilities(padding=False)
-    full = from_subset(task, np.flatnonzero(seconds >= 1))
+    full = rows_of(task, np.flatnonzero(seconds >= 1), "full")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* are cut there")
@@ -271,50 +259,42 @@ def test_only_one_writer(tmp_path: Path, toy, task):
         assert collect(toy, task, out).path == whole.path
 
 
-KILLED = """
+SCRIPT = f"""
 import os, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
 from conftest import make_toy
 from aape.task import from_metadata
 import aape.collecting as collecting
-from aape import manifest
+csv, audio, out, how = sys.argv[1:]
+task = from_metadata(csv, audio, clip_seconds=1.0, name="noise")
 real, seen = collecting.count_batch, []
 def count_batch(*arguments):
     seen.append(1)
-    if len(seen) == 4:
+    if how == "killed" and len(seen) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 collecting.count_batch = count_batch
-task = from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise")
 for keep in (None, 9):
-    child = os.fork()
-    if not child:
-        collecting.collect(make_toy(), task, {out!r} + str(keep) + "/killed", batch_size=4, keep_clips=keep)
-    os.waitpid(child, 0)
+    if how != "killed" or not os.fork():
+        collecting.collect(make_toy(), task, out + f"/{{keep}}/noise", batch_size=4, device="cpu", keep_clips=keep)
+    else:
+        os.wait()
 """
 
 
-def script_of(text: str, task, out: Path) -> str:
-    return text.format(
-        tests=str(REPOSITORY / "tests"),
-        root=str(REPOSITORY),
-        csv=str(task.metadata),
-        audio=str(task.audio_dir),
-        out=str(out),
-    )
+def run_script(task, out: Path, how: str, *launcher: str) -> None:
+    (out.parent / "script.py").write_text(SCRIPT)
+    words = [str(out.parent / "script.py"), str(task.metadata), str(task.audio_dir), str(out), how]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, monkeypatch):
-    script = script_of(KILLED, task, tmp_path / "killed-")
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr.decode()
-    heard = []
-    real = collecting.count_batch
-    monkeypatch.setattr(collecting, "count_batch", lambda *a: heard.append(1) or real(*a))
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, heard):
+    run_script(task, tmp_path / "killed", "killed")
     for keep in (None, 9):
-        out = tmp_path / f"killed-{keep}" / "killed"
-        batches = sorted((out / ".partial").glob("batch-*.npz"))
-        assert len(batches) == 3 and not (out / "manifest.json").exists()
+        out = tmp_path / "killed" / str(keep) / "noise"
+        assert len(list((out / ".partial").glob("batch-*.npz"))) == 3 and not (out / "manifest.json").exists()
         with pytest.raises(FileNotFoundError, match="cut off: call it again"):
             load_artifacts(out)
         with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
@@ -329,6 +309,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, toy, 
         assert not (out / ".partial").exists()
 
 
+def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task):
+    run_script(task, tmp_path / "two", "whole", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as the processes have: it stands in the manifest
+        for keep in (None, 9):
+            one = collect(toy, task, tmp_path / f"one{keep}" / "noise", batch_size=4, device="cpu", keep_clips=keep)
+            assert contents(one.path) == contents(tmp_path / "two" / str(keep) / "noise")
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, task):
     whole = collect(toy, task, tmp_path / "x" / "whole", batch_size=4)
     some = collect(toy, task, tmp_path / "y" / "some", batch_size=4, keep_clips=9, seed=5)
@@ -340,39 +332,39 @@ def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, tas
         some.probabilities()
 
 
-def test_chosen_layers_and_splits(tmp_path: Path, toy, task):
+def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     whole = collect(toy, task, tmp_path / "x" / "whole")
     some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
     rows = np.isin(task.splits, ["fold1", "fold2", "fold3"])
     assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
-    bare = collect(toy, task, tmp_path / "x" / "bare", means=False)
-    assert np.array_equal(bare.counts, whole.counts) and not (bare.path / "clip_means.npy").exists()
+    without = collect(toy, task, tmp_path / "x" / "bare", means=False)
+    assert np.array_equal(without.counts, whole.counts) and not (without.path / "clip_means.npy").exists()
     with pytest.raises(ValueError, match="holds no clip_means.npy"):
-        _ = bare.means
-    for bad, message in (
+        _ = without.means
+    long = dataclasses.replace(task, clip_seconds=1.2)
+    assert collect(make_toy(chunks=True), long, tmp_path / "z").tokens.tolist() == [12] * 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"layers": ["nope"]}, "no layer 'nope'"),
+        ({"layers": ["layers.0.act"] * 2}, "layers: names none, or one twice"),
         ({"splits": ["fold9"]}, "no split 'fold9'"),
         ({"splits": "fold1"}, "is a list of names"),
         ({"batch_size": 0}, "batch_size: .* greater than or equal to 1"),
-        ({"device": "cuda"} if not torch.cuda.is_available() else {"keep_clips": -1}, "not there for torch|keep_clips"),
+        ({"keep_clips": -1}, "keep_clips"),
+        ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not there for torch"),
         ({"on_bad_clip": "maybe"}, "on_bad_clip: .*'stop' or 'skip'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            collect(toy, task, tmp_path / "z", **bad)
-
-
-def test_a_class_without_a_clip_in_the_chosen_splits(tmp_path: Path, toy):
-    task = make_task(tmp_path / "data", 6)
-    with pytest.raises(ValueError, match="class 'class1' of noise has no clip in fold1"):
-        collect(toy, task, tmp_path / "out", splits=["fold1"])
-
-
-def test_clips_longer_than_the_encoder_takes(tmp_path: Path, toy):
-    task = make_task(tmp_path / "data", 6, seconds=1.2)
-    with pytest.raises(ValueError, match=r"clips of noise last 1.2 s, toy takes at most 1.0 s"):
-        collect(toy, task, tmp_path / "out")
-    chunked = make_toy(chunks=True)
-    assert collect(chunked, task, tmp_path / "out").tokens.tolist() == [12] * 6
+        ({"clips": 6, "splits": ["fold1"]}, "class 'class1' of noise has no clip in fold1"),
+        ({"clips": 6, "seconds": 1.2}, r"clips of noise last 1.2 s, toy takes at most 1.0 s"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_the_pass(tmp_path: Path, toy, options: dict, message: str):
+    task = make_task(tmp_path / "data", options.pop("clips", 24), options.pop("seconds", 1.0))
+    with pytest.raises(ValueError, match=message):
+        collect(toy, task, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bad_clip_stops_the_run_and_keeps_its_work_or_is_skipped(tmp_path: Path, toy, task):
@@ -384,16 +376,8 @@ def test_a_bad_clip_stops_the_run_and_keeps_its_work_or_is_skipped(tmp_path: Pat
     skipped = collect(toy, task, tmp_path / "other" / "out", batch_size=4, on_bad_clip="skip")
     assert [s["file"] for s in skipped.manifest["skipped"]] == [task.files[13]]
     assert len(skipped.files) == 23 and task.files[13] not in skipped.files
-    good = [i for i in range(24) if i != 13]
-    counts, *_ = literal_counts(toy, from_subset(task, good))
+    counts, *_ = literal_counts(toy, rows_of(task, [i for i in range(24) if i != 13], "good"))
     assert np.array_equal(skipped.counts, counts)
-
-
-def from_subset(task, rows):
-    lines = task.metadata.read_text().splitlines()
-    path = task.metadata.with_name("subset.csv")
-    path.write_text("\n".join([lines[0]] + [lines[1 + r] for r in rows]) + "\n")
-    return from_metadata(path, task.audio_dir, clip_seconds=task.clip_seconds, name=task.name)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
@@ -407,91 +391,45 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(file, **arrays)
 
-    monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(OSError, match=r"no space for noise in .* needs 0.000 to 0.000 GiB .*free.\n.*computed is kept"):
-        collect(toy, task, out, batch_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", savez)
+        with pytest.raises(OSError, match=r"no space for noise in .* 0.000 to 0.000 GiB .*free.\n.*computed is kept"):
+            collect(toy, task, out, batch_size=4)
     names = sorted(p.name for p in (out / ".partial").iterdir())
     assert names == ["batch-000000.npz", "batch-000001.npz", "batch-000002.npz", "settings.json"]
-    monkeypatch.undo()
     whole = collect(toy, task, tmp_path / "w" / "whole", batch_size=4)
     assert contents(collect(toy, task, out).path) == contents(whole.path)
 
 
-@pytest.mark.parametrize("keep", [None, 9])
-def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatch, keep: int | None):
+@pytest.mark.parametrize(("keep", "damaged"), [(None, "batch-000002"), (9, "batch-000002"), (9, "sums-0")])
+def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatch, keep: int | None, damaged: str):
     whole = collect(toy, task, tmp_path / "w" / "whole", batch_size=4, keep_clips=keep)
     out = tmp_path / "out"
-    partial = out / ".partial"
-    for damaged in ("batch-000002.npz", "sums-0.npz"):
-        with monkeypatch.context() as patch:
-            patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                collect(toy, task, out, batch_size=4, keep_clips=keep)
-        (partial / "settings.json").write_text("")
-        if (partial / damaged).is_file():
-            (partial / damaged).write_bytes((partial / damaged).read_bytes()[:100])
-            with pytest.warns(UserWarning, match=f"{damaged} cannot be used"):
-                collect(toy, task, out, batch_size=4, keep_clips=keep)
-            assert contents(out) == contents(whole.path)
-            shutil.rmtree(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(toy, task, out, batch_size=4, keep_clips=keep)
+    (out / ".partial" / "settings.json").write_text("")
+    path = out / ".partial" / f"{damaged}.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=f"{damaged}.npz cannot be used"):
+        collect(toy, task, out, batch_size=4, keep_clips=keep)
+    assert contents(out) == contents(whole.path)
 
 
-def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, monkeypatch):
-    lines = task.metadata.read_text().splitlines()
-    rows = [line.replace("class2", "class0") for line in reversed(lines[1:]) if "g5" not in line]
-    csv = task.metadata.with_name("coarse.csv")
-    csv.write_text("\n".join([lines[0], *rows]) + "\n")
-    coarse = from_metadata(csv, task.audio_dir, clip_seconds=1.0, name="coarse")
+def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard):
+    rows = [i for i in reversed(range(24)) if task.groups[i] != "g5"]
+    coarse = rows_of(task, rows, "coarse", lambda line: line.replace("class2", "class0"))
     alone = collect(toy, coarse, tmp_path / "alone" / "coarse_analysis", batch_size=24)
     collect(toy, task, tmp_path / "both" / "noise_analysis", batch_size=24)
-    monkeypatch.setattr(collecting, "count_batch", None)
+    heard.clear()
     shared = collect(toy, coarse, tmp_path / "both" / "coarse_analysis", batch_size=24)
-    assert shared.manifest["pass_of"] == "noise_analysis (task noise)"
+    assert not heard and shared.manifest["pass_of"] == "noise_analysis (task noise)"
     assert np.array_equal(shared.counts, alone.counts) and torch.equal(shared.over_zero, alone.over_zero)
     assert np.array_equal(shared.padding_counts, alone.padding_counts)
     assert np.allclose(shared.means, alone.means, rtol=1e-3)
     assert np.allclose(shared.embeddings(), alone.embeddings(), atol=1e-6)
     assert shared.classes == ("class0", "class1")
-
-
-WORKER = """
-import sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from conftest import make_toy
-from aape.task import from_metadata
-from aape.collecting import collect
-task = from_metadata({csv!r}, {audio!r}, clip_seconds=1.0, name="noise")
-for keep in (None, 9):
-    collect(make_toy(), task, {out!r} + f"/{{keep}}", batch_size=4, device="cpu", keep_clips=keep)
-"""
-
-
-def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task):
-    script = tmp_path / "worker.py"
-    script.write_text(script_of(WORKER, task, tmp_path / "two"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    ended = subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # as the processes have: it stands in the manifest
-        for keep in (None, 9):
-            one = collect(toy, task, tmp_path / f"one{keep}" / "noise", batch_size=4, device="cpu", keep_clips=keep)
-            assert contents(one.path) == contents(tmp_path / "two" / str(keep))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_manifest_says_what_made_it(tmp_path: Path, toy, task):
-    manifest = collect(toy, task, tmp_path / "out").manifest
-    assert manifest["encoder"] == "toy" and manifest["weights"]["sha256"] == "toy-0"
-    assert manifest["dtype"] == "float32" and manifest["group_column"] == "group" and manifest["padding"] == "counted"
-    assert {"torch", "numpy", "python"} <= set(manifest["versions"])
-    assert set(manifest["checksums"]) == {
-        "over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy", "clip_means.npy", "padding_counts.npy",
-    }  # fmt: skip
-    text = json.dumps(manifest)
-    assert time.strftime("%Y-%m-%d") not in text  # bytes carry no time stamp
 
 
 class TestLoading:
@@ -501,57 +439,50 @@ class TestLoading:
     def folder(self, tmp_path: Path, toy, task) -> Path:
         return collect(toy, task, tmp_path / "out", batch_size=8).path
 
-    @pytest.mark.parametrize("name", ["over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy"])
-    def test_edited_or_missing_files(self, folder: Path, name: str):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(ValueError, match=f"{name} is not the file its manifest describes"):
-            load_artifacts(folder)
-        (folder / name).unlink()
-        with pytest.raises(FileNotFoundError, match=name):
-            load_artifacts(folder)
+    def test_edited_or_missing_files(self, folder: Path):
+        for name in manifest.REQUIRED:
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            with pytest.raises(ValueError, match=f"{name} is not the file its manifest describes"):
+                load_artifacts(folder)
+            (folder / name).unlink()
+            with pytest.raises(FileNotFoundError, match=name):
+                load_artifacts(folder)
+            (folder / name).write_bytes(content)
+        assert load_artifacts(folder, verify=True).has_counts
 
     @pytest.mark.parametrize("sealed", [False, True])
     def test_an_edited_manifest(self, folder: Path, sealed: bool):
         """Every edit is noticed: by the manifest's own hash, and where that is made anew, by schema and other files."""
         path = folder / "manifest.json"
         whole = json.loads(path.read_text())
-        edits = [
-            lambda m: m.pop("classes"),
-            lambda m: m.update(extra=1),
-            lambda m: m.update(neurons="8"),
-            lambda m: m.update(neurons=9),
-            lambda m: m.update(layers=["a", "a", "b"]),
-            lambda m: m.update(layers=m["layers"][:2]),
-            lambda m: m.update(classes=["class0", "class1"]),
-            lambda m: m.update(classes=["class1", "class0", "class2"]),
-            lambda m: m.update(format=2),
-            lambda m: m.update(padding="none"),
-            lambda m: m.update(means=False),
-            lambda m: m.update(kept_clips=[0, 1]),
-            lambda m: m.update(kept="2 by seed 0", kept_clips=[0, 1]),
-            lambda m: m.update(clip_seconds=float("nan")),
-            lambda m: m.update(splits=["fold1"]),
-            lambda m: m["clips"].pop("group"),
-            lambda m: m["clips"]["tokens"].pop(),
-            lambda m: m["clips"]["tokens"].__setitem__(0, 0),
-            lambda m: m["clips"]["padding_tokens"].__setitem__(0, 1000),
-            lambda m: m["clips"]["label"].__setitem__(0, 5),
-            lambda m: m["clips"]["label"].__setitem__(0, (m["clips"]["label"][0] + 1) % 3),
-            lambda m: m["clips"]["split"].__setitem__(0, m["clips"]["split"][1]),
-            lambda m: m["clips"]["file"].__setitem__(0, m["clips"]["file"][1]),
-            lambda m: m["checksums"].pop("gts.pt"),
-            lambda m: m["checksums"].update({"../x": "0" * 64}),
-            lambda m: m["checksums"].update({"gts.pt": "0"}),
-            lambda m: m.update(clips=[]),
-            lambda m: m.update(identity=None),
+        label, (split, file) = whole["clips"]["label"][0], (whole["clips"][k][1] for k in ("split", "file"))
+        top = [
+            {"extra": 1}, {"neurons": "8"}, {"neurons": 9}, {"layers": ["a", "a", "b"]}, {"layers": whole["layers"][:2]},
+            {"classes": ["class0", "class1"]}, {"classes": ["class1", "class0", "class2"]}, {"format": 2},
+            {"padding": "none"}, {"means": False}, {"kept_clips": [0, 1]}, {"kept": "2 by seed 0", "kept_clips": [0, 1]},
+            {"clip_seconds": float("nan")}, {"splits": ["fold1"]}, {"clips": []}, {"identity": None},
+            {"checksums": whole["checksums"] | {"../x": "0" * 64}}, {"checksums": whole["checksums"] | {"gts.pt": "0"}},
+            {"checksums": {k: v for k, v in whole["checksums"].items() if k != "gts.pt"}},
+        ]  # fmt: skip
+        first = [
+            ("tokens", 0),
+            ("padding_tokens", 1000),
+            ("label", 5),
+            ("label", (label + 1) % 3),
+            ("split", split),
+            ("file", file),
         ]
-        for edit in edits:
+        edited = [whole | change for change in top] + [{k: v for k, v in whole.items() if k != "classes"}]
+        for column, value in [*first, ("group", None)]:
             m = copy.deepcopy(whole)
-            edit(m)
+            m["clips"][column][0] = value
+            if value is None:
+                del m["clips"][column]
+            edited.append(m)
+        for m in edited:
             if sealed:
-                del m["sha256"]
-                m["sha256"] = manifest._digest(m)
+                m["sha256"] = manifest._digest({k: v for k, v in m.items() if k != "sha256"})
             path.write_text(json.dumps(m))
             with pytest.raises(ValueError, match=r"manifest"):
                 load_artifacts(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from conftest import RATE, make_toy
+from conftest import RATE, make_toy, tiny_whisper
 
 from aape import cli
 from aape.dissecting import dissect
@@ -71,14 +71,7 @@ def test_what_cannot_be_silenced_does_not_lose_the_rest(tmp_path: Path):
 
 
 def test_the_command_line_on_a_model_of_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24, vocab_size=8,
-        decoder_attention_heads=2, decoder_ffn_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1,
-    )  # fmt: skip
-    transformers.WhisperModel(config).save_pretrained(tmp_path / "model")
-    transformers.WhisperFeatureExtractor().save_pretrained(tmp_path / "model")
+    tiny_whisper(tmp_path / "model")
     folder = tones(tmp_path / "tones", speakers=5)
     monkeypatch.chdir(tmp_path)
     words = ["dissect", "model", str(folder), "--pattern", "{label}_{group}_{}", "--rate", "0.5"]

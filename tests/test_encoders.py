@@ -1,4 +1,4 @@
-"""Encoders: M2D's own loader, and any torch module."""
+"""Encoders: counting, any torch module, and M2D's own loader."""
 
 from __future__ import annotations
 
@@ -11,32 +11,29 @@ import pytest
 import timm
 import torch
 from conftest import make_toy
+from safetensors.torch import save_file
 from torch import nn
 
 from aape.counting import count_active, count_batch
 from aape.encoder import Encoder, from_module, hooked
 from aape.encoders import m2d
-from aape.shapes import common_width, dry_run, widths
+from aape.shapes import common_width, dry_run
+
+WAVE = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+WHOLE = torch.full((3,), 1000)
+
+
+def bare(module: nn.Module, activations: str, **options) -> Encoder:
+    """A module that is its own `embed`, on 1 s of 1,000 samples."""
+    options = {"embed": module, "sample_rate": 1000, "clip_seconds": 1.0, "name": "bare"} | options
+    return from_module(module, activations=activations, **options)
 
 
 def width_of(encoder: Encoder, layers) -> int:
     return common_width(encoder, layers, dry_run(encoder)[0])
 
 
-SMALL = {"width": 64, "depth": 2}
-FOLDER = "small-80x64p16x16-0"
-
-
-def save(path: Path, content: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture
-def tensors() -> dict[str, torch.Tensor]:
-    encoder = m2d.load("random", seed=3, input_size=(80, 64), **SMALL)
-    return dict(encoder.module.vit.state_dict())
+# --- counting ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("neurons", [24, 5])
@@ -70,71 +67,30 @@ def test_toy_counts_by_hand():
     wave[0, 201] = 0.5  # neuron 1 copies the second: active in token 2
     wave[0, 200] = -0.5  # neuron 2 of the first layer is the first sample negated: active in token 2
     counted = count_batch(toy, wave, torch.tensor([200]), toy.layers, 8)
-    assert counted.counts[0, :, 0].tolist() == [2, 2, 2]
-    assert counted.counts[0, :, 1].tolist() == [1, 1, 1]
-    assert counted.counts[0, :, 2].tolist() == [1, 0, 0]  # layer 1 negates neuron 0, which is never below 0 any more
+    assert counted.counts[0, :, :3].tolist() == [[2, 1, 1], [2, 1, 0], [2, 1, 0]]  # behind layer 0 nothing is negative
     assert counted.counts[0, :, 3:].sum() == 0
     assert counted.tokens.tolist() == [3] and counted.padding_tokens.tolist() == [1]
     torch.testing.assert_close(counted.means[0, :2, :3], torch.tensor([[1 / 3, 0.5 / 3, 0.5 / 3], [1 / 3, 0.5 / 3, 0]]))
-    assert counted.padding is not None
-    assert counted.padding[0, :, 1].tolist() == [1, 1, 1]  # the third token lies behind 200 valid samples
-    assert counted.padding[0, :, 0].tolist() == [0, 0, 0]
+    assert counted.padding is not None  # the third token lies behind 200 valid samples
+    assert counted.padding[0, :, :2].tolist() == [[0, 1]] * 3
 
 
-def test_counting_leaves_no_hook_behind_even_after_an_error():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_counts_of_other_types_are_those_of_the_type(dtype: torch.dtype):
     toy = make_toy()
-    modules = list(toy.activations.values())
-    count_batch(toy, torch.zeros(1, 1000), torch.tensor([1000]), toy.layers, 8)
-    assert all(not m._forward_hooks for m in modules)
-    with pytest.raises(KeyboardInterrupt), hooked(toy, toy.layers, lambda *_: None):
-        assert all(m._forward_hooks for m in modules)
-        raise KeyboardInterrupt
-    assert all(not m._forward_hooks for m in modules)
-
-
-def test_what_a_hook_returns_takes_the_place_of_the_activations_and_of_the_first_of_a_tuple():
-    class Pair(nn.ReLU):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:  # type: ignore[override]
-            return super().forward(x), "kept"
-
-    toy = make_toy()
-    toy.module.layers[1].act = pair = Pair()
-
-    def forward(wave: torch.Tensor) -> torch.Tensor:
-        x = wave.unflatten(1, (-1, 100))
-        for i, layer in enumerate(toy.module.layers):
-            out = layer.act(layer.fc(x))
-            if i == 1:
-                assert out[1] == "kept"
-                out = out[0]
-            x = out
-        return x.mean(dim=1)
-
-    encoder = dataclasses.replace(toy, activations={**toy.activations, "layers.1.act": pair}, embed=forward)
-    wave = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
-    places: list[int] = []
-
-    def see(place: int, activations: torch.Tensor) -> torch.Tensor | None:
-        places.append(place)
-        return torch.zeros_like(activations) if place == 0 else None
-
-    with torch.no_grad(), hooked(encoder, ["layers.1.act", "layers.2.act"], see):
-        changed = encoder.embed(wave)
-    last = toy.module.layers[2]
-    assert places == [0, 1]
-    torch.testing.assert_close(changed, last.act(last.fc.bias).expand(2, -1).detach())
+    toy.module.to(dtype)
+    encoder = dataclasses.replace(toy, embed=lambda wave: toy.module(wave.to(dtype)))
+    counted = count_batch(encoder, WAVE, WHOLE, encoder.layers, 8)
+    x = WAVE.to(dtype).unflatten(1, (-1, 100))
+    for i, layer in enumerate(toy.module.layers):
+        x = layer.act(layer.fc(x))
+        assert torch.equal(counted.counts[:, i], (x > 0).sum(dim=1).int())
+    assert encoder.dtype == str(dtype).removeprefix("torch.") and counted.embeddings.dtype == torch.float32
 
 
 def test_timm_vit_matches_a_literal_count():
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, in_chans=1, num_classes=0, depth=2)
-    encoder = from_module(
-        vit,
-        activations="blocks.*.mlp.act",
-        embed=lambda wave: vit(wave.unflatten(1, (1, 64, 64))),
-        sample_rate=4096,
-        clip_seconds=1.0,
-        name="timm",
-    )
+    encoder = bare(vit, "blocks.*.mlp.act", embed=lambda wave: vit(wave.unflatten(1, (1, 64, 64))), sample_rate=4096)
     assert encoder.layers == ("blocks.0.mlp.act", "blocks.1.mlp.act")
     wave = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
     counted = count_batch(encoder, wave, torch.full((3,), 4096), encoder.layers, 768)
@@ -150,49 +106,31 @@ def test_timm_vit_matches_a_literal_count():
     assert counted.padding is None and counted.tokens.tolist() == [17, 17, 17]
 
 
-def test_transformers_ast_and_whisper_encoder():
-    transformers = pytest.importorskip("transformers")
-    ast = transformers.ASTModel(
-        transformers.ASTConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_length=48,
-            num_mel_bins=32,
-        )
-    )
-    names = [n for n, m in ast.named_modules() if "GELU" in type(m).__name__]
-    assert len(names) == 2
-    pattern = names[0].replace(".0.", ".*.")
-    encoder = from_module(
-        ast,
-        activations=pattern,
-        embed=lambda wave: ast(wave.unflatten(1, (48, 32))).pooler_output,
-        sample_rate=1536,
-        clip_seconds=1.0,
-        name="AST",
-    )
-    assert widths(encoder) == dict.fromkeys(names, 64)
-    whisper = transformers.WhisperModel(
-        transformers.WhisperConfig(
-            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1,
-            decoder_attention_heads=2, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20, vocab_size=50,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-        )
-    ).encoder  # fmt: skip
-    encoder = from_module(
-        whisper,
-        activations="layers.*.activation_fn",
-        embed=lambda wave: whisper(wave.unflatten(1, (8, 40))).last_hidden_state.mean(dim=1),
-        sample_rate=320,
-        clip_seconds=1.0,
-        name="Whisper",
-    )
-    counted = count_batch(encoder, torch.randn(2, 320), torch.tensor([320, 320]), encoder.layers, 64)
-    assert counted.counts.shape == (2, 2, 64)
-    assert counted.tokens.tolist() == [20, 20]
-    assert 0 < counted.counts.sum() < 2 * 2 * 64 * 20
+# --- hooks, identity, tokens -------------------------------------------------------------------------------------
+
+
+def test_what_a_hook_returns_takes_the_place_of_the_activations_and_no_hook_stays():
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+            return x.relu(), "kept"
+
+    toy, pair = make_toy(), Pair()
+    first, _, last = toy.module.layers
+
+    def embed(wave: torch.Tensor) -> torch.Tensor:
+        changed, rest = pair(first.act(first.fc(wave.unflatten(1, (-1, 100)))))
+        assert rest == "kept"
+        return last.act(last.fc(changed)).mean(dim=1)
+
+    encoder = dataclasses.replace(toy, activations=toy.activations | {"pair": pair}, embed=embed)
+    see = lambda place, x: torch.zeros_like(x) if place == 0 else None  # noqa: E731
+    with torch.no_grad(), hooked(encoder, ["pair", "layers.2.act"], see):
+        changed = encoder.embed(WAVE)
+    torch.testing.assert_close(changed, last.act(last.fc.bias).expand(3, -1).detach())
+    with pytest.raises(KeyboardInterrupt), hooked(toy, toy.layers, lambda *_: None):
+        assert all(m._forward_hooks for m in toy.activations.values())
+        raise KeyboardInterrupt
+    assert not any(m._forward_hooks for m in encoder.activations.values())
 
 
 def test_identity_is_of_the_whole_state_and_follows_a_change_in_place():
@@ -202,10 +140,9 @@ def test_identity_is_of_the_whole_state_and_follows_a_change_in_place():
     toy.module.layers[2].fc.bias.data[7] += 1e-6  # behind autograd's back
     assert toy.identity != before
     assert same.module.to(torch.bfloat16) and same.identity != before and same.dtype == "bfloat16"
-    renamed = nn.ModuleDict({"other": make_toy().module})
-    assert dataclasses.replace(toy, module=renamed).identity != before
+    assert dataclasses.replace(toy, module=nn.ModuleDict({"other": make_toy().module})).identity != before
     pooled = dataclasses.replace(toy, embed=lambda wave: toy.embed(wave) + 0.01)
-    assert pooled.identity == toy.identity and toy.probe == toy.probe
+    assert pooled.identity == toy.identity and toy.probe == toy.probe == dry_run(toy)[1]
     assert np.abs(np.subtract(pooled.probe, toy.probe)).max() > 1e-3 * np.abs(toy.probe).max()
 
 
@@ -217,44 +154,28 @@ class Strided(nn.Module):
         self.conv, self.act, self.extra = nn.Conv1d(1, 8, 100, 80), nn.ReLU(), extra
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        ends = []
-        for piece in wave.split(1000, dim=1):
-            tokens = self.conv(piece[:, None]).transpose(1, 2)
-            ends.append(self.act(nn.functional.pad(tokens, (0, 0, self.extra, 0))).mean(dim=1))
+        tokens = [self.conv(piece[:, None]).transpose(1, 2) for piece in wave.split(1000, dim=1)]
+        ends = [self.act(nn.functional.pad(t, (0, 0, self.extra, 0))).mean(dim=1) for t in tokens]
         return torch.stack(ends).mean(dim=0)
 
 
-def strided(extra: int = 0) -> Encoder:
-    module = Strided(extra)
-    return from_module(
-        module, activations="act", embed=module, sample_rate=1000, clip_seconds=1.0, name="strided", chunks=True,
-        samples_per_token=80,
-    )  # fmt: skip
-
-
-def test_samples_per_token_gives_padding_and_grid_over_chunks():
-    encoder = strided()
+def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
+    encoder = bare(Strided(), "act", chunks=True, samples_per_token=80)
     grid = encoder.token_grid(1500)
     assert [g.shape for g in grid] == [(12, 2), (6, 2)]
     assert torch.equal(torch.cat(grid), torch.stack([torch.zeros(18), torch.arange(18)], dim=1).long())
-    masks = encoder.padding_masks(torch.tensor([1500, 1080, 300]), 1500)
+    valid = torch.tensor([1500, 1080, 300])
     first = torch.cat([torch.arange(12) * 80, 1000 + torch.arange(6) * 80])  # first sample of each token
-    for row, valid in enumerate((1500, 1080, 300)):
-        assert torch.equal(torch.cat(masks, dim=1)[row], first >= valid)
-    wave = torch.randn(3, 1500)
-    counted = count_batch(encoder, wave, torch.tensor([1500, 1080, 300]), encoder.layers, 8)
+    assert torch.equal(torch.cat(encoder.padding_masks(valid, 1500), dim=1), first[None, :] >= valid[:, None])
+    counted = count_batch(encoder, torch.randn(3, 1500), valid, encoder.layers, 8)
     assert counted.tokens.tolist() == [18] * 3 and counted.padding_tokens.tolist() == [0, 5, 14]
-
-
-def test_samples_per_token_that_does_not_agree_is_refused():
     with pytest.raises(ValueError, match="Class tokens"):
-        strided(extra=2).padding_masks(torch.tensor([1000]), 1000)
-    module = Strided()
+        bare(Strided(extra=2), "act", samples_per_token=80).padding_masks(torch.tensor([1000]), 1000)
     with pytest.raises(ValueError, match="gives padding_masks"):
-        from_module(
-            module, activations="act", embed=module, sample_rate=1000, clip_seconds=1.0, name="both",
-            samples_per_token=80, padding_masks=lambda valid, samples: [],
-        )  # fmt: skip
+        bare(Strided(), "act", samples_per_token=80, padding_masks=lambda valid, samples: [])
+    lying = bare(Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)])
+    with pytest.raises(ValueError, match=r"padding_masks speaks of \[5\] tokens.*embed made \[12\]"):
+        count_batch(lying, WAVE, WHOLE, lying.layers, 8)
 
 
 def test_an_encoder_shows_itself_in_a_few_lines():
@@ -263,20 +184,6 @@ def test_an_encoder_shows_itself_in_a_few_lines():
     assert lines[0] == "Encoder toy" and len(lines) < 10 and all(len(line) <= 120 for line in lines)
     assert "3: layers.0.act to layers.2.act" in repr(toy) and "float32 on cpu" in repr(toy)
     assert "<table>" in toy._repr_html_() and "1000 Hz, 1 s" in toy._repr_html_()
-
-
-def test_a_functional_activation_gets_advice():
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc1, self.fc2 = nn.Linear(4, 16), nn.Linear(16, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.fc2(nn.functional.gelu(self.fc1(x)))
-
-    module = nn.Sequential(Block(), Block())
-    with pytest.raises(ValueError, match=r"linear layer in front \(0\.fc1\?\).*nn\.GELU"):
-        from_module(module, activations="*.act", embed=module, sample_rate=4, clip_seconds=1.0, name="functional")
 
 
 class Halving(nn.Module):
@@ -301,144 +208,145 @@ class Halving(nn.Module):
             x = self.act[2](self.fc[2](x))
         if self.how == "loud":  # one clip overflows behind the first layer
             x = x + torch.where(wave.amax(dim=1) > 5, torch.nan, 0.0)[:, None, None]
-        x = self.act[2](self.fc[2](x))
-        return nn.functional.normalize(x.nan_to_num().mean(dim=1)) if self.how == "loud" else x.mean(dim=1)
+        return self.act[2](self.fc[2](x)).nan_to_num().mean(dim=1)
 
 
-def halving(how: str = "halves") -> Encoder:
-    module = Halving(how)
-    return from_module(
-        module, activations="act.*", embed=module, sample_rate=1000, clip_seconds=1.0, name="halving"
-    )  # fmt: skip
-
-
-def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themselves():
-    wave = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
-    full = torch.full((3,), 1000)
-    for how, words in (
-        ("halves", "10 tokens in act.0, act.1; 5 tokens in act.2"),
-        ("twice", r"10 \+ 10 tokens in act.2"),
-    ):
-        encoder = halving(how)
-        with pytest.raises(ValueError, match=f"{words}.*layers="):
-            width_of(encoder, encoder.layers)
-        with pytest.raises(ValueError, match=words):
-            count_batch(encoder, wave, full, encoder.layers, 8)
-        with torch.no_grad():
-            encoder.module.fc[2].bias.fill_(100.0)  # every token of the last layer is active
-        assert width_of(encoder, ["act.2"]) == width_of(encoder, ["act.0", "act.1"]) == 8
-        last = count_batch(encoder, wave, full, ["act.2"], 8)
-        assert (last.counts == last.tokens[:, None, None]).all()
-        assert last.tokens.tolist() == [5 if how == "halves" else 20] * 3
-
-
-def test_time_on_the_last_axis_is_not_taken_for_neurons():
-    encoder = halving("channels first")
-    with pytest.raises(ValueError, match=r"'act\.2' has 50 or 100 channels, by the length of the wave"):
-        width_of(encoder, ["act.2"])
+@pytest.mark.parametrize(
+    ("how", "words", "tokens"),
+    [("halves", "10 tokens in act.0, act.1; 5 tokens in act.2", 5), ("twice", r"10 \+ 10 tokens in act.2", 20)],
+)
+def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themselves(how, words, tokens):
+    encoder = bare(Halving(how), "act.*")
+    with pytest.raises(ValueError, match=f"{words}.*layers="):
+        width_of(encoder, encoder.layers)
+    with pytest.raises(ValueError, match=words):
+        count_batch(encoder, WAVE, WHOLE, encoder.layers, 8)
+    with torch.no_grad():
+        encoder.module.fc[2].bias.fill_(100.0)  # every token of the last layer is active
+    assert width_of(encoder, ["act.2"]) == width_of(encoder, ["act.0", "act.1"]) == 8
+    last = count_batch(encoder, WAVE, WHOLE, ["act.2"], 8)
+    assert (last.counts == last.tokens[:, None, None]).all() and last.tokens.tolist() == [tokens] * 3
 
 
 def test_what_is_not_finite_in_a_layer_shows_in_the_means_of_that_clip_and_layer():
-    encoder = halving("loud")
-    wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    encoder, wave = bare(Halving("loud"), "act.*"), WAVE.clone()
     wave[2, 17] = 9.0
-    counted = count_batch(encoder, wave, torch.full((4,), 1000), encoder.layers, 8)
+    counted = count_batch(encoder, wave, WHOLE, encoder.layers, 8)
     assert counted.embeddings.isfinite().all()  # nothing is to be seen of it at the end
     assert counted.means.isfinite().all(dim=2).logical_not().nonzero().tolist() == [[2, 2]]
 
 
-def test_a_models_output_in_place_of_an_embedding_is_named():
-    @dataclasses.dataclass
-    class ModelOutput:
-        last_hidden_state: torch.Tensor
-
-    toy = make_toy()
-    for embed, words in (
-        (lambda wave: ModelOutput(wave), "a ModelOutput.*last_hidden_state"),
-        (lambda wave: wave[:, :, None], r"\[2, 1000, 1\]"),
-    ):
-        with pytest.raises(ValueError, match=f"embed gave {words}"):
-            width_of(dataclasses.replace(toy, embed=embed), toy.layers)
+@dataclasses.dataclass
+class ModelOutput:
+    last_hidden_state: torch.Tensor
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_counts_of_other_types_are_those_of_the_type(dtype: torch.dtype):
-    toy = make_toy()
-    toy.module.to(dtype)
-    encoder = dataclasses.replace(toy, embed=lambda wave: toy.module(wave.to(dtype)))
-    wave = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
-    counted = count_batch(encoder, wave, torch.full((3,), 1000), encoder.layers, 8)
-    x = wave.to(dtype).unflatten(1, (-1, 100))
-    for i, layer in enumerate(toy.module.layers):
-        x = layer.act(layer.fc(x))
-        assert torch.equal(counted.counts[:, i], (x > 0).sum(dim=1).int())
-    assert encoder.dtype == str(dtype).removeprefix("torch.") and counted.embeddings.dtype == torch.float32
+UNEVEN = nn.Sequential(nn.Linear(1000, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
+DAMAGED = nn.Sequential(nn.Linear(1000, 8), nn.ReLU())
+DAMAGED[0].weight.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        (bare(Halving("channels first"), "act.*"), r"'act\.2' has 50 or 100 channels, by the length of the wave"),
+        (bare(UNEVEN, "[13]"), "1 has 8, 3 has 16"),
+        (bare(DAMAGED, "1"), "damaged weights"),
+        (dataclasses.replace(make_toy(), embed=ModelOutput), "embed gave a ModelOutput.*last_hidden_state"),
+        (dataclasses.replace(make_toy(), embed=lambda wave: wave[:, :, None]), r"embed gave \[2, 1000, 1\]"),
+        (dataclasses.replace(make_toy(), embed=lambda wave: wave), "was never called"),
+    ],
+)
+def test_what_cannot_be_counted_is_named(encoder: Encoder, words: str):
+    with pytest.raises(ValueError, match=words):
+        width_of(encoder, encoder.layers)
 
 
 def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
     with pytest.warns(UserWarning, match="silencing there is refused"):
-        linear = from_module(
-            toy.module, activations="layers.*.fc", embed=toy.module, sample_rate=1000, clip_seconds=1.0, name="linear"
-        )
-    wave = torch.randn(4, 1000, generator=torch.Generator().manual_seed(1))
-    full = torch.full((4,), 1000)
-    ours, theirs = (count_batch(e, wave, full, e.layers, 8).counts for e in (toy, linear))
+        linear = bare(toy.module, "layers.*.fc")
+    ours, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (toy, linear))
     assert torch.equal(ours, theirs) and linear.preactivation and not toy.preactivation
 
 
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+RELU = nn.ReLU()
+
+
 @pytest.mark.parametrize(
-    ("pattern", "message"),
+    ("module", "pattern", "message"),
     [
-        ("blocks.*.mlp.act", "matches no module of Toy.*layers.0.act"),
-        ("layers.*", "must match activation functions.*layers.0"),
-        ("layers.*.*", "must match activation functions"),
+        (make_toy().module, "blocks.*.mlp.act", "matches no module of Toy.*layers.0.act"),
+        (make_toy().module, "layers.*", "must match activation functions.*layers.0"),
+        (make_toy().module, "layers.*.*", "must match activation functions"),
+        (
+            nn.ModuleList([nn.ModuleDict({"act": RELU}), nn.ModuleDict({"act": RELU})]),
+            "*.act",
+            "one and the same module",
+        ),
+        (nn.Sequential(Functional(), Functional()), "*.act", r"linear layer in front \(0\.fc1\?\).*nn\.GELU"),
     ],
 )
-def test_patterns_that_hit_nothing_or_the_wrong_thing(pattern: str, message: str):
-    module = make_toy().module
+def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern: str, message: str):
     with pytest.raises(ValueError, match=message):
-        from_module(module, activations=pattern, embed=module, sample_rate=1000, clip_seconds=1.0, name="toy")
+        bare(module, pattern)
 
 
-def test_a_shared_activation_module_and_unequal_widths_are_refused():
-    shared = nn.ReLU()
-    module = nn.ModuleDict({"a": nn.ModuleDict({"act": shared}), "b": nn.ModuleDict({"act": shared})})
-    with pytest.raises(ValueError, match="one and the same module"):
-        from_module(module, activations="*.act", embed=lambda w: w, sample_rate=10, clip_seconds=1.0, name="shared")
-    uneven = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU())
-    encoder = from_module(uneven, activations="[13]", embed=uneven, sample_rate=10, clip_seconds=1.0, name="uneven")
-    with pytest.raises(ValueError, match="1 has 8, 3 has 16"):
-        width_of(encoder, encoder.layers)
-    assert width_of(encoder, ["3"]) == 16
+# --- M2D ---------------------------------------------------------------------------------------------------------
+
+FOLDER = "small-80x64p16x16-0"
 
 
-@pytest.mark.parametrize("layout", ["model key", "top level", "full with args", "EVAR prefix", "safetensors"])
-def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, torch.Tensor], layout: str):
-    path = tmp_path / FOLDER / "checkpoint-300.pth"
-    if layout == "model key":
-        save(path, {"model": tensors})
-    elif layout == "top level":
-        save(path, {k: v for k, v in tensors.items() if k != "norm_stats"})
-    elif layout == "full with args":
-        extra = {"decoder_embed.weight": torch.zeros(3, 3), "mask_token": torch.zeros(1)}
-        args = argparse.Namespace(lr=0.1, output_dir=Path("x"))
-        save(path, {"model": tensors | extra, "args": args, "epoch": 300, "optimizer": {"state": {}}})
-    elif layout == "EVAR prefix":
-        save(path, {"module.ar.runtime.backbone." + k: v for k, v in tensors.items()})
-    else:
-        from safetensors.torch import save_file
+def small(seed: int = 0) -> Encoder:
+    return m2d.load("random", seed=seed, input_size=(80, 64), width=64, depth=2)
 
-        path = path.with_suffix(".safetensors")
-        path.parent.mkdir()
-        save_file(tensors, path)
-    encoder = m2d.load(path)
-    wave = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
-    expected = m2d.load("random", seed=3, input_size=(80, 64), **SMALL)
+
+def save(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    return dict(small(seed=3).module.vit.state_dict())
+
+
+def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, torch.Tensor]):
+    extra = {"decoder_embed.weight": torch.zeros(3, 3), "mask_token": torch.zeros(1)}
+    args = argparse.Namespace(lr=0.1, output_dir=Path("x"))
+    paths = [
+        save(tmp_path / FOLDER / f"{number}.pth", content)
+        for number, content in enumerate(
+            (
+                {"model": tensors},
+                {k: v for k, v in tensors.items() if k != "norm_stats"},
+                {"model": tensors | extra, "args": args, "epoch": 300, "optimizer": {"state": {}}},
+                {"module.ar.runtime.backbone." + k: v for k, v in tensors.items()},  # EVAR's
+            )
+        )
+    ]
+    paths += [tmp_path / FOLDER / "a.safetensors", save(tmp_path / "a name that says nothing" / "w.pth", tensors)]
+    save_file(tensors, paths[-2])
+    expected = small(seed=3)
     with torch.no_grad():
-        assert torch.equal(encoder.embed(wave), expected.embed(wave))
-    assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
-    assert expected.weights["sha256"] != m2d.load("random", seed=4, input_size=(80, 64), **SMALL).weights["sha256"]
+        for path in paths:
+            encoder = m2d.load(path)
+            assert torch.equal(encoder.embed(WAVE.repeat(1, 16)), expected.embed(WAVE.repeat(1, 16)))
+            assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
+    assert expected.weights["sha256"] != small(seed=4).weights["sha256"]
+    assert encoder.name == "M2D" and expected.name == "M2D (untrained)"
+    assert m2d.sizes_from_name("m2d_vit_base-80x608p16x16-221006-mr7") == ((80, 608), (16, 16), 16000)
+    assert m2d.sizes_from_name("m2d_vit_base-80x1001p16x16p32k-240413") == ((80, 1001), (16, 16), 32000)
 
 
 class Payload:
@@ -452,53 +360,39 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*Install.md"):
         m2d.load(tmp_path / "nothing.pth")
     whole = save(tmp_path / FOLDER / "a.pth", {"model": tensors})
-    cut = tmp_path / FOLDER / "cut.pth"
-    cut.write_bytes(whole.read_bytes()[:5000])
-    text = tmp_path / FOLDER / "text.pth"
-    text.write_text("<html>not found</html>")
-    evil = save(tmp_path / FOLDER / "evil.pth", {"model": tensors, "args": Payload()})
-    for path in (cut, text, evil):
-        with pytest.raises(ValueError, match=f"{path.name}.* is not a checkpoint that can be read safely"):
-            m2d.load(path)
+    for name, content in (("cut", whole.read_bytes()[:5000]), ("text", b"<html>not found</html>")):
+        (tmp_path / FOLDER / f"{name}.pth").write_bytes(content)
+    save(tmp_path / FOLDER / "evil.pth", {"model": tensors, "args": Payload()})
+    for name in ("cut", "text", "evil"):
+        with pytest.raises(ValueError, match=f"{name}.pth.* is not a checkpoint that can be read safely"):
+            m2d.load(tmp_path / FOLDER / f"{name}.pth")
     assert "code ran" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is no M2D encoder.*patch_embed"):
-        m2d.load(save(tmp_path / FOLDER / "other.pth", {"conv1.weight": torch.zeros(2)}))
     less = {k: v for k, v in tensors.items() if k != "blocks.1.attn.qkv.bias"}
-    with pytest.raises(ValueError, match=r"1 tensors missing \(blocks.1.attn.qkv.bias"):
-        m2d.load(save(tmp_path / FOLDER / "less.pth", less))
-    odd = tensors | {"blocks.1.norm1.weight": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"):
-        m2d.load(save(tmp_path / FOLDER / "odd.pth", odd))
-    for name, change, words in (
-        ("far", {"blocks.999999999.norm1.weight": torch.zeros(64)}, "12 tensors missing"),
-        ("flat", {"pos_embed": torch.zeros(21)}, r"'pos_embed': \(21,\)"),
-        ("vast", {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**9, 64)}, r"says \[1, 1000000000, 64\]"),
-        ("tall", {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "no ViT of M2D's kind"),
-        ("nan", {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds .* not finite"),
-        ("whole", {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds whole numbers"),
+    for content, words in (
+        ({"conv1.weight": torch.zeros(2)}, "is no M2D encoder.*patch_embed"),
+        (less, r"1 tensors missing \(blocks.1.attn.qkv.bias"),
+        (tensors | {"blocks.1.norm1.weight": torch.zeros(3)}, r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"),
+        (tensors | {"blocks.999999999.norm1.weight": torch.zeros(64)}, "12 tensors missing"),
+        (tensors | {"pos_embed": torch.zeros(21)}, r"'pos_embed': \(21,\)"),
+        (tensors | {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**9, 64)}, r"says \[1, 1000000000, 64\]"),
+        (tensors | {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "no ViT of M2D's kind"),
+        (tensors | {"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, r"is \(64, 3, 16, 16\), expected"),
+        (tensors | {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds .* not finite"),
+        (tensors | {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds whole numbers"),
     ):
         with pytest.raises(ValueError, match=words):
-            m2d.load(save(tmp_path / FOLDER / f"{name}.pth", tensors | change))
+            m2d.load(save(tmp_path / FOLDER / "bad.pth", content))
     with pytest.raises(ValueError, match="name says input 80x608 .* tensors hold 20 positions"):
         m2d.load(save(tmp_path / "m2d_vit_base-80x608p16x16-221006-mr7" / "c.pth", tensors))
 
 
-def test_a_name_that_says_nothing_leaves_the_size_to_the_tensors(tmp_path: Path, tensors):
-    encoder = m2d.load(save(tmp_path / "mine" / "weights.pth", tensors))
-    assert encoder.module.vit.input_size == (80, 64)
-    assert m2d.sizes_from_name("m2d_vit_base-80x608p16x16-221006-mr7") == ((80, 608), (16, 16), 16000)
-    assert m2d.sizes_from_name("m2d_vit_base-80x1001p16x16p32k-240413") == ((80, 1001), (16, 16), 32000)
-
-
 def test_padding_masks_agree_with_what_the_tokens_see():
     """Changing only what lies behind the valid samples moves no token that is said to be sound, and only those."""
-    encoder = m2d.load("random", input_size=(80, 64), **SMALL)
-    rng = np.random.default_rng(0)
-    samples = 16000  # 101 frames: chunks of 64 and 37
+    encoder, samples = small(), 16000  # 101 frames: chunks of 64 and 37
+    silence = encoder.module.begin(torch.zeros(1, samples))
     for valid in (3000, 9000, 10240, 15990):
         wave = torch.zeros(1, samples)
-        wave[0, :valid] = torch.from_numpy(rng.normal(0, 0.1, valid).astype(np.float32))
-        silence = encoder.module.begin(torch.zeros(1, samples))
+        wave[0, :valid] = 0.1 * torch.randn(valid, generator=torch.Generator().manual_seed(0))
         masks = encoder.padding_masks(torch.tensor([valid]), samples)
         for mask, tokens, silent in zip(masks, encoder.module.begin(wave), silence, strict=True):
             same = (tokens == silent).all(dim=-1)[0]
@@ -508,7 +402,7 @@ def test_padding_masks_agree_with_what_the_tokens_see():
 
 
 def test_the_token_grid_says_which_patch_a_token_is_of():
-    encoder = m2d.load("random", input_size=(80, 64), **SMALL)
+    encoder = small()
     samples, columns = 14000, 0  # 88 frames: chunks of 4 and 2 columns of patches
     grid = encoder.token_grid(samples)
     chunks = encoder.module.chunks(torch.zeros(1, samples))
@@ -526,7 +420,7 @@ def test_the_token_grid_says_which_patch_a_token_is_of():
 
 
 def test_stages_give_the_same_embedding():
-    encoder = m2d.load("random", input_size=(80, 64), **SMALL)
+    encoder = small()
     wave = torch.randn(2, 20000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         sequences, finish = encoder.stages.begin(wave)

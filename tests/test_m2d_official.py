@@ -7,27 +7,23 @@ machine that wrote the file all values were equal to the last bit.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import shared_folder
+from conftest import esc50_folder
 
 from aape.encoders import m2d
 from benchmarks import numpy_weights
 from benchmarks.compare_with_evar import record
 
-ROOT = Path(__file__).resolve().parents[1]
-OFFICIAL = ROOT / "tests" / "data" / "m2d_official.npz"
-ESC50 = Path(os.environ.get("AAPE_ESC50") or shared_folder("data", "esc50"))
 ACROSS_MACHINES = 1e-4
 
 
 @pytest.fixture(scope="module")
 def official():
-    with np.load(OFFICIAL) as file:
+    with np.load(Path(__file__).with_name("data") / "m2d_official.npz") as file:
         return dict(file)
 
 
@@ -42,9 +38,9 @@ def encoder(tmp_path_factory):
 @pytest.mark.parametrize("seconds", numpy_weights.SECONDS)
 @pytest.mark.parametrize("source", ["noise", "real"])
 def test_front_end_blocks_activations_and_embedding_are_the_official_ones(encoder, official, source, seconds):
-    if source == "real" and not (ESC50 / "meta" / "esc50.csv").is_file():
-        pytest.skip(f"no ESC-50 at {ESC50}; AAPE_ESC50 names another place")
-    wave = numpy_weights.noise(seconds) if source == "noise" else numpy_weights.real(ESC50, seconds)
+    if source == "real" and esc50_folder() is None:
+        pytest.skip("ESC-50 is not here: set AAPE_ESC50 to its folder")
+    wave = numpy_weights.noise(seconds) if source == "noise" else numpy_weights.real(esc50_folder(), seconds)
     tensors = record(encoder.embed, list(encoder.module.vit.blocks), wave)
     with torch.no_grad():
         tensors["log-mel"] = encoder.module.front_end(wave)

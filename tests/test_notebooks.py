@@ -16,10 +16,8 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-import torch
-import transformers
 import yaml
-from conftest import REPOSITORY, write_clips
+from conftest import REPOSITORY, tiny_whisper, write_clips
 
 from aape.artifacts import load_artifacts
 from aape.figures.tables import table, three_digits
@@ -265,14 +263,7 @@ def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_pa
 
 
 def test_dissect_your_own_runs_on_a_folder_of_sounds_and_a_model_in_a_folder(tmp_path: Path):
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=32, max_source_positions=200, vocab_size=50, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
-    transformers.WhisperModel(config).save_pretrained(tmp_path / "whisper")
-    transformers.WhisperFeatureExtractor(chunk_length=4).save_pretrained(tmp_path / "whisper")
+    tiny_whisper(tmp_path / "whisper")
     chosen = {"blues", "metal", "pop"}  # of the miniature's rendered sounds
     for clip in sorted((render("gtzan") / "audio").glob("*.flac"))[::3]:
         genre, split, _ = clip.stem.split("-")

@@ -7,9 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
-from conftest import REPOSITORY, write_clips
+from conftest import REPOSITORY, tiny_whisper, write_clips
 
 
 def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -18,14 +16,7 @@ def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert block is not None
     code = block.group(1)
     assert len(code.splitlines()) < 20
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=32, max_source_positions=200, vocab_size=50, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
-    transformers.WhisperModel(config).save_pretrained(tmp_path / "whisper")
-    transformers.WhisperFeatureExtractor(chunk_length=4).save_pretrained(tmp_path / "whisper")
+    tiny_whisper(tmp_path / "whisper")
     write_clips(tmp_path, 30, rate=16000)
     for number, clip in enumerate(sorted((tmp_path / "audio").glob("*.wav"))):
         place = tmp_path / "my_sounds" / f"class{number % 3}"

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from aape.encoder import Encoder, from_module, is_activation
 
@@ -27,21 +27,18 @@ def from_hear(
     Raises:
         ValueError: no such functions, another framework, or activations that must be chosen.
     """
-    lacking = [f for f in ("load_model", "get_scene_embeddings") if not callable(getattr(module, f, None))]
-    if lacking:
-        raise ValueError(f"{module!r} has no {lacking[0]}: expected a module of HEAR's common API")
-    model: Any = module.load_model(weights) if weights else module.load_model()
-    rate = int(model.sample_rate)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{module!r}: load_model gave a {type(model).__name__}, expected a torch module")
+    title = getattr(module, "__name__", str(module))
+    _require(module, title, "a module of HEAR's common API", "load_model", "get_scene_embeddings")
+    model: Any = module.load_model(*filter(None, [weights]))
+    _require(model, f"what {title}.load_model gave", "a torch module", "named_modules", "sample_rate")
     return from_module(
         model,
         activations=activations or _sole_place(model),
         embed=lambda wave: module.get_scene_embeddings(wave, model),
-        sample_rate=rate,
+        sample_rate=int(model.sample_rate),
         clip_seconds=clip_seconds,
-        name=name or getattr(module, "__name__", type(model).__name__),
-        weights={"source": f"{getattr(module, '__name__', module)}, HEAR", "file": weights},
+        name=name or title,
+        weights={"source": f"{title}, HEAR", "file": weights},
     )
 
 
@@ -58,30 +55,29 @@ def from_xares(model: Any, *, activations: str | None = None, clip_seconds: floa
     Raises:
         ValueError: not of the contract, or activations that must be chosen.
     """
-    lacking = [a for a in ("sampling_rate", "hop_size_in_ms") if not hasattr(model, a)]
-    if lacking:
-        raise ValueError(f"{type(model).__name__} has no {lacking[0]}: expected an encoder of X-ARES")
-    rate, hop = int(model.sampling_rate), float(model.hop_size_in_ms)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{type(model).__name__} is no torch module: expected an encoder of X-ARES")
-
-    def embed(wave: Tensor) -> Tensor:
-        return model(wave).mean(dim=1)
-
+    title = type(model).__name__
+    _require(model, title, "an encoder of X-ARES", "named_modules", "sampling_rate", "hop_size_in_ms")
+    rate = int(model.sampling_rate)
     options: dict[str, Any] = {
         "activations": activations or _sole_place(model),
-        "embed": embed,
+        "embed": lambda wave: model(wave).mean(dim=1),
         "sample_rate": rate,
         "clip_seconds": clip_seconds,
-        "name": name or type(model).__name__,
-        "weights": {"source": f"{type(model).__module__}.{type(model).__name__}, X-ARES"},
+        "name": name or title,
+        "weights": {"source": f"{type(model).__module__}.{title}, X-ARES"},
     }
-    encoder = from_module(model, **options, samples_per_token=hop * rate / 1000)
+    encoder = from_module(model, **options, samples_per_token=float(model.hop_size_in_ms) * rate / 1000)
     try:
         encoder.token_grid(round(clip_seconds * rate))  # type: ignore[misc]
     except ValueError:  # patches or class tokens: the hop is that of the output, not of the tokens
         return from_module(model, **options)
     return encoder
+
+
+def _require(thing: object, title: str, kind: str, *names: str) -> None:
+    """Raises ValueError where something lacks one of these attributes."""
+    if lacking := [name for name in names if not hasattr(thing, name)]:
+        raise ValueError(f"{title} has no {lacking[0]}: expected {kind}")
 
 
 def _sole_place(model: nn.Module) -> str:
