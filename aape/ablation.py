@@ -33,7 +33,7 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,10 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
 from aape.classifier import folds
-from aape.effects import (
-    AT,
-    CONTROLS,
-    MODES,
-    Aim,
-    against_controls,
-    change_rows,
-    control_rows,
-    effect_rows,
-    effects,
-    size,
-)
+from aape.effects import AT, CONTROLS, MODES, Aim, against_controls
 from aape.encoder import Encoder, choose_device
 from aape.files import folder_lock, write_text
-from aape.selection import Selection, jaccard_index
+from aape.selection import jaccard_index
 from aape.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
 from aape.targets import has_all_counts, identify, label_of, target_classes, target_neurons
 from aape.task import Task
@@ -79,12 +68,9 @@ TABLES = {  # name -> columns that it has even without a row
 Rows = dict[str, list[dict[str, Any]]]
 
 
-# -- what is done -----------------------------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class _Job:
-    """One model on one task. `chosen` and `others`: the selection by fold as the settings ask, and in the other way."""
+    """One model on one task, with the selection by fold as the settings ask, and in the other way where there are counts."""
 
     model: str
     name: str
@@ -92,35 +78,35 @@ class _Job:
     artifacts: Artifacts
     store: Path
     selection: Mapping[str, Any]
-    targets: list[AblationTarget]
+    settings: AblationSettings
     heard: Sequence[str] = ()
-    chosen: dict[str, Selection] = field(default_factory=dict)
-    others: dict[str, Selection] | None = None
-    tested: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # clips of each class
 
-    def choose(self, how: str) -> None:
-        """Select on the training clips of each fold, or on all clips, and in the other way where there are counts."""
+    def __post_init__(self) -> None:
         require_clips(self.artifacts)
-        splits, labels = self.artifacts.splits, self.artifacts.labels
+        splits, labels, how = self.artifacts.splits, self.artifacts.labels, self.settings.identify
         unknown = sorted(set(self.heard) - set(splits.tolist()))
         if unknown:
             known = ", ".join(sorted(set(splits)))
             raise ValueError(f"models.{self.model}.heard: {self.name} has no split {unknown[0]!r}; it has {known}")
+        self.targets = [target for target in self.settings.targets if target.task == self.name]
         parts = folds(splits, labels, self.artifacts.classes)
-        clips = labels[np.concatenate([fold.test for fold in parts])]
-        self.tested = np.bincount(clips, minlength=len(self.artifacts.classes))
-        other = "all" if how == "train" else "train" if has_all_counts(self.artifacts) else None
+        tested = labels[np.concatenate([fold.test for fold in parts])]
+        self.tested = np.bincount(tested, minlength=len(self.artifacts.classes))  # clips of each class
         self.chosen = identify(self.artifacts, parts, how, **self.selection)
-        self.others = None if other is None else identify(self.artifacts, parts, other, **self.selection)
+        self.others = None
+        if how == "train" or has_all_counts(self.artifacts):
+            other = "all" if how == "train" else "train"
+            self.others = identify(self.artifacts, parts, other, **self.selection)
 
-    def passes(self, settings: AblationSettings) -> int:
+    def passes(self) -> int:
         """At most so many clips are passed through the encoder for the controls."""
+        settings = self.settings
         sets = settings.controls + settings.layer_matched + settings.rate_matched
         sets += settings.other_modes * (len(settings.modes) - 1)
         clips = 0
         for target in self.targets:
+            mine = target_classes(target, self.artifacts.classes)
             if any(len(target_neurons(s, target)) for s in self.chosen.values()):
-                mine = target_classes(target, self.artifacts.classes)
                 clips += int(self.tested[mine].sum()) + settings.panel * (len(self.tested) - len(mine))
         return sets * clips
 
@@ -133,11 +119,15 @@ class _Experiment:
     settings: AblationSettings
     seed: int
     batch_size: int
-    stand_in: bool
-    labels: dict[str, str]
-    titles: dict[str, str]
     encoders: Mapping[str, Callable[[], Encoder]]
     jobs: list[_Job]
+    names: dict[str, Any]  # what figures call models and tasks: fields of AblationResult
+
+
+def _names(study: Study) -> dict[str, Any]:
+    labels = {name: spec.label for name, spec in study.encoders.items()}
+    titles = {name: spec.title for name, spec in study.tasks.items()}
+    return {"stand_in": study.stand_in, "labels": labels, "titles": titles}
 
 
 def _of_study(study: Study, settings: AblationSettings) -> _Experiment:
@@ -156,17 +146,14 @@ def _of_study(study: Study, settings: AblationSettings) -> _Experiment:
             load_artifacts(study.artifacts_directory(name, model)),
             study.directory / "ablations" / f"{name}_{study.encoder(model).folder}",
             study.selection.model_dump() | {"rate": study.rate(name)},
-            [target for target in settings.targets if target.task == name],
+            settings,
             study.encoder(model).heard.get(name, []),
         )
-        for model in models
-        for name, task in tasks.items()
+        for model, (name, task) in itertools.product(models, tasks.items())
     ]
-    labels = {name: spec.label for name, spec in study.encoders.items()}
-    titles = {name: spec.title for name, spec in study.tasks.items()}
     encoders = {model: functools.partial(load_encoder, study, model) for model in models}
-    place = study.directory, settings, study.seed, study.collect.batch_size, study.stand_in
-    return _Experiment(*place, labels, titles, encoders, jobs)
+    place = study.directory, settings, study.seed, study.collect.batch_size
+    return _Experiment(*place, encoders, jobs, _names(study))
 
 
 def _target(target: Any, task: str) -> AblationTarget:
@@ -174,10 +161,10 @@ def _target(target: Any, task: str) -> AblationTarget:
     if isinstance(target, AblationTarget):
         return target
     if isinstance(target, str):
-        return AblationTarget(task=task, classes=[target], mode="specific")
-    if isinstance(target, Mapping):
-        return AblationTarget(**{"task": task, **target})
-    return AblationTarget(task=task, classes=list(target), mode="shared")
+        target = {"classes": [target], "mode": "specific"}
+    elif not isinstance(target, Mapping):
+        target = {"classes": list(target), "mode": "shared"}
+    return AblationTarget(**{"task": task, **target})
 
 
 def ablate(
@@ -224,21 +211,17 @@ def ablate(
     if isinstance(subject, Encoder):
         if task is None or artifacts is None or not targets:
             raise ValueError("ablate(encoder, task, artifacts, targets=[...]) needs all four; targets are class names")
-        changed["targets"] = [_target(target, task.name) for target in targets]
+        asked = AblationSettings(**changed, targets=[_target(target, task.name) for target in targets])
         folder = artifacts.path / "ablation" if out_dir is None else Path(out_dir)
         select_by = {"rate": rate, "quantile": quantile, "weak_filter": weak_filter}
-        job = _Job(subject.name, task.name, task, artifacts, folder / "ablations", select_by, changed["targets"])
-        names = {subject.name: subject.name}, {task.name: task.name}
-        encoders = {subject.name: lambda: subject}
-        plan = _Experiment(folder, AblationSettings(**changed), seed, 32, False, *names, encoders, [job])
+        job = _Job(subject.name, task.name, task, artifacts, folder / "ablations", select_by, asked)
+        names = {"stand_in": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
+        plan = _Experiment(folder, asked, seed, 32, {subject.name: lambda: subject}, [job], names)
     else:
         study = subject if isinstance(subject, Study) else load_study(subject)
         changed |= {} if targets is None else {"targets": targets}
         plan = _of_study(study, AblationSettings(**study.ablation.model_dump() | changed))
-    plan.batch_size = plan.batch_size if batch_size is None else batch_size
-    for job in plan.jobs:
-        job.choose(plan.settings.identify)
-    _require_neurons(plan)
+    plan.batch_size = batch_size or plan.batch_size
     _say(plan)
     with folder_lock(plan.directory / "ablations"):
         rows = _in_threads(plan, choose_device(device))
@@ -246,11 +229,11 @@ def ablate(
         tables["effects"] = against_controls(tables["effects"], tables["controls"])
         for name, table in tables.items():
             write_text(plan.directory / f"ablation_{name}.csv", table.to_csv(index=False))
-    return AblationResult(plan.directory, plan.stand_in, plan.labels, plan.titles, **tables)
+    return AblationResult(plan.directory, **plan.names, **tables)
 
 
-def _require_neurons(plan: _Experiment) -> None:
-    """A target that is empty in every model, so that there is nothing to silence, is a mistake."""
+def _say(plan: _Experiment) -> None:
+    """What it will cost, and what it can tell; a target that is empty in every model is a mistake."""
     for target in plan.settings.targets:
         selections = [s for job in plan.jobs if target in job.targets for s in job.chosen.values()]
         if not any([len(target_neurons(selection, target)) for selection in selections]):
@@ -258,12 +241,8 @@ def _require_neurons(plan: _Experiment) -> None:
                 f"no model has a neuron for the target {label_of(target)!r} of {target.task} ({target.mode}): the set "
                 "is empty. Choose other classes, another mode or a higher selection rate."
             )
-
-
-def _say(plan: _Experiment) -> None:
-    """What it will cost, and what it can tell."""
     tests = sum(len(target_classes(t, j.artifacts.classes)) for j in plan.jobs for t in j.targets) // len(plan.encoders)
-    controls, passes = plan.settings.controls, sum(job.passes(plan.settings) for job in plan.jobs)
+    controls, passes = plan.settings.controls, sum(job.passes() for job in plan.jobs)
     tqdm.write(f"Controls: at most {passes:,} passes of a clip through the layers from the first changed one on.")
     if controls and tests / (controls + 1) >= 0.05:
         tqdm.write(
@@ -295,9 +274,6 @@ def _in_threads(plan: _Experiment, device: torch.device) -> Rows:
     return {name: [row for rows in itertools.chain(*found) for row in rows[name]] for name in TABLES}
 
 
-# -- one task on one model -------------------------------------------------------------------------------------
-
-
 def _one(plan: _Experiment, job: _Job, encoder: Encoder, stop: threading.Event) -> Rows:
     """All targets of one task on one model: rows for the tables."""
     settings, where = plan.settings, {"task": job.name, "model": job.model}
@@ -314,36 +290,33 @@ def _one(plan: _Experiment, job: _Job, encoder: Encoder, stop: threading.Event) 
     in_sample, panel = np.isin(job.artifacts.splits, list(job.heard)), bench.panel(settings.panel)
     rows: Rows = {name: [] for name in TABLES}
     rows["classifier"] = bench.classifier_scores(in_sample).assign(**where).to_dict("records")
-    bar = tqdm(
-        total=job.passes(settings),
-        unit="pass",
-        desc=f"{plan.labels.get(job.model, job.model)} on {job.name}, controls",
-        disable=None,
-    )
-    with bar:
-        (intact,) = bench.run([Trial(None, bench.tested, all_judges=True)])
+    (intact,) = bench.run([Trial(None, bench.tested, all_judges=True)])
+    desc = f"{plan.names['labels'].get(job.model, job.model)} on {job.name}, controls"
+    with tqdm(total=job.passes(), unit="pass", desc=desc, disable=None) as bar:
         for target in job.targets:
-            aim = Aim.of(bench, target, job.chosen, panel, where)
-            own = effects(bench, aim, job.others, settings)
-            mine: list[dict[str, Any]] = []
-            for trial, after in zip(own, bench.run(own), strict=True):
-                mine += effect_rows(bench, aim, trial, intact, after, settings.bootstrap, in_sample)
-            rows["effects"] += mine
+            aim = Aim(bench, target, job.chosen, panel, where)
+            own = aim.effects(job.others, settings, intact, in_sample)
+            rows["effects"] += own
             for fold, neurons in aim.sets.items():
+                layers = job.artifacts.layers
                 rows["neurons"] += [
-                    aim.at | {"fold": fold, "layer": layer, "neuron": neuron, "name": job.artifacts.layers[layer]}
-                    for layer, neuron in neurons.tolist()
+                    aim.at | {"fold": fold, "layer": i, "neuron": n, "name": layers[i]} for i, n in neurons.tolist()
                 ]
                 if job.others is not None:
                     pair = [neurons, target_neurons(job.others[fold], target)]
                     both = _overlap(*(pair if settings.identify == "train" else pair[::-1]))
                     rows["identification"].append(aim.at | {"fold": fold} | both)
-            if size(aim.sets):
+            if aim.neurons:
                 gains = [Trial(aim.sets, aim.here, float(g), at=aim.at | {"gain": g}) for g in settings.gains]
-                rows["gains"] += change_rows(bench, aim, gains, intact[0])
-                rows["controls"] += control_rows(bench, aim, job.chosen, settings, mine, intact[0], bar)
-        if settings.off_target:
-            rows["off_target"] = _off_target(bench, job, panel, where, settings.modes[0], intact[0])
+                rows["gains"] += aim.run(gains, intact[0])
+                rows["controls"] += aim.controls(settings, own, intact[0], bar)
+    if settings.off_target:  # the neurons of each class changed, the panel's clips of every class heard
+        for name in bench.classes:
+            aim = Aim(bench, AblationTarget(task=job.name, classes=[name], mode="specific"), job.chosen, panel, where)
+            if aim.neurons:
+                at = where | {"silenced": name, "neurons": aim.neurons}
+                trial = Trial(aim.sets, panel, MODES[settings.modes[0]], at=at)
+                rows["off_target"] += aim.changes(trial, intact[0], bench.run([trial])[0][0], everywhere=True)
     return rows
 
 
@@ -352,20 +325,6 @@ def _overlap(train: np.ndarray, everyone: np.ndarray) -> dict[str, Any]:
     a, b = set(map(tuple, train.tolist())), set(map(tuple, everyone.tolist()))
     jaccard = float(jaccard_index(len(a & b), len(a | b), np.nan))
     return {"training_clips": len(a), "all_clips": len(b), "both": len(a & b), "jaccard": jaccard}
-
-
-def _off_target(
-    bench: Bench, job: _Job, panel: np.ndarray, where: dict[str, Any], mode: str, intact: np.ndarray
-) -> list[dict[str, Any]]:
-    """The neurons of each class changed, the panel's clips of every class heard; classes without any are left out."""
-    rows: list[dict[str, Any]] = []
-    for name in bench.classes:
-        target = AblationTarget(task=job.name, classes=[name], mode="specific")
-        aim = Aim.of(bench, target, job.chosen, panel, where)
-        if neurons := size(aim.sets):
-            at = where | {"silenced": name, "neurons": neurons}
-            rows += change_rows(bench, aim, [Trial(aim.sets, panel, MODES[mode], at=at)], intact, everywhere=True)
-    return rows
 
 
 # -- the result -------------------------------------------------------------------------------------------------
@@ -432,14 +391,13 @@ class AblationResult:
     def table(self, measure: str = "log_probability", kind: str | None = None) -> pd.DataFrame:
         """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last."""
         found = self.summary(measure, kind).sort_values("effect", kind="stable", na_position="last")
-        unit = "points" if measure == "accuracy" else "nats"
         where = found.task.map(lambda t: self.titles.get(t, t))
         names = zip(found.target, found["class"], where, strict=True)
         table = pd.DataFrame({"target": [f"{t}, {w}" if t == c else f"{t} ({c}), {w}" for t, c, w in names]})
         table["model"] = found.model.map(lambda m: self.labels.get(m, m)).to_numpy()
         for name, column, form in (
             ("neurons", "neurons", "{:.4g}"),
-            (f"change, {unit}", "difference", "{:+.3g}"),
+            (f"change, {'points' if measure == 'accuracy' else 'nats'}", "difference", "{:+.3g}"),
             ("less that of other classes", "effect", "{:+.3g}"),
             ("rank of the fall", "rank", "{:.0f}"),
             ("sets as active", "active_mean", "{:+.3g}"),
@@ -453,38 +411,32 @@ class AblationResult:
         lines = []
         for measure, unit in (("accuracy", "points of accuracy"), ("log_probability", "nats of log-probability")):
             for model, mine in self.summary(measure).groupby("model", sort=False):
-                label = self.labels.get(str(model), str(model))
-                tested = mine[mine.active_p.notna()]
+                label, tested = self.labels.get(str(model), str(model)), mine[mine.active_p.notna()]
                 if tested.empty:
                     lines.append(f"{label}: nothing to test (no target has neurons, or no controls).")
                     continue
                 best = tested.iloc[tested.active_p.argmin()]
-                rises = tested[(tested.effect > tested.active_mean) & (tested.active_p_two_sided < q)]
-                lines.append(
-                    f"{label}, {unit}: {(tested.active_q < q).sum()} of {len(tested)} targeted classes fall further than with random sets as "
-                    f"active in them, other classes' change taken off (q < {q:g}); on average {tested.effect.mean():+.3g} "
-                    f"against {tested.active_mean.mean():+.3g}; smallest p = {best.active_p:.3g} (q = {best.active_q:.3g}, "
-                    f"{best['class']} in {best.task}: {best.effect:+.3g} against {best.active_mean:+.3g})."
-                    + "".join(
+                line = (
+                    f"{label}, {unit}: {(tested.active_q < q).sum()} of {len(tested)} targeted classes fall further than "
+                    f"with random sets as active in them, other classes' change taken off (q < {q:g}); on average "
+                    f"{tested.effect.mean():+.3g} against {tested.active_mean.mean():+.3g}; smallest p = "
+                    f"{best.active_p:.3g} (q = {best.active_q:.3g}, {best['class']} in {best.task}: {best.effect:+.3g} "
+                    f"against {best.active_mean:+.3g})."
+                )
+                for _, row in tested[(tested.effect > tested.active_mean) & (tested.active_p_two_sided < q)].iterrows():
+                    line += (
                         f" {row['class']} in {row.task} rises beside them: {row.effect:+.3g} against "
                         f"{row.active_mean:+.3g} (two-sided p = {row.active_p_two_sided:.3g}, not corrected)."
-                        for _, row in rises.iterrows()
                     )
-                )
-        return "\n".join(lines + self._at_chance())
-
-    def _at_chance(self) -> list[str]:
-        """A sentence for each encoder and task whose classifier is no better than always naming one class."""
-        found = []
-        for (task, model), mine in self.classifier[self.classifier.part == "all"].groupby(
-            ["task", "model"], sort=False
-        ):
+                lines.append(line)
+        # A classifier no better than always naming one class: its ablation says nothing.
+        for (task, model), mine in self.classifier.query("part == 'all'").groupby(["task", "model"], sort=False):
             every, by_class = mine[mine["class"] == "all classes"].iloc[0], mine[mine["class"] != "all classes"]
             share = float(by_class.clips.max() / by_class.clips.sum())
             if binomtest(round(every.accuracy * every.clips), int(every.clips), share, "greater").pvalue > 0.05:
                 label = self.labels.get(str(model), str(model))
-                found.append(f"{label} on {task}: the classifier is at chance, so its ablation can answer nothing.")
-        return found
+                lines.append(f"{label} on {task}: the classifier is at chance, so its ablation can answer nothing.")
+        return "\n".join(lines)
 
 
 def load_result(study: Study) -> AblationResult:
@@ -493,12 +445,10 @@ def load_result(study: Study) -> AblationResult:
     Raises:
         FileNotFoundError: no such tables.
     """
-    tables = {}
+    tables: dict[str, Any] = {}
     for name in TABLES:
         path = study.directory / f"ablation_{name}.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run Ablations.ipynb with study {study.name!r} first")
         tables[name] = pd.read_csv(path, dtype={"class": str, "silenced": str, "target": str, "model": str})
-    labels = {name: spec.label for name, spec in study.encoders.items()}
-    titles = {name: spec.title for name, spec in study.tasks.items()}
-    return AblationResult(study.directory, study.stand_in, labels, titles, **tables)
+    return AblationResult(study.directory, **_names(study), **tables)

@@ -64,14 +64,11 @@ class Classifier:
         Raises:
             ValueError: embeddings of another size, or not finite.
         """
-        embeddings = np.asarray(embeddings)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.weights.shape[1]:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.weights.shape[1] or not np.isfinite(embeddings).all():
             raise ValueError(
                 f"the classifier was trained on embeddings of {self.weights.shape[1]} numbers, found "
-                f"{list(embeddings.shape)}: it belongs to another encoder. Train it on this encoder's artifacts."
+                f"{list(embeddings.shape)}, or values that are not finite. It belongs to another encoder?"
             )
-        if not np.isfinite(embeddings).all():
-            raise ValueError("embeddings hold values that are not finite; expected numbers")
         return log_softmax(embeddings.astype(np.float64) @ self.weights.T + self.bias, axis=1)
 
 
@@ -97,35 +94,31 @@ def folds(
     """
     splits, labels = np.asarray(splits), np.asarray(labels)
     groups = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
-    names = set(splits.tolist())
-    found: list[Fold] = []
-    if names and all(re.fullmatch(r"fold\d+", name) for name in names):
-        ordered = sorted(names, key=lambda name: int(name[4:]))
-        if len(ordered) < 3:
-            raise ValueError(f"cross-validation needs at least 3 folds, found {', '.join(ordered)}")
-        for position, name in enumerate(ordered):
-            choosing = ordered[(position + 1) % len(ordered)]
-            test, valid = np.flatnonzero(splits == name), np.flatnonzero(splits == choosing)
-            train = np.flatnonzero((splits != name) & (splits != choosing))
-            found.append(Fold(name, train, valid, test, np.sort(np.concatenate([train, valid]))))
-    elif {"train", "test"} <= names <= {"train", "valid", "test"}:
-        train, valid, test = (np.flatnonzero(splits == name) for name in ("train", "valid", "test"))
-        fit = train
-        if not len(valid):
+    names = sorted(set(splits.tolist()), key=lambda name: (len(name), name))  # fold10 behind fold9
+    of = {name: np.flatnonzero(splits == name) for name in names}
+    if len(names) >= 3 and all(re.fullmatch(r"fold\d+", name) for name in names):
+        found = []
+        for name, choosing in zip(names, names[1:] + names[:1], strict=True):
+            train, fit = (np.flatnonzero(~np.isin(splits, without)) for without in ([name, choosing], [name]))
+            found.append(Fold(name, train, of[choosing], of[name], fit))
+    elif {"train", "test"} <= set(names) <= {"train", "valid", "test"}:
+        train, valid = of["train"], of.get("valid")
+        if valid is None:
             held = held_out(labels[train], groups[train])
             train, valid = train[~held], train[held] if held.any() else train
-        found.append(Fold("test", train, valid, test, fit))
+        found = [Fold("test", train, valid, of["test"], of["train"])]
     else:
         raise ValueError(
-            f"splits must be train, valid and test, or fold1, fold2, ...; found {', '.join(sorted(names)) or 'none'}"
+            "splits must be train, valid and test, or fold1, fold2, ... of which it takes 3; found "
+            f"{', '.join(names) or 'none'}"
         )
     for fold in found:
-        for role in ("train", "test"):
-            lost = [c for i, c in enumerate(classes) if i not in set(labels[getattr(fold, role)].tolist())]
+        for role, clips in (("train", fold.train), ("test", fold.test)):
+            lost = sorted(set(range(len(classes))) - set(labels[clips].tolist()))
             if lost:
                 raise ValueError(
-                    f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {lost[0]!r}. Expected every "
-                    "class on both sides; take the class out of the metadata or collect the missing splits."
+                    f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {classes[lost[0]]!r}. Expected "
+                    "every class on both sides; take the class out of the metadata or collect the missing splits."
                 )
         both = np.intersect1d(groups[np.concatenate([fold.fit, fold.valid])], groups[fold.test])
         if len(both):
@@ -134,11 +127,9 @@ def folds(
                 "clips are not new to the classifier; its accuracy says too much.",
                 stacklevel=2,
             )
-    tested = np.unique(groups[np.concatenate([fold.test for fold in found])])
+    tested = set(groups[np.concatenate([fold.test for fold in found])].tolist())
     if len(tested) == 1:
-        warnings.warn(
-            f"all tested clips are of one group ({str(tested[0])!r}): nothing is known of others", stacklevel=2
-        )
+        warnings.warn(f"all tested clips are of one group ({tested}): nothing is known of others", stacklevel=2)
     return found
 
 
@@ -185,7 +176,6 @@ def fit(
     labels: np.ndarray,
     classes: Sequence[str],
     fold: Fold,
-    *,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Classifier:
     """Fit on a fold's training clips, with the regularisation of highest mean log-probability on its validation clips.
@@ -211,9 +201,8 @@ def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequen
         z = scaler.fit_transform(embeddings[clips].astype(np.float64))
         mean = np.stack([z[labels[clips] == c].mean(axis=0) for c in range(len(classes))])
         weights = 2 * sharpness * mean / scaler.scale_  # |z|^2 is the same for every class
-        return Classifier(
-            tuple(classes), weights, -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_, sharpness
-        )
+        bias = -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_
+        return Classifier(tuple(classes), weights, bias, sharpness)
 
     best = max(SHARPNESS, key=lambda s: _truth(means(fold.train, s), embeddings, labels, fold.valid))
     return means(fold.fit, best)
@@ -243,21 +232,20 @@ def refits(
     """
     rng = np.random.default_rng(seed)
     names, of_clip = np.unique(np.asarray(groups)[fold.fit], return_inverse=True)
-    needed = set(labels[fold.fit].tolist())
     again = []
     for _ in range(count):
         for _ in range(_ATTEMPTS):
             weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of_clip].astype(float)
-            if set(labels[fold.fit][weights > 0].tolist()) == needed:
+            if set(labels[fold.fit]) == set(labels[fold.fit][weights > 0]):
                 break
         else:
             raise ValueError(
                 f"{fold.name}: {_ATTEMPTS} bootstraps of {len(names)} training groups all lost a class; expected "
                 "classes that come from more than one group. Set refits to 0."
             )
-        drawn = weights > 0
-        rows = fold.fit[drawn]
-        again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, weights[drawn]))
+        rows = fold.fit[weights > 0]
+        data = embeddings[rows], labels[rows], classifier.classes, weights[weights > 0]
+        again.append(_fitted(classifier.strength, *data))
     return again
 
 
@@ -276,16 +264,15 @@ def scores(
     seen = np.zeros(len(labels), dtype=bool) if in_sample is None else np.asarray(in_sample, dtype=bool)
     columns = {
         "class": np.asarray(classes, dtype=object)[labels],
+        "clips": 1,
         "in_sample": seen.astype(int),
         "accuracy": log_probabilities.argmax(axis=1) == labels,
         "log_probability": log_probabilities[np.arange(len(labels)), labels],
     }
-    single = pd.DataFrame(columns)
-    parts = {"all": single} | ({"unseen by the encoder": single[~seen]} if seen.any() else {})
-    tables = []
-    for part, clips in parts.items():
+    single, tables = pd.DataFrame(columns), []
+    for part, clips in {"all": single, "unseen by the encoder": single[~seen]}.items():
         by_class = pd.concat([clips.assign(**{"class": "all classes"}), clips]).groupby("class")
-        table = by_class.agg({"in_sample": ["size", "sum"], "accuracy": "mean", "log_probability": "mean"})
-        table.columns = pd.Index(["clips", "in_sample", "accuracy", "log_probability"])
+        table = by_class.agg({"clips": "sum", "in_sample": "sum", "accuracy": "mean", "log_probability": "mean"})
         tables.append(table.reindex(["all classes", *classes]).fillna({"clips": 0, "in_sample": 0}).assign(part=part))
-    return pd.concat(tables).reset_index(names="class").astype({"clips": int, "in_sample": int})
+    table = pd.concat(tables if seen.any() else tables[:1]).reset_index(names="class")
+    return table.astype({"clips": int, "in_sample": int})

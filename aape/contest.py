@@ -14,6 +14,7 @@ class, so that intervals are those of paired differences over classes.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from aape.task import Task
 from aape.trials import MEASURES, Bench, Trial
 
 JUDGES = ("linear", "nearest mean")
-FLOORS = ("random, as active", "random, as strong")
+FLOORS = {"random, as active": "active", "random, as strong": "strong"}  # name -> what columns call it
 
 
 def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
@@ -65,37 +66,32 @@ class Contest:
 
         Ends are those of 95 % t intervals over classes. `below` counts the classes that fall further than the floor.
         """
+        key, found = ["criterion", "mode", "judge"], []
         rows = self.rows[self.rows.measure == measure]
-        of_class = rows.groupby(["criterion", "mode", "judge", "floor", "class"]).effect.mean()
-        found = []
-        for key, own in of_class.xs("", level="floor").groupby(["criterion", "mode", "judge"], sort=False):
-            line = dict(zip(("criterion", "mode", "judge"), key, strict=True)) | {"classes": len(own)}
-            line |= dict(zip(("effect", "low", "high"), _mean(own.to_numpy()), strict=True))
-            for floor, short in zip(FLOORS, ("active", "strong"), strict=True):
-                beside = (*key, floor)
-                less = own.droplevel([0, 1, 2]) - of_class.loc[beside]
-                names = (f"less_{short}", f"less_{short}_low", f"less_{short}_high")
-                line |= dict(zip(names, _mean(less.to_numpy()), strict=True)) | {
-                    f"below_{short}": int((less < 0).sum())
-                }
+        of_class = rows.pivot_table(index=[*key, "class"], columns="floor", values="effect", sort=False)  # over draws
+        for at, here in of_class.groupby(level=key, sort=False):
+            line = dict(zip(key, at, strict=True)) | {"classes": len(here)} | _mean(here[""], "effect", "low", "high")
+            for floor, short in FLOORS.items():
+                less = here[""] - here[floor]
+                line |= _mean(less, f"less_{short}", f"less_{short}_low", f"less_{short}_high")
+                line[f"below_{short}"] = int((less < 0).sum())
             found.append(line)
         return pd.DataFrame(found)
 
     def table(self, measure: str = "log_probability", mode: str | None = None) -> pd.DataFrame:
         """For a notebook: a row per criterion, the deepest fall first, by both judges, beside sets as active. mode: the first."""
         found = self.summary(measure)
-        found = found[found["mode"] == (mode or found["mode"].iloc[0])]
-        wide = {judge: found[found.judge == judge].set_index("criterion") for judge in JUDGES}
-        columns: dict[str, list[str]] = {}
-        for judge, here in wide.items():
-            for name, value, low, high in (
-                (judge, here.effect, here.low, here.high),
-                (f"{judge}, less as active", here.less_active, here.less_active_low, here.less_active_high),
+        found = found[found["mode"] == (mode or found["mode"].iloc[0])].sort_values("effect", kind="stable")
+        table = pd.DataFrame(index=found[found.judge == JUDGES[0]].criterion)
+        for judge in JUDGES:
+            here = found[found.judge == judge].set_index("criterion")
+            for name, column, ends in (
+                (judge, "effect", ""),
+                (f"{judge}, less as active", "less_active", "less_active_"),
             ):
-                ends = zip(value, low, high, strict=True)
-                columns[name] = [f"{v:+.3g} [{a:+.2g}, {b:+.2g}]" for v, a, b in ends]
-        order = np.argsort(wide[JUDGES[0]].effect.to_numpy(), kind="stable")
-        return pd.DataFrame({"criterion": wide[JUDGES[0]].index, **columns}).iloc[order].reset_index(drop=True)
+                cells = zip(here[column], here[f"{ends}low"], here[f"{ends}high"], strict=True)
+                table[name] = pd.Series([f"{v:+.3g} [{a:+.2g}, {b:+.2g}]" for v, a, b in cells], index=here.index)
+        return table.reset_index()
 
     def __repr__(self) -> str:
         return f"Contest of criteria: {self.name}\n{self.table().to_string(index=False)}"
@@ -104,12 +100,10 @@ class Contest:
         return self.table().to_html(index=False)
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % t interval."""
-    half = (
-        student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    )
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+def _mean(values: pd.Series, *names: str) -> dict[str, float]:
+    """Mean, and the ends of its 95 % t interval, under these names."""
+    half = student.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 1 else np.nan
+    return dict(zip(names, (values.mean(), values.mean() - half, values.mean() + half), strict=True))
 
 
 def compare_criteria(
@@ -148,51 +142,52 @@ def compare_criteria(
         batch_size: clips at once.
 
     Raises:
-        ValueError: as `Bench`; a class or fold that is not there; a criterion without a neuron for a class.
+        ValueError: as `Bench`; a class or fold that is not there; no class for which every criterion has a neuron.
+
+    Warns:
+        UserWarning: a class for which some criterion has no neuron is left out.
     """
     folder = artifacts.path / "contest" if out_dir is None else Path(out_dir)
     named = dict(criteria) if isinstance(criteria, Mapping) else {name: name for name in criteria}
     names = list(classes or artifacts.classes)
-    unknown = [name for name in names if name not in artifacts.classes]
-    if unknown:
+    if unknown := sorted(set(names) - set(artifacts.classes)):
         raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
-    index = [artifacts.classes.index(name) for name in names]
     encoder = encoder.to(choose_device(device))
     with folder_lock(folder):
         bench = Bench(
             encoder, task, artifacts, folder, nearest_mean=True, tested=tested, seed=seed, batch_size=batch_size
         )
-        trials = [Trial(None, bench.tested, all_judges=True)]
-        sets = _sets(bench, named, index, k, options)
+        sets = _sets(bench, named, [artifacts.classes.index(name) for name in names], k, options or {})
+        index = sorted({c for _, c in sets})
         others = bench.panel(panel) & np.isin(bench.labels, index)
-        floors = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
+        rates = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
+        trials = [Trial(None, bench.tested, all_judges=True)]
         for (name, c), chosen in sets.items():
-            mine = bench.tested & (bench.labels == c)
             drawn = {("", 0): chosen}
             for (number, floor), i in itertools.product(enumerate(FLOORS), range(draws)):
                 drawn[floor, i] = {
                     fold: matched(
-                        n, bench.width, np.random.default_rng([seed, c, number, i]), floors[fold][number][:, :, c]
+                        n, bench.width, np.random.default_rng([seed, c, number, i]), rates[fold][number][:, :, c]
                     )
                     for fold, n in chosen.items()
                 }
             size = float(np.mean([len(n) for n in chosen.values()]))
             at = {"criterion": name, "class": artifacts.classes[c], "neurons": size}
+            clips = bench.tested & (bench.labels == c) | others
             for ((floor, i), neurons), mode in itertools.product(drawn.items(), modes):
                 where = at | {"floor": floor, "draw": i, "mode": mode}
-                trials.append(Trial(neurons, mine | others, MODES[mode], all_judges=True, at=where))
+                trials.append(Trial(neurons, clips, MODES[mode], all_judges=True, at=where))
         total = sum(int(trial.clips.sum()) for trial in trials)
         with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
             intact, *found = bench.run(trials, bar)
     rows = []
     for trial, after in zip(trials[1:], found, strict=True):
-        own = bench.labels == artifacts.classes.index(trial.at["class"])
-        moved = (after - intact)[:, :, trial.clips]
-        difference, off = (moved[:, :, side].mean(axis=2) for side in (own[trial.clips], ~own[trial.clips]))
+        own = trial.clips & (bench.labels == artifacts.classes.index(trial.at["class"]))
+        difference, off = ((after - intact)[:, :, clips].mean(axis=2) for clips in (own, trial.clips & ~own))
         for (j, judge), (m, measure) in itertools.product(enumerate(JUDGES), enumerate(MEASURES)):
             change = {"difference": difference[j, m], "off_target": off[j, m], "effect": difference[j, m] - off[j, m]}
             rows.append({**trial.at, "judge": judge, "measure": measure, **change})
-    return Contest(f"{encoder.name} on {task.name}, {k} neurons a class", pd.DataFrame(rows))
+    return Contest(f"{encoder.name} on {task.name}, at most {k} neurons a class", pd.DataFrame(rows))
 
 
 def _sets(
@@ -200,28 +195,28 @@ def _sets(
     criteria: Mapping[str, str | Criterion],
     classes: Sequence[int],
     k: int,
-    options: Mapping[str, Mapping[str, Any]] | None,
+    options: Mapping[str, Mapping[str, Any]],
 ) -> dict[tuple[str, int], dict[str, np.ndarray]]:
     """(criterion, class) -> fold -> neurons, equally many for every criterion in a class and fold."""
-    scores: dict[tuple[str, str], np.ndarray] = {}
-    for fold, (name, criterion) in itertools.product(bench.folds, criteria.items()):
+    chosen: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for (name, criterion), fold in itertools.product(criteria.items(), bench.folds):
         splits = sorted(set(bench.artifacts.splits[fold.fit].tolist()))
-        own = (options or {}).get(name, {})
-        scores[fold.name, name] = rank(
-            bench.artifacts, criterion, encoder=bench.encoder, task=bench.task, split=splits, **own
-        )
-    found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for fold, c in itertools.product(bench.folds, classes):
-        chosen = {name: strongest(scores[fold.name, name][:, :, c], k) for name in criteria}
-        least = min(len(neurons) for neurons in chosen.values())
-        if not least:
-            empty = next(name for name, neurons in chosen.items() if not len(neurons))
-            raise ValueError(
-                f"criterion {empty!r} has no neuron for {bench.classes[c]!r} in {fold.name}; leave one out"
-            )
-        for name, neurons in chosen.items():
-            found.setdefault((name, c), {})[fold.name] = neurons[:least]
-    return found
+        fitting = {"encoder": bench.encoder, "task": bench.task, "split": splits, **options.get(name, {})}
+        scores = rank(bench.artifacts, criterion, **fitting)
+        for c in classes:
+            chosen.setdefault((name, c), {})[fold.name] = strongest(scores[:, :, c], k)
+    for c in classes:
+        least = {fold.name: min(len(chosen[name, c][fold.name]) for name in criteria) for fold in bench.folds}
+        for name in criteria:
+            chosen[name, c] = {fold: neurons[: least[fold]] for fold, neurons in chosen[name, c].items()}
+        if not min(least.values()):
+            text = f"{bench.classes[c]!r} is left out: some criterion has no neuron for it"
+            warnings.warn(f"{bench.encoder.name} on {bench.task.name}: {text}", stacklevel=3)
+            for name in criteria:
+                del chosen[name, c]
+    if not chosen:
+        raise ValueError(f"{bench.encoder.name} on {bench.task.name}: no class for which every criterion has a neuron")
+    return chosen
 
 
 def _strength(bench: Bench, fold: Fold) -> np.ndarray:

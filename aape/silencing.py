@@ -117,7 +117,7 @@ def neuron_set(
             f"{encoder.name}: its counted layers ({encoder.layers[0]!r} ...) are the linear layers before the "
             "activation function. Scaling there is not scaling a neuron: wrap the model with the activation modules."
         )
-    array = torch.as_tensor(neurons).cpu().numpy()
+    array = np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons)
     if array.ndim != 2 or array.shape[1] != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             "neurons must be integers [k, 2] of (layer index, neuron index), k >= 1: found "
@@ -138,7 +138,7 @@ def neuron_set(
         raise ValueError(f"gain must be 0 or more, and not given beside replace_by; found {gain}")
     if replace_by is None:
         return NeuronSet(array, float(gain), resample=resample)
-    values = torch.as_tensor(replace_by).float().cpu().numpy()
+    values = np.asarray(replace_by.cpu() if isinstance(replace_by, Tensor) else replace_by, dtype=np.float32)
     if values.shape != (len(array),) or not np.isfinite(values).all():
         raise ValueError(f"replace_by must hold {len(array)} finite values, one a neuron; found {values}")
     return NeuronSet(array, replace_by=values)

@@ -8,6 +8,7 @@ that was cut off goes on, and one with more trials computes only what is new.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Bench:
             nearest = [fit_nearest_mean(*data, self.classes, fold)] if nearest_mean else []
             self.judges[fold.name] = [first, *again, *nearest]
         self.tested = np.isin(np.arange(len(self.labels)), np.concatenate([fold.test for fold in self.folds]))
-        self._means: dict[str, np.ndarray] = {}
+        self._means: dict[str, np.ndarray] = {}  # by fold
         self.identity = {  # what the numbers of a batch depend on, but for its clips and sets
             "encoder": encoder.identity,
             "layers": list(artifacts.layers),
@@ -132,22 +133,16 @@ class Bench:
     def means(self, fold: Fold) -> np.ndarray:
         """Mean activation over the fold's training clips, float32 [layers, neurons], from clip_means.npy."""
         if fold.name not in self._means:
-            total = np.zeros(self.artifacts.means.shape[1:])  # float64
-            for start in range(0, len(fold.fit), 256):
-                clips = fold.fit[start : start + 256]
-                weights = self.artifacts.tokens[clips] / self.artifacts.tokens[fold.fit].sum()
-                total += np.tensordot(weights, self.artifacts.means[clips].astype(np.float64), axes=1)
-            self._means[fold.name] = total.astype(np.float32)
+            tokens, total = self.artifacts.tokens, np.zeros(self.artifacts.means.shape[1:])
+            for clips in np.split(fold.fit, range(256, len(fold.fit), 256)):
+                total += np.tensordot(tokens[clips], self.artifacts.means[clips].astype(np.float64), axes=1)
+            self._means[fold.name] = (total / tokens[fold.fit].sum()).astype(np.float32)
         return self._means[fold.name]
 
-    def _donors(self, fold: Fold, clips: np.ndarray) -> np.ndarray:
+    def donors(self, fold: Fold, clips: np.ndarray) -> np.ndarray:
         """A training clip of another class for each clip, the same for every trial."""
-        return np.array(
-            [
-                np.random.default_rng([self.seed, clip]).choice(fold.fit[self.labels[fold.fit] != self.labels[clip]])
-                for clip in clips
-            ]
-        )
+        others = [fold.fit[self.labels[fold.fit] != self.labels[clip]] for clip in clips]
+        return np.array([np.random.default_rng([self.seed, i]).choice(o) for i, o in zip(clips, others, strict=True)])
 
     def _set(self, trial: Trial, fold: Fold) -> tuple[str, NeuronSet | None]:
         """What a trial changes in a fold, None for nothing, and its name by content: no set runs twice over a clip."""
@@ -171,11 +166,11 @@ class Bench:
         alike: dict[bytes, list[int]] = {}
         for i, trial in enumerate(trials):
             alike.setdefault(trial.clips.tobytes(), []).append(i)
-        for fold in self.folds:
-            for places in alike.values():
-                mine = fold.test[trials[places[0]].clips[fold.test]]
-                for start in range(0, len(mine), self.batch_size):
-                    yield fold, mine[start : start + self.batch_size], places
+        for fold, places in itertools.product(self.folds, alike.values()):
+            mine = fold.test[trials[places[0]].clips[fold.test]]
+            for clips in np.split(mine, range(self.batch_size, len(mine), self.batch_size)):
+                if len(clips):
+                    yield fold, clips, places
 
     def run(self, trials: Sequence[Trial], bar: tqdm | None = None) -> list[np.ndarray]:
         """Every trial over its clips. What is on disk already is read, the rest is computed and kept.
@@ -192,38 +187,33 @@ class Bench:
             ValueError: the encoder embeds a clip otherwise than the artifacts say.
         """
         sets = {fold.name: [self._set(trial, fold) for trial in trials] for fold in self.folds}
-        work = []
         kept: dict[str, dict[str, np.ndarray]] = {}  # file -> key -> values; unlike trials may share a batch
+        work = []
         for fold, clips, places in self._batches(trials):
             name = f"{fold.name}-{hashlib.sha256(clips.tobytes()).hexdigest()[:24]}"
-            if name not in kept:
-                kept[name] = self.cache.get(name, self.identity) or {}
-            known = kept[name]
+            known = kept[name] = kept.get(name) or self.cache.get(name, self.identity) or {}
             missing = {key: change for key, change in (sets[fold.name][i] for i in places) if key not in known}
-            donors = self._donors(fold, clips) if any(c is not None and c.resample for c in missing.values()) else ()
-            work.append((fold, clips, places, name, known, missing, donors))
+            donors = self.donors(fold, clips) if any(c is not None and c.resample for c in missing.values()) else ()
+            work.append((fold, clips, places, name, missing, donors))
             if bar is not None:
                 bar.update((len(places) - len(missing)) * len(clips))
-        todo = [w for w in work if w[5]]
-        indices = [self.row_of_clip[[*clips, *donors]] for _, clips, *_, donors in todo]
+        todo = [w for w in work if w[4]]
+        waves = read_all(self.task, [self.row_of_clip[[*w[1], *w[5]]] for w in todo], self.encoder.sample_rate)
         with full_precision():
-            reader = prefetched(self.task, indices, self.encoder.sample_rate)
-            for (fold, clips, _, name, known, missing, _), (wave, _, complaints) in zip(todo, reader, strict=True):
-                if self.stop.is_set():
-                    raise KeyboardInterrupt
-                if complaints:
-                    raise BadClip(f"{next(iter(complaints.values()))} What was computed is kept; mend it, call again.")
-                for start in range(0, len(missing), SETS_AT_ONCE):
-                    some = dict(list(missing.items())[start : start + SETS_AT_ONCE])
-                    known.update(self._compute(fold, clips, torch.from_numpy(wave), some, check=not known))
-                    self.cache.put(name, self.identity, known)
+            for (fold, clips, _, name, missing, _), wave in zip(todo, waves, strict=True):
+                keys = list(missing)
+                for some in (keys[i : i + SETS_AT_ONCE] for i in range(0, len(keys), SETS_AT_ONCE)):
+                    if self.stop.is_set():
+                        raise KeyboardInterrupt
+                    kept[name] |= self._compute(fold, clips, wave, {key: missing[key] for key in some}, not kept[name])
+                    self.cache.put(name, self.identity, kept[name])
                     if bar is not None:
                         bar.update(len(some) * len(clips))
         judges = len(self.judges[self.folds[0].name])
         values = [np.full((judges if t.all_judges else 1, len(MEASURES), len(self.labels)), np.nan) for t in trials]
-        for fold, clips, places, _, known, *_ in work:
+        for fold, clips, places, name, *_ in work:
             for i in places:
-                values[i][:, :, clips] = known[sets[fold.name][i][0]]
+                values[i][:, :, clips] = kept[name][sets[fold.name][i][0]]
         return values
 
     def _compute(
@@ -254,6 +244,14 @@ class Bench:
         return found
 
 
+def read_all(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Iterator[torch.Tensor]:
+    """Waves [batch, samples] of each batch of clips, read ahead. Raises BadClip for one that can no longer be read."""
+    for wave, _, complaints in prefetched(task, batches, sample_rate):
+        if complaints:
+            raise BadClip(f"{next(iter(complaints.values()))} What was computed is kept: mend the file, call again.")
+        yield torch.from_numpy(wave)
+
+
 def require_clips(artifacts: Artifacts) -> None:
     """Raises ValueError for artifacts of other tools, which know no single clips."""
     if "clips" not in artifacts.manifest or not (artifacts.path / "features.pt").is_file():
@@ -271,26 +269,20 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
             does not have, or of other classes, labels or clips than the task's.
     """
     require_clips(artifacts)
-    path = artifacts.path
+    place = {name: i for i, name in enumerate(task.files)}
+    rows = np.array([place.get(name, -1) for name in artifacts.files])
     other = other_encoder(artifacts.manifest, encoder.identity, encoder.probe)
     if other:
-        raise ValueError(
-            f"{path} was made by {artifacts.manifest.get('encoder')!r}, not by the {encoder.name!r} in hand: {other}. "
-            "Load the weights that made the artifacts, or collect again."
-        )
-    unknown = [name for name in artifacts.layers if name not in encoder.layers]
-    if unknown:
-        raise ValueError(f"{path} has layer {unknown[0]!r}, {encoder.name} has {', '.join(encoder.layers)}")
-    if artifacts.classes != task.classes:
-        raise ValueError(
-            f"{path} has {len(artifacts.classes)} classes ({', '.join(artifacts.classes[:4])}, ...), task {task.name} "
-            f"has {len(task.classes)} ({', '.join(task.classes[:4])}, ...); collect this task again"
-        )
-    place = {name: i for i, name in enumerate(task.files)}
-    lost = [name for name in artifacts.files if name not in place]
-    if lost:
-        raise ValueError(f"{path} knows {len(lost)} clip(s) that {task.metadata} does not list, e.g. {lost[0]}")
-    rows = np.array([place[name] for name in artifacts.files])
-    if not np.array_equal(task.labels[rows], artifacts.labels):
-        raise ValueError(f"{path} and {task.metadata} give clips other labels; collect again")
-    return rows
+        wrong = f"made by {artifacts.manifest.get('encoder')!r}, not by the {encoder.name!r} in hand: {other}"
+    elif strange := sorted(set(artifacts.layers) - set(encoder.layers)):
+        wrong = f"layer {strange[0]!r}, {encoder.name} has {', '.join(encoder.layers)}"
+    elif artifacts.classes != task.classes:
+        theirs, ours = (f"{len(c)} ({', '.join(c[:4])}, ...)" for c in (artifacts.classes, task.classes))
+        wrong = f"classes {theirs}, task {task.name} has {ours}"
+    elif (rows < 0).any():
+        wrong = f"{(rows < 0).sum()} clip(s) that {task.metadata} does not list, e.g. {artifacts.files[rows < 0][0]}"
+    elif (task.labels[rows] != artifacts.labels).any():
+        wrong = f"other labels than {task.metadata}"
+    else:
+        return rows
+    raise ValueError(f"{artifacts.path}: {wrong}. Give what the artifacts were made of, or collect again.")

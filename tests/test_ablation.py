@@ -273,8 +273,8 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
     neurons = result.neurons[result.neurons.model == "ssl"][["layer", "neuron"]].to_numpy()
     index = torch.tensor(neurons[:, 1].tolist())
     bench = trials.Bench(encoder, task, artifacts, study.directory / "by_hand")
-    donors = heard(bench._donors(fold, fold.test))
-    assert (task.labels[bench._donors(fold, fold.test)] != truth).all()
+    donors = heard(bench.donors(fold, fold.test))
+    assert (task.labels[bench.donors(fold, fold.test)] != truth).all()
 
     def activations(waves: torch.Tensor) -> torch.Tensor:
         kept: list = []
@@ -476,7 +476,7 @@ def test_artifacts_of_another_task(study: Study, tmp_path: Path) -> None:
     two, swapped = (
         from_metadata(tmp_path / f"{name}.csv", tmp_path, clip_seconds=1.0, name=name) for name in ("two", "swapped")
     )
-    with pytest.raises(ValueError, match="3 classes .*task two has 2"):
+    with pytest.raises(ValueError, match="classes 3 .*task two has 2"):
         trials.Bench(tuned(), two, artifacts, tmp_path / "x")
     with pytest.raises(ValueError, match="other labels"):
         trials.Bench(tuned(), swapped, artifacts, tmp_path / "x")

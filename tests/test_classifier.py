@@ -72,7 +72,7 @@ def test_a_group_on_both_sides_and_one_tested_group_are_said() -> None:
     ("splits", "message"),
     [
         (["train"] * 149 + ["dev"], "found dev, train"),
-        (["fold1"] * 75 + ["fold2"] * 75, "at least 3 folds"),
+        (["fold1"] * 75 + ["fold2"] * 75, "of which it takes 3"),
         (["train"] * 149 + ["test"], r"2 class\(es\) have no clip to test on, e.g. 'a'"),
         (["test"] * 148 + ["train"] * 2, "no clip to train on"),
     ],
