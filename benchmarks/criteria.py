@@ -3,27 +3,63 @@
     AAPE_ESC50=~/ESC-50 python -m benchmarks.criteria esc50 esc50 --tested fold5 --count 10 --seed 1
     python -m benchmarks.criteria miniature cremad gtzan
 
-Needs the study's artifacts with counts and means. ESC-50's classes that an earlier trial looked at are never drawn. Prints
-a table for each model and task, and writes criteria_<task>_<folder>.csv into the study's folder.
+Needs the study's artifacts with counts and means. ESC-50's classes that an earlier trial looked at are never drawn. For
+each task and model it writes criteria_<task>_<folder>.csv into the study's folder, and its section of
+benchmarks/criteria.md; those of earlier calls stay. A call that was cut off goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
+import time
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
 from aape.artifacts import load_artifacts
-from aape.contest import compare_criteria, draw_classes
+from aape.contest import Contest, compare_criteria, draw_classes
 from aape.criteria import CRITERIA
 from aape.files import write_text
 from aape.study import load_encoder, load_study, load_task
+from aape.trials import MEASURES
 
 SEEN = (
     "can_opening", "chainsaw", "clapping", "coughing", "dog", "insects", "laughing", "rain", "train", "vacuum_cleaner",
 )  # fmt: skip
+PAGE = Path(__file__).with_suffix(".md")
+HEAD = """# Which criterion finds the neurons that matter?
+
+Made by `python -m benchmarks.criteria`, whose call stands below each heading. For each class equally many neurons by every
+criterion, chosen on training clips, are changed in the encoder, and held-out clips are judged by a linear classifier and by
+the nearest class mean. Effect: the change of the log-probability of the class's clips minus that of clips of the other
+classes, nats; mean over classes, with a 95 % t interval over classes. *Less as active*: minus the effect of random sets as
+active in the class. The lower, the more the neurons matter. Points of accuracy, and random sets as strong: in the CSV.
+"""
+
+
+def in_page(page: str, heading: str, text: str) -> str:
+    """The page with one section put in place of an earlier one of its heading, or at the end."""
+    sections = re.split(r"(?m)^(?=## )", page or HEAD + "\n")
+    mine = f"## {heading}\n\n{text}\n\n"
+    places = [i for i, section in enumerate(sections) if section.startswith(f"## {heading}\n")]
+    return "".join([mine if i in places else section for i, section in enumerate(sections)] + [mine] * (not places))
+
+
+def section(result: Contest, call: str, classes: list[str], seconds: float) -> str:
+    """What one task on one model gave: a table for each way of changing the neurons."""
+    k = result.rows.groupby("class").neurons.first()
+    tested = ", ".join(f"{name} ({k[name]:.3g})" for name in classes if name in k)
+    parts = [f"`{call}`, {seconds:.0f} s where nothing was on disk yet.", f"Classes, with neurons of each: {tested}."]
+    for mode, how in {"mean": "at their mean", "zero": "at zero", "resample": "as in a clip of another class"}.items():
+        table = result.table(mode=mode)
+        rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
+        parts.append(f"Neurons {how}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -37,27 +73,34 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10, help="classes drawn")
     parser.add_argument("--seed", type=int, default=1, help="of the classes, and of everything else")
     parser.add_argument("--k", type=int, default=40, help="neurons a class")
+    parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
+    call = shlex.join(["python", "-m", "benchmarks.criteria", *sys.argv[1:]])
     study = load_study(options.study)
     for task_name in options.tasks:
         task = load_task(study, task_name)
         classes = draw_classes(task.classes, options.count, options.seed, SEEN if "dog" in task.classes else ())
         for model in options.models or study.encoders:
-            artifacts = load_artifacts(study.artifacts_directory(task_name, model))
+            start, spec = time.monotonic(), study.encoder(model)
+            print(f"{study.name}, {task_name}, {spec.label}: {', '.join(classes)}", flush=True)
             result = compare_criteria(
                 load_encoder(study, model),
                 task,
-                artifacts,
+                load_artifacts(study.artifacts_directory(task_name, model)),
                 options.criteria,
                 k=options.k,
                 classes=classes,
                 tested=options.tested,
                 seed=options.seed,
-                options={"aape": {"rate": study.rate(task_name)}} if "aape" in options.criteria else None,
+                options={"aape": study.selection.model_dump() | {"rate": study.rate(task_name)}},
             )
-            folder = study.encoder(model).folder
-            write_text(study.directory / f"criteria_{task_name}_{folder}.csv", result.summary().to_csv(index=False))
-            print(f"\n{study.encoder(model).label}, classes: {', '.join(classes)}\n{result}", flush=True)
+            csv = study.directory / f"criteria_{task_name}_{spec.folder}.csv"
+            both = pd.concat([result.summary(measure).assign(measure=measure) for measure in MEASURES])
+            write_text(csv, both.to_csv(index=False))
+            found = section(result, call, classes, time.monotonic() - start)
+            page = options.page.read_text(encoding="utf-8") if options.page.is_file() else ""
+            write_text(options.page, in_page(page, f"{study.name}, {task_name}: {spec.label}", found))
+            print(f"{result}\n{csv}, {options.page}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from IPython.display import Markdown
 
 from aape.classifier import fit, folds
+from aape.contest import compare_criteria, draw_classes
 from aape.figures import ablation as figures
 from common import load_encoder, load_study, load_task
 from common_analyze import ablate, load_artifacts, select, silenced, table
@@ -45,10 +46,8 @@ encoder, sounds = load_encoder(settings, model).to(device or "cpu"), load_task(s
 fold = folds(artifacts.splits, artifacts.labels, artifacts.classes)[0]
 classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
 trained = artifacts.probabilities(clips=fold.fit)  # [layers, neurons, classes]
-how = settings.selection
-selection = select(
-    trained, rate=settings.rate(task), quantile=how.quantile, weak_filter=how.weak_filter, classes=artifacts.classes
-)
+how = settings.selection.model_dump() | {"rate": settings.rate(task)}
+selection = select(trained, classes=artifacts.classes, **how)
 target = int(np.argmax(selection.per_class))
 neurons = selection.neurons(target)  # [k, 2] of (layer, neuron)
 clips = fold.test[artifacts.labels[fold.test] == target][:50]
@@ -166,6 +165,49 @@ table(head[["target", "class", "model", *kinds]].rename(columns=kinds), rows=60,
 sizes = {"training_clips": "from training clips", "all_clips": "from all clips", "both": "both", "jaccard": "Jaccard"}
 agreement = result.identification.groupby(["task", "target", "mode", "model"], sort=False)[list(sizes)].mean()
 table(agreement.rename(columns=sizes).reset_index(), rows=60, csv="ablation_identification.csv")
+
+# %% [markdown]
+# ## 4. Which criterion finds the neurons that matter?
+#
+# AAPE is one way to say which neurons belong to a class; others stand beside it. Equally many neurons a class by each of
+# them, chosen on training clips, are put to their mean, and held-out clips are judged: by a linear classifier, and by the
+# nearest class mean. *Attribution* is the gradient of the class's log-probability times the activations, from one backward
+# pass (`aape.attribution`). An effect is the change of log-probability (nats) in the class less that in the others, in
+# brackets a 95 % interval over classes; *less as active*: minus that of random sets as active in the class. A few classes
+# drawn by a seed, on the task of part 1: an example. `python -m benchmarks.criteria` does it at length.
+
+# %%
+rivals = ["aape", "p_difference", "probeless", "attribution_zero", "attribution_mean", "random"]
+with_neurons = selection.per_class[selection.per_class > 0].index
+contest = compare_criteria(
+    encoder,
+    sounds,
+    artifacts,
+    rivals,
+    k=20,
+    classes=draw_classes(list(with_neurons), 3, seed=1),
+    tested=[fold.name],
+    modes=["mean"],
+    draws=1,
+    panel=2,
+    options={"aape": how},
+    out_dir=result.directory / "ablations" / "criteria",
+    device=device,
+)
+chart, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+by_floor = contest.summary().query("judge == 'linear'").set_index("criterion")
+for name, value, marker in (
+    ("the criterion's neurons", by_floor.effect, "D"),
+    ("random, as active", by_floor.effect - by_floor.less_active, "o"),
+    ("random, as strong", by_floor.effect - by_floor.less_strong, "s"),
+):
+    axis.scatter(value, value.index, marker=marker, label=name)
+axis.axvline(0, color="0.8", lw=1)
+axis.set(xlabel="change in the class less that in the others (nats)")
+key = chart.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+
+# %%
+table(contest.table())
 
 # %%
 print("written to", result.directory)

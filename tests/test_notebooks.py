@@ -187,7 +187,7 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: t
         "Collect.noise.mine": 1,
         "Collect.more.mine": 1,
         "Analyze_ClassSpecificNeurons": 6,  # AAPE, chance, sharing of one task; chance, layers, sharing of all
-        "Ablations": 1 + len(list(out.glob("ablation_*.png"))),  # by hand; by class, controls, off target, gains
+        "Ablations": 2 + len(list(out.glob("ablation_*.png"))),  # by hand, criteria; by class, controls, gains ...
     }
     for path in copies.values():
         check_tables(path)
