@@ -28,12 +28,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
-from aape.audio import BadClip
 from aape.classifier import STRENGTHS, Classifier, Fold, fit
 from aape.encoder import Encoder, choose_device, full_precision, hooked
 from aape.files import Cache
-from aape.task import Task, prefetched
-from aape.trials import check_belong_together
+from aape.task import Task
+from aape.trials import check_belong_together, read_all
 
 FOLDER = ".attribution"  # of the artifacts
 MOST_FOLDS = 5
@@ -80,30 +79,24 @@ def attribute(
     if encoder.preactivation:
         raise ValueError(f"{encoder.name} is hooked before its activation functions: replacing there is no silencing")
     position = check_belong_together(encoder, task, artifacts)
-    rows, cache, name, key = _kept(encoder, artifacts, split, batch_size, seed)
-    judges, judge_of = _judges(artifacts, rows, seed)
     encoder.to(choose_device(device))
+    rows, cache, name, key = _kept(encoder, artifacts, split, batch_size, seed)
     sums = cache.get(name, key) or _zeros(artifacts)
-
     batches = np.split(rows, range(batch_size, len(rows), batch_size))
-    todo = range(int(sums["done"]), len(batches))
-    waves = prefetched(task, [position[batches[b]] for b in todo], encoder.sample_rate)
+    todo = batches[int(sums["done"]) :]
+    judges, judge_of = _judges(artifacts, rows, seed) if todo else ([], rows)
+    waves = read_all(task, [position[batch] for batch in todo], encoder.sample_rate)
     bar = tqdm(total=len(rows), unit="clip", desc=f"attribution, {encoder.name}", disable=None if progress else True)
     saved = time.monotonic()
     with full_precision(), _frozen(encoder), bar:
-        bar.update(sum(len(b) for b in batches[: todo.start]))
-        for b, (wave, _, complaints) in zip(todo, waves, strict=True):
-            if complaints:
-                raise BadClip(
-                    f"{next(iter(complaints.values()))} What was computed is kept: mend the file, call again."
-                )
-            mine = batches[b]
-            _add(sums, encoder, artifacts.layers, wave, artifacts.labels[mine], [judges[j] for j in judge_of[mine]])
+        bar.update(len(rows) - sum(map(len, todo)))
+        for batch, wave in zip(todo, waves, strict=True):
+            _add(sums, encoder, artifacts.layers, wave, artifacts.labels[batch], [judges[j] for j in judge_of[batch]])
             sums["done"] += 1
-            if time.monotonic() - saved > SAVE_SECONDS or b == todo[-1]:
+            if time.monotonic() - saved > SAVE_SECONDS or sums["done"] == len(batches):
                 cache.put(name, key, sums)
                 saved = time.monotonic()
-            bar.update(len(mine))
+            bar.update(len(batch))
     return _effect(sums, artifacts.labels[rows], replace_by)
 
 
@@ -178,14 +171,13 @@ def _judges(artifacts: Artifacts, rows: np.ndarray, seed: int) -> tuple[list[Cla
     """A classifier for each fold of these clips, fitted without it; and for each clip of the artifacts which is its."""
     fold, labels = cross_folds(artifacts, rows, seed), artifacts.labels
     embeddings, judges = artifacts.embeddings(), []
-    for number in range(int(fold.max()) + 1):
+    for number in range(fold.max() + 1):
         others, valid = rows[fold != number], rows[fold == (number + 1) % (fold.max() + 1)]
         train = np.setdiff1d(others, valid)
         if len(set(labels[train])) < len(set(labels[others])):  # too few groups to choose the regularisation on others
             train = valid = others
-        judges.append(
-            fit(embeddings, labels, artifacts.classes, Fold(str(number), train, valid, rows[fold == number], others))
-        )
+        part = Fold(str(number), train, valid, rows[fold == number], others)
+        judges.append(fit(embeddings, labels, artifacts.classes, part))
     judge_of = np.zeros(len(labels), dtype=np.int64)
     judge_of[rows] = fold
     return judges, judge_of
@@ -194,9 +186,7 @@ def _judges(artifacts: Artifacts, rows: np.ndarray, seed: int) -> tuple[list[Cla
 @contextlib.contextmanager
 def _frozen(encoder: Encoder) -> Iterator[None]:
     """Weights need no gradient: the graph then begins at the first counted layer, behind the front end."""
-    wanted = [p for p in encoder.module.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    wanted = [p.requires_grad_(False) for p in encoder.module.parameters() if p.requires_grad]
     try:
         with torch.enable_grad():
             yield
@@ -209,47 +199,47 @@ def _add(
     sums: dict[str, np.ndarray],
     encoder: Encoder,
     layers: Sequence[str],
-    wave: np.ndarray,
+    wave: Tensor,
     labels: np.ndarray,
     judges: Sequence[Classifier],
 ) -> None:
     """One forward and one backward pass of a batch; its products and gradients are added to the sums."""
-    products: list[Tensor | float] = [0.0] * len(layers)  # by layer [batch, neurons], over the calls so far
-    gradients: list[Tensor | float] = [0.0] * len(layers)
+    found: dict[str, dict[int, Tensor]] = {"product": {}, "gradient": {}}  # by layer [batch, neurons], over its calls
     handles = []
 
-    def see(place: int, output: Tensor) -> Tensor | None:
+    def see(place: int, output: Tensor) -> Tensor:
         values = output if output.requires_grad else output.detach().requires_grad_()
         seen = values.detach().reshape(len(wave), -1, values.shape[-1]).float()
 
         def arrived(gradient: Tensor) -> None:
             pulled = gradient.reshape(seen.shape).float()
-            products[place] = products[place] + (pulled * seen).sum(dim=1)
-            gradients[place] = gradients[place] + pulled.sum(dim=1)
+            for what, tokens in (("product", pulled * seen), ("gradient", pulled)):
+                found[what][place] = found[what].get(place, 0) + tokens.sum(dim=1)
 
         handles.append(values.register_hook(arrived))
         sums["activation"][place] += seen.sum(dim=(0, 1)).double().cpu().numpy()
         sums["tokens"][place] += seen.shape[0] * seen.shape[1]
-        return None if values is output else values
+        return values
 
     with hooked(encoder, layers, see):
-        embeddings = encoder.embed(torch.from_numpy(wave).to(encoder.device))
+        embeddings = encoder.embed(wave.to(encoder.device))
     try:
         if not embeddings.requires_grad:
             raise ValueError(
                 f"{encoder.name}: no gradient comes from embed to the counted layers; it must not switch gradients off "
                 "(torch.no_grad, inference_mode, detach) behind them"
             )
-        weights = torch.stack([torch.from_numpy(j.weights) for j in judges]).to(embeddings)  # [batch, classes, dim]
-        bias = torch.stack([torch.from_numpy(j.bias) for j in judges]).to(embeddings)
-        logits = torch.einsum("bd,bcd->bc", embeddings, weights) + bias
+        weights, bias = (torch.from_numpy(np.stack([getattr(j, what) for j in judges])) for what in ("weights", "bias"))
+        logits = torch.einsum("bd,bcd->bc", embeddings, weights.to(embeddings)) + bias.to(embeddings)
         torch.log_softmax(logits.float(), dim=1)[range(len(labels)), labels].sum().backward()
     finally:
         for handle in handles:
             handle.remove()
-    lost = [name for name, product in zip(layers, products, strict=True) if isinstance(product, float)]
+    lost = sorted(set(range(len(layers))) - set(found["product"]))
     if lost:
-        raise ValueError(f"{encoder.name}: no gradient reaches layer {lost[0]!r}; is it on the way to the embedding?")
-    for where, found in (("product", products), ("gradient", gradients)):
-        by_clip = torch.stack([torch.as_tensor(layer) for layer in found], dim=1).double().cpu().numpy()
-        np.add.at(sums[where], labels, by_clip)
+        raise ValueError(
+            f"{encoder.name}: no gradient reaches layer {layers[lost[0]]!r}; is it on the way to the embedding?"
+        )
+    for what, of_layer in found.items():
+        by_clip = torch.stack([of_layer[place] for place in range(len(layers))], dim=1).double().cpu().numpy()
+        np.add.at(sums[what], labels, by_clip)

@@ -89,7 +89,14 @@ def main() -> None:
     start = time.process_time()
     with _frozen(encoder):
         for b in batches:
-            _add(sums, encoder, artifacts.layers, wave[b], labels[b], [judges[j] for j in judge_of[some[b]]])
+            _add(
+                sums,
+                encoder,
+                artifacts.layers,
+                torch.from_numpy(wave[b]),
+                labels[b],
+                [judges[j] for j in judge_of[some[b]]],
+            )
     seconds["attribution"] = time.process_time() - start
     start = time.process_time()
     with torch.no_grad():
