@@ -8,7 +8,6 @@ vit ESC50   ViT-Base (random weights) on clips of ESC-50, pages for 737 neurons:
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import tempfile
 import time
@@ -31,11 +30,9 @@ from aape.task import Task, from_metadata
 
 def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:
     """Its result, wall seconds, and CPU seconds of this process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    start, cpu = time.monotonic(), used.ru_utime + used.ru_stime
+    start, cpu = time.monotonic(), time.process_time()
     result = what()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return result, time.monotonic() - start, used.ru_utime + used.ru_stime - cpu
+    return result, time.monotonic() - start, time.process_time() - cpu
 
 
 def sizes(folder: Path) -> str:
@@ -48,14 +45,8 @@ def sizes(folder: Path) -> str:
 
 def miniature() -> None:
     """Build the atlas of the miniature from its artifacts."""
-    study = load_study("miniature")
     with tempfile.TemporaryDirectory() as folder:
-        copy = study.model_copy(update={"base": Path(folder), "output": "outputs"})
-        copy.directory.mkdir(parents=True)
-        for path in study.directory.iterdir():
-            if path.name != "atlas" and not path.name.startswith("."):
-                (copy.directory / path.name).symlink_to(path)
-        page, wall, cpu = timed(lambda: build_study(copy))
+        page, wall, cpu = timed(lambda: build_study("miniature", out_dir=Path(folder) / "atlas"))
         print(f"whole atlas of the miniature: {wall:.0f} s, {cpu:.0f} CPU seconds, {sizes(page.parent)}")
 
 
@@ -138,8 +129,10 @@ def vit(esc50: Path, clips: int) -> None:
         after = timed(bare)
         shown = len({p.name for p in (page.parent / "clips").glob("*.png")})
         once = (before[1] + after[1]) / 2 * shown / len(waves)
+        cpu = (before[2] + after[2]) / 2 * shown / len(waves)
         print(f"{len(neurons)} neurons, {shown} of {len(waves)} clips shown: built in {built[0]:.0f} s, ", end="")
         print(f"{built[0] / once:.2f} x one bare pass over these ({once:.0f} s, mean of before and after)")
+        print(f"  CPU seconds {built[1]:.1f}, {built[1] / cpu:.2f} x those of the bare pass ({cpu:.1f})")
         print(f"  {sizes(page.parent)}")
 
 

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -24,6 +25,7 @@ import aape.atlas.sound as sound
 from aape.artifacts import Artifacts, load_artifacts
 from aape.atlas import About, build_atlas, show_neuron, token_maps
 from aape.atlas.maps import packed, pooled
+from aape.atlas.pair import read_script
 from aape.atlas.record import Heard, chance_bands, choose_clips, nearest
 from aape.attribution import attribute
 from aape.cli import main
@@ -36,15 +38,16 @@ from aape.study import load_study
 from aape.task import Task, from_metadata
 
 RATE = 16000
-DATA = Path(__file__).parent / "data" / "atlas_v1"
+DATA = Path(__file__).parent / "data" / "atlas_v1"  # written by the first version, never to be written again
 SAMPLES = 6400  # of a clip: three patches of time
+rng_of = np.random.default_rng
 
 
 # -- maps -------------------------------------------------------------------------------------------------------
 
 
-def small_m2d() -> Encoder:
-    return m2d.load("random", seed=1, input_size=(80, 32), width=64, depth=2, name="small")
+def small_m2d(seed: int = 1, name: str = "small") -> Encoder:
+    return m2d.load("random", seed=seed, input_size=(80, 32), width=64, depth=2, name=name)
 
 
 def seen(encoder: Encoder, wave: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -62,36 +65,25 @@ def seen(encoder: Encoder, wave: torch.Tensor) -> list[list[torch.Tensor]]:
 
 
 def test_maps_of_a_vit_equal_its_hooks_token_by_token_over_chunks():
-    encoder = small_m2d()
+    encoder, neurons = small_m2d(), [(1, 7), (0, 3), (1, 255), (0, 3)]
     waves = torch.randn(3, 2 * 5120 + 2000, generator=torch.Generator().manual_seed(0))
-    neurons = [(1, 7), (0, 3), (1, 255), (0, 3)]
-    maps = token_maps(encoder, neurons, waves)
-    chunks = seen(encoder, waves)
-    columns = [(c.shape[1] - 1) // 5 for c in chunks[0]]
-    assert len(columns) == 3, "the wave is to need several chunks"
-    assert maps.dtype == np.float32 and maps.shape == (3, 4, 5, sum(columns))
-    for k, (layer, neuron) in enumerate(neurons):
-        before = 0
-        for chunk, width in zip(chunks[layer], columns, strict=True):
-            for frequency in range(5):
-                for time in range(width):
-                    token = 1 + frequency * width + time  # the class token comes first, frequency is outermost
-                    assert np.array_equal(maps[:, k, frequency, before + time], chunk[:, token, neuron])
-            before += width
+    maps, chunks = token_maps(encoder, neurons, waves), seen(encoder, waves)
+    assert maps.dtype == np.float32 and len(chunks[0]) == 3, "the wave is to need several chunks"
+    for k, (layer, neuron) in enumerate(neurons):  # the class token comes first, frequency is outermost
+        by_hand = [chunk[:, 1:, neuron].reshape(3, 5, -1) for chunk in chunks[layer]]
+        assert np.array_equal(maps[:, k], torch.cat(by_hand, dim=2))
+
+
+def time_only(tokens: int) -> Encoder:
+    cells = torch.stack([torch.zeros(tokens), torch.arange(tokens)], 1).long()
+    return dataclasses.replace(make_toy(), token_grid=lambda samples: [cells])
 
 
 def test_maps_of_a_model_of_time_only_have_one_row_and_batches_do_not_matter(monkeypatch):
-    toy = make_toy()
-    toy = dataclasses.replace(
-        toy, token_grid=lambda n: [torch.stack([torch.zeros(n // 100), torch.arange(n // 100)], 1).long()]
-    )
-    waves = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
-    maps = token_maps(toy, [(2, 5), (0, 0)], waves)
+    toy, waves = time_only(10), torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
+    maps, outputs = token_maps(toy, [(2, 5), (0, 0)], waves), seen(toy, waves)
     assert maps.shape == (7, 2, 1, 10)
-    outputs = seen(toy, waves)
-    assert np.array_equal(maps[:, 0, 0], outputs[2][0][:, :, 5]) and np.array_equal(
-        maps[:, 1, 0], outputs[0][0][:, :, 0]
-    )
+    assert np.array_equal(maps[:, :, 0], np.stack([outputs[2][0][:, :, 5], outputs[0][0][:, :, 0]], 1))
     passes = []
     monkeypatch.setattr("aape.atlas.maps.BATCH", 3)
     with hooked(toy, toy.layers[:1], lambda _, x: passes.append(len(x))):
@@ -100,22 +92,17 @@ def test_maps_of_a_model_of_time_only_have_one_row_and_batches_do_not_matter(mon
 
 
 @pytest.mark.parametrize(
-    ("neurons", "grid", "message"),
+    ("toy", "neuron", "message"),
     [
-        ([(0, 8)], 10, "no neuron 8 in layer 0"),
-        ([(3, 0)], 10, "no layer 3"),
-        ([(-1, 0)], 10, "no layer -1"),
-        ([(0, 0)], 9, "make it agree with embed"),
-        ([(0, 0)], None, "samples_per_token"),
+        (time_only(10), (0, 8), "no neuron 8 in layer 0"),
+        (time_only(10), (-1, 0), "no layer -1"),
+        (time_only(9), (0, 0), "make it agree with embed"),
+        (make_toy(), (0, 0), "samples_per_token"),
     ],
 )
-def test_maps_that_cannot_be_made_say_why(neurons, grid, message):
-    toy = make_toy()
-    if grid:
-        cells = torch.stack([torch.zeros(grid), torch.arange(grid)], 1).long()
-        toy = dataclasses.replace(toy, token_grid=lambda n: [cells])
+def test_maps_that_cannot_be_made_say_why(toy, neuron, message):
     with pytest.raises(ValueError, match=message):
-        token_maps(toy, neurons, torch.zeros(1, 1000))
+        token_maps(toy, [neuron], torch.zeros(1, 1000))
 
 
 def test_pooled_maps_are_means_of_what_is_active_and_pack_to_half_bytes():
@@ -123,20 +110,26 @@ def test_pooled_maps_are_means_of_what_is_active_and_pack_to_half_bytes():
     assert np.allclose(pooled(maps, 2, 5), np.maximum(maps, 0))
     assert np.allclose(pooled(maps, 2, 2), [[[0.5, 4.0], [0.0, 1.0]]])  # columns 0-1 and 2-4
     assert np.allclose(pooled(maps, 1, 2), [[[0.25, 2.5]]])
-    raw = base64.b64decode(packed(np.array([0.0, 1.0, 2.0]), 2.0))
-    assert [raw[0] >> 4, raw[0] & 15, raw[1] >> 4] == [0, 8, 15]
+    assert levels_of(packed(np.array([0.0, 1.0, 2.0]), 2.0))[:3].tolist() == [0, 8, 15]
+
+
+def levels_of(maps: str) -> np.ndarray:
+    """0 to 15 of a record's maps, by hand."""
+    raw = np.frombuffer(base64.b64decode(maps), np.uint8)
+    return np.stack([raw >> 4, raw & 15], 1).reshape(-1)
 
 
 # -- numbers and choices ------------------------------------------------------------------------------------------
 
 
 def test_clips_are_the_extremes_examples_of_each_quarter_and_no_clip_twice():
-    rng = np.random.default_rng(0)
+    rng = rng_of(0)
     for _ in range(50):
         count, groups_in_all = int(rng.integers(1, 200)), int(rng.integers(1, 60))
         rates = np.round(rng.random(count) ** 3, 2) * (rng.random(count) > 0.2)
         inside, groups = rng.random(count) < rng.random(), rng.integers(0, groups_in_all, count)
-        chosen = choose_clips(rates, inside, groups, rng.random(count) < 0.5, 20, rng)
+        pool, shown = rng.random(count) < 0.5, rng.random(count) < 0.5
+        chosen = choose_clips(rates, inside, groups, pool, shown, 20, rng)
         clips = [clip for clip, _ in chosen]
         of = {role: [clip for clip, r in chosen if r == role] for role in range(8)}
         assert len(set(clips)) == len(clips) <= 20 and (count < 60 or len(clips) >= 18)
@@ -151,7 +144,7 @@ def test_clips_are_the_extremes_examples_of_each_quarter_and_no_clip_twice():
             assert list(rates[of[0]]) == sorted(rates[of[0]], reverse=True)
         assert all(~inside[of[5]]) and all(inside[of[6]])
         quarter = np.empty(count, int)
-        quarter[np.argsort(-rates, kind="stable")] = np.arange(count) * 4 // count
+        quarter[np.lexsort((~shown, -rates))] = np.arange(count) * 4 // count
         assert all(quarter[clip] == role - 1 for role in range(1, 5) for clip in of[role])
 
 
@@ -165,25 +158,20 @@ def counted(tmp_path: Path, rates: np.ndarray, labels: np.ndarray, groups: np.nd
 
 
 def test_the_band_of_permuted_labels_holds_what_labels_do_not_explain(tmp_path):
-    rng = np.random.default_rng(0)
-    labels, groups = np.arange(240) % 4, np.arange(240) // 4
-    rates = rng.beta(2, 5, (240, 60))
+    labels, rates = np.arange(240) % 4, rng_of(0).beta(2, 5, (240, 60))
     rates[labels == 2, 0] = 0.9  # one planted neuron
-    heard = counted(tmp_path, rates, labels, groups)
+    heard = counted(tmp_path, rates, labels, np.arange(240) // 4)
     low, high = chance_bands(heard, heard.counts(np.arange(60), heard.rows))
     p = heard.p.T  # [classes, neurons]
     outside = (p < low) | (p > high)
-    assert outside[2, 0] and 0.01 < outside[:, 1:].mean() < 0.1  # 5 % by chance
-    assert np.all(low <= high)
+    assert outside[2, 0] and 0.01 < outside[:, 1:].mean() < 0.1 and np.all(low <= high)  # 5 % by chance
 
 
 def test_nearest_neurons_are_those_of_the_largest_correlation_over_clips(tmp_path):
-    rng = np.random.default_rng(2)
-    rates = np.rint(rng.random((80, 30)) * 60) / 60
+    rates = np.rint(rng_of(2).random((80, 30)) * 60) / 60
     rates[:, 7] = rates[:, 3]
     rates[:, 9] = 0.0
-    heard = counted(tmp_path, rates, np.arange(80) % 2, np.arange(80))
-    found = nearest(heard, np.array([3, 9]))
+    found = nearest(counted(tmp_path, rates, np.arange(80) % 2, np.arange(80)), np.array([3, 9]))
     assert found[0][0][0] == 7 and np.isclose(found[0][0][1], 1, atol=1e-5) and found[1] == []
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.nan_to_num(np.corrcoef(rates.T)[3], nan=-2)
@@ -194,11 +182,6 @@ def test_nearest_neurons_are_those_of_the_largest_correlation_over_clips(tmp_pat
 # -- sounds and pictures ------------------------------------------------------------------------------------------
 
 
-def chirp(seconds: float = 1.0) -> np.ndarray:
-    t = np.arange(round(seconds * RATE)) / RATE
-    return (0.4 * np.sin(2 * np.pi * (300 * t + 600 * t**2))).astype(np.float32)
-
-
 @pytest.mark.parametrize("kind", ["mp3", "wav"])
 def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
     if kind == "wav":
@@ -206,7 +189,8 @@ def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
         sound.sound_format.cache_clear()
     elif sound.sound_format(RATE) != "mp3":
         pytest.skip(f"libsndfile {soundfile.__libsndfile_version__} writes no MP3")
-    wave = chirp()
+    t = np.arange(RATE) / RATE
+    wave = (0.4 * np.sin(2 * np.pi * (300 * t + 600 * t**2))).astype(np.float32)
     data = sound.encoded(wave, RATE)
     sound.sound_format.cache_clear()
     assert len(data) < (8000 if kind == "mp3" else 2 * len(wave) + 100)
@@ -232,22 +216,16 @@ NAMES = ("low", '<b onclick="x">"quoted"</b> & co', "日本語/вода\\")
 
 def make_sounds(folder: Path, clips: int = 36, names: tuple[str, ...] = NAMES, name: str = "sounds") -> Task:
     """Rendered tones, noise and clicks of 0.4 s (some shorter), in as many classes as names and in groups of two."""
-    rng = np.random.default_rng(0)
+    rng, rows, t = rng_of(0), [], np.arange(SAMPLES) / RATE
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    rows = ["file_name,label,split,group"]
-    t = np.arange(SAMPLES) / RATE
     for i in range(clips):
-        kind, c = i % 3, i % len(names)
-        wave = [
-            np.sin(2 * np.pi * (200 + 10 * i) * t),
-            rng.normal(0, 0.3, SAMPLES),
-            np.sign(np.sin(60 * t)) * (t % 0.1 < 0.01),
-        ][kind]
-        wave = wave[: SAMPLES - 1500 * (i % 5 == 0)]
-        soundfile.write(folder / "audio" / f"{i:03}.wav", 0.3 * wave, RATE)
-        label = names[c].replace('"', '""')
-        rows.append(f'{i:03}.wav,"{label}",{("train", "test")[i % 4 == 0]},g{i // 6}{c}')
-    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+        tone, noise = np.sin(2 * np.pi * (200 + 10 * i) * t), rng.normal(0, 0.3, SAMPLES)
+        wave = [tone, noise, np.sign(np.sin(60 * t)) * (t % 0.1 < 0.01)][i % 3]
+        soundfile.write(folder / "audio" / f"{i:03}.wav", 0.3 * wave[: SAMPLES - 1500 * (i % 5 == 0)], RATE)
+        c = i % len(names)
+        rows.append((f"{i:03}.wav", names[c], ("train", "test")[i % 4 == 0], f"g{i // 6}{c}"))
+    table = pd.DataFrame(rows, columns=["file_name", "label", "split", "group"])
+    table.to_csv(folder / "clips.csv", index=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return from_metadata(folder / "clips.csv", folder / "audio", clip_seconds=SAMPLES / RATE, name=name)
@@ -263,20 +241,22 @@ class Site:
     def build(self, **options):
         return build_atlas(self.artifacts, self.encoder, self.task, self.out, **options)
 
-    def read(self, key: str) -> dict:
-        return read_script(self.out / f"{key}.js")
+    def pair(self, folder: str = "small-sounds") -> dict:
+        return read_script(self.out, f"{folder}/pair")
 
-    def records(self) -> list[dict]:
-        (entry,) = self.read("index")["pairs"]
-        return [
-            r for p in sorted((self.out / entry["folder"]).glob("L*.js")) for r in read_script(p)["records"].values()
-        ]
+    def records(self, folder: str = "small-sounds") -> list[dict]:
+        return records_of(self.out, folder)
+
+    def files(self) -> dict[Path, bytes]:
+        return {p.relative_to(self.out): p.read_bytes() for p in self.out.rglob("*") if p.is_file()}
+
+    def but(self, **changes) -> Site:
+        return dataclasses.replace(self, **changes)
 
 
-def read_script(path: Path) -> dict:
-    key, content = re.fullmatch(r'aapeAtlas\("([^"]+)",(.*)\);\n', path.read_text(), re.S).groups()
-    assert path.as_posix().endswith(f"{key}.js")
-    return json.loads(content)
+def records_of(out: Path, folder: str) -> list[dict]:
+    shards = sorted((out / folder).glob("L*.js"))
+    return [r for p in shards for r in read_script(out, f"{folder}/{p.stem}")["records"].values()]
 
 
 def make_site(folder: Path, **options) -> Site:
@@ -294,7 +274,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture
 def site(built: Site, tmp_path: Path) -> Site:
     """Collected, nothing built."""
-    return dataclasses.replace(built, out=tmp_path / "atlas")
+    return built.but(out=tmp_path / "atlas")
 
 
 def check_record(record: dict, pair: dict) -> None:
@@ -302,11 +282,10 @@ def check_record(record: dict, pair: dict) -> None:
     assert record["v"] in (1, 2) and {"l", "n", "own", "aape", "rank", "density", "bars", "clips"} <= set(record)
     classes, clips = len(pair["classes"]), len(record["clips"])
     assert all(0 <= c < classes for c in record["own"])
-    shown = classes if record["bars"]["c"] is None else len(record["bars"]["c"])
-    for key in {"p", "low", "high"} & set(record["bars"]):
-        assert len(base64.b64decode(record["bars"][key])) == shown
+    bars = classes if record["bars"]["c"] is None else len(record["bars"]["c"])
+    assert all(len(base64.b64decode(record["bars"][k])) == bars for k in {"p", "low", "high"} & set(record["bars"]))
     if "attribution" in record:
-        assert all(len(base64.b64decode(record["attribution"][by])) == 4 * shown for by in ("zero", "mean"))
+        assert all(len(base64.b64decode(record["attribution"][by])) == 4 * bars for by in ("zero", "mean"))
         assert len(record["attribution"]["rank"]) == len(record["own"])
     for number, role, share in record["clips"]:
         assert 0 <= number < len(pair["clips"]) and 0 <= role <= 7 and 0 <= share <= 1
@@ -315,7 +294,6 @@ def check_record(record: dict, pair: dict) -> None:
         assert len(base64.b64decode(record["maps"])) == (cells + 1) // 2 and record["top"] >= 0
     if clips:
         assert [len(side) for side in record["histogram"]] == [16, 16]
-        assert all(0 <= g < len(pair["groups"]) for g, _ in record["crowd"])
         assert all(-1 <= r <= 1 for *_, r in record["near"])
         assert record["v"] == 1 or record["groups"] is None or 0 <= record["groups"] <= 1
     assert len(json.dumps(record, separators=(",", ":"))) <= 8000
@@ -323,21 +301,19 @@ def check_record(record: dict, pair: dict) -> None:
 
 def check_site(out: Path) -> None:
     """References exist, records fit their schema, and nothing points outside."""
-    index = read_script(out / "index.js")
+    index = read_script(out, "index")
     assert index["v"] in (1, 2) and index["pairs"]
     for entry in index["pairs"]:
-        pair = read_script(out / entry["folder"] / "pair.js")
-        width, size = pair["width"], pair["width"] * len(pair["layers"])
-        assert (entry["width"], entry["layers"]) == (width, len(pair["layers"]))
-        assert len(base64.b64decode(pair["aape"])) == 4 * size
+        pair = read_script(out, f"{entry['folder']}/pair")
+        assert len(base64.b64decode(pair["aape"])) == 4 * entry["width"] * entry["layers"]
         assert [c["name"] for c in pair["classes"]] == [c[0] for c in entry["classes"]]
-        for sound_file, image, seconds, complaint, c, group, _, _ in pair["clips"]:
-            assert c < len(pair["classes"]) and group < len(pair["groups"]) and seconds <= pair["seconds"]
+        for sound_file, image, seconds, complaint, c, *_ in pair["clips"]:
+            assert c < len(pair["classes"]) and seconds <= pair["seconds"]
             for name in (sound_file, image):
                 assert (name is None) == (complaint is not None)
                 assert name is None or (out / "clips" / name).stat().st_size > 0
+        records = records_of(out, entry["folder"])
         paged = {(int(layer), n) for layer, neurons in pair["pages"].items() for n in neurons}
-        records = [r for p in (out / entry["folder"]).glob("L*.js") for r in read_script(p)["records"].values()]
         assert {(r["l"], r["n"]) for r in records} == paged
         for record in records:
             check_record(record, pair)
@@ -347,9 +323,7 @@ def check_site(out: Path) -> None:
 
 def test_a_site_is_whole_and_says_what_the_artifacts_say(built: Site):
     check_site(built.out)
-    (entry,) = built.read("index")["pairs"]
-    pair, artifacts = built.read(f"{entry['folder']}/pair"), built.artifacts
-    selection = select(artifacts)
+    pair, artifacts, selection = built.pair(), built.artifacts, select(built.artifacts)
     assert [c["name"] for c in pair["classes"]] == list(artifacts.classes) == sorted(NAMES)
     assert [c["neurons"] for c in pair["classes"]] == selection.per_class.tolist()
     assert np.allclose(np.frombuffer(base64.b64decode(pair["aape"]), "<f4"), selection.entropy.reshape(-1), atol=1e-6)
@@ -359,18 +333,12 @@ def test_a_site_is_whole_and_says_what_the_artifacts_say(built: Site):
     top = {tuple(pair) for name in artifacts.classes for pair in selection.neurons(name)[:20].tolist()}
     assert set(records) == top | {(0, 5)}
     rates = artifacts.counts / artifacts.tokens[:, None, None]
-    where = {name: i for i, name in enumerate(artifacts.files.tolist())}
     for (layer, neuron), record in records.items():
-        mine = [(where[pair["clips"][number][7]], role, share) for number, role, share in record["clips"]]
-        assert all(abs(rates[clip, layer, neuron] - share) < 1e-3 for clip, _, share in mine)
-        for number, _, _ in record["clips"]:
-            _, _, seconds, _, c, group, split, file = pair["clips"][number]
-            clip = where[file]
-            assert (c, pair["groups"][group], split) == (
-                artifacts.labels[clip],
-                artifacts.groups[clip],
-                artifacts.splits[clip],
-            )
+        for number, _, share in record["clips"]:
+            _, _, seconds, _, *said, file = pair["clips"][number]
+            i = artifacts.files.tolist().index(file)
+            assert abs(rates[i, layer, neuron] - share) < 1e-3
+            assert said == [artifacts.labels[i], artifacts.groups[i], artifacts.splits[i]]
             assert abs(seconds - soundfile.info(built.task.audio_dir / file).duration) < 1e-3
         assert record["rank"] == 1 + (selection.entropy < selection.entropy[layer, neuron]).sum()
         assert sum(map(sum, record["histogram"])) == len(artifacts.labels)
@@ -379,24 +347,19 @@ def test_a_site_is_whole_and_says_what_the_artifacts_say(built: Site):
 def test_a_record_shows_the_attribution_that_is_on_disk(built: Site):
     found = {by: attribute(built.encoder, built.task, built.artifacts, replace_by=by) for by in ("zero", "mean")}
     for record in built.records():
-        layer, neuron, said = record["l"], record["n"], record["attribution"]
+        here, said = (record["l"], record["n"]), record["attribution"]
         for by, values in found.items():
-            assert np.allclose(np.frombuffer(base64.b64decode(said[by]), "<f4"), values[layer, neuron], rtol=1e-6)
-        ranks = [1 + int((found["zero"][..., c] < found["zero"][layer, neuron, c]).sum()) for c in record["own"]]
-        assert said["rank"] == ranks
+            assert np.allclose(np.frombuffer(base64.b64decode(said[by]), "<f4"), values[here], rtol=1e-6)
+        assert said["rank"] == [1 + (found["zero"][..., c] < found["zero"][(*here, c)]).sum() for c in record["own"]]
 
 
 def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
-    (entry,) = built.read("index")["pairs"]
-    pair = built.read(f"{entry['folder']}/pair")
-    record = max(built.records(), key=lambda r: r["top"])
-    files = [pair["clips"][number][7] for number, _, _ in record["clips"]]
-    index = [built.task.files.index(file) for file in files]
+    pair, record = built.pair(), max(built.records(), key=lambda r: r["top"])
+    index = [built.task.files.index(pair["clips"][number][7]) for number, _, _ in record["clips"]]
     waves = np.stack([built.task.read(i, RATE)[0] for i in index])
     maps = np.maximum(token_maps(built.encoder, [(record["l"], record["n"])], waves)[:, 0], 0)
     assert list(maps.shape[1:]) == pair["grid"], "this small grid is shown as it is"
-    raw = np.frombuffer(base64.b64decode(record["maps"]), np.uint8)
-    levels = np.stack([raw >> 4, raw & 15], 1).reshape(-1)[: maps.size].reshape(maps.shape)
+    levels = levels_of(record["maps"])[: maps.size].reshape(maps.shape)
     assert np.abs(levels / 15 - maps / record["top"]).max() < 0.5 / 15 + 2e-3
     assert pair["map_seconds"] == pytest.approx(maps.shape[2] * 0.16) and pair["own_picture"]
     for i, (number, _, _) in zip(index, record["clips"], strict=True):
@@ -411,10 +374,9 @@ def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
 
 
 def test_names_are_data_and_never_part_of_a_script_or_a_path(built: Site):
-    for path in built.out.rglob("*.js"):
-        if path.name != "app.js":
-            assert path.read_bytes().isascii() and "<b" not in path.name
-    assert [p for p in built.out.rglob("*") if not re.fullmatch(r"[\w.\-]+", p.name)] == []
+    for path, content in built.files().items():
+        assert re.fullmatch(r"[\w.\-/]+", path.as_posix()) and "<b" not in path.name
+        assert path.suffix != ".js" or path.name == "app.js" or content.isascii()
 
 
 def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(site: Site, monkeypatch):
@@ -430,56 +392,46 @@ def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(s
     monkeypatch.setattr(pair_room, "batch_maps", breaks)
     with pytest.raises(KeyboardInterrupt):
         site.build()
-    assert site.read("index")["pairs"] == []
-    before = len(calls)
-    entry = {f.name: f.stat().st_mtime_ns for f in (site.out / "clips").iterdir()}
+    assert read_script(site.out, "index")["pairs"] == []
+    before = {p: p.stat().st_mtime_ns for p in (site.out / "clips").iterdir()}
     site.build()
-    batches = -(-len(site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")["clips"]) // 4)
-    assert len(calls) - before == batches - 3, "the three batches that were whole are not encoded again"
-    assert all((site.out / "clips" / name).stat().st_mtime_ns == time for name, time in entry.items())
-    check_site(site.out)
-    assert not (site.out / ".partial" / "small-sounds").exists()
-    files = {p: p.read_bytes() for p in site.out.rglob("*") if p.is_file()}
-    straight = dataclasses.replace(site, out=site.out.parent / "straight")
+    batches = -(-len(site.pair()["clips"]) // 4)
+    assert len(calls) - 4 == batches - 3, "the three batches that were whole are not encoded again"
+    assert {p: p.stat().st_mtime_ns for p in before} == before and not (site.out / ".partial").exists()
+    straight = site.but(out=site.out.parent / "straight")
     straight.build()
-    assert {p.relative_to(site.out): b for p, b in files.items()} == {
-        p.relative_to(straight.out): p.read_bytes() for p in straight.out.rglob("*") if p.is_file()
-    }, "the same bytes as without a kill"
+    assert site.files() == straight.files(), "the same bytes as without a kill"
     monkeypatch.setattr(pair_room, "batch_maps", None)  # a second call needs no model
     site.build()
-    assert {p: p.read_bytes() for p in files} == files
+    assert site.files() == straight.files()
 
 
 def test_two_builders_and_other_folders_are_refused_and_nothing_is_touched(site: Site, tmp_path):
     with folder_lock(site.out), pytest.raises(FolderBusy):
         site.build()
     site.build()
-    before = {p: p.read_bytes() for p in site.out.rglob("*") if p.is_file()}
-    twin = dataclasses.replace(site.artifacts, path=site.artifacts.path.parent / "sounds_twin")
-    shutil.copytree(site.artifacts.path, twin.path, dirs_exist_ok=True)
+    before, twin = site.files(), site.artifacts.path.parent / "sounds_twin"
+    shutil.copytree(site.artifacts.path, twin, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="shows sounds_small as 'small' on 'sounds' already"):
-        dataclasses.replace(site, artifacts=load_artifacts(twin.path)).build()
-    about = About("another", "small", "sounds", "small", "sounds")
+        site.but(artifacts=load_artifacts(twin)).build()
     with pytest.raises(ValueError, match="atlas of study 'study'"):
-        site.build(about=about)
+        site.build(about=About("another", "small", "sounds", "small", "sounds"))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "index.html").write_text("mine")
-    with pytest.raises(ValueError, match="holds 'index.html' and is no atlas"):
-        dataclasses.replace(site, out=foreign).build()
-    with pytest.raises(ValueError, match="is no atlas"):  # a folder of artifacts
-        dataclasses.replace(site, out=site.artifacts.path).build()
+    for folder in (foreign, site.artifacts.path):
+        with pytest.raises(ValueError, match="is no atlas"):
+            site.but(out=folder).build()
     (foreign / "index.js").write_text("something();")
     with pytest.raises(ValueError, match="not the index of an atlas"):
-        dataclasses.replace(site, out=foreign).build()
-    assert {p: p.read_bytes() for p in before} == before and (foreign / "index.html").read_text() == "mine"
+        site.but(out=foreign).build()
+    assert site.files() == before and (foreign / "index.html").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"neurons": [[2, 0]]}, r"\(2, 0\) is not among the 2 layers of 256"),
-        ({"neurons": [[0, -1]]}, "not among"),
         ({"clips": 5}, "expected 10 to 60"),
         ({"selection": select(np.full((2, 256, 2), 0.5))}, "the selection is not of"),
     ],
@@ -487,114 +439,93 @@ def test_two_builders_and_other_folders_are_refused_and_nothing_is_touched(site:
 def test_what_cannot_be_built_is_said_before_anything_is_written(site: Site, options, message):
     with pytest.raises(ValueError, match=message):
         site.build(**options)
+    with pytest.raises(ValueError):  # another model than the artifacts'
+        site.but(encoder=small_m2d(2)).build()
     assert not list(site.out.glob("*/L*.js"))
 
 
 def test_clips_that_are_gone_damaged_or_changed_are_said_and_the_rest_is_shown(site: Site, tmp_path):
-    shutil.copytree(site.task.audio_dir, tmp_path / "audio")
-    site = dataclasses.replace(site, task=dataclasses.replace(site.task, audio_dir=tmp_path / "audio"))
-    (tmp_path / "audio" / "001.wav").unlink()
-    (tmp_path / "audio" / "002.wav").write_bytes(b"RIFF")
-    soundfile.write(tmp_path / "audio" / "003.wav", np.zeros(6400), RATE)
+    audio, whole = tmp_path / "audio", site.task
+    shutil.copytree(whole.audio_dir, audio)
+    (audio / "001.wav").unlink()
+    (audio / "002.wav").write_bytes(b"RIFF")
+    soundfile.write(audio / "003.wav", np.zeros(6400), RATE)
     with pytest.warns(UserWarning, match="3 clips are shown without sound"):
-        site.build()
+        site.but(task=dataclasses.replace(whole, audio_dir=audio)).build()
     check_site(site.out)
-    pair = site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")
-    said = {file: complaint for _, _, _, complaint, _, _, _, file in pair["clips"] if complaint}
+    said = {clip[7]: clip[3] for clip in site.pair()["clips"] if clip[3]}
     assert set(said) == {"001.wav", "002.wav", "003.wav"} and "has changed since it was counted" in said["003.wav"]
-    restored = dataclasses.replace(site.task, audio_dir=tmp_path / "again")
-    shutil.copytree(Path(site.task.metadata).parent / "audio", tmp_path / "again")
-    dataclasses.replace(site, task=restored).build()  # not up to date as long as something is missing
-    assert site.read("index")["pairs"][0]["missing"] == 0
+    site.build()  # not up to date as long as something is missing
+    assert read_script(site.out, "index")["pairs"][0]["missing"] == 0
 
 
-def test_another_model_than_the_artifacts_is_refused(site: Site):
-    other = m2d.load("random", seed=2, input_size=(80, 32), width=64, depth=2, name="small")
-    with pytest.raises(ValueError):
-        dataclasses.replace(site, encoder=other).build()
-
-
-def test_a_model_without_a_grid_or_spectrogram_has_pages_without_maps(site: Site):
-    bare = dataclasses.replace(site.encoder, token_grid=None, log_mel=None, cell_seconds=None)
-    site = dataclasses.replace(site, encoder=bare)
-    site.build()
+def test_without_a_grid_there_are_no_maps_and_without_counts_no_clips(site: Site, tmp_path):
+    site.but(encoder=dataclasses.replace(site.encoder, token_grid=None, log_mel=None, cell_seconds=None)).build()
     check_site(site.out)
     assert all("maps" not in record and record["clips"] for record in site.records())
-    assert not site.read(f"{site.read('index')['pairs'][0]['folder']}/pair")["own_picture"]
-
-
-def test_artifacts_without_counts_have_pages_without_clips(site: Site, tmp_path):
+    assert not site.pair()["own_picture"]
+    (tmp_path / "bare").mkdir()
     for name in ("over_zero.pt", "classes.txt"):
-        (tmp_path / "bare").mkdir(exist_ok=True)
         shutil.copy(site.artifacts.path / name, tmp_path / "bare" / name)
-    site = dataclasses.replace(site, artifacts=load_artifacts(tmp_path / "bare"))
-    site.build()
+    bare = site.but(artifacts=load_artifacts(tmp_path / "bare"), out=tmp_path / "again")
+    bare.build()
+    check_site(bare.out)
+    assert bare.records() and all(record["clips"] == [] for record in bare.records())
+
+
+@pytest.mark.parametrize("classes", [3, 1251])
+def test_one_clip_a_class_very_many_classes_and_nothing_selected(tmp_path, classes):
+    toy, rng, audio = make_toy(), rng_of(0), tmp_path / "audio"
+    audio.mkdir()
+    for i in range(classes):
+        soundfile.write(audio / f"{i}.wav", rng.normal(0, 0.2, 300), 1000)
+    rows = [f"{i}.wav,class {i},train" for i in range(classes)]
+    (tmp_path / "c.csv").write_text("\n".join(["file_name,label,split", *rows]))
+    task = from_metadata(tmp_path / "c.csv", audio, clip_seconds=0.3, name="many")
+    site = Site(collect(toy, task, tmp_path / "study" / "made", batch_size=128), toy, task, tmp_path / "atlas")
+    site.build(selection=select(site.artifacts, rate=0.5, quantile=0.5))
     check_site(site.out)
-    assert site.records() and all(record["clips"] == [] for record in site.records())
-
-
-def test_nothing_selected_one_clip_a_class_and_very_many_classes(tmp_path):
-    toy = make_toy()
-    for case, classes, clips in (("one", 3, 3), ("many", 1251, 1251)):
-        folder = tmp_path / case / "data" / "audio"
-        folder.mkdir(parents=True)
-        rng = np.random.default_rng(0)
-        rows = ["file_name,label,split"]
-        for i in range(clips):
-            soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.2, 300), 1000)
-            rows.append(f"{i}.wav,class {i % classes},train")
-        (folder.parent / "c.csv").write_text("\n".join(rows))
-        task = from_metadata(folder.parent / "c.csv", folder, clip_seconds=0.3, name=case)
-        artifacts = collect(toy, task, tmp_path / case / "study" / "made", batch_size=128)
-        site = Site(artifacts, toy, task, tmp_path / case / "atlas")
-        site.build(selection=select(artifacts, rate=0.5, quantile=0.5))
-        check_site(site.out)
-        assert site.records() and all(len(r["clips"]) >= min(clips, 18) for r in site.records())
-    everywhere = select(artifacts, quantile=1.0)
-    assert not everywhere.members.any()
-    dataclasses.replace(site, out=tmp_path / "none").build(selection=everywhere)
-    assert read_script(tmp_path / "none" / "index.js")["pairs"][0]["best"] is None
+    assert site.records("toy-many") and all(len(r["clips"]) >= min(classes, 18) for r in site.records("toy-many"))
+    none = site.but(out=tmp_path / "none")
+    none.build(selection=select(site.artifacts, quantile=1.0))
+    assert read_script(none.out, "index")["pairs"][0]["best"] is None
 
 
 def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are_not_believed(site: Site, tmp_path):
-    shutil.copytree(site.artifacts.path, tmp_path / "study" / "sounds_small")
-    artifacts = load_artifacts(tmp_path / "study" / "sounds_small")
-    selection = select(artifacts)
+    study = tmp_path / "study"
+    shutil.copytree(site.artifacts.path, study / "sounds_small")
+    site = site.but(artifacts=load_artifacts(study / "sounds_small"))
+    selection, neurons = select(site.artifacts), site.artifacts.path / "neurons.csv"
     table = selection.table().assign(q=0.01, calibrated=[i % 2 == 0 for i in range(len(selection.table()))], auprc=0.4)
-    table.to_csv(artifacts.path / "neurons.csv", index=False)
+    table.to_csv(neurons, index=False)
     first, name = table.iloc[0], selection.classes[0]
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
     change = {"class": name, "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
-    import pandas as pd
-
-    pd.DataFrame([where | change]).to_csv(tmp_path / "study" / "ablation_effects.csv", index=False)
-    pd.DataFrame([where | {"layer": first.layer, "neuron": first.neuron}]).to_csv(
-        tmp_path / "study" / "ablation_neurons.csv", index=False
-    )
-    site = dataclasses.replace(site, artifacts=artifacts)
+    silenced = {"layer": first.layer, "neuron": first.neuron}
+    pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
+    pd.DataFrame([where | silenced]).to_csv(study / "ablation_neurons.csv", index=False)
     site.build()
-    pair = site.read("small-sounds/pair")
-    (effect,) = pair["effects"]
-    assert effect["target"] == name and effect["neurons"] == [[first.layer, first.neuron]]
-    assert effect["rows"] == [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
+    pair = site.pair()
+    rows = [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
+    assert pair["effects"] == [
+        {"target": name, "mode": "specific", "neurons": [[first.layer, first.neuron]], "rows": rows}
+    ]
     scores = [np.frombuffer(base64.b64decode(pair["members"][key]), "<f4") for key in ("auprc", "f1")]
     assert np.allclose(scores[0], 0.4) and np.isnan(scores[1]).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
-    table.assign(p=table.p + 0.01).to_csv(artifacts.path / "neurons.csv", index=False)
-    with pytest.warns(UserWarning, match="neurons.csv is of other artifacts"):
+    table.assign(p=table.p + 0.01).to_csv(neurons, index=False)
+    with pytest.warns(UserWarning, match=r"neurons.csv is of other artifacts"):
         site.build()
-    assert all(c["calibrated"] is None for c in site.read("small-sounds/pair")["classes"])
+    assert all(c["calibrated"] is None for c in site.pair()["classes"])
 
 
 def test_an_old_atlas_still_has_what_the_page_reads():
-    """tests/data/atlas_v1 was written by the first version and is never written again."""
-    for entry in read_script(DATA / "index.js")["pairs"]:
-        pair = read_script(DATA / entry["folder"] / "pair.js")
-        for shard in (DATA / entry["folder"]).glob("L*.js"):
-            for record in read_script(shard)["records"].values():
-                check_record(record, pair)
+    for entry in read_script(DATA, "index")["pairs"]:
+        for record in records_of(DATA, entry["folder"]):
+            check_record(record, read_script(DATA, f"{entry['folder']}/pair"))
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(built: Site, tmp_path, monkeypatch):
     view = show_neuron(built.artifacts, built.encoder, built.task, 0, 5)
     shown = view._repr_html_()
@@ -604,26 +535,30 @@ def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(bui
         show_neuron(built.artifacts, built.encoder, built.task, 0, 256)
     monkeypatch.delenv("AAPE_OUTPUT", raising=False)
     study = tmp_path / "tiny.yaml"
-    study.write_text(
-        "models: {m: {loader: test_atlas:small_m2d}}\n"
-        f"tasks: {{t: {{loader: test_atlas:make_sounds, options: {{folder: {tmp_path / 'data'}}}}}}}\n"
-    )
-    loaded = load_study(study)
-    collect(small_m2d(), make_sounds(tmp_path / "data"), loaded.artifacts_directory("t", "m"))
+    sounds = f"loader: test_atlas:make_sounds, options: {{folder: {tmp_path / 'data'}}}"
+    models = "m: {loader: test_atlas:small_m2d}, n: {loader: test_atlas:small_m2d, options: {seed: 3, name: n}}"
+    study.write_text(f"models: {{{models}}}\ntasks: {{t: {{{sounds}}}, u: {{{sounds}}}}}\n")
+    loaded, task = load_study(study), make_sounds(tmp_path / "data")
+    for model, encoder in {"m": small_m2d(), "n": small_m2d(3, "n")}.items():
+        for name in ("t", "u"):
+            collect(encoder, task, loaded.artifacts_directory(name, model))
     script = (REPOSITORY / "notebooks_src" / "Explore_Neurons.py").read_text()
     script = script.replace('"miniature"', repr(str(study))).replace('"ssl"', '"m"').replace('"esc50"', '"t"')
     names: dict = {}
     exec(compile(script, "Explore_Neurons.py", "exec"), names)
     check_site(names["page"].parent)
-    assert main(["atlas", str(study)]) == 0
+    assert main(["atlas", str(study)]) == 0  # two models at once
+    check_site(names["page"].parent)
+    pairs = [(e["m"], e["t"]) for e in read_script(names["page"].parent, "index")["pairs"]]
+    assert pairs == [("m", "t"), ("m", "u"), ("n", "t"), ("n", "u")]
 
 
 def test_the_gallerys_atlas_is_whole_small_and_todays_page():
     """Rendered sounds only: python -m aape atlas miniature --models ssl untrained --tasks esc50 cremad --strongest 2
-    -o gallery/atlas, after make demo."""
+    --attribute -o gallery/atlas, after make demo."""
     gallery = REPOSITORY / "gallery" / "atlas"
     check_site(gallery)
     assert sum(p.stat().st_size for p in gallery.rglob("*")) <= 6e6
-    assert read_script(gallery / "index.js")["study"] == "miniature"
+    assert read_script(gallery, "index")["study"] == "miniature"
     for name in ("index.html", "app.js", "app.css"):
         assert (gallery / name).read_text() == (REPOSITORY / "aape" / "atlas" / name).read_text()

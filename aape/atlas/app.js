@@ -65,6 +65,7 @@ async function pairOf(entry) {
   const raw = await load(`${entry.folder}/pair`);
   const pair = { ...raw, entry, names: raw.classes.map((c) => c.name), aape: numbers(raw.aape, Float32Array) };
   pair.size = pair.aape.length;
+  if (raw.groups) for (const clip of pair.clips) clip[5] = raw.groups[clip[5]]; // the first format has their numbers
   Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top));
   const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it
   pair.top = new Uint8Array(pair.size);
@@ -272,7 +273,7 @@ const players = (text, cards, id) => html`<span class="row">
 function card(pair, record, place, label) {
   const [number, role, share] = record.clips[place];
   const [sound, image, seconds, complaint, c, group, split, file] = pair.clips[number];
-  const origin = [QUARTERS[role], label, pair.groups[group] || file].filter(Boolean).join(" · ");
+  const origin = [QUARTERS[role], label, group || file].filter(Boolean).join(" · ");
   const said = html`<span>
     <a href=${of(pair.entry, { c: pair.names[c] })} class=${record.own.includes(c) && "hot"}>${pair.names[c]}</a>
     <span class="group" title=${`${file}, ${split}`}>${origin}</span>
@@ -752,7 +753,7 @@ function attribution(pair, { bars, own, attribution: { zero, mean, rank } }) {
 }
 function groupEffect(pair, { groups, crowd }) {
   const [share, chance] = [groups].flat(); // the first format: sums of squares, and what they are by chance
-  const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups[g]}`).join(", ");
+  const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups?.[g] ?? g}`).join(", ");
   return [
     html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random give
       ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,

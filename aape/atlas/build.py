@@ -12,23 +12,28 @@ file://. Every value has the schema's version.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aape import attribution
 from aape.artifacts import Artifacts, load_artifacts
-from aape.atlas.pair import About, Pair, write_script
+from aape.atlas.pair import About, Pair, read_script, write_script
 from aape.atlas.record import SCHEMA, with_pages
-from aape.encoder import Encoder, choose_device
+from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import folder_lock, write_text
 from aape.selection import Selection, select
 from aape.study import Study, load_encoder, load_study, load_task
 from aape.task import Task
 
 PAGE = ("index.html", "app.js", "app.css")
+MODELS_AT_ONCE = 2  # of a study: a pass, and the making of sounds and pictures, leave one core idle in turns
 
 
 def build_atlas(
@@ -70,24 +75,10 @@ def build_atlas(
             something else or another study's atlas.
         FolderBusy: another process is building there.
     """
-    if not 10 <= clips <= 60:
-        raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
     about = about or About(artifacts.path.resolve().parent.name, encoder.name, task.name, encoder.name, task.name)
-    selection = selection or select(artifacts)
-    if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
-        raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
-    out = Path(out_dir)
-    _check_folder(out)
-    if attribute:
-        attribution.attribute(encoder, task, artifacts)
-    with folder_lock(out):
-        index = _read_index(out, about)
-        write_script(out, "index", index)  # from here on the folder is known as an atlas
-        pair = Pair(artifacts, encoder, task, selection, about, out)
-        pair.build(index, with_pages(pair.heard, neurons, strongest), clips)
-        for name in PAGE:
-            write_text(out / name, resources.files("aape.atlas").joinpath(name).read_text())
-    return out / "index.html"
+    with _opened(Path(out_dir), about) as add:
+        add(artifacts, encoder, task, about, selection or select(artifacts), neurons, strongest, clips, attribute)
+    return Path(out_dir) / "index.html"
 
 
 def build_study(
@@ -99,7 +90,7 @@ def build_study(
     out_dir: str | Path | None = None,
     attribute: bool = False,
 ) -> Path:
-    """The atlas of a study: `build_atlas` for every model and task that has been collected.
+    """The atlas of a study: `build_atlas` for every model and task that has been collected, two models at a time.
 
     Args:
         study: by name, or loaded.
@@ -112,31 +103,81 @@ def build_study(
         FileNotFoundError: nothing has been collected.
     """
     study = study if isinstance(study, Study) else load_study(study)
-    out = study.directory / "atlas" if out_dir is None else Path(out_dir)
-    for model in models or study.encoders:
-        found = [t for t in tasks or study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
-        if not found:
-            continue
-        spec, settings = study.encoder(model), study.selection
-        encoder = load_encoder(study, model).to(choose_device())
-        for name in found:
-            artifacts, title = load_artifacts(study.artifacts_directory(name, model)), study.task(name).title
-            about = About(study.name, model, name, spec.label, title, spec.role, study.note, study.stand_in)
-            rule = settings.model_copy(update={"rate": study.rate(name)}).model_dump()
-            selection = select(artifacts, **rule)
-            what = artifacts, encoder, load_task(study, name), out
-            build_atlas(*what, strongest=strongest, selection=selection, about=about, attribute=attribute)
-    if not (out / "index.js").is_file():
+    found = {
+        model: [t for t in tasks or study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
+        for model in models or study.encoders
+    }
+    if not any(found.values()):
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
+    # every other model goes from the last task to the first, so that two do not make the same sounds at once
+    jobs = [(model, names[:: (-1) ** i]) for i, (model, names) in enumerate(found.items()) if names]
+    stop, threads = threading.Event(), torch.get_num_threads()
+
+    def of_model(job: tuple[str, Sequence[str]]) -> None:
+        torch.set_num_threads(max(1, threads // min(len(jobs), MODELS_AT_ONCE)))
+        spec, encoder = study.encoder(job[0]), load_encoder(study, job[0]).to(choose_device())
+        for name in job[1]:
+            if not stop.is_set():
+                title, artifacts = study.task(name).title, load_artifacts(study.artifacts_directory(name, job[0]))
+                about = About(study.name, job[0], name, spec.label, title, spec.role, study.note, study.stand_in)
+                rule = study.selection.model_copy(update={"rate": study.rate(name)}).model_dump()
+                selection = select(artifacts, **rule)
+                add(artifacts, encoder, load_task(study, name), about, selection, None, strongest, 20, attribute)
+
+    out = study.directory / "atlas" if out_dir is None else Path(out_dir)
+    whole = About(study.name, "", "", "", "", None, study.note, study.stand_in)
+    order = [(model, task) for model in study.encoders for task in study.tasks]
+    with _opened(out, whole, order) as add, full_precision(), ThreadPoolExecutor(MODELS_AT_ONCE) as pool:
+        try:
+            list(pool.map(of_model, jobs))
+        finally:
+            stop.set()
+            torch.set_num_threads(threads)
     return out / "index.html"
 
 
-def _check_folder(out: Path) -> None:
-    strangers = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+@contextlib.contextmanager
+def _opened(out: Path, about: About, order: Sequence[tuple[str, str]] = ()) -> Iterator[Callable[..., None]]:
+    """The folder of an atlas, locked; the page is written at its end.
+
+    Args:
+        out: the folder. about: of any of its pairs. order: (model, task)s as the index lists them.
+
+    Yields:
+        What adds a pair; several threads may.
+    """
+    strangers = [p.name for p in out.iterdir() if p.name[0] != "."] if out.is_dir() else []
     if strangers and not (out / "index.js").is_file():
         raise ValueError(
-            f"{out} holds {sorted(strangers)[0]!r} and is no atlas; give a folder of its own, e.g. {out / 'atlas'}"
+            f"{out} holds {min(strangers)!r} and is no atlas; give a folder of its own, e.g. {out / 'atlas'}"
         )
+    writing = threading.Lock()
+
+    def add(
+        artifacts: Artifacts, encoder: Encoder, task: Task, about: About, selection: Selection, neurons: Any,
+        strongest: int, clips: int, attribute: bool,
+    ) -> None:  # fmt: skip
+        if not 10 <= clips <= 60:
+            raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
+        if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
+            raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
+        if attribute:
+            attribution.attribute(encoder, task, artifacts)
+        pair = Pair(artifacts, encoder, task, selection, about, out, clips)
+        there = {entry["folder"]: entry for entry in index["pairs"]}.get(about.folder)
+        entry = pair.build(there, with_pages(pair.heard, neurons, strongest))
+        with writing:
+            pairs = {e["folder"]: e for e in index["pairs"]} | {about.folder: entry}
+            index["pairs"] = sorted(pairs.values(), key=lambda e: place.get((e["m"], e["t"]), 0))
+            write_script(out, "index", index)
+
+    place = {pair: i for i, pair in enumerate(order)}
+    with folder_lock(out):
+        index = _read_index(out, about)
+        write_script(out, "index", index)  # from here on the folder is known as an atlas
+        yield add
+        for name in PAGE:
+            write_text(out / name, resources.files("aape.atlas").joinpath(name).read_text())
 
 
 def _read_index(out: Path, about: About) -> dict[str, Any]:
@@ -150,7 +191,7 @@ def _read_index(out: Path, about: About) -> dict[str, Any]:
     if not path.is_file():
         return fresh
     try:
-        index = json.loads(path.read_text().removeprefix('aapeAtlas("index",').removesuffix(");\n"))
+        index = read_script(out, "index")
         version, study, pairs = index["v"], index["study"], index["pairs"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not the index of an atlas; give another folder, or delete this one") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,16 +12,17 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts import Artifacts
-from aape.atlas.tables import with_q
+from aape.atlas.maps import packed
+from aape.atlas.tables import rounded, with_q
 from aape.selection import Selection
-from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 SCHEMA = 2  # of everything that the page reads; the page opens what is not newer than itself. 2: scores, attribution, groups' share as correlation
 BARS = 64  # classes in a record's bars; of more, the most active ones
 BINS = 16  # of the histogram of active tokens
 NEAREST = 6
 BAND = (0.025, 0.975)  # of p under permuted labels
-POOL = 64  # clips among which examples of all neurons are drawn, so that few need a sound
+POOL = 48  # clips among which examples of all neurons are drawn, so that few need a sound
 CROWD = 20  # most active clips whose groups are counted
 MOST_CLIPS = 20_000  # clips looked at; of more, a seeded subset
 PROFILE = 4_096  # clips in the profiles that nearest neurons are found by
@@ -104,8 +106,14 @@ class Heard:
         members = np.flatnonzero(self.selection.members.reshape(self.p.shape)[flat])
         return members if 0 < len(members) < self.p.shape[1] else self.p[flat].argmax(keepdims=True)
 
+    def inside(self, own: np.ndarray) -> np.ndarray:
+        """Whether each clip is of one of some classes, bool [clips]."""
+        return np.bincount(own, minlength=self.p.shape[1])[self.labels] > 0
+
     def counts(self, flat: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Active tokens [rows, k] of neurons, indices into L * N, in some of the artifacts' clips; read in blocks."""
+        if not len(rows):
+            return np.zeros((0, len(flat)), np.uint8)
         stored, kept = self.artifacts.counts, self.artifacts.manifest.get("kept_clips")
         at = rows if kept is None else np.searchsorted(kept, rows)
         found = np.empty((len(rows), len(flat)), stored.dtype)
@@ -138,7 +146,13 @@ def with_pages(heard: Heard, asked: Any, strongest: int) -> np.ndarray:
 
 
 def choose_clips(
-    rates: np.ndarray, inside: np.ndarray, groups: np.ndarray, pool: np.ndarray, clips: int, rng: np.random.Generator
+    rates: np.ndarray,
+    inside: np.ndarray,
+    groups: np.ndarray,
+    pool: np.ndarray,
+    shown: np.ndarray,
+    clips: int,
+    rng: np.random.Generator,
 ) -> list[tuple[int, int]]:
     """Clips that a page shows, as (clip, index into ROLES): the most active, examples from each quarter of all clips,
     contrasts, and random ones. No clip twice, and of a group no second clip in a role where there are enough groups.
@@ -146,32 +160,31 @@ def choose_clips(
     Args:
         rates: share of active tokens [clips]. inside: bool [clips], of the neuron's classes. groups: int [clips].
         pool: bool [clips], clips that examples and random ones are drawn from where it has some.
+        shown: bool [clips], preferred among equally active ones, so that fewer clips need a sound and a pass.
         clips: how many in all; 20 are 6 most active, 8 from the quarters, 4 contrasts and 2 random.
     """
     top, each, contrast = round(0.3 * clips), round(0.1 * clips), round(0.1 * clips)
-    falling = np.argsort(-rates, kind="stable")
+    falling, rising = np.lexsort((~shown, -rates)), np.lexsort((~shown, rates))
     quarter = np.empty(len(rates), dtype=np.int64)
     quarter[falling] = np.arange(len(rates)) * 4 // len(rates)  # 0: the most active quarter
     drawn = rng.permutation(len(rates))
     drawn = np.concatenate([drawn[pool[drawn]], drawn[~pool[drawn]]])
-    rising = falling[::-1]
     wishes = [(0, falling[rates[falling] > 0], top)]
     wishes += [(5, falling[~inside[falling]], contrast), (6, rising[inside[rising]], contrast)]
     wishes += [(1 + i, drawn[quarter[drawn] == i], each) for i in range(4)]
     wishes += [(7, drawn, clips - top - 4 * each - 2 * contrast)]
     chosen: list[tuple[int, int]] = []
-    taken = np.zeros(len(rates), dtype=bool)
+    taken, heard = np.zeros(len(rates), dtype=bool), np.zeros(groups.max() + 1, dtype=bool)  # clips, groups
     for role, candidates, count in wishes:
         candidates = candidates[~taken[candidates]]
         if role not in (0, 5, 6):  # examples: groups first that the page has not shown
-            shown = np.isin(groups[candidates], groups[taken])
-            candidates = np.concatenate([candidates[~shown], candidates[shown]])
+            candidates = candidates[np.argsort(heard[groups[candidates]], kind="stable")]
         first = np.zeros(len(candidates), dtype=bool)  # the first of each group
         first[np.unique(groups[candidates], return_index=True)[1]] = True
         picked = np.concatenate([candidates[first], candidates[~first]])[:count]
-        place = np.argsort(np.argsort(-rates if role != 6 else rates, kind="stable"), kind="stable")
-        picked = picked if role == 7 else picked[np.argsort(place[picked])]
-        taken[picked] = True
+        if role != 7:
+            picked = picked[np.argsort(rates[picked] if role == 6 else -rates[picked], kind="stable")]
+        taken[picked] = heard[groups[picked]] = True
         chosen += [(int(clip), role) for clip in picked]
     return chosen
 
@@ -237,3 +250,63 @@ def crowd(rates: np.ndarray, groups: np.ndarray) -> list[list[int]]:
     found, count = np.unique(groups[most[rates[most] > 0]], return_counts=True)
     order = np.argsort(-count, kind="stable")[:3]
     return [[int(found[i]), int(count[i])] for i in order if count[i] > 1]
+
+
+def records(
+    heard: Heard,
+    flat: np.ndarray,
+    counts: np.ndarray,
+    choices: Sequence[Sequence[tuple[int, int]]],
+    maps: np.ndarray | None,
+    attribution: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """What is written of every neuron that has a page.
+
+    Args:
+        flat: the neurons [k], indices into L * N. counts: their active tokens [clips, k].
+        choices: of each its clips and their roles, as `choose_clips` gives them.
+        maps: of all neurons' clips one after the other [all, frequency, time], or None.
+        attribution: replacement -> [L, N, C]; may be empty.
+    """
+    artifacts, classes = heard.artifacts, heard.p.shape[1]
+    number = {clip: i for i, clip in enumerate(sorted({clip for chosen in choices for clip, _ in chosen}))}
+    rank = np.argsort(np.argsort(heard.aape, kind="stable"), kind="stable") + 1
+    weight = np.full(classes, 1 / classes)
+    if artifacts.manifest:
+        weight = np.bincount(artifacts.labels, artifacts.tokens, classes) / artifacts.tokens.sum()
+    effects = {by: values.reshape(heard.p.shape) for by, values in attribution.items()}
+    counted = len(heard.rows) > 0 and len(flat) > 0
+    if counted:
+        low, high = chance_bands(heard, counts)
+        rates = counts / heard.tokens[:, None].astype(np.float32)
+        spread, near = share_of_groups(rates, heard.labels, heard.groups), nearest(heard, flat)
+        names = np.unique(artifacts.groups).tolist()
+    found, done = [], 0
+    for k, neuron in enumerate(flat.tolist()):
+        p, own = heard.p[neuron], heard.own(neuron)
+        bars = np.arange(classes) if classes <= BARS else np.sort(np.argsort(-p, kind="stable")[:BARS])
+        record: dict[str, Any] = {
+            "v": SCHEMA, "l": neuron // heard.width, "n": neuron % heard.width, "own": own.tolist(),
+            "aape": rounded(heard.aape[neuron], 5), "rank": int(rank[neuron]), "density": rounded(p @ weight, 3),
+            "bars": {"c": None if classes <= BARS else bars.tolist(), "p": bytes_of(p[bars])}, "clips": [],
+        }  # fmt: skip
+        if counted:
+            mine = rates[:, k]
+            record["clips"] = [[number[clip], role, rounded(mine[clip], 3)] for clip, role in choices[k]]
+            record["bars"] |= {"low": bytes_of(low[bars, k]), "high": bytes_of(high[bars, k])}
+            record["histogram"] = histogram(mine, heard.inside(own))
+            record["groups"] = rounded(spread[k], 3)  # None where every clip is a group of its own
+            many = [] if record["groups"] is None else crowd(mine, heard.groups)
+            record["crowd"] = [[names[group], clips] for group, clips in many]
+            record["near"] = [[*divmod(other, heard.width), rounded(r, 3)] for other, r in near[k]]
+        if effects:  # a class without clips in training has none, NaN
+            record["attribution"] = {by: b64(e[neuron, bars].astype(np.float32)) for by, e in effects.items()}
+            lower = effects["zero"][:, own] < effects["zero"][neuron, own]
+            record["attribution"]["rank"] = (1 + lower.sum(axis=0)).tolist()
+        if maps is not None:
+            of_clips = maps[done : done + len(choices[k])].astype(np.float32)
+            done += len(of_clips)
+            record["top"] = rounded(of_clips.max(initial=0.0))
+            record["maps"] = packed(of_clips, float(of_clips.max(initial=0.0)))
+        found.append(record)
+    return found

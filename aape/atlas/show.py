@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,18 +16,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from aape.artifacts import Artifacts
-from aape.atlas.pair import About, Pair
+from aape.atlas.pair import About, Pair, read_script
 from aape.atlas.record import BINS, ROLES, checked
 from aape.encoder import Encoder
 from aape.selection import Selection, select
 from aape.task import Task
 
 HOT, REST, BAND = "#b4430a", "#8b95a5", "#c9ced6"  # as the atlas' page
-
-
-def read_script(path: Path) -> dict[str, Any]:
-    """The content of a script of the atlas."""
-    return json.loads(path.read_text().partition(",")[2].removesuffix(");\n"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +82,7 @@ class NeuronView:
         for place, (number, role, share) in enumerate(self.record["clips"]):
             sound, image, _, complaint, c, group, _, file = self.pair["clips"][number]
             name = html.escape(self.pair["classes"][c]["name"])
-            said = f"{name}, {html.escape(self.pair['groups'][group] or file)}<br>{ROLES[role]}, {share:.0%} of tokens active"
+            said = f"{name}, {html.escape(group or file)}<br>{ROLES[role]}, {share:.0%} of tokens active"
             player = f"no sound: {html.escape(complaint or '')}"
             if sound:
                 kind = "mpeg" if sound.endswith("mp3") else "wav"
@@ -144,8 +138,8 @@ def show_neuron(
     about = About("", encoder.name, task.name, encoder.name, task.name)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        pair = Pair(artifacts, encoder, task, selection or select(artifacts), about, out)
-        pair.build({"pairs": []}, checked(pair.heard, [[layer, neuron]]), clips)
-        record = read_script(out / about.folder / f"L{layer:02}.js")["records"][str(neuron)]
+        pair = Pair(artifacts, encoder, task, selection or select(artifacts), about, out, clips)
+        pair.build(None, checked(pair.heard, [[layer, neuron]]))
+        record = read_script(out, f"{about.folder}/L{layer:02}")["records"][str(neuron)]
         sounds = {path.name: path.read_bytes() for path in (out / "clips").iterdir()}
-        return NeuronView(record, read_script(out / about.folder / "pair.js"), sounds)
+        return NeuronView(record, read_script(out, f"{about.folder}/pair"), sounds)
