@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--tested", nargs="*", help="folds whose clips are tested; all")
     parser.add_argument("--count", type=int, default=10, help="classes drawn")
     parser.add_argument("--seed", type=int, default=1, help="of the classes, and of everything else")
+    parser.add_argument("--draws", type=int, default=3, help="random sets of each floor")
     parser.add_argument("--k", type=int, default=40, help="neurons a class")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
@@ -89,6 +90,7 @@ def main() -> None:
                 load_artifacts(study.artifacts_directory(task_name, model)),
                 options.criteria,
                 k=options.k,
+                draws=options.draws,
                 classes=classes,
                 tested=options.tested,
                 seed=options.seed,
