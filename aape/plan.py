@@ -27,6 +27,10 @@ from aape.manifest import FILES, Settings, check_classes, checked
 from aape.shapes import common_width, dry_run
 from aape.task import Task
 
+_NO_SPACE = (
+    "no space in {}: the pass takes {}.\nWhat was computed is kept: make space and call again, or start anew with less "
+    "(layers=, keep_clips= or means=False)."
+)
 ENCODER = ("encoder", "identity", "probe", "dtype", "layers", "neurons", "sample_rate")
 IDENTITY = (*ENCODER, "task", "clip_seconds", "splits", "data", "kept", "means")
 RUN = ("batch_size", "device", "on_bad_clip")  # may differ between finished runs, not within one
@@ -59,22 +63,14 @@ class Plan:
         """How many clips go on behind `clip_seconds`, by more than the few samples that resampling and codecs add."""
         return int((self.seconds > self.task.clip_seconds + 0.05).sum())
 
-    def space(self, folder: Path) -> tuple[int, int, int]:
-        """Bytes that counts and means take at the end, at least; while the pass runs, at most; and that are free."""
+    def space(self, folder: Path) -> tuple[str, int, int]:
+        """What counts and means take on the disk: in words, at least at the end, and what is free, bytes."""
         neurons = int(self.kept.sum()) * math.prod(self.shape)
         means = 2 * self.settings["means"]
         # 1 or 2 bytes a count; for a moment both as batches and merged, with padding counted apart in both
-        return neurons * (1 + means), 2 * neurons * (4 + means), shutil.disk_usage(folder).free
-
-    def no_space(self, folder: Path) -> OSError:
-        """The error of a disk that is full."""
-        least, most, free = (size / 2**30 for size in self.space(folder))
-        return OSError(
-            errno.ENOSPC,
-            f"no space for {self.task.name} in {folder}: it needs {least:.3f} to {most:.3f} GiB there, {free:.3f} GiB are "
-            "free.\nWhat was computed is kept: make space and call again, or start anew with less (layers=, keep_clips= "
-            "or means=False).",
-        )
+        least, most, free = neurons * (1 + means), 2 * neurons * (4 + means), shutil.disk_usage(folder).free
+        text = f"{least / 2**30:.3f} to {most / 2**30:.3f} GiB of disk, {free / 2**30:.3f} GiB are free"
+        return text, least, free
 
 
 def plan_pass(
@@ -253,14 +249,11 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
             "that makes, so they count as sound. Give samples_per_token= or padding_masks=, or shorten clip_seconds.",
             stacklevel=3,
         )
-    least, most, free = plan.space(folder)
+    needs, least, free = plan.space(folder)
     if least > free:
-        raise plan.no_space(folder)
-    if most > 1 << 28:
-        tqdm.write(
-            f"{task.name}: {len(seconds):,} clips to hear, at least {least / 2**30:.1f} GiB of artifacts, up to "
-            f"{most / 2**30:.1f} GiB of disk while it runs, {free / 2**30:.1f} GiB are free"
-        )
+        raise OSError(errno.ENOSPC, _NO_SPACE.format(folder, needs))
+    if least > 1 << 26:
+        tqdm.write(f"{task.name}: {len(seconds):,} clips to hear, {needs}")
 
 
 @contextlib.contextmanager
@@ -271,4 +264,4 @@ def naming_space(plan: Plan, out_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise plan.no_space(out_dir) from error
+        raise OSError(error.errno, _NO_SPACE.format(out_dir, plan.space(out_dir)[0])) from error

@@ -393,7 +393,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", savez)
-        with pytest.raises(OSError, match=r"no space for noise in .* 0.000 to 0.000 GiB .*free.\n.*computed is kept"):
+        with pytest.raises(OSError, match=r"no space in .* 0.000 to 0.000 GiB .*free.\n.*computed is kept"):
             collect(toy, task, out, batch_size=4)
     names = sorted(p.name for p in (out / ".partial").iterdir())
     assert names == ["batch-000000.npz", "batch-000001.npz", "batch-000002.npz", "settings.json"]

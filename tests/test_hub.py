@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from aape.counting import count_batch
 from aape.encoder import Encoder, hooked
-from aape.encoders.ears import TimeEars
 from aape.encoders.hub import FAMILIES, from_hub
 from aape.shapes import widths
 from aape.silencing import embed_with_sets, neuron_set
@@ -100,7 +99,8 @@ def encoder(encoders: dict[str, Encoder], kind: str) -> Encoder:
 
 def in_pieces(encoder: Encoder) -> Encoder:
     """The encoder with pieces of 0.64 s."""
-    ears = TimeEars(encoder.embed.steps, 10240) if isinstance(encoder.embed, TimeEars) else encoder.embed
+    ears = copy.copy(encoder.embed)
+    ears.window = 10240
     layout = {"padding_masks": ears.padding_masks, "token_grid": ears.token_grid}
     return dataclasses.replace(encoder, embed=ears, clip_seconds=0.64, **layout)
 
@@ -282,7 +282,7 @@ def test_longer_waves_are_cut_and_pieces_count_by_their_tokens(kind, encoder):
     if kind in ("timm", "audio-spectrogram-transformer"):
         share = torch.tensor([float(p.shape[1]) for p in pieces])
     else:  # tokens of what the model gives out, twice those in the blocks of SEW
-        share = torch.tensor([float(encoder.embed.steps.heard(torch.tensor([p.shape[1]]))) for p in pieces])
+        share = torch.tensor([float(encoder.embed.heard(torch.tensor([p.shape[1]]))) for p in pieces])
     expected = (embeddings * share[:, None, None]).sum(dim=0) / share.sum()
     torch.testing.assert_close(encoder.embed(wave), expected, rtol=0, atol=1e-5)
     for short in (noise(samples=10), noise(samples=10240 + 3), torch.zeros(1, 800)):

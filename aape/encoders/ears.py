@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,86 +33,92 @@ def ears_of(
     Raises:
         ValueError: a length that this model does not take.
     """
+    kinds: dict[str, Any] = {
+        "whisper": partial(Whisper, full_window=full_window),
+        "wav2vec2-bert": FilterBank,
+        "audio-spectrogram-transformer": _of_ast,
+        "timm": _of_timm,
+    }
+    ears: TimeEars | PatchEars = kinds.get(family, Convolutions)(model, extractor)
     rate = extractor.sampling_rate
-    if family in ("timm", "audio-spectrogram-transformer"):
-        patches = (_of_timm if family == "timm" else _of_ast)(model, extractor)
-        least, longest = patches.window, float(patches.window)
-    else:
-        of = {"whisper": _of_whisper, "wav2vec2-bert": _of_filter_bank}.get(family, _of_convolutions)
-        steps, patches = of(model, extractor, full_window), None
-        least, longest = steps.least, steps.limit or math.inf
-    window = min(longest, round(WINDOW * rate)) if clip_seconds is None else round(clip_seconds * rate)
-    if not least <= window <= longest:
+    window = min(ears.limit, WINDOW * rate) if clip_seconds is None else clip_seconds * rate
+    if not ears.least <= round(window) <= ears.limit:
         raise ValueError(
-            f"clip_seconds={clip_seconds}: this {family} model takes {least / rate:g} to {longest / rate:g} s at once "
-            "(longer waves are cut into such pieces)"
+            f"clip_seconds={clip_seconds}: this {family} model takes {ears.least / rate:g} to {ears.limit / rate:g} s at "
+            "once (longer waves are cut into such pieces)"
         )
-    return patches or TimeEars(steps, int(window))
+    ears.window = round(window)
+    return ears
 
 
 # --- models whose tokens follow each other in time ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Steps:
-    """How one family turns waves into tokens.
+class TimeEars:
+    """Embedding, padding masks and grid of a model whose tokens follow each other in time.
 
     Attributes:
-        hidden: (each clip's samples up to its last sound, samples of the piece) -> tokens after the last block
-            [batch, tokens, width].
-        heard: sound samples [batch] -> how many of these tokens heard sound, by the model's own arithmetic.
-        tokens: samples of a piece -> number of tokens in the blocks.
-        least: the shortest piece that gives a token in the blocks, samples.
-        step: samples between two tokens in the blocks.
-        squeeze: how many of `hidden`'s tokens one token in the blocks stands for.
-        limit: the longest piece, samples; None without one.
+        least, limit: the shortest piece that gives a token in the blocks, and the longest, samples.
+        window: the longest piece that the model is given, samples.
+        cell_samples: samples between two tokens in the blocks.
+        squeeze: how many tokens after the last block one token in the blocks stands for.
         note: about the front end, for the manifest.
-        log_mel: as `hidden` -> the spectrogram that goes in [batch, bands, frames]; None where the wave itself does.
-        apart: (as `hidden` -> tokens before block 0, the blocks, tokens after the last block -> `hidden`); None: not known.
+        log_mel, stages: see `Encoder`.
     """
 
-    hidden: Callable[[list[np.ndarray], int], Tensor]
-    heard: Callable[[Tensor], Tensor]
-    tokens: Callable[[int], int]
-    least: int
-    step: int
-    squeeze: int = 1
-    limit: int | None = None
-    note: str = ""
-    log_mel: Callable[[list[np.ndarray], int], Tensor] | None = None
-    apart: tuple[Callable[[list[np.ndarray], int], Tensor], list[Any], Callable[[Tensor], Tensor]] | None = None
+    least: int = 1
+    limit: float = math.inf
+    squeeze = 1
+    window: int
+    cell_samples: int
+    log_mel: Callable[[Tensor], Tensor] | None = None
+    stages: Stages | None = None
 
+    def __init__(self, model: Any, extractor: Any) -> None:
+        self.model, self.extractor = model, extractor
+        masked = "with" if extractor.return_attention_mask else "without"
+        self.note = f"{type(extractor).__name__}, {masked} attention mask"
 
-class TimeEars:
-    """Embedding, padding masks and grid of a model whose tokens follow each other in time."""
+    def given(self, clips: list[np.ndarray], length: int, **options: Any) -> Any:
+        """What the extractor makes of clips that it pads to a length."""
+        return self.extractor(
+            clips, sampling_rate=self.extractor.sampling_rate, padding="max_length", max_length=length,
+            return_tensors="pt", **options,
+        ).to(next(self.model.parameters()).device)  # fmt: skip
 
-    def __init__(self, steps: Steps, window: int) -> None:
-        self.steps, self.window, self.note, self.cell_samples = steps, window, steps.note, steps.step
+    def hidden(self, clips: list[np.ndarray], samples: int) -> Tensor:
+        """Each clip's samples up to its last sound, samples of the piece -> tokens after the last block."""
+        given = self.given(clips, samples, return_attention_mask=True)
+        # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
+        mask = given["attention_mask"] if self.extractor.return_attention_mask else None
+        return self.model(given[self.model.main_input_name], attention_mask=mask).last_hidden_state
+
+    def heard(self, sound: Tensor) -> Tensor:
+        """Sound samples [batch] -> how many tokens after the last block heard sound, by the model's own arithmetic."""
+        raise NotImplementedError
+
+    def tokens(self, samples: int) -> int:
+        """Samples of a piece -> number of tokens in the blocks."""
+        raise NotImplementedError
 
     def _pieces(self, samples: int) -> list[tuple[int, int, int]]:
         """First sample, samples, and samples as the model gets them, of each piece of a wave."""
         starts = [(start, min(self.window, samples - start)) for start in range(0, samples, self.window)]
-        return [(start, length, max(length, self.steps.least)) for start, length in starts]
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
-        parts = self._parts(wave)
-        return self._mean([self.steps.hidden(clips, given) for clips, given, _ in parts], parts)
+        return [(start, length, max(length, self.least)) for start, length in starts]
 
     def _parts(self, wave: Tensor) -> list[tuple[list[np.ndarray], int, Tensor]]:
         """Of each piece: the clips up to their last sound, samples as the model gets them, tokens [batch] that heard."""
         samples = wave.shape[1]
         values = wave.detach().float().cpu()
-        places = torch.arange(1, samples + 1)
-        heard = torch.where(values != 0, places, 0).amax(dim=1)
-        heard = torch.where(heard == 0, samples, heard)  # [batch], last sound
+        last = torch.where(values != 0, torch.arange(1, samples + 1), 0).amax(dim=1)
+        last = torch.where(last == 0, samples, last)  # [batch], last sound
         parts = []
         for start, length, given in self._pieces(samples):
-            sound = (heard - start).clamp(0, length)
+            sound = (last - start).clamp(0, length)
             piece = nn.functional.pad(values[:, start : start + length], (0, given - length)).numpy()
-            clips = [row[: max(int(n), self.steps.least)] for row, n in zip(piece, sound, strict=True)]
+            clips = [row[: max(int(n), self.least)] for row, n in zip(piece, sound, strict=True)]
             # A clip that is too short for a whole token still has its first one.
-            parts.append((clips, given, self.steps.heard(sound).clamp(min=1 if start == 0 else 0)))
+            parts.append((clips, given, self.heard(sound).clamp(min=1 if start == 0 else 0)))
         return parts
 
     def _mean(self, sequences: list[Tensor], parts: list[tuple[list[np.ndarray], int, Tensor]]) -> Tensor:
@@ -125,123 +131,108 @@ class TimeEars:
             count = count + mine
         return total / count[:, None].to(total.device)
 
-    @property
-    def stages(self) -> Stages | None:
-        """The model taken apart at its blocks, where its family says how."""
-        if self.steps.apart is None:
-            return None
-        before, layers, after = self.steps.apart
-
-        def begin(wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
-            parts = self._parts(wave)
-            sequences = [before(clips, given) for clips, given, _ in parts]
-            return sequences, lambda last: self._mean([after(x) for x in last], parts)
-
-        return Stages(begin, [block_of(layer) for layer in layers], [layer.fc2 for layer in layers])
+    def __call__(self, wave: Tensor) -> Tensor:
+        """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
+        parts = self._parts(wave)
+        return self._mean([self.hidden(clips, given) for clips, given, _ in parts], parts)
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """Tokens behind those that heard sound, one mask [batch, tokens] a piece; the model's own padding too."""
         masks = []
         for start, length, given in self._pieces(samples):
-            heard = self.steps.heard((valid_samples - start).clamp(0, length))
-            mine = -(-heard // self.steps.squeeze)
-            places = torch.arange(self.steps.tokens(given), device=valid_samples.device)
-            masks.append(places[None, :] >= mine[:, None])
+            heard = -(-self.heard((valid_samples - start).clamp(0, length)) // self.squeeze)
+            masks.append(torch.arange(self.tokens(given), device=valid_samples.device)[None, :] >= heard[:, None])
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time counted on across pieces."""
-        return in_time([self.steps.tokens(given) for _, _, given in self._pieces(samples)])
+        return in_time([self.tokens(given) for _, _, given in self._pieces(samples)])
+
+
+class Convolutions(TimeEars):
+    """wav2vec2 and its relatives: convolutions over the wave."""
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        super().__init__(model, extractor)
+        config = model.config
+        self.least = self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
+        self.cell_samples = self.squeeze * math.prod(config.conv_stride)
+        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+            self.least = (self.least - 1) * stride + kernel
+
+    def heard(self, sound: Tensor) -> Tensor:
+        return self.model._get_feat_extract_output_lengths(sound).clamp(min=0).long()
+
+    def tokens(self, samples: int) -> int:
+        return int(self.heard(torch.tensor(samples))) // self.squeeze
+
+
+class FilterBank(TimeEars):
+    """wav2vec2-bert: Kaldi's filter bank (25 ms every 10 ms), every two frames side by side."""
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        super().__init__(model, extractor)
+        self.stride, self.unit = int(extractor.stride), extractor.sampling_rate // 100
+        self.least = 5 * self.unit // 2 + (self.stride - 1) * self.unit
+        self.cell_samples = self.stride * self.unit
+
+    def _frames(self, samples: Any) -> Any:
+        return (samples - 5 * self.unit // 2) // self.unit + 1
+
+    def given(self, clips: list[np.ndarray], length: int, **options: Any) -> Any:
+        return super().given(clips, self._frames(length), pad_to_multiple_of=self.stride, **options)
+
+    def heard(self, sound: Tensor) -> Tensor:
+        return self._frames(sound).clamp(min=0) // self.stride
+
+    def tokens(self, samples: int) -> int:
+        return -(-self._frames(samples) // self.stride)
+
+
+class Whisper(TimeEars):
+    """Whisper: two convolutions over a log-mel that is normalised by the clip's loudest band."""
+
+    def __init__(self, model: Any, extractor: Any, full_window: bool) -> None:
+        super().__init__(model, extractor)
+        self.full_window, self.hop = full_window, int(extractor.hop_length)
+        self.positions, self.cell_samples = int(model.config.max_source_positions), 2 * self.hop
+        self.limit = self.positions * self.cell_samples
+        self.note = f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}"
+        self.blocks = [block_of(layer) for layer in model.layers]
+        self.stages = Stages(self._begin, self.blocks, [layer.fc2 for layer in model.layers])
+
+    def _features(self, clips: list[np.ndarray], samples: int) -> Tensor:
+        length = self.positions * self.cell_samples if self.full_window else samples
+        return self.given(clips, length, pad_to_multiple_of=self.cell_samples)["input_features"]
+
+    def _before(self, clips: list[np.ndarray], samples: int) -> Tensor:
+        """Tokens before block 0, with the first of the model's positions."""
+        x = nn.functional.gelu(self.model.conv1(self._features(clips, samples)))
+        x = nn.functional.gelu(self.model.conv2(x)).transpose(1, 2)
+        return x + self.model.embed_positions.weight[: x.shape[1]]
+
+    def _begin(self, wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+        parts = self._parts(wave)
+        sequences = [self._before(clips, given) for clips, given, _ in parts]
+        return sequences, lambda last: self._mean([self.model.layer_norm(x) for x in last], parts)
+
+    def hidden(self, clips: list[np.ndarray], samples: int) -> Tensor:
+        x = self._before(clips, samples)
+        for block in self.blocks:
+            x = block(x)
+        return self.model.layer_norm(x)
+
+    def heard(self, sound: Tensor) -> Tensor:
+        return self.model._get_feat_extract_output_lengths(sound // self.hop).clamp(min=0)
+
+    def tokens(self, samples: int) -> int:
+        return self.positions if self.full_window else -(-samples // self.cell_samples)
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """The spectrogram of each piece, one after the other [batch, bands, frames]."""
-        assert self.steps.log_mel is not None
         values = wave.detach().float().cpu().numpy()
-        return torch.cat(
-            [self.steps.log_mel(list(values[:, s : s + n]), n) for s, n, _ in self._pieces(wave.shape[1])], dim=2
-        )
-
-
-def _given(model: nn.Module, extractor: Any, clips: list[np.ndarray], length: int, **options: Any) -> Any:
-    """What an extractor makes of clips that it pads to a length, on the model's device."""
-    return extractor(
-        clips, sampling_rate=extractor.sampling_rate, padding="max_length", max_length=length, return_tensors="pt",
-        **options,
-    ).to(next(model.parameters()).device)  # fmt: skip
-
-
-def _of_convolutions(model: Any, extractor: Any, full_window: bool) -> Steps:
-    """wav2vec2 and its relatives: convolutions over the wave."""
-    config = model.config
-    squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
-    least, step = squeeze, squeeze * math.prod(config.conv_stride)
-    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
-        least = (least - 1) * stride + kernel
-
-    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        given = _given(model, extractor, clips, samples, return_attention_mask=True)
-        # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
-        mask = given["attention_mask"] if extractor.return_attention_mask else None
-        return model(given["input_values"], attention_mask=mask).last_hidden_state
-
-    def heard(sound: Tensor) -> Tensor:
-        return model._get_feat_extract_output_lengths(sound).clamp(min=0).long()
-
-    note = f"Wav2Vec2FeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
-    return Steps(hidden, heard, lambda n: int(heard(torch.tensor(n))) // squeeze, least, step, squeeze, note=note)
-
-
-def _of_filter_bank(model: Any, extractor: Any, full_window: bool) -> Steps:
-    """wav2vec2-bert: Kaldi's filter bank (25 ms every 10 ms), every two frames side by side."""
-    stride, unit = int(extractor.stride), extractor.sampling_rate // 100
-
-    def frames(samples: Any) -> Any:
-        return (samples - 5 * unit // 2) // unit + 1
-
-    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        options = {"pad_to_multiple_of": stride, "return_attention_mask": True}
-        given = _given(model, extractor, clips, frames(samples), **options)
-        mask = given["attention_mask"] if extractor.return_attention_mask else None
-        return model(given["input_features"], attention_mask=mask).last_hidden_state
-
-    least = 5 * unit // 2 + (stride - 1) * unit
-    note = f"SeamlessM4TFeatureExtractor, {'with' if extractor.return_attention_mask else 'without'} attention mask"
-    heard, tokens = lambda n: frames(n).clamp(min=0) // stride, lambda n: -(-frames(n) // stride)
-    return Steps(hidden, heard, tokens, least, stride * unit, note=note)
-
-
-def _of_whisper(encoder: Any, extractor: Any, full_window: bool) -> Steps:
-    """Whisper: two convolutions over a log-mel that is normalised by the clip's loudest band."""
-    hop, positions = int(extractor.hop_length), int(encoder.config.max_source_positions)
-    step, limit = 2 * hop, 2 * hop * positions  # samples a token, samples of the full window
-
-    def features(clips: list[np.ndarray], samples: int) -> Tensor:
-        length = limit if full_window else samples
-        return _given(encoder, extractor, clips, length, pad_to_multiple_of=step)["input_features"]
-
-    def before(clips: list[np.ndarray], samples: int) -> Tensor:
-        x = nn.functional.gelu(encoder.conv1(features(clips, samples)))
-        x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
-        return x + encoder.embed_positions.weight[: x.shape[1]]
-
-    def hidden(clips: list[np.ndarray], samples: int) -> Tensor:
-        x = before(clips, samples)
-        for block in blocks:
-            x = block(x)
-        return encoder.layer_norm(x)
-
-    blocks = [block_of(layer) for layer in encoder.layers]
-    return Steps(
-        hidden,
-        lambda sound: encoder._get_feat_extract_output_lengths(sound // hop).clamp(min=0),
-        lambda samples: positions if full_window else -(-samples // step),
-        least=1,
-        step=step,
-        limit=limit,
-        note=f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}",
-        log_mel=lambda clips, samples: features(clips, samples)[:, :, : -(-samples // hop)],
-        apart=(before, list(encoder.layers), encoder.layer_norm),
-    )
+        pieces = [(values[:, start : start + n], n) for start, n, _ in self._pieces(wave.shape[1])]
+        return torch.cat([self._features(list(piece), n)[:, :, : -(-n // self.hop)] for piece, n in pieces], dim=2)
 
 
 def block_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -276,11 +267,13 @@ class PatchEars:
         extra: class and distillation tokens, in front.
     """
 
+    stages = None
+
     def __init__(
         self, extractor: Any, encode: Callable[[Tensor], Tensor], cells: Tensor, stride: int, extra: int
     ) -> None:
         self.extractor, self.encode, self.cells, self.stride, self.extra = extractor, encode, cells, stride, extra
-        self.window = int(extractor.max_length) * _HOP
+        self.least = self.limit = self.window = int(extractor.max_length) * _HOP
         self.cell_samples = stride * _HOP
         with_library = "numpy" if hasattr(extractor, "mel_filters") else "torchaudio"  # they differ in the last digits
         self.note = f"ASTFeatureExtractor with {with_library}"

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from aape.encoder import Encoder, from_module, sha256_of_state
-from aape.encoders.ears import TimeEars, ears_of
+from aape.encoders.ears import ears_of
 
 _MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
 _CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"
@@ -114,10 +114,9 @@ def from_hub(
         token_grid=ears.token_grid,
     )
     step = ears.cell_samples / encoder.sample_rate
-    shown = ears.log_mel if not isinstance(ears, TimeEars) or ears.steps.log_mel else None
     chosen = encoder.activations if layers is None else _chosen(encoder, layers)
-    stages = ears.stages if isinstance(ears, TimeEars) and layers is None else None
-    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=shown, stages=stages)
+    stages = ears.stages if layers is None else None
+    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=ears.log_mel, stages=stages)
 
 
 def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:
