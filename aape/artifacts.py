@@ -46,9 +46,7 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise ValueError(
-            f"{path} is no whole file of tensors ({str(error)[:200]}); delete its folder and collect again"
-        ) from error
+        raise ValueError(f"{path} is no whole file of tensors ({str(error)[:200]}); collect again") from error
 
 
 def _of_clips(name: str, doc: str) -> property:
@@ -90,9 +88,7 @@ class Artifacts:
 
     def _need(self, file: str) -> Path:
         if not self.manifest or not (self.path / file).is_file():
-            raise ValueError(
-                f"{self.path} holds no {file}, which is needed here; collect again, and with what makes it"
-            )
+            raise ValueError(f"{self.path} holds no {file}, which is needed here; collect again, and with it")
         return self.path / file
 
     def _array(self, file: str) -> np.ndarray:
@@ -299,9 +295,7 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
     over_zero = load_tensors(path / "over_zero.pt")
     shape = tuple(getattr(over_zero, "shape", ()))
     if len(shape) != 3 or shape[2] != len(classes):
-        raise ValueError(
-            f"{path}/over_zero.pt is {shape}, expected [layers, neurons, {len(classes)}] for the classes in classes.txt"
-        )
+        raise ValueError(f"{path}/over_zero.pt is {shape}, expected [layers, neurons, {len(classes)}] by classes.txt")
     if not ((over_zero >= 0) & (over_zero <= 1)).all():
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)

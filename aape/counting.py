@@ -117,7 +117,7 @@ def count_batch(
     made = calls[layers[0]]
     if masks and (speaks := [m.shape[1] for m in masks]) != made:
         raise ValueError(
-            f"{encoder.name}: padding_masks speaks of {speaks} tokens, one number a call, embed made {made}; make them agree"
+            f"{encoder.name}: padding_masks speaks of {speaks} tokens, one number a call, embed made {made}"
         )
     return BatchCounts(
         embeddings=embeddings,

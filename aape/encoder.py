@@ -195,13 +195,6 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
         yield encoder
 
 
-def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:
-    """Modules by name, `pattern` being a glob whose * stays within one dotted part."""
-    named = module.named_modules(remove_duplicate=False)
-    depth = pattern.count(".")  # with as many dots in the name, no * can stand for one
-    return {n: m for n, m in named if n and n.count(".") == depth and fnmatch.fnmatchcase(n, pattern)}
-
-
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
     if isinstance(module, nn.MultiheadAttention) or any(True for _ in module.children()):
@@ -245,7 +238,8 @@ def from_module(
         ValueError: nothing matches, a match is neither an activation nor a linear layer, two names share one module,
             or both `samples_per_token` and what it would give.
     """
-    found = _matching(module, activations)
+    named = ((n, m) for n, m in module.named_modules(remove_duplicate=False) if fnmatch.fnmatchcase(n, activations))
+    found = {n: m for n, m in named if n and n.count(".") == activations.count(".")}  # so no * stands for a dot
     if not found:
         raise ValueError(f"activations={activations!r} matches no module of {type(module).__name__}. {_advice(module)}")
     linear = [n for n, m in found.items() if isinstance(m, nn.Linear)]
@@ -261,7 +255,9 @@ def from_module(
             "its own activation module."
         )
     if samples_per_token is not None and (samples_per_token <= 0 or padding_masks or token_grid):
-        raise ValueError(f"samples_per_token={samples_per_token} is above 0 and gives padding_masks and token_grid")
+        raise ValueError(
+            f"samples_per_token={samples_per_token} must be above 0; it gives padding_masks and token_grid"
+        )
     if linear:
         warnings.warn(
             f"{name}: {linear[0]!r} ... are linear layers. If the activation follows at once and keeps signs (GELU, "

@@ -114,9 +114,7 @@ def plan_pass(
         written = [task.name, encoder.name, task.files, task.groups, dict(encoder.weights)]
         json.dumps(written, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"a name in {task.name} or the weights of {encoder.name} cannot be written: {error}"
-        ) from error
+        raise ValueError(f"a name in {task.name}, or in the weights of {encoder.name}: {error}") from error
     kept = np.ones(len(clips), dtype=bool)
     if keep_clips is not None and keep_clips < len(clips):
         kept[:] = False

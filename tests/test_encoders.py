@@ -171,7 +171,7 @@ def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
     assert counted.tokens.tolist() == [18] * 3 and counted.padding_tokens.tolist() == [0, 5, 14]
     with pytest.raises(ValueError, match="Class tokens"):
         bare(Strided(extra=2), "act", samples_per_token=80).padding_masks(torch.tensor([1000]), 1000)
-    with pytest.raises(ValueError, match="gives padding_masks"):
+    with pytest.raises(ValueError, match="it gives padding_masks"):
         bare(Strided(), "act", samples_per_token=80, padding_masks=lambda valid, samples: [])
     lying = bare(Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)])
     with pytest.raises(ValueError, match=r"padding_masks speaks of \[5\] tokens.*embed made \[12\]"):

@@ -87,7 +87,5 @@ def _sole_place(model: nn.Module) -> str:
     repeated = [place for place, n in places.items() if n > 1]
     if len(repeated) != 1:
         found = ", ".join(f"{place!r} ({n})" for place, n in places.items()) or "none that is a module of its own"
-        raise ValueError(
-            f"{type(model).__name__}: pass activations=, the glob of the neurons. Its activation functions: {found}"
-        )
+        raise ValueError(f"{type(model).__name__}: pass activations=, a glob. Its activation functions: {found}")
     return repeated[0]

@@ -227,8 +227,6 @@ def _from_timm(source: str, family: str, revision: str, trained: bool) -> tuple[
     patches: Any = getattr(model, "patch_embed", None)
     channels = 0 if patches is None or not hasattr(model, "num_prefix_tokens") else patches.proj.in_channels
     if channels != 1:
-        raise ValueError(
-            _write_it_yourself(source, f"takes patches of {channels} channels, expected a spectrogram's 1")
-        )
+        raise ValueError(_write_it_yourself(source, f"takes {channels} channels, expected a spectrogram's 1"))
     frames, mels = patches.img_size
     return model, ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)

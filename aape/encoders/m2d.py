@@ -171,17 +171,14 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     shapes = {key: tuple(tensors[key].shape) if key in tensors else () for key in keys}
     kernel, positions, mlp = shapes.values()
     if [len(kernel), len(positions), len(mlp)] != [4, 3, 2]:
-        raise ValueError(
-            f"{path} is no M2D encoder: of {len(tensors)} tensors, expected such of 4, 3 and 2 axes, found {shapes}"
-        )
+        raise ValueError(f"{path} is no M2D encoder: expected tensors of 4, 3 and 2 axes, found {shapes}")
     width, patch, patches = kernel[0], kernel[2:], positions[1] - 1
     named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
     (mels, frames), named_patch, sample_rate = named or ((80, 0), patch, 16000)
     rows = mels // patch[0]
     if not rows or patches % rows or width % max(1, width // 64):
-        raise ValueError(
-            f"{path}: {patches} patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}: no ViT of M2D's kind"
-        )
+        size = f"{patches} patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}"
+        raise ValueError(f"{path}: {size}: no ViT of M2D's kind")
     covered = patches // rows * patch[1]
     if named is not None and (frames - frames % patch[1], named_patch) != (covered, patch):
         raise ValueError(
