@@ -91,8 +91,8 @@ def plan_pass(
     """
     have = list(dict.fromkeys(task.splits))
     for what, asked, there in (("split", splits, have), ("layer", layers, encoder.layers)):
-        if isinstance(asked, str):
-            raise ValueError(f"{what}s is a list of names, found the string {asked!r}; write [{asked!r}]")
+        if isinstance(asked, str) or (asked is not None and not asked):
+            raise ValueError(f"{what}s is a list of names, at least one, found {asked!r}")
         if unknown := [name for name in asked or () if name not in there]:
             raise ValueError(f"no {what} {unknown[0]!r}; there are {', '.join(there)}")
     if keep_clips is not None and keep_clips < 0:

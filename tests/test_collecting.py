@@ -350,6 +350,7 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     [
         ({"layers": ["nope"]}, "no layer 'nope'"),
         ({"layers": ["layers.0.act"] * 2}, "layers: names none, or one twice"),
+        ({"layers": []}, "is a list of names"),
         ({"splits": ["fold9"]}, "no split 'fold9'"),
         ({"splits": "fold1"}, "is a list of names"),
         ({"batch_size": 0}, "batch_size: .* greater than or equal to 1"),
