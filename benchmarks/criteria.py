@@ -94,7 +94,7 @@ def main() -> None:
                 classes=classes,
                 tested=options.tested,
                 seed=options.seed,
-                options={"aape": study.selection.model_dump() | {"rate": study.rate(task_name)}},
+                options={"aape": study.selection.model_dump(exclude={"criterion"}) | {"rate": study.rate(task_name)}},
             )
             csv = study.directory / f"criteria_{task_name}_{spec.folder}.csv"
             both = pd.concat([result.summary(measure).assign(measure=measure) for measure in MEASURES])
