@@ -1,4 +1,4 @@
-"""Audio files: finding them, telling damaged ones, and reading mono samples at a rate."""
+"""Audio files: telling damaged ones, and reading mono samples at a rate."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import soxr
 
 from aape.files import Cache
 
-# In order of preference where one clip lies there in several containers.
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
 # What libsndfile's log says of a file that ends before its header says it should. Writers to a pipe promise almost 2 or
 # 4 GiB, which is no damage.
 _SHORTER = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
@@ -28,18 +26,6 @@ _SLACK = {"FLAC": 1, "MP3": 2304}  # samples before the end that must be there; 
 
 class BadClip(ValueError):
     """A clip that cannot be used: unreadable, empty, or with samples that are no numbers. The message names it."""
-
-
-def audio_files(root: Path) -> list[str]:
-    """Audio files under a folder, relative to it, with /, sorted; without hidden files and macOS's ._ companions."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [s for s in subfolders if not s.startswith((".", "__MACOSX"))]
-        audible = [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
-        found += [(Path(folder).relative_to(root) / name).as_posix() for name in audible]
-    return sorted(found)
 
 
 @contextlib.contextmanager

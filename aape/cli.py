@@ -12,14 +12,15 @@ aape dissect MODEL FOLDER              the neurons of a model, by name or folder
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-# Only the standard library up here: `doctor` must run on a Python without any package.
+from aape.nearest import nearest
+
+# Nothing but the standard library up here: `doctor` must run on a Python without any package.
 
 
 def _collect(words: list[str]) -> int:
@@ -31,10 +32,7 @@ def _collect(words: list[str]) -> int:
     options = parser.parse_args(words)
     from aape.collecting import collect_study
 
-    artifacts = collect_study(
-        options.study, options.model, options.task, device=options.device, batch_size=options.batch_size
-    )
-    print(artifacts)
+    print(collect_study(**vars(options)))
     return 0
 
 
@@ -64,7 +62,7 @@ def _download(words: list[str]) -> int:
         return 0
     from aape.datasets.download import download
 
-    for name, place in download(options.names, options.folder).items():
+    for name, place in download(**vars(options)).items():
         print(f"{name}: {place}")
     return 0
 
@@ -91,16 +89,15 @@ def _table(words: list[str]) -> int:
     parser = _parser("table", "The clips of a folder of sounds as a CSV: file, label, split, group.")
     _add_folder(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="CSV to write")
-    options = parser.parse_args(words)
+    options = vars(parser.parse_args(words))
     from aape.files import write_text
     from aape.task import from_folder
 
-    task = from_folder(options.folder, clip_seconds=options.seconds, pattern=options.pattern, seed=options.seed)
-    write_text(options.output, task.csv())
-    print(f"{task}\nwritten to {options.output}; in Python:")
-    print(
-        f"  from_metadata({str(options.output)!r}, {options.folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})"
-    )
+    folder, output = options.pop("folder"), options.pop("output")
+    task = from_folder(folder, **options)
+    write_text(output, task.csv())
+    print(f"{task}\nwritten to {output}; in Python:")
+    print(f"  from_metadata({str(output)!r}, {folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})")
     return 0
 
 
@@ -109,32 +106,30 @@ def _dissect(words: list[str]) -> int:
     parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
     _add_folder(parser)
     parser.add_argument("--table", help="CSV of `aape table`, edited: labels, splits and groups are taken from it")
-    parser.add_argument("-o", "--output", help="where to (default: outputs/<task>_<model>)")
+    parser.add_argument("-o", "--output", dest="out_dir", metavar="OUTPUT", help="default: outputs/<task>_<model>")
     parser.add_argument("--rate", type=float, default=0.01, help="share of neurons that are kept (default: 0.01)")
     parser.add_argument("--permutations", type=int, default=1000, help="of the labels (default: 1000)")
     parser.add_argument("--controls", type=int, default=99, help="random sets that are silenced (default: 99)")
     parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
     parser.add_argument("--batch-size", type=int, help="clips at a time")
     options = vars(parser.parse_args(words))
-    if options["table"] and options["seconds"] is None:
+    table, task, seconds = options.pop("table"), options.pop("folder"), options["clip_seconds"]
+    if table and seconds is None:
         parser.error("--table needs --seconds, the length that every clip is cut or padded to")
     from aape.dissecting import dissect
-    from aape.task import from_folder, from_metadata
+    from aape.task import from_metadata
 
-    folder, table = options.pop("folder"), options.pop("table")
-    pattern, seconds = options.pop("pattern"), options.pop("seconds")
-    if table is None:
-        task = from_folder(folder, pattern=pattern, clip_seconds=seconds, seed=options["seed"])
-    else:
-        task = from_metadata(table, folder, clip_seconds=seconds, name=Path(table).stem)
-    dissect(options.pop("model"), task, options.pop("output"), **options)
+    if table:
+        task = from_metadata(table, task, clip_seconds=seconds, name=Path(table).stem)
+    dissect(task=task, **options)
     return 0
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="class folders, split/class folders, or what --pattern describes")
     parser.add_argument("--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'")
-    parser.add_argument("--seconds", type=float, help="length of every clip (default: the median)")
+    length = "length of every clip (default: the median)"
+    parser.add_argument("--seconds", type=float, dest="clip_seconds", metavar="SECONDS", help=length)
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where the folder has none")
 
 
@@ -152,15 +147,8 @@ def _atlas(words: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "atlas": _atlas,
-    "collect": _collect,
-    "doctor": _doctor,
-    "download": _download,
-    "metadata": _metadata,
-    "table": _table,
-    "dissect": _dissect,
-}
+_ALL = (_atlas, _collect, _doctor, _download, _metadata, _table, _dissect)
+COMMANDS: dict[str, Callable[[list[str]], int]] = {command.__name__[1:]: command for command in _ALL}
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -178,9 +166,7 @@ def main(words: list[str] | None = None) -> int:
         print(__doc__)
         return 0
     if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
-        print(f"aape: no command {words[0]!r}; {hint}", file=sys.stderr)
+        print(f"aape: no command {words[0]!r}; {nearest(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     try:
         with warnings.catch_warnings():
@@ -190,11 +176,9 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # `aape ... | head` has read enough; nothing may be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        print(f"aape {words[0]}: {error}; `aape doctor` says what to install", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"aape {words[0]}: {error}", file=sys.stderr)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        hint = "; `aape doctor` says what to install" if isinstance(error, ModuleNotFoundError) else ""
+        print(f"aape {words[0]}: {error}{hint}", file=sys.stderr)
         return 2
     return status
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import posixpath
 import re
 import warnings
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pandas as pd
 
+# In order of preference where one clip lies there in several containers.
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
 SPLITS = ("train", "valid", "test")
 _GROUPS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
 _ALIASES = {"val": "valid", "validation": "valid"}
@@ -35,6 +38,18 @@ class Clip(NamedTuple):
     label: str
     split: str
     group: str | None = None
+
+
+def audio_files(root: Path) -> list[str]:
+    """Audio files under a folder, relative to it, with /, sorted; without hidden files and macOS's ._ companions."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [s for s in subfolders if not s.startswith((".", "__MACOSX"))]
+        audible = [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
+        found += [(Path(folder).relative_to(root) / name).as_posix() for name in audible]
+    return sorted(found)
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
@@ -221,11 +236,11 @@ def split_clips(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, s
     return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
 
 
-def clips_of_names(files: Sequence[str], pattern: str | None, suffixes: Sequence[str]) -> list[Clip]:
+def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
     """Label, group and split (where there are any, else "") of each file, from its path.
 
     Args:
-        files: paths with /. pattern: see `aape.task.from_folder`. suffixes: of audio files.
+        files: paths with /. pattern: see `aape.task.from_folder`.
 
     Raises:
         ValueError: no class folders, or a pattern that is none or that no file matches.
@@ -244,7 +259,7 @@ def clips_of_names(files: Sequence[str], pattern: str | None, suffixes: Sequence
         raise ValueError(
             f"the pattern {pattern!r} needs {{label}}, which names the class, and {{group}} and {{split}} at most once"
         )
-    whole = pattern.lower().endswith(tuple(suffixes))
+    whole = pattern.lower().endswith(SUFFIXES)
     regex = re.compile(_regex(pieces))
     clips, strangers = [], []
     for file in files:

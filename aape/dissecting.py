@@ -49,12 +49,13 @@ class Dissection:
     notes: tuple[str, ...]
 
     def _facts(self) -> dict[str, str]:
-        facts = {"classes": "classes.csv, classes.pdf", "neurons": str(self.artifacts.path / "neurons.csv")}
-        facts |= {} if self.ablation is None else {"ablation": "ablation_effects.csv and others"}
-        facts["to hear them, open"] = str(self.atlas)
-        return (
-            {"everything lies in": str(self.directory)} | facts | {f"note {i}": n for i, n in enumerate(self.notes, 1)}
-        )
+        return {
+            "everything lies in": str(self.directory),
+            "classes": "classes.csv, classes.pdf",
+            "neurons": str(self.artifacts.path / "neurons.csv"),
+            "ablation": "ablation_effects.csv and others" if self.ablation else "none",
+            "to hear them, open": str(self.atlas),
+        } | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
 
     def __repr__(self) -> str:
         head = f"{self.encoder.name} on {self.task.name}"

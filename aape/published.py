@@ -65,7 +65,7 @@ def published_values(
             what = "coverage" if column == "coverage" else "neurons per class"
             table.append(
                 {
-                    "figure": f"{what}, {study.model(model).label}, {task}",
+                    "figure": f"{what}, {study.encoder(model).label}, {task}",
                     "paper": paper,
                     "this study": own,
                     "remark": not_comparable(study, artifacts.get((task, model))) or "comparable",

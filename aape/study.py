@@ -16,20 +16,19 @@ repository's root. Results lie in `outputs/<study>/` at the same place; $AAPE_OU
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
 import re
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aape.files import facts_html
+from aape.nearest import nearest
 
 if TYPE_CHECKING:
     from aape.encoder import Encoder
@@ -52,22 +51,25 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    short: ClassVar[tuple[str, ...]] = ()  # keys of the short forms, written out before
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        known = [name for name in (*cls.model_fields, *cls.short) if name != "base"]
+        for key in content if isinstance(content, dict) else ():
+            if key in cls.short:
+                raise ValueError(f"{key!r} does not go with {content.get('loader')}; what that takes stands in options")
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}; {nearest(str(key), known)} (of {', '.join(known)})")
+        return content
 
 
 class Loader(_Strict):
-    """A function, `package.module:function`, and its keyword arguments."""
+    """A function, `package.module:function`, and its keyword arguments; the short forms are written out as such."""
 
-    loader: str | None = None
+    loader: str
     options: dict[str, Any] = Field(default_factory=dict)
-
-    def call(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The function to call and its options, paths not yet resolved; short forms are written out."""
-        return self.loader or "", self.options
-
-    def _require_one(self, *forms: str) -> None:
-        given = " and ".join(form for form in forms if getattr(self, form) is not None)
-        if given not in forms:
-            raise ValueError(f"expected one of {', '.join(forms)}; found {given or 'none'}")
 
 
 class ModelSpec(Loader):
@@ -77,7 +79,7 @@ class ModelSpec(Loader):
     as `options.seed`, into folders of their own, and has one row of a table, mean and range.
     """
 
-    hub: str | None = None  # a name on the Hub, or a folder
+    short = ("hub",)
     role: Literal["ssl", "sl", "untrained"] | None = None
     label: str
     folder: Name
@@ -86,8 +88,7 @@ class ModelSpec(Loader):
     seeds: tuple[int, ...] = ()
 
     @model_validator(mode="after")
-    def _one_source(self) -> ModelSpec:
-        self._require_one("loader", "hub")
+    def _each_seed_once(self) -> ModelSpec:
         if len(set(self.seeds)) < len(self.seeds) or (self.seeds and "seed" in self.options):
             raise ValueError(f"seeds: each once, and no options.seed beside them; found {list(self.seeds)}")
         return self
@@ -97,45 +98,47 @@ class ModelSpec(Loader):
         own = {"label": f"{self.label}, seed {seed}", "folder": f"{self.folder}-{seed}", "seeds": ()}
         return self.model_copy(update=own | {"options": self.options | {"seed": seed}})
 
-    def call(self, name: str) -> tuple[str, dict[str, Any]]:
-        """See `Loader.call`."""
-        if self.hub is None:
-            return super().call(name)
-        return "aape.encoders.hub:from_hub", {"name_or_folder": self.hub} | self.options
-
 
 class TaskSpec(Loader):
-    """A task of the study: a loader, a folder of sounds, or a CSV of metadata."""
+    """A task of the study: how it is loaded, and what tables call it."""
 
-    folder: str | None = None
-    pattern: str | None = None  # of the paths below `folder`, such as "{label}_{group}_{take}.wav"
-    metadata: str | None = None  # CSV; its files are relative to `audio_dir`, by default the CSV's own folder
-    audio_dir: str | None = None
-    clip_seconds: float | None = Field(default=None, gt=0)
+    short = ("folder", "pattern", "metadata", "audio_dir", "clip_seconds")
     title: str
     kind: Literal["event", "pitch", "genre", "language", "gender", "country", "emotion", "other"] = "other"
     rate: Share | None = None  # share of neurons that survive the AAPE rank; None: the study's
 
-    @model_validator(mode="after")
-    def _one_source(self) -> TaskSpec:
-        self._require_one("loader", "folder", "metadata")
-        owners = {"pattern": self.folder, "audio_dir": self.metadata, "clip_seconds": self.folder or self.metadata}
-        for key, owner in owners.items():
-            if getattr(self, key) is not None and owner is None:
-                raise ValueError(f"{key} stands with folder or metadata; a loader takes it among its options")
-        if self.loader is None and self.clip_seconds is None:
-            raise ValueError("clip_seconds is missing: the length that every clip is cut or padded to, s")
-        return self
 
-    def call(self, name: str) -> tuple[str, dict[str, Any]]:
-        """See `Loader.call`."""
-        if self.loader is not None:
-            return super().call(name)
-        how: dict[str, Any] = {"name": name, "clip_seconds": self.clip_seconds} | self.options
-        if self.folder is not None:
-            return "aape.task:from_folder", {"folder": self.folder, "pattern": self.pattern} | how
-        audio = self.audio_dir if self.audio_dir is not None else str(Path(self.metadata or "").parent)
-        return "aape.task:from_metadata", {"csv_path": self.metadata, "audio_dir": audio} | how
+# Short form of an entry -> the function that it stands for, and which keys of the entry are arguments of what name.
+_SHORT = {
+    "hub": ("aape.encoders.hub:from_hub", {"hub": "name_or_folder"}),
+    "folder": ("aape.task:from_folder", {k: k for k in ("folder", "pattern", "clip_seconds")}),
+    "metadata": (
+        "aape.task:from_metadata",
+        {"metadata": "csv_path", "audio_dir": "audio_dir", "clip_seconds": "clip_seconds"},
+    ),
+}
+
+
+def _written_out(kind: str, name: str, entry: Any) -> Any:
+    """An entry of `models` or `tasks` with what follows from its name and its short form written out."""
+    if not isinstance(entry, dict):
+        return entry
+    forms = ("loader", "hub") if kind == "models" else ("loader", "folder", "metadata")
+    given = [form for form in forms if form in entry]
+    if len(given) != 1:
+        raise ValueError(f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
+    if kind == "models":
+        entry = {"label": name, "folder": ROLE_FOLDERS.get(str(entry.get("role")), name)} | entry
+    else:
+        entry = {"title": name} | entry
+    if "loader" not in entry:
+        loader, arguments = _SHORT[given[0]]
+        options = {} if kind == "models" else {"name": name}
+        options |= {argument: entry.pop(key) for key, argument in arguments.items() if key in entry}
+        if "csv_path" in options:
+            options.setdefault("audio_dir", str(Path(options["csv_path"]).parent))
+        entry |= {"loader": loader, "options": options | entry.get("options", {})}
+    return entry
 
 
 class CollectSettings(_Strict):
@@ -205,15 +208,6 @@ class AblationSettings(_Strict):
     refits: int = Field(default=20, ge=0)
 
 
-def _named(kind: str, name: str, entry: Any) -> Any:
-    """A model's or task's entry with what follows from its name."""
-    if not isinstance(entry, dict):
-        return entry
-    if kind == "tasks":
-        return {"title": name} | entry
-    return {"label": name, "folder": ROLE_FOLDERS.get(str(entry.get("role")), name)} | entry
-
-
 class Study(_Strict):
     """See the module's docstring. `base` is the folder that paths and outputs are relative to."""
 
@@ -237,11 +231,10 @@ class Study(_Strict):
     @classmethod
     def _defaults(cls, content: Any) -> Any:
         """What follows from names: description, output, labels, titles and folders."""
-
         content = {"description": content.get("name"), "output": content.get("name")} | content
-        for key in ("models", "tasks"):
-            if isinstance(content.get(key), dict):
-                content[key] = {name: _named(key, name, entry) for name, entry in content[key].items()}
+        for kind in ("models", "tasks"):
+            if isinstance(content.get(kind), dict):
+                content[kind] = {name: _written_out(kind, name, entry) for name, entry in content[kind].items()}
         return {k: v for k, v in content.items() if v is not None}
 
     @model_validator(mode="after")
@@ -249,7 +242,7 @@ class Study(_Strict):
         for task in [t for f in self.sharing for t in (f.rows, f.columns)] + [t.task for t in self.ablation.targets]:
             self.task(task)
         for model in self.ablation.models or ():
-            self.model(model)
+            self.copies(model)
         folders = [spec.folder for spec in self.encoders.values()]
         if len(set(folders)) < len(folders):
             raise ValueError(f"two models share a folder ({', '.join(folders)}); give each its own `folder`")
@@ -269,8 +262,10 @@ class Study(_Strict):
         return found
 
     def copies(self, model: str) -> list[str]:
-        """The names under which a model is collected: itself, or one a seed."""
-        return [f"{model}-{seed}" for seed in self.model(model).seeds] or [model]
+        """The names under which a model is collected: itself, or one a seed. Raises ValueError as `encoder`."""
+        if model in self.models:
+            return [f"{model}-{seed}" for seed in self.models[model].seeds] or [model]
+        return [model] if self.encoder(model) else []
 
     def artifacts_directory(self, task: str, model: str) -> Path:
         """Folder of one encoder's artifacts on one task. Raises ValueError as `encoder` and `task`."""
@@ -278,21 +273,16 @@ class Study(_Strict):
         return self.directory / f"{task}_{self.encoder(model).folder}"
 
     def encoder(self, name: str) -> ModelSpec:
-        """As `model`, for what can be loaded. Raises ValueError for a model of several seeds without the seed."""
-        spec = self.model(name)
-        if spec.seeds:
-            raise ValueError(f"model {name!r} has several seeds: name one of {', '.join(self.copies(name))}")
-        return spec
-
-    def model(self, name: str) -> ModelSpec:
-        """A model's entry, also of one seed's (`untrained-0`). Raises ValueError with the nearest name."""
-        if name in self.models:
-            return self.models[name]
-        return _entry(self.encoders, name, f"study {self.name!r} has no model")
+        """The entry of a model, or of one seed of it (`untrained-0`). Raises ValueError with the nearest name."""
+        if name not in self.encoders:
+            raise ValueError(f"study {self.name!r} has no model {name!r}; {nearest(name, self.encoders)}")
+        return self.encoders[name]
 
     def task(self, name: str) -> TaskSpec:
         """A task's entry. Raises ValueError with the nearest name."""
-        return _entry(self.tasks, name, f"study {self.name!r} has no task")
+        if name not in self.tasks:
+            raise ValueError(f"study {self.name!r} has no task {name!r}; {nearest(name, self.tasks)}")
+        return self.tasks[name]
 
     def rate(self, task: str) -> float:
         """Share of neurons that survive the AAPE rank on a task."""
@@ -317,18 +307,6 @@ class Study(_Strict):
         facts: dict[str, Any] = {f"model {name}": spec.label for name, spec in self.models.items()}
         facts |= {f"task {name}": spec.title for name, spec in self.tasks.items()} | {"results in": self.directory}
         return facts_html(f"{self.name}: {self.description}", facts | ({"note": self.note} if self.note else {}))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
-
-
-def _entry(entries: Mapping[str, Any], name: str, complaint: str) -> Any:
-    if name not in entries:
-        raise ValueError(f"{complaint} {name!r}; {_nearest(name, entries)}")
-    return entries[name]
 
 
 class _Loader(yaml.SafeLoader):
@@ -380,16 +358,8 @@ def load_study(name_or_path: str | Path) -> Study:
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        found = "" if error["type"] in ("value_error", "missing") else f", found {str(error.get('input'))[:80]!r}"
-        return f"{where}: {error['msg']}{found}".replace("Value error, ", "").removeprefix(": ")
-    fields: Any = Study
-    for part in error["loc"][:-1]:
-        if not isinstance(part, int) and part in fields.model_fields:
-            kinds = [fields.model_fields[part].annotation, *typing.get_args(fields.model_fields[part].annotation)]
-            fields = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    known = [key for key in fields.model_fields if key != "base"]
-    return f"unknown key {where!r}; {_nearest(str(error['loc'][-1]), known)}"
+    found = "" if error["type"] in ("value_error", "missing") else f", found {str(error.get('input'))[:80]!r}"
+    return f"{where}: {error['msg']}{found}".replace("Value error, ", "").removeprefix(": ")
 
 
 def resolve(key: str, value: Any, base: Path) -> Any:
@@ -416,18 +386,17 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
     Raises:
         ValueError: no such module or function, an option that it does not take, a variable that is not set.
     """
-    loader, options = spec.call(name)
-    module, _, function = loader.partition(":")
+    module, _, function = spec.loader.partition(":")
     try:
         made = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"loader {loader!r}: expected package.module:function ({error})") from error
-    resolved = {key: resolve(key, value, study.base) for key, value in options.items()}
+        raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error})") from error
+    resolved = {key: resolve(key, value, study.base) for key, value in spec.options.items()}
     taken = inspect.signature(made)
     try:
         taken.bind(**resolved)
     except TypeError as error:
-        raise ValueError(f"{name}: {loader} has {error}; it takes {', '.join(taken.parameters)}") from None
+        raise ValueError(f"{name}: {spec.loader} has {error}; it takes {', '.join(taken.parameters)}") from None
     return made, resolved
 
 
@@ -435,7 +404,7 @@ def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
     made, options = prepare(study, name, spec)
     loaded = made(**options)
     if not isinstance(loaded, expected):
-        raise ValueError(f"{spec.call(name)[0]} returned a {type(loaded).__name__}, expected {expected.__name__}")
+        raise ValueError(f"{spec.loader} returned a {type(loaded).__name__}, expected {expected.__name__}")
     return loaded
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from aape.audio import SUFFIXES, BadClip, audio_files, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, class_order, clips_of_names, csv_text, read_clips_csv, split_clips, warn_of_groups
+from aape import cliplist
+from aape.audio import BadClip, cache_dir, read_mono, seconds_of
+from aape.cliplist import Clip, csv_text, split_clips, warn_of_groups
 from aape.files import facts_html, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -158,7 +159,7 @@ def from_metadata(
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
-    clips, column = read_clips_csv(csv_path, label, group)
+    clips, column = cliplist.read_clips_csv(csv_path, label, group)
     absent = [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]
     if absent:
         raise FileNotFoundError(
@@ -181,7 +182,7 @@ def _task(
     if not 0 < clip_seconds <= _LONGEST:
         raise ValueError(f"task {name}: clip_seconds must be between 0 and {_LONGEST:g}, found {clip_seconds:g}")
     try:
-        classes = class_order(clip.label for clip in clips)
+        classes = cliplist.class_order(clip.label for clip in clips)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     files, labels, splits, groups = zip(*clips, strict=True)
@@ -233,10 +234,10 @@ def from_folder(
             single group or fewer groups than splits.
     """
     folder = Path(folder).expanduser()
-    files = audio_files(folder)
+    files = cliplist.audio_files(folder)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no audio; expected files that end in {', '.join(SUFFIXES)}")
-    clips = clips_of_names(files, pattern, SUFFIXES)
+        raise FileNotFoundError(f"{folder} holds no audio; expected files that end in {', '.join(cliplist.SUFFIXES)}")
+    clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
     for field, found in (("class", {clip.label for clip in clips}), ("group", {clip.group for clip in clips})):

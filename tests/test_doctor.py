@@ -61,7 +61,7 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     assert told(1)[1].endswith(f"aape metadata gtzan {tmp_path}/data/gtzan {tmp_path}/gtzan.csv")
     rows = "".join(f"blues/blues.{i:05d}.wav,blues,train\n" for i in range(4))
     (tmp_path / "gtzan.csv").write_text("file_name,label,split\n" + rows)
-    assert "4 clips: 1 not at" in told(1)[0]
+    assert "1 of the 4 files in" in told(1)[0]
     audio(tmp_path, 4)
     assert f"Next: aape collect {path} ssl gtzan" in told(0)[1]  # the path that works, not the study's name
     folder = tmp_path / "outputs" / "tiny" / "gtzan_ssl"
@@ -148,7 +148,7 @@ def test_pages_and_studies_agree():
         assert dataset.licence in page and f"{facts.clip_seconds:g} s" in page
         assert all(remote.url in page for remote in dataset.remotes)
         if task in paper.tasks:
-            options = paper.tasks[task].call(task)[1]
+            options = paper.tasks[task].options
             assert options["clip_seconds"] == facts.clip_seconds
             assert (options["audio_dir"], options["csv_path"]) == (f"data/{dataset.name}", f"data/metadata/{task}.csv")
     text = (REPOSITORY / "Install.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("midirenderer")
 pytest.importorskip("espeakng_loader")
 
 from aape.files import FolderBusy, folder_lock
+from aape.task import from_metadata
 from miniature import midi, speech, tasks
 from miniature.sentences import NEUTRAL, SENTENCES, share
 
@@ -29,27 +31,23 @@ def plans():
 
 
 def test_plans_are_complete_and_repeatable(plans):
-    assert set(plans) == {
-        "esc50", "gise51", "voxforge", "vc1_gender", "vc1_country", "cremad", "cremad_gender", "gtzan", "nspitch",
-        "surge",
-    }  # fmt: skip
     audio = {(tasks.audio_set(task), clip.file_name) for task, clips in plans.items() for clip in clips}
     assert len(audio) <= 6500
     for task, clips in plans.items():
         assert clips == tasks.plan(task)
         assert len({clip.file_name for clip in clips}) == len(clips)
         assert min(Counter(clip.label for clip in clips).values()) >= 24
-        assert json.loads(json.dumps(clips[0].parameters))  # parameters survive the way to a worker
     for task in ("cremad", "gtzan"):
         assert set(Counter(c.label for c in plans[task] if c.split == "test").values()) == {40}
-    assert len(set(tasks.ESC50) & set(tasks.GISE51)) == 12
+    for sentences in (*SENTENCES.values(), NEUTRAL):  # splits have sentences of their own
+        parts = [set(share(sentences, split)) for split in tasks.SPLITS]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == len(sentences)
 
 
 def test_tasks_that_share_audio_differ_in_labels_only(plans):
     for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):
         assert tasks.audio_set(first) == tasks.audio_set(second)
-        for a, b in zip(plans[first], plans[second], strict=True):
-            assert (a.file_name, a.split, a.group, a.parameters) == (b.file_name, b.split, b.group, b.parameters)
+        assert [replace(c, label="") for c in plans[first]] == [replace(c, label="") for c in plans[second]]
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -81,20 +79,7 @@ def test_every_note_of_a_plan_has_a_recorded_sample(plans):
                 assert not silent, (clip.file_name, part.program, silent)
 
 
-def test_splits_have_sentences_of_their_own():
-    for sentences in (*SENTENCES.values(), NEUTRAL):
-        parts = [set(share(sentences, split)) for split in tasks.SPLITS]
-        assert sum(map(len, parts)) == len(set.union(*parts)) == len(sentences)
-
-
 # --- sounds ---
-
-
-def _one(plans, task, **wanted):
-    for clip in plans[task]:
-        if all(getattr(clip, key) == value for key, value in wanted.items()):
-            return clip
-    raise LookupError(wanted)
 
 
 def test_every_clip_sounds_and_comes_out_the_same_twice_in_any_order(plans):
@@ -113,7 +98,9 @@ def test_pitch_is_the_label(plans, task):
     groups = sorted({clip.group for clip in plans[task]})
     for k, group in enumerate(groups[::3]):
         pitch = 48 + 5 * (k % 6)
-        wave = tasks.sound(_one(plans, task, group=group, label=str(pitch)))[: RATE // 2][1200:]
+        wave = tasks.sound(next(c for c in plans[task] if (c.group, c.label) == (group, str(pitch))))[: RATE // 2][
+            1200:
+        ]
         # Energy at the harmonics of the pitch against that of its neighbours a semitone away
         spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 1 << 16)) ** 2
 
@@ -141,23 +128,10 @@ def test_women_speak_higher_than_men_and_feelings_move_the_voice():
     women = [_f0(speech.speak(text, f"en-us+{v}")) for v in tasks.VOICES["test"]["female"]]
     men = [_f0(speech.speak(text, f"en-us+{v}")) for v in tasks.VOICES["test"]["male"]]
     assert min(women) > 150 > 130 > max(men)
-    length = {}
-    for emotion, (rate, pitch, pitch_range, *_) in tasks.EMOTIONS.items():
-        wave = speech.speak(text, "en-us+m4", rate=rate, pitch=pitch, pitch_range=pitch_range)
-        length[emotion] = len(wave)
-    assert max(length["FEA"], length["ANG"]) < length["NEU"] < min(length["DIS"], length["SAD"])
-    afraid, sad = (
-        _f0(speech.speak(text, "en-us+m4", rate=170, pitch=tasks.EMOTIONS[e][1], pitch_range=20))
-        for e in ("FEA", "SAD")
-    )
-    assert afraid > 1.2 * sad
-
-
-def test_unknown_names_are_told():
-    with pytest.raises(ValueError, match="expected a task of esc50"):
-        tasks.plan("esc51")
-    with pytest.raises(ValueError, match="no voice"):
-        speech.speak("Hello.", "xx-nowhere+m1")
+    said = {e: (r, p) for e, (r, p, *_) in tasks.EMOTIONS.items()}
+    waves = {e: speech.speak(text, "en-us+m4", rate=r, pitch=p, pitch_range=20) for e, (r, p) in said.items()}
+    assert max(len(waves[e]) for e in ("FEA", "ANG")) < len(waves["NEU"]) < min(len(waves[e]) for e in ("DIS", "SAD"))
+    assert _f0(waves["FEA"]) > 1.2 * _f0(waves["SAD"])
 
 
 # --- cache ---
@@ -195,36 +169,29 @@ def test_rendering_is_complete_and_leaves_nothing_else(rendered):
         audio[clip.split].add(digest)
     assert not audio["train"] & audio["test"]
     assert sum(map(len, audio.values())) == len(clips)
+    task = from_metadata(folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed")
+    assert task.groups == tuple(clip.group for clip in clips) and 0 < task.read(0, RATE)[1] <= 2 * RATE
 
 
-@pytest.mark.parametrize("damage", ["cut off", "shortened", "removed", "other plan", "not JSON"])
+@pytest.mark.parametrize("damage", ["cut off", "shortened", "other plan"])
 def test_a_damaged_cache_is_rebuilt_to_the_same_bytes(rendered, damage):
     folder, clips = rendered
-    before = _hashes(folder)
+    before, manifest = _hashes(folder), folder / "manifest.json"
     victim = folder / "audio" / clips[3].file_name
-    manifest = folder / "manifest.json"
     if damage == "cut off":
         manifest.unlink()
     elif damage == "shortened":
         victim.write_bytes(victim.read_bytes()[:-1])
-    elif damage == "removed":
-        victim.unlink()
-    elif damage == "other plan":
-        manifest.write_text(manifest.read_text().replace('"plan": "', '"plan": "0'))
     else:
-        manifest.write_text("{")
+        manifest.write_text(manifest.read_text().replace('"plan": "', '"plan": "0'))
     assert tasks.whole(folder, clips) is not None
     with folder_lock(folder.parent / ".rendering" / folder.name), pytest.raises(FolderBusy):
         tasks.build(folder, clips, {"mixed": clips})
     tasks.build(folder, clips, {"mixed": clips}, workers=1)
     assert _hashes(folder) == before
-
-
-def test_a_whole_cache_is_left_alone(rendered):
-    folder, clips = rendered
-    stamp = (folder / "manifest.json").stat().st_mtime_ns
-    tasks.build(folder, clips, {"mixed": clips})
-    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
+    stamp = manifest.stat().st_mtime_ns
+    tasks.build(folder, clips, {"mixed": clips})  # a whole cache is left alone
+    assert manifest.stat().st_mtime_ns == stamp
 
 
 def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
@@ -232,14 +199,3 @@ def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
     with pytest.raises(RuntimeError, match="no voice 'xx-no"):
         tasks.build(tmp_path / "bad", [bad], {})
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [".lock"]
-
-
-def test_the_set_loads_as_a_task(rendered):
-    from aape.task import from_metadata
-
-    folder, clips = rendered
-    task = from_metadata(folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed")
-    assert task.files == tuple(clip.file_name for clip in clips)
-    assert task.groups == tuple(clip.group for clip in clips)
-    wave, valid = task.read(0, RATE)
-    assert len(wave) == 2 * RATE and 0 < valid <= len(wave)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from aape.cliplist import Clip, read_table
+from aape.cliplist import SUFFIXES, Clip, audio_files, read_table
 from aape.nearest import nearest
 
 
@@ -60,8 +60,6 @@ class Source:
     @cached_property
     def files(self) -> list[str]:
         """Every audio file under the root, relative to it."""
-        from aape.audio import audio_files
-
         return audio_files(self.root)
 
     @cached_property
@@ -114,16 +112,12 @@ class Source:
 
 def _parts(name: str) -> tuple[str, ...]:
     """Parts of a path, without case and audio suffix (`jazz.00054` keeps its number)."""
-    from aape.audio import SUFFIXES
-
     path = PurePosixPath(name.casefold())
     return path.with_suffix("").parts if path.suffix in SUFFIXES else path.parts
 
 
 def _preference(file: str) -> tuple[int, int, str]:
     """Which of several files of one clip is taken: the better container, less deep."""
-    from aape.audio import SUFFIXES
-
     return SUFFIXES.index(PurePosixPath(file).suffix.lower()), file.count("/"), file
 
 

@@ -54,6 +54,8 @@ class Report:
     Attributes:
         dataset: the task's name. csv: path. root: folder of the audio.
         origin: where labels and splits come from; `seed` where the split is ours.
+        comparable: whether results on these splits may be put beside published ones.
+        as_published: whether every published count was met.
         counts: found: clips, classes, groups, and clips a split.
         published: the same as published, and `published_source`.
         missing: files that a list names and that are not there.
@@ -67,6 +69,8 @@ class Report:
     root: str
     origin: str
     seed: int | None
+    comparable: bool
+    as_published: bool
     clip_seconds: float
     counts: Mapping[str, int]
     published: Mapping[str, int]
@@ -75,16 +79,6 @@ class Report:
     invalid: Sequence[tuple[str, str]]
     short: Sequence[tuple[str, str]]
     notes: Sequence[str]
-
-    @property
-    def comparable(self) -> bool:
-        """Whether results on these splits may be put beside published ones."""
-        return self.seed is None
-
-    @property
-    def as_published(self) -> bool:
-        """Whether every published count was met."""
-        return all(self.counts.get(k, 0) == v for k, v in self.published.items())
 
     def __str__(self) -> str:
         lines = [
@@ -178,14 +172,17 @@ def build_metadata(
     counts = {"clips": len(clips), "classes": len({clip.label for clip in clips})}
     if all(clip.group is not None for clip in clips):
         counts["groups"] = len({clip.group for clip in clips})
+    counts |= Counter(clip.split for clip in clips)
     report = Report(
         dataset=task,
         csv=str(out_csv),
         root=str(source.root),
         origin=rows.origin,
         seed=None if rows.shares is None else seed,
+        comparable=rows.shares is None,
+        as_published=all(counts.get(key, 0) == count for key, count in facts.published.items()),
         clip_seconds=facts.clip_seconds,
-        counts=counts | Counter(clip.split for clip in clips),
+        counts=counts,
         published=facts.published,
         published_source=facts.source,
         missing=[clip.file_name for clip, path in found if path is None],
@@ -195,6 +192,5 @@ def build_metadata(
     )
     out_csv.parent.mkdir(parents=True, exist_ok=True)
     write_text(out_csv, csv_text(clips))
-    facts_beside = {"comparable": report.comparable, "as_published": report.as_published}
-    write_json(out_csv.with_suffix(".json"), asdict(report) | facts_beside)
+    write_json(out_csv.with_suffix(".json"), asdict(report))
     return report

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,6 @@ from aape.datasets.base import data_folder, evar_metadata
 if TYPE_CHECKING:
     from aape.study import Loader, Study
 
-_SAMPLE = 2000  # files of a task that are looked for; more would take minutes on a network drive
 _CLONE = Path(__file__).resolve().parents[2]  # the clone's folder, where there is a clone
 
 
@@ -55,12 +54,9 @@ def machine() -> Iterator[Finding]:
         return
     import torch
 
-    device = "cpu (torch sees no CUDA device)"
-    if torch.cuda.is_available():
-        device = "cuda: " + ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    elif torch.backends.mps.is_available():
-        device += "; Apple MPS is there and used on request (device='mps')"
-    yield Finding("ok", "device", device)
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    apple = "; Apple MPS is there and used on request (device='mps')" if torch.backends.mps.is_available() else ""
+    yield Finding("ok", "device", f"cuda: {', '.join(cards)}" if cards else f"cpu (torch sees no CUDA device){apple}")
 
 
 def requirements() -> dict[str, list[str]]:
@@ -117,22 +113,21 @@ def entry(study: Study, name: str, spec: Loader) -> Finding:
     """A model or task of the study: its loader and options as the loader would find them, and the files they name."""
     from aape.study import prepare
 
-    label = getattr(spec, "label", None)
-    title = f"{name} ({label})" if label else name
+    title = f"{name} ({label})" if (label := getattr(spec, "label", "")) else name
     try:
-        options = prepare(study, name, spec)[1]
+        made, options = prepare(study, name, spec)
     except ValueError as error:
         return Finding("missing", title, str(error), "install or set what is named, or correct the study's entry")
     except Exception as error:  # whatever a module raises while it is imported is what the doctor is here to tell
-        found = f"{spec.call(name)[0]}: {type(error).__name__}: {error}"
+        found = f"{spec.loader}: {type(error).__name__}: {error}"
         return Finding("missing", title, found, "mend that module or its packages")
-    if {"csv_path", "audio_dir"} <= {*options}:
-        return _data(name, options)
     paths = {key: value for key, value in options.items() if isinstance(value, Path)}
+    if {*paths} >= {"csv_path", "audio_dir"}:
+        return _data(name, made, options)
     for key, path in paths.items():
         if not path.exists():
             return Finding("missing", title, f"{key}: no file {path}", _checkpoint_step(path))
-    return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.call(name)[0]}")
+    return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.loader}")
 
 
 def _checkpoint_step(path: Path) -> str:
@@ -149,11 +144,9 @@ def _fetch(name: str, folder: Path) -> str:
     return f"{command()} download {name}" + ("" if folder == data_folder() else f" --folder {_shown(folder)}")
 
 
-def _data(name: str, options: dict[str, Any]) -> Finding:
+def _data(name: str, from_metadata: Callable, options: dict[str, Any]) -> Finding:
     """A task's CSV and audio on disk."""
-    from aape.cliplist import read_clips_csv
-
-    metadata, audio = Path(options["csv_path"]), Path(options["audio_dir"])
+    metadata, audio = options["csv_path"], options["audio_dir"]
     if not audio.is_dir() or not any(audio.iterdir()):
         step = "point audio_dir to the audio"
         if name in TASKS:
@@ -168,16 +161,9 @@ def _data(name: str, options: dict[str, Any]) -> Finding:
             step = f"{command()} metadata {name} {_shown(audio)} {_shown(metadata)}"
         return Finding("missing", name, f"audio at {audio}, no metadata at {metadata}", step)
     try:
-        clips = read_clips_csv(metadata, **{k: v for k, v in options.items() if k in ("label", "group")})[0]
-    except ValueError as error:
-        return Finding("missing", name, str(error), f"mend {_shown(metadata)}")
-    looked = clips[:: len(clips) // _SAMPLE + 1]
-    absent = [clip.file_name for clip in looked if not (audio / clip.file_name).is_file()]
-    of = f"{len(clips):,} clips" if looked == clips else f"{len(looked):,} of {len(clips):,} clips looked for"
-    if absent:
-        step = "complete the audio, or make the metadata again: it leaves missing files out and names them"
-        return Finding("missing", name, f"{of}: {len(absent):,} not at {audio}, e.g. {absent[0]}", step)
-    return Finding("ok", name, f"{of} at {audio}")
+        return Finding("ok", name, f"{len(from_metadata(**options)):,} clips at {audio}")
+    except (ValueError, OSError) as error:
+        return Finding("missing", name, str(error), f"mend {_shown(metadata)}, or make it again")
 
 
 def _shown(path: Path) -> str:
@@ -201,15 +187,15 @@ def evar(study: Study) -> Finding:
 
 
 def collected(study: Study) -> tuple[list[Finding], str]:
-    """Which artifacts the analysis would find; and the first model and task whose are missing."""
-    findings, todo = [], ""
+    """Which artifacts the analysis would find; and the first model and task whose are missing, as one types them."""
+    findings, todo = [], []
     for model in study.encoders:
         left = [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
-        done = f"{len(study.tasks) - len(left)} of {len(study.tasks)} tasks"
         rest = f"; not yet: {', '.join(left)}" if left else ""
-        findings.append(Finding("note" if left else "ok", model, done + rest))
-        todo = todo or " ".join([model, *left[:1]] if left else [])
-    return findings, todo
+        done = f"{len(study.tasks) - len(left)} of {len(study.tasks)} tasks{rest}"
+        findings.append(Finding("note" if left else "ok", model, done))
+        todo += [f"{model} {task}" for task in left]
+    return findings, next(iter(todo), "")
 
 
 def doctor(study_name: str | Path | None = None) -> int:
