@@ -5,7 +5,7 @@ Changes in purple (worse) to orange (better), which any colour vision tells apar
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from aape.ablation import AblationResult
 from aape.figures.style import colours, save
 
-UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability of the\ntrue class, nats"}
+UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
 KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
 MARKERS = {"zero": "^", "resample": "o", "mean": "s", "zero, index plus one": "D"}
+RANDOM = {"layer-matched": ("#9A9A9A", "as many in each layer"), "as active in the classes": ("#56B4E9", "as active")}
 SHOWN = 12  # classes side by side at most
 
 
@@ -29,10 +30,6 @@ def _title(result: AblationResult, text: str, task: str = "") -> str:
     return title + (" [stand-ins]" if result.stand_in and "stand-in" not in title else "")
 
 
-def _models(table: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(table.model))
-
-
 def _pick(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """Rows where each of these columns has its value."""
     for column, value in values.items():
@@ -40,12 +37,9 @@ def _pick(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     return table
 
 
-def _targets(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(dict.fromkeys(zip(table.task, table.target, table["mode"], strict=True)))
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text).strip("_").replace("___", "_").lower()
+def _seen(table: pd.DataFrame, *columns: str) -> list[Any]:
+    """The values of a column, or of several together, in order of appearance."""
+    return list(dict.fromkeys(zip(*(table[c] for c in columns), strict=True) if columns[1:] else table[columns[0]]))
 
 
 def _plain(axis: Axes, *hidden: str) -> None:
@@ -53,13 +47,12 @@ def _plain(axis: Axes, *hidden: str) -> None:
     axis.tick_params(labelsize=7)
 
 
-def _shown_classes(rows: pd.DataFrame) -> tuple[list[str], bool]:
-    """Classes in the task's order; of many, the targeted ones and those that change most, and whether some are left out."""
-    classes, targeted = list(dict.fromkeys(rows["class"])), set(rows[rows.targeted]["class"])
-    room = max(SHOWN - len(targeted), 0)
+def _shown_classes(rows: pd.DataFrame) -> list[str]:
+    """Classes in the task's order; of many, the targeted ones and those that change most."""
+    targeted = set(rows[rows.targeted]["class"])
     others = _pick(rows, targeted=False, measure="log_probability").groupby("class").difference
-    most = set(others.apply(lambda d: d.abs().max()).nlargest(room).index)
-    return [c for c in classes if c in targeted | most], len(classes) > len(targeted) + len(most)
+    most = others.apply(lambda d: d.abs().max()).nlargest(max(SHOWN - len(targeted), 0)).index
+    return [c for c in _seen(rows, "class") if c in targeted or c in most]
 
 
 def change_by_class(result: AblationResult, task: str, target: str, mode: str) -> Figure:
@@ -72,99 +65,80 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
     mine, head = _pick(result.effects, **at), result.headline
     controls = _pick(result.controls, **at, kind=head, control="as active in the classes")
     bars = mine[mine.kind == head]
-    classes, cut = _shown_classes(bars)
-    models, colour = _models(mine), colours(result.labels)
+    classes, models, colour = _shown_classes(bars), _seen(mine, "model"), colours(result.labels)
     figure = Figure(figsize=(max(2.2, 0.42 * len(classes)) * len(models) + 1.2, 5.6), layout="constrained")
     axes = figure.subplots(2, len(models), sharey="row", sharex=True, squeeze=False)
     figure.suptitle(_title(result, f"neurons of {target} ({mode}) {KINDS[head]}", task), fontsize=10)
     rng = np.random.default_rng(0)
     for (row, column), axis in np.ndenumerate(axes):
-        model, measure = models[column], list(UNITS)[row]
-        here = _pick(bars, model=model, measure=measure).set_index("class").reindex(classes)
+        at = {"model": models[column], "measure": list(UNITS)[row]}
+        here = _pick(bars, **at).set_index("class").reindex(classes)
         for i, (name, line) in enumerate(here.iterrows()):
             alpha = 1.0 if line.targeted else 0.45
-            axis.bar(i - 0.2, line.difference, width=0.36, color=colour[model], alpha=alpha, zorder=2)
+            axis.bar(i - 0.2, line.difference, width=0.36, color=colour[models[column]], alpha=alpha, zorder=2)
             axis.plot([i - 0.2] * 2, [line.low, line.high], color="black", lw=0.9, zorder=5)
-            points = _pick(controls, model=model, measure=measure, **{"class": name}).difference
+            points = _pick(controls, **at, **{"class": name}).difference
             axis.scatter(i + 0.14 + rng.uniform(-0.1, 0.1, len(points)), points, s=5, color="#555555", alpha=0.5, lw=0)
-        for kind, marker in MARKERS.items():
-            other = _pick(mine, model=model, measure=measure, kind=kind).set_index("class").difference.reindex(classes)
-            if kind != head and len(other.dropna()):
-                axis.scatter(
-                    np.arange(len(classes)) + 0.38,
-                    other,
-                    s=16,
-                    marker=marker,
-                    c="white",
-                    edgecolors="black",
-                    lw=0.7,
-                    zorder=6,
-                )
+        for kind in [kind for kind in MARKERS if kind != head]:
+            other = _pick(mine, **at, kind=kind).set_index("class").difference.reindex(classes)
+            style = {"s": 16, "marker": MARKERS[kind], "c": "white", "edgecolors": "black", "lw": 0.7, "zorder": 6}
+            axis.scatter(np.arange(len(classes)) + 0.38, other, label=KINDS.get(kind, kind), **style)
         axis.axhline(0, color="black", lw=0.8)
         _plain(axis)
         if not here.difference.notna().any():
             axis.text(0.5, 0.5, "no such neurons", ha="center", transform=axis.transAxes, fontsize=8)
-        if row == 0:
-            axis.set_title(f"{result.labels.get(model, model)}\n{here.neurons.max():.4g} neurons", fontsize=8)
-        if column == 0:
-            axis.set_ylabel(f"change in {UNITS[measure]}", fontsize=8)
+        label = result.labels.get(models[column], models[column])
+        axis.set_title("" if row else f"{label}\n{here.neurons.max():.4g} neurons", fontsize=8)
+        axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}", fontsize=8)
         if row == 1:
             axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-            for label, targeted in zip(axis.get_xticklabels(), here.targeted, strict=True):
-                label.set_fontweight("bold" if targeted else "normal")
-    names = {"zero": "triangle: at zero", "resample": "circle: resampled", "mean": "square: at the mean"}
-    names = {kind: text for kind, text in names.items() if kind != head} | {"": "diamond: index plus one"}
-    note = f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class; "
-    note += "; ".join(names.values())
-    figure.supxlabel(note + ("\nof the other classes, those that change most" if cut else ""), fontsize=7)
+            for text, targeted in zip(axis.get_xticklabels(), here.targeted, strict=True):
+                text.set_fontweight("bold" if targeted else "normal")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False, fontsize=7
+    )
+    cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
+    figure.supxlabel(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}", fontsize=7)
     return figure
 
 
 def against_controls(result: AblationResult, measure: str = "log_probability") -> Figure:
     """The effect on a targeted class as a line in the distribution of its controls; a row per target and class."""
     rows = _pick(result.effects, kind=result.headline, targeted=True, measure=measure)
-    keys = list(dict.fromkeys(zip(rows.task, rows.target, rows["mode"], rows["class"], strict=True)))
-    models, colour = _models(rows), colours(result.labels)
+    columns = ["task", "target", "mode", "class"]
+    keys, models, colour = _seen(rows, *columns), _seen(rows, "model"), colours(result.labels)
     figure = Figure(figsize=(2.7 * len(models) + 1.3, 1.35 * len(keys) + 0.9), layout="constrained")
     axes = figure.subplots(len(keys), len(models), squeeze=False)
-    unit = UNITS[measure].replace("\n", " ")
-    text = f"Change in {unit}, that of other classes taken off:\n"
+    text = f"Change in {UNITS[measure]}, that of other classes taken off:\n"
     figure.suptitle(_title(result, text + f"neurons {KINDS[result.headline]} (line) against random sets"), fontsize=10)
-    kinds = {"layer-matched": ("#9A9A9A", "matched by layer"), "as active in the classes": ("#56B4E9", "as active")}
     for (r, c), axis in np.ndenumerate(axes):
-        at = dict(zip(("task", "target", "mode", "class"), keys[r], strict=True)) | {"model": models[c]}
-        row = _pick(rows, **at)
+        at = dict(zip(columns, keys[r], strict=True)) | {"model": models[c]}
+        line: Any = _pick(rows, **at).iloc[0]
         sets = _pick(result.controls, **at, measure=measure, kind=result.headline)
-        drawn = {kind: sets[sets.control == kind].effect for kind in kinds}
-        seen = pd.concat([row.effect, *drawn.values()]).dropna()
         _plain(axis, "left")
         axis.set_yticks([])
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        if not row.effect.notna().any():
+        if not np.isfinite(line.effect):
             axis.text(0.5, 0.5, "no such neurons", ha="center", va="center", transform=axis.transAxes, fontsize=8)
             axis.set_xticks([])
         else:
-            margin = 0.05 * (seen.max() - seen.min()) or 1.0
-            bins = np.linspace(seen.min() - margin, seen.max() + margin, 31)
-            for kind, (face, label) in kinds.items():
-                if len(drawn[kind]):
-                    axis.hist(drawn[kind], bins=bins, density=True, color=face, alpha=0.75, label=label)
-            line = row.iloc[0]
+            bins = np.histogram_bin_edges([*sets.effect, line.effect], 30)
+            for kind, (face, label) in RANDOM.items():
+                if len(drawn := sets[sets.control == kind].effect):
+                    axis.hist(drawn, bins=bins, density=True, color=face, alpha=0.75, label=label)
             axis.axvline(line.effect, color=colour[models[c]], lw=2.2)
-            if np.isfinite(line.effect_low):
-                axis.axvspan(line.effect_low, line.effect_high, color=colour[models[c]], alpha=0.12, lw=0)
+            axis.axvspan(line.effect_low, line.effect_high, color=colour[models[c]], alpha=0.12, lw=0)
             axis.axvline(0, color="black", lw=0.6, ls=":")
             if np.isfinite(line.active_p):
                 axis.set_title(f"p = {line.active_p:.3g}, q = {line.active_q:.3g}", fontsize=7, loc="right", pad=2)
         if c == 0:
-            name = at["class"].replace("_", r"\_").replace(" ", r"\ ").replace("$", r"\$")
-            label = f"{at['task']}\n{at['target']}\n$\\bf{{{name}}}$"
+            label = "\n".join(dict.fromkeys([at["task"], at["target"], f"class {at['class']}"]))
             axis.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
         if r == 0:
-            text = result.labels.get(models[c], models[c])
-            axis.annotate(text, (0.5, 1.32), xycoords="axes fraction", ha="center", fontsize=8)
-        if (r, c) == (0, 0) and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=6, frameon=False)
+            label = result.labels.get(models[c], models[c])
+            axis.annotate(label, (0.5, 1.32), xycoords="axes fraction", ha="center", fontsize=8)
+    if len(result.controls):
+        axes[0, 0].legend(fontsize=6, frameon=False)
     return figure
 
 
@@ -172,32 +146,28 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
     """Heatmap: the neurons of the row's class are changed, the column's class is measured. One panel a model."""
     if not len(table := _pick(result.off_target, task=task, measure=measure)):
         return None
-    classes, models = list(dict.fromkeys(table["class"])), _models(table)
+    classes, models = _seen(table, "class"), _seen(table, "model")
     small = len(classes) <= SHOWN
-    side = max(2.2, (0.36 if small else 0.13) * len(classes))
+    font, side = (7, 0.36) if small else (5.5, 0.13)
+    side = max(2.2, side * len(classes))
     grid = (len(models), 1) if len(classes) > 25 else (1, len(models))
     figure = Figure(figsize=(grid[1] * (side + 0.9) + 1.4, grid[0] * (side + 1.0) + 0.9), layout="constrained")
     axes = figure.subplots(*grid, squeeze=False).ravel()
-    unit = UNITS[measure].replace("\n", " ")
-    figure.suptitle(_title(result, f"change in {unit}, a few clips of each class", task), fontsize=10)
+    figure.suptitle(_title(result, f"change in {UNITS[measure]}, a few clips of each class", task), fontsize=10)
     largest = float(np.nanquantile(table.difference.abs(), 0.995)) or 1.0
     for axis, model in zip(axes, models, strict=True):
         here = _pick(table, model=model)
-        matrix = here.pivot(index="silenced", columns="class", values="difference").reindex(
-            index=classes, columns=classes
-        )
+        matrix = here.pivot(index="silenced", columns="class", values="difference").reindex(classes, columns=classes)
+        sizes = here.groupby("silenced").neurons.first().reindex(classes, fill_value=0)
         axis.set_facecolor("#E5E5E5")  # a class without neurons
         image = axis.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest)
-        sizes = here.drop_duplicates("silenced").set_index("silenced").neurons.reindex(classes).fillna(0)
-        font = 7 if small else 5.5
         axis.set_yticks(range(len(classes)), [f"{c} ({sizes[c]:.3g})" for c in classes], fontsize=font)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=font)
         axis.set_title(result.labels.get(model, model), fontsize=8)
         for i, j in np.argwhere(matrix.notna().to_numpy() & small):
-            value = matrix.iat[i, j]
+            value = round(matrix.iat[i, j], 2) + 0.0  # no -0.00
             ink, weight = "white" if abs(value) > 0.6 * largest else "black", "bold" if i == j else "normal"
-            text = f"{value:.2f}".replace("-0.00", "0.00")
-            axis.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink, fontweight=weight)
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=ink, fontweight=weight)
     figure.supxlabel("class measured", fontsize=8)
     figure.supylabel(f"neurons {KINDS[result.headline]} (how many)", fontsize=8)
     figure.colorbar(image, ax=axes.tolist(), shrink=0.7, pad=0.01).ax.tick_params(labelsize=7)
@@ -208,27 +178,22 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
     """Change in the targeted classes by gain, from silenced (0) over intact (1) to doubled (2). A panel a target."""
     if not len(table := _pick(result.gains, measure=measure)):
         return None
-    targets, colour = _targets(table), colours(result.labels)
-    columns = min(len(targets), 4)
-    rows = -(-len(targets) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.6, 2.5 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    targets, colour = _seen(table, "task", "target", "mode"), colours(result.labels)
+    figure = Figure(figsize=(2.6 * min(len(targets), 4) + 0.6, 2.5 * -(-len(targets) // 4) + 0.8), layout="constrained")
     figure.suptitle(_title(result, "Dose response: the target's neurons multiplied by a gain"), fontsize=10)
-    for axis, (task, target, mode) in zip(axes, targets, strict=False):
+    for place, (task, target, mode) in enumerate(targets):
+        axis = figure.add_subplot(-(-len(targets) // 4), min(len(targets), 4), place + 1)
         here = _pick(table, task=task, target=target, mode=mode)
-        styles = dict(zip(dict.fromkeys(here["class"]), ["-", "--", ":", "-."] * len(here), strict=False))
+        styles = dict(zip(_seen(here, "class"), ["-", "--", ":", "-."] * len(here), strict=False))
         for (model, name), line in here.sort_values("gain").groupby(["model", "class"], sort=False):
             label = f"{result.labels.get(model, model)}, {name}"
-            axis.plot(
-                line.gain, line.difference, styles[name], color=colour[model], marker=".", ms=4, lw=1.3, label=label
-            )
+            style = {"color": colour[model], "linestyle": styles[name], "marker": ".", "ms": 4, "lw": 1.3}
+            axis.plot(line.gain, line.difference, label=label, **style)
         axis.axhline(0, color="black", lw=0.6)
         axis.axvline(1, color="black", lw=0.6, ls=":")
         axis.set_title(f"{task}: {target} ({mode})", fontsize=8)
         _plain(axis)
         axis.legend(fontsize=5.5, frameon=False)
-    for axis in axes[len(targets) :]:
-        axis.set_visible(False)
     figure.supxlabel("gain (0: silenced, 1: intact)", fontsize=8)
     figure.supylabel(f"change in {UNITS[measure]}", fontsize=8)
     return figure
@@ -236,25 +201,20 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
 
 def all_figures(result: AblationResult) -> dict[str, Figure]:
     """Every figure of a study by file name (without suffix)."""
-    found: dict[str, Figure | None] = {
-        f"ablation_{task}-{_slug(target)}-{mode}": change_by_class(result, task, target, mode)
-        for task, target, mode in _targets(result.effects)
-    }
+    found: dict[str, Figure | None] = {}
+    for task, target, mode in _seen(result.effects, "task", "target", "mode"):
+        slug = re.sub(r"\W+", "_", target).strip("_").lower()
+        found[f"ablation_{task}-{slug}-{mode}"] = change_by_class(result, task, target, mode)
     found["ablation_controls"] = against_controls(result)
-    found |= {f"ablation_off_target-{task}": off_target(result, task) for task in dict.fromkeys(result.effects.task)}
+    found |= {f"ablation_off_target-{task}": off_target(result, task) for task in _seen(result.effects, "task")}
     found["ablation_gains"] = dose_response(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def save_all(result: AblationResult, directory: Path | None = None) -> dict[str, Path]:
-    """Write every figure as PDF and PNG; name -> path of the PNG."""
-    where = result.directory if directory is None else directory
-    return {name: save(figure, where, name) for name, figure in all_figures(result).items()}
-
-
 def show(result: AblationResult) -> None:
-    """In a notebook: save every figure and show the PNGs with their names."""
+    """In a notebook: save every figure as PDF and PNG, and show the PNGs with their names."""
     from IPython.display import Image, Markdown, display
 
-    for name, path in save_all(result).items():
+    for name, figure in all_figures(result).items():
+        path = save(figure, result.directory, name)
         display(Markdown(f"`{name}.pdf`"), Image(filename=str(path)))
