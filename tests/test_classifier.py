@@ -20,23 +20,20 @@ def blobs(clips: int = 150, dim: int = 6, seed: int = 0) -> tuple[np.ndarray, np
     return (rng.normal(size=(clips, dim)) + 2 * np.eye(3, dim)[labels]).astype(np.float32), labels
 
 
-def test_five_folds_test_each_clip_once_and_never_train_on_it() -> None:
+TRAIN = np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
+
+
+def test_folds_test_each_clip_once_and_never_train_on_it() -> None:
     _, labels = blobs()
-    splits = [f"fold{1 + i // 30}" for i in range(150)]
+    splits = np.array([f"fold{1 + i // 12}" for i in range(150)])
     found = folds(splits, labels, CLASSES)
-    assert [fold.name for fold in found] == ["fold1", "fold2", "fold3", "fold4", "fold5"]
-    tested = np.concatenate([fold.test for fold in found])
-    assert sorted(tested.tolist()) == list(range(150))
+    assert [fold.name for fold in found] == [f"fold{i}" for i in range(1, 14)]
+    assert sorted(np.concatenate([fold.test for fold in found]).tolist()) == list(range(150))
     for fold in found:
-        assert not set(fold.test) & (set(fold.fit) | set(fold.valid) | set(fold.train))
-        assert set(fold.fit) == set(fold.train) | set(fold.valid) and len(fold.fit) == 120
-        assert len(set(np.asarray(splits)[fold.valid])) == 1
-
-
-def test_train_valid_test() -> None:
-    _, labels = blobs()
-    splits = np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
-    (fold,) = folds(splits, labels, CLASSES)
+        assert not set(fold.test) & set(fold.fit) and not set(fold.train) & set(fold.valid)
+        assert set(fold.fit) == set(fold.train) | set(fold.valid) and len(fold.fit) + len(fold.test) == 150
+        assert len(set(splits[fold.valid])) == 1
+    (fold,) = folds(TRAIN, labels, CLASSES)
     assert fold.fit.tolist() == fold.train.tolist() == list(range(90))
     assert fold.valid.tolist() == list(range(90, 120)) and fold.test.tolist() == list(range(120, 150))
 
@@ -118,15 +115,6 @@ def test_regularisation_is_chosen_on_valid() -> None:
     assert fit(embeddings, labels, CLASSES, fold, strengths=[1.0]).strength == 1.0
 
 
-def test_scale_of_an_embedding_does_not_matter() -> None:
-    embeddings, labels = blobs()
-    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
-    scaled = (embeddings * np.float32(1024) + np.float32(8)).astype(np.float32)
-    a = fit(embeddings, labels, CLASSES, fold, strengths=[0.01]).log_probabilities(embeddings[fold.test])
-    b = fit(scaled, labels, CLASSES, fold, strengths=[0.01]).log_probabilities(scaled[fold.test])
-    np.testing.assert_allclose(a, b, atol=1e-3)
-
-
 def test_in_sample_clips_are_set_apart() -> None:
     log_p = np.log(np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]]))
     labels = np.array([0, 0, 1, 1])
@@ -138,21 +126,17 @@ def test_in_sample_clips_are_set_apart() -> None:
 
 
 def test_other_embeddings_are_refused() -> None:
-    embeddings, labels = blobs()
-    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
-    classifier = fit(embeddings, labels, CLASSES, fold, strengths=[0.1])
-    with pytest.raises(ValueError, match="embeddings of 6 numbers, found \\[150, 5\\]"):
-        classifier.log_probabilities(embeddings[:, :5])
-    broken = embeddings.copy()
+    judge, broken = Classifier(CLASSES, np.zeros((3, 6)), np.zeros(3), 1.0), blobs()[0]
     broken[0, 0] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        classifier.log_probabilities(broken)
+    for embeddings in (broken[1:, :5], broken):
+        with pytest.raises(ValueError, match="embeddings of 6 numbers"):
+            judge.log_probabilities(embeddings)
 
 
 def test_refits_draw_whole_groups_by_seed() -> None:
     embeddings, labels = blobs()
     groups = np.array([f"g{i // 6}" for i in range(150)])
-    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    (fold,) = folds(TRAIN, labels, CLASSES)
     classifier = fit(embeddings, labels, CLASSES, fold, strengths=[0.1])
     first, second = (refits(classifier, embeddings, labels, groups, fold, count=3, seed=5) for _ in range(2))
     outputs = [again.log_probabilities(embeddings[fold.test]) for again in first]
@@ -177,7 +161,7 @@ def test_refits_that_always_lose_a_class() -> None:
 
 def test_nearest_mean_by_hand() -> None:
     embeddings, labels = blobs()
-    (fold,) = folds(np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30), labels, CLASSES)
+    (fold,) = folds(TRAIN, labels, CLASSES)
     judge = fit_nearest_mean(embeddings, labels, CLASSES, fold)
     z = (embeddings - embeddings[:90].mean(axis=0)) / embeddings[:90].std(axis=0)
     distance = np.stack([((z - z[:90][labels[:90] == c].mean(axis=0)) ** 2).sum(axis=1) for c in range(3)], axis=1)
