@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,7 +188,7 @@ def unfinished(out_dir: Path) -> dict[str, Any] | None:
         ValueError: `.partial` is not ours.
     """
     partial = out_dir / ".partial"
-    if not partial.exists():
+    if not os.path.lexists(partial):
         return None
     try:
         settings = json.loads((partial / "settings.json").read_bytes())
@@ -208,7 +209,7 @@ def unfinished(out_dir: Path) -> dict[str, Any] | None:
 
 def refuse_strangers(out_dir: Path) -> None:
     """Refuse a folder that holds files under the names of ours, before a pass has come to write its own."""
-    if strangers := [f for f in (*FILES, "manifest.json") if (out_dir / f).exists()]:
+    if strangers := [f for f in (*FILES, "manifest.json") if os.path.lexists(out_dir / f)]:
         raise ValueError(
             f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
             "another tool?).\nChoose another out_dir, or move them away; nothing was changed."

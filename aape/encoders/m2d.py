@@ -223,13 +223,13 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vit = M2DViT(tuple(input_size), tuple(patch_size), width, depth, max(1, width // 64))  # type: ignore[arg-type]
-        sample_rate = 16000
+        usual, sample_rate = "M2D (untrained)", 16000
         provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
     else:
         path = Path(weights_path).expanduser()
         tensors = read_checkpoint(path, _PREFIXES)
         shape = _shape_of(tensors, path)
-        sample_rate = shape.pop("sample_rate")
+        usual, sample_rate = "M2D", shape.pop("sample_rate")
         vit = M2DViT(**shape)
         tensors.setdefault("norm_stats", torch.tensor(NORM_STATS))
         fill(vit, tensors, path)
@@ -238,7 +238,7 @@ def load(
     model.requires_grad_(False)
     blocks: list[Any] = list(vit.blocks)
     return Encoder(
-        name=name or ("M2D (untrained)" if str(weights_path) == "random" else "M2D"),
+        name=name or usual,
         sample_rate=sample_rate,
         clip_seconds=vit.input_size[1] * model.front_end.hop / sample_rate,
         module=model,
