@@ -8,31 +8,24 @@ killed goes on where it stopped. When all batches are there they are streamed, i
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aape.artifacts import Artifacts, load_artifacts
+from aape.artifacts import Artifacts, load_artifacts, other_encoder
 from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import folder_lock, write_json
-from aape.manifest import read_manifest
+from aape.manifest import FILES, read_manifest
 from aape.merging import Progress, clean_up, facts_of, merge, sibling, take_over
-from aape.plan import (
-    IDENTITY,
-    RUN,
-    Plan,
-    naming_space,
-    plan_pass,
-    refuse_other,
-    refuse_strangers,
-    say_what_comes,
-    unfinished,
-)
+from aape.plan import IDENTITY, RUN, Plan, naming_space, plan_pass, say_what_comes
 from aape.study import load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
 
@@ -82,8 +75,10 @@ def collect(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
+    if batch_size is None:
+        batch_size = (unfinished(out_dir) or {}).get("batch_size", 32)
     plan = plan_pass(
-        encoder, task, out_dir, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, batch_size=batch_size,
+        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, batch_size=batch_size,
         device=on.type, means=means, on_bad_clip=on_bad_clip,
     )  # fmt: skip
     partial = out_dir / ".partial"
@@ -140,6 +135,53 @@ def _open(plan: Plan, out_dir: Path) -> None:
     partial.mkdir(exist_ok=True)
     if settings is None:
         write_json(partial / "settings.json", plan.settings, sync=False)
+
+
+def unfinished(out_dir: Path) -> dict[str, Any] | None:
+    """Settings of the pass that was cut off in this folder; None where there is none, or they were damaged.
+
+    Raises:
+        ValueError: `.partial` is not ours.
+    """
+    partial = out_dir / ".partial"
+    if not os.path.lexists(partial):
+        return None
+    try:
+        settings = json.loads((partial / "settings.json").read_bytes())
+        if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
+            return settings
+        damaged = any(partial.glob("batch-*.npz"))
+    except ValueError:
+        damaged = True
+    except OSError:  # not there
+        if partial.is_dir() and all(path.name.startswith(".") for path in partial.iterdir()):
+            return None  # cut off right here
+        damaged = False
+    if not damaged:
+        raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
+    warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
+    return None
+
+
+def refuse_strangers(out_dir: Path) -> None:
+    """Refuse a folder that holds files under the names of ours, before a pass has come to write its own."""
+    if strangers := [f for f in (*FILES, "manifest.json") if os.path.lexists(out_dir / f)]:
+        raise ValueError(
+            f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
+            "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
+        )
+
+
+def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
+    """Refuse to go on with, or to return, what was made with other settings."""
+    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
+    sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
+    sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
+    if sides:
+        raise ValueError(
+            f"{out_dir} belongs to another run: {'; '.join(sides)}. Give this run another out_dir, restore the setting, "
+            "or delete the folder; nothing was changed."
+        )
 
 
 def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device, rank: int, world: int) -> None:

@@ -44,7 +44,8 @@ class Progress:
     def __init__(self, plan: Plan, partial: Path, rank: int) -> None:
         self.folder = partial
         self._cache, self._own, self._unsaved = Cache(partial), f"sums-{rank}", 0
-        self._key = {k: v for k, v in plan.settings.items() if k != "probe"}  # equal to rounding only
+        # without the probe, which is equal to rounding only
+        self._key = {k: v for k, v in plan.settings.items() if k != "probe"} | {"entries": 2}
         self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "done": (len(plan.batches),)}
         self._mine = self._cache.get(self._own, self._key) or self._zeros()
 

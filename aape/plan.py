@@ -1,4 +1,4 @@
-"""A collecting pass, decided and checked before anything is computed: which clips, which layers, whose folder."""
+"""A collecting pass, decided and checked before anything is computed: which clips, which layers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from aape.artifacts import other_encoder
 from aape.audio import BadClip, cache_dir, seconds_of
 from aape.encoder import Encoder
 from aape.files import Cache, sha256_of
-from aape.manifest import FILES, Settings, check_classes, checked
+from aape.manifest import Settings, check_classes, checked
 from aape.shapes import common_width, dry_run
 from aape.task import Task
 
@@ -77,13 +75,11 @@ class Plan:
 def plan_pass(
     encoder: Encoder,
     task: Task,
-    out_dir: Path,
     *,
     splits: Sequence[str] | None,
     layers: Sequence[str] | None,
     keep_clips: int | None,
     seed: int,
-    batch_size: int | None,
     **run: Any,
 ) -> Plan:
     """Check what was asked for, also all that could keep the finished artifacts from loading, and decide the pass.
@@ -142,7 +138,6 @@ def plan_pass(
         "splits": wanted,
         "data": data.hexdigest(),
         "kept": None if kept.all() else f"{int(kept.sum())} by seed {seed}",
-        "batch_size": (unfinished(out_dir) or {}).get("batch_size", 32) if batch_size is None else batch_size,
         **run,
     }
     checked(Settings, settings)
@@ -179,53 +174,6 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
             warnings.warn(f"checksums of {folder} could not be kept ({error}); they are computed again", stacklevel=2)
     found = [known[m] for m in marks]
     return [digest for digest, _ in found], np.array([seconds for _, seconds in found])
-
-
-def unfinished(out_dir: Path) -> dict[str, Any] | None:
-    """Settings of the pass that was cut off in this folder; None where there is none, or they were damaged.
-
-    Raises:
-        ValueError: `.partial` is not ours.
-    """
-    partial = out_dir / ".partial"
-    if not os.path.lexists(partial):
-        return None
-    try:
-        settings = json.loads((partial / "settings.json").read_bytes())
-        if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
-            return settings
-        damaged = any(partial.glob("batch-*.npz"))
-    except ValueError:
-        damaged = True
-    except OSError:  # not there
-        if partial.is_dir() and all(path.name.startswith(".") for path in partial.iterdir()):
-            return None  # cut off right here
-        damaged = False
-    if not damaged:
-        raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
-    warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
-    return None
-
-
-def refuse_strangers(out_dir: Path) -> None:
-    """Refuse a folder that holds files under the names of ours, before a pass has come to write its own."""
-    if strangers := [f for f in (*FILES, "manifest.json") if os.path.lexists(out_dir / f)]:
-        raise ValueError(
-            f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
-            "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
-        )
-
-
-def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
-    """Refuse to go on with, or to return, what was made with other settings."""
-    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
-    sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
-    sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
-    if sides:
-        raise ValueError(
-            f"{out_dir} belongs to another run: {'; '.join(sides)}. Give this run another out_dir, restore the setting, "
-            "or delete the folder; nothing was changed."
-        )
 
 
 def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
