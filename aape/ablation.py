@@ -117,8 +117,7 @@ class _Experiment:
 
     directory: Path
     settings: AblationSettings
-    seed: int
-    batch_size: int
+    bench: dict[str, Any]  # options of every Bench: seed, batch_size
     encoders: Mapping[str, Callable[[], Encoder]]
     jobs: list[_Job]
     names: dict[str, Any]  # what figures call models and tasks: fields of AblationResult
@@ -138,22 +137,15 @@ def _of_study(study: Study, settings: AblationSettings) -> _Experiment:
         )
     models = [copy for name in settings.models or study.models for copy in study.copies(name)]
     tasks = {name: load_task(study, name) for name in dict.fromkeys(t.task for t in settings.targets)}
-    jobs = [
-        _Job(
-            model,
-            name,
-            task,
-            load_artifacts(study.artifacts_directory(name, model)),
-            study.directory / "ablations" / f"{name}_{study.encoder(model).folder}",
-            study.selection.model_dump() | {"rate": study.rate(name)},
-            settings,
-            study.encoder(model).heard.get(name, []),
-        )
-        for model, (name, task) in itertools.product(models, tasks.items())
-    ]
+    jobs = []
+    for model, (name, task) in itertools.product(models, tasks.items()):
+        spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(name, model))
+        store = study.directory / "ablations" / f"{name}_{spec.folder}"
+        select_by = study.selection.model_dump() | {"rate": study.rate(name)}
+        jobs.append(_Job(model, name, task, artifacts, store, select_by, settings, spec.heard.get(name, [])))
     encoders = {model: functools.partial(load_encoder, study, model) for model in models}
-    place = study.directory, settings, study.seed, study.collect.batch_size
-    return _Experiment(*place, encoders, jobs, _names(study))
+    options = {"seed": study.seed, "batch_size": study.collect.batch_size}
+    return _Experiment(study.directory, settings, options, encoders, jobs, _names(study))
 
 
 def _target(target: Any, task: str) -> AblationTarget:
@@ -216,12 +208,12 @@ def ablate(
         select_by = {"rate": rate, "quantile": quantile, "weak_filter": weak_filter}
         job = _Job(subject.name, task.name, task, artifacts, folder / "ablations", select_by, asked)
         names = {"stand_in": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
-        plan = _Experiment(folder, asked, seed, 32, {subject.name: lambda: subject}, [job], names)
+        plan = _Experiment(folder, asked, {"seed": seed}, {subject.name: lambda: subject}, [job], names)
     else:
         study = subject if isinstance(subject, Study) else load_study(subject)
         changed |= {} if targets is None else {"targets": targets}
         plan = _of_study(study, AblationSettings(**study.ablation.model_dump() | changed))
-    plan.batch_size = batch_size or plan.batch_size
+    plan.bench |= {"batch_size": batch_size} if batch_size else {}
     _say(plan)
     with folder_lock(plan.directory / "ablations"):
         rows = _in_threads(plan, choose_device(device))
@@ -277,16 +269,8 @@ def _in_threads(plan: _Experiment, device: torch.device) -> Rows:
 def _one(plan: _Experiment, job: _Job, encoder: Encoder, stop: threading.Event) -> Rows:
     """All targets of one task on one model: rows for the tables."""
     settings, where = plan.settings, {"task": job.name, "model": job.model}
-    bench = Bench(
-        encoder,
-        job.task,
-        job.artifacts,
-        job.store,
-        refit_count=settings.refits,
-        seed=plan.seed,
-        batch_size=plan.batch_size,
-        stop=stop,
-    )
+    options = plan.bench | {"refit_count": settings.refits, "stop": stop}
+    bench = Bench(encoder, job.task, job.artifacts, job.store, **options)
     in_sample, panel = np.isin(job.artifacts.splits, list(job.heard)), bench.panel(settings.panel)
     rows: Rows = {name: [] for name in TABLES}
     rows["classifier"] = bench.classifier_scores(in_sample).assign(**where).to_dict("records")
@@ -366,10 +350,10 @@ class AblationResult:
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False)
 
-    def summary(self, measure: str = "log_probability", kind: str | None = None) -> pd.DataFrame:
+    def summary(self, measure: str = "log_probability") -> pd.DataFrame:
         """A row per task, target, model and class of the target: before, change, effect, controls, p and q."""
         rows = self.effects
-        rows = rows[(rows.kind == (kind or self.headline)) & rows.targeted & (rows.measure == measure)]
+        rows = rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)]
         columns = [
             "task",
             "target",
@@ -388,9 +372,9 @@ class AblationResult:
                 columns += [f"{short}_{what}" for what in ("controls", "mean", "low", "high", "p", "p_two_sided", "q")]
         return rows[columns].reset_index(drop=True)
 
-    def table(self, measure: str = "log_probability", kind: str | None = None) -> pd.DataFrame:
+    def table(self, measure: str = "log_probability") -> pd.DataFrame:
         """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last."""
-        found = self.summary(measure, kind).sort_values("effect", kind="stable", na_position="last")
+        found = self.summary(measure).sort_values("effect", kind="stable", na_position="last")
         where = found.task.map(lambda t: self.titles.get(t, t))
         names = zip(found.target, found["class"], where, strict=True)
         table = pd.DataFrame({"target": [f"{t}, {w}" if t == c else f"{t} ({c}), {w}" for t, c, w in names]})

@@ -154,29 +154,26 @@ def compare_criteria(
         raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
     encoder = encoder.to(choose_device(device))
     with folder_lock(folder):
-        bench = Bench(
-            encoder, task, artifacts, folder, nearest_mean=True, tested=tested, seed=seed, batch_size=batch_size
-        )
+        settings: dict[str, Any] = {"nearest_mean": True, "tested": tested, "seed": seed, "batch_size": batch_size}
+        bench = Bench(encoder, task, artifacts, folder, **settings)
         sets = _sets(bench, named, [artifacts.classes.index(name) for name in names], k, options or {})
         index = sorted({c for _, c in sets})
         others = bench.panel(panel) & np.isin(bench.labels, index)
         rates = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
         trials = [Trial(None, bench.tested, all_judges=True)]
         for (name, c), chosen in sets.items():
-            drawn = {("", 0): chosen}
-            for (number, floor), i in itertools.product(enumerate(FLOORS), range(draws)):
-                drawn[floor, i] = {
-                    fold: matched(
-                        n, bench.width, np.random.default_rng([seed, c, number, i]), rates[fold][number][:, :, c]
-                    )
-                    for fold, n in chosen.items()
-                }
             size = float(np.mean([len(n) for n in chosen.values()]))
             at = {"criterion": name, "class": artifacts.classes[c], "neurons": size}
             clips = bench.tested & (bench.labels == c) | others
-            for ((floor, i), neurons), mode in itertools.product(drawn.items(), modes):
-                where = at | {"floor": floor, "draw": i, "mode": mode}
-                trials.append(Trial(neurons, clips, MODES[mode], all_judges=True, at=where))
+            for floor, i in [("", 0), *itertools.product(FLOORS, range(draws))]:
+                neurons, number = chosen, list(FLOORS).index(floor) if floor else 0
+                if floor:
+                    rng = {fold: np.random.default_rng([seed, c, number, i]) for fold in chosen}
+                    of_class = {fold: both[number][:, :, c] for fold, both in rates.items()}
+                    neurons = {f: matched(n, bench.width, rng[f], of_class[f]) for f, n in chosen.items()}
+                for mode in modes:
+                    where = at | {"floor": floor, "draw": i, "mode": mode}
+                    trials.append(Trial(neurons, clips, MODES[mode], all_judges=True, at=where))
         total = sum(int(trial.clips.sum()) for trial in trials)
         with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
             intact, *found = bench.run(trials, bar)

@@ -34,21 +34,18 @@ def target_classes(target: AblationTarget, classes: Sequence[str]) -> list[int]:
     Raises:
         ValueError: a class that the task does not have, one class for `shared`, or several for `specific`.
     """
-    unknown = [c for c in target.classes if c not in classes]
+    unknown, count = [c for c in target.classes if c not in classes], len(set(target.classes))
     if unknown:
-        raise ValueError(
-            f"target {label_of(target)!r}: task {target.task} has no class {unknown[0]!r}; it has {', '.join(classes)}"
-        )
-    if target.mode == "specific" and len(target.classes) != 1:
-        raise ValueError(
-            f"target of task {target.task}: mode 'specific' takes one class, found {len(target.classes)}; "
-            "several take 'shared' (neurons of each of them) or 'all' (neurons of any of them)"
-        )
-    if target.mode == "shared" and len(set(target.classes)) < 2:
-        raise ValueError(f"target of task {target.task}: mode 'shared' takes two classes or more")
-    if target.mode == "all" and target.exclusive:
-        raise ValueError(f"target of task {target.task}: exclusive goes with 'specific' and 'shared', not with 'all'")
-    return [classes.index(c) for c in target.classes or classes]
+        wrong = f"no class {unknown[0]!r}; the task has {', '.join(classes)}"
+    elif target.mode == "specific" and len(target.classes) != 1:
+        wrong = f"'specific' takes one class; several take 'shared' (neurons of each) or 'all' (of any); found {count}"
+    elif target.mode == "shared" and count < 2:
+        wrong = "'shared' takes two classes or more"
+    elif target.mode == "all" and target.exclusive:
+        wrong = "exclusive goes with 'specific' and 'shared', not with 'all'"
+    else:
+        return [classes.index(c) for c in target.classes or classes]
+    raise ValueError(f"target {label_of(target)!r} of task {target.task}: {wrong}")
 
 
 def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
