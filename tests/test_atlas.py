@@ -531,6 +531,8 @@ def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(bui
     shown = view._repr_html_()
     assert "layer 0, neuron 5" in repr(view) and shown.count("<audio") == len(view.record["clips"]) > 10
     assert "data:audio/" in shown and "data:image/png" in shown and "<b onclick" not in shown
+    plain = dataclasses.replace(built.encoder, token_grid=None, log_mel=None, cell_seconds=None)
+    assert show_neuron(built.artifacts, plain, built.task, 0, 5)._repr_html_().count("<audio") > 10
     with pytest.raises(ValueError, match="not among"):
         show_neuron(built.artifacts, built.encoder, built.task, 0, 256)
     monkeypatch.delenv("AAPE_OUTPUT", raising=False)

@@ -63,14 +63,10 @@ class NeuronView:
             left.barh(place, high - low, left=low, height=0.9, color=BAND)
         left.barh(place, p[order], height=0.5, color=np.where(np.isin(c[order], own), HOT, REST))
         left.set_yticks(place, [names[i].replace("$", r"\$")[:30] for i in c[order]])
-        left.set(
-            xlim=(0, 1),
-            xlabel="share of active tokens",
-            title="by class" + " (grey: 95 % of permuted labels)" * bool(band),
-        )
-        for side, colour, label in zip(
-            self.record.get("histogram", []), (HOT, REST), ("its classes", "others"), strict=False
-        ):
+        title = "by class" + " (grey: 95 % of permuted labels)" * bool(band)
+        left.set(xlim=(0, 1), xlabel="share of active tokens", title=title)
+        colours = {HOT: "its classes", REST: "others"}
+        for side, (colour, label) in zip(self.record.get("histogram", []), colours.items(), strict=False):
             share = np.array(side) / max(1, sum(side))
             right.stairs(share, np.linspace(0, 1, BINS + 1), color=colour, label=label, fill=colour == REST)
         right.set(xlabel="share of active tokens", ylabel="share of clips", title="clip by clip")
@@ -88,9 +84,10 @@ class NeuronView:
                 kind = "mpeg" if sound.endswith("mp3") else "wav"
                 player = f"<audio controls preload='none' style='width:15em;height:2em' src='{_data(f'audio/{kind}', self.sounds[sound])}'></audio>"
                 look = "width:15em;height:6em;grid-area:1/1"
-                maps = f"<img style='{look};image-rendering:pixelated;position:relative' src='{_data('image/png', self._map(place))}'>"
-                picture = f"<img style='{look};filter:invert(1)' src='{_data('image/png', self.sounds[image])}'>"
-                player = f"<div style='display:grid'>{picture}{maps if 'maps' in self.record else ''}</div>{player}"
+                scene = f"<img style='{look};filter:invert(1)' src='{_data('image/png', self.sounds[image])}'>"
+                if "maps" in self.record:
+                    scene += f"<img style='{look};image-rendering:pixelated;position:relative' src='{_data('image/png', self._map(place))}'>"
+                player = f"<div style='display:grid'>{scene}</div>{player}"
             cells.append(f"<figure style='margin:0;width:15em'>{player}<figcaption>{said}</figcaption></figure>")
         return "".join(cells)
 

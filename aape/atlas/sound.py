@@ -84,15 +84,10 @@ class Pictures:
         import nnAudio.features  # here: it takes a second
 
         hop = max(rate // 100, len(wave) // COLUMNS)
-        settings = {
-            "sr": rate,
-            "n_fft": 4 * hop,
-            "hop_length": hop,
-            "n_mels": min(64, hop // 2),
-            "pad_mode": "constant",
-        }
-        mel = nnAudio.features.MelSpectrogram(**settings, verbose=False)(torch.from_numpy(wave[None]))[0]
-        return (mel + 1e-8).log().numpy()
+        mel = nnAudio.features.MelSpectrogram(
+            rate, 4 * hop, hop_length=hop, n_mels=min(64, hop // 2), pad_mode="constant", verbose=False
+        )
+        return (mel(torch.from_numpy(wave[None]))[0] + 1e-8).log().numpy()
 
     def of(self, wave: np.ndarray) -> bytes:
         """The PNG of a wave [samples]."""

@@ -230,18 +230,7 @@ function say(text) {
   clearTimeout(say.timer);
   say.timer = setTimeout(() => place.replaceChildren(), 2500);
 }
-async function copy(text, what) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    const area = document.body.appendChild(html`<textarea></textarea>`);
-    area.value = text;
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
-  say(`${what} copied`);
-}
+const copy = (text, what) => navigator.clipboard.writeText(text).then(() => say(`${what} copied`), () => say("The browser does not let it be copied."));
 
 // -- clips ------------------------------------------------------------------------------------------------------------
 
@@ -265,9 +254,8 @@ function playAll(cards) {
   first.querySelector("audio").currentTime = 0;
   play(first, rest);
 }
-const players = (text, cards, id) => html`<span class="row">
-  <button class="main" id=${id} onclick=${() => playAll(cards)}>▶ ${text}</button><button onclick=${stop}>Stop</button>
-</span>`;
+const players = (text, start, id) => html`<span class="row"><button class="main" id=${id} onclick=${start}>▶ ${text}</button>
+  <button onclick=${stop}>Stop</button></span>`;
 
 /** A clip: its spectrogram, the neuron's map over it, and a player whose cursor moves over both. */
 function card(pair, record, place, label) {
@@ -369,7 +357,7 @@ function listen(pair, record) {
     ? html`<label>${box} Show where it is active</label>`
     : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
   const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
-  const controls = html`<div class="row">${players("Play the most active", sections[0].cards, "play")}${maps}</div>`;
+  const controls = html`<div class="row">${players("Play the most active", () => playAll(sections[0].cards), "play")}${maps}</div>`;
   return [controls, top, html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
 }
 
@@ -421,8 +409,11 @@ function spark(pair, flat, marked) {
 
 const facts = (...items) => html`<dl class="facts">${items.map(
   ([term, value, note]) => html`<div><dt>${term}</dt><dd>${value}${note && html`<small>${note}</small>`}</dd></div>`)}</dl>`;
-function verdict(calibrated) {
+function verdict({ calibrated, q }) {
   if (calibrated > 1) return html`<span class="soft" title="the analysis has not been run">not tested</span>`;
+  if (calibrated === 0 && q < 0.05) {
+    return html`<span class="soft" title="q below 0.05, but less than 0.1 more active than in the rest">by little</span>`;
+  }
   if (calibrated === 0) return html`<span class="soft">within chance</span>`;
   return html`<span class="yes" title="q below 0.05 and at least 0.1 more active than in the rest">✓ above chance</span>`;
 }
@@ -442,7 +433,7 @@ function neuronRows(pair, list, params, c, marked) {
       <td class="n phone-off">${percent(entry?.out)}</td>
       <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? pair.aape[flat].toFixed(3) : "never active"}</td>
       <td class="n">${small(entry?.q)}</td>
-      <td class="phone-off">${entry ? verdict(entry.calibrated) : "–"}</td>
+      <td class="phone-off">${entry ? verdict(entry) : "–"}</td>
       <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
   });
 }
@@ -465,7 +456,7 @@ async function homePage() {
   const models = [...new Set(index.pairs.map((e) => e.m))], tasks = [...new Set(index.pairs.map((e) => e.t))];
   const cell = (e) => e
     ? html`<td><a href=${of(e)}>${count(e.selected)} neurons</a>
-        <span class="soft small">${tested(e) ? `${count(e.chance.calibrated_neurons)} above chance` : "not tested against chance"}</span></td>`
+        <span class="soft small line">${tested(e) ? `${count(e.chance.calibrated_neurons)} above chance` : "not tested against chance"}</span></td>`
     : html`<td>–</td>`;
   const rows = tasks.map((t) => html`<tr><th scope="row">${index.pairs.find((e) => e.t === t).title}</th>
     ${models.map((m) => cell(entryOf(m, t)))}</tr>`);
@@ -490,7 +481,7 @@ async function firstNeuron(entries) {
   const cards = topCards(pair, await recordOf(pair, flat)).slice(0, 3);
   return cards.length > 0 && html`<section><h2>Start by listening</h2>
     <p class="lead">One neuron of the ${entry.label}: layer ${l}, number ${n}. These clips excite it most. What do they share?</p>
-    <div class="row">${players("Play the three", cards, "play")}
+    <div class="row">${players("Play the three", () => playAll(cards), "play")}
       <a class="button" href=${toNeuron(pair, flat)}>Its page: the answer, and what chance gives</a></div>
     <div class="clips wide">${cards}</div></section>`;
 }
@@ -544,7 +535,7 @@ async function classPage(entry, params) {
       ${list.length === 1 ? "is" : list.length ? "are" : "is"} specific to ${name};
       ${chance ? `permuted labels give ${count(chance[1])} to ${count(chance[2])}.` : "what chance gives has not been computed."}
       ${known(calibrated) && `${count(calibrated)} stand above chance one by one.`}</p>`,
-    html`<div class="row">${paged.length > 0 && [html`<button class="main" id="play" onclick=${listenTo}>▶ Play what excites them</button>`, html`<button onclick=${stop}>Stop</button>`]}
+    html`<div class="row">${paged.length > 0 && players("Play what excites them", listenTo, "play")}
       ${compare}<a class="button" href=${of(entry, { find: 1, c: name })}>All ${count(list.length)} in a table</a></div>`,
     stage, list.length > 0 && neuronTable(pair, list.slice(0, 40), { c: name }, c, [c]),
   ];
@@ -643,7 +634,7 @@ async function neuronPage(entry, params) {
       ["Rank of its AAPE", `${count(rankOf(aape, pair))} of ${count(pair.size)}`, twin ? twinRank : "1 is the most selective"],
       ["Active at", percent(record?.density, 1), "of all tokens"],
       ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
-      ["Beside chance", first ? verdict(sure.length ? 1 : first.calibrated) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
+      ["Beside chance", first ? verdict(sure[0] || first) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
     record
       ? [html`<h2>Listen</h2>`, listen(pair, record)]
       : html`<p class="soft">No clips were built for this neuron; build_atlas(…, neurons=[[${l}, ${n}]]) adds them.</p>`,
@@ -779,7 +770,7 @@ async function twoTasksPage(entry, other, params) {
     const cards = topCards(pair, await recordOf(pair, flat)), classes = classNames(pair, pair.ofNeuron.get(flat) || []);
     return html`<section><h2><a href=${toNeuron(pair, flat)}>${e.title}</a></h2>
       <p class="soft">Specific to ${classes.length ? some(classes, 6) : "no class"}</p>
-      ${cards.length ? [players("Play the most active", cards), html`<div class="clips">${cards}</div>`] : html`<p class="soft">No clips were built for it here.</p>`}
+      ${cards.length ? [players("Play the most active", () => playAll(cards)), html`<div class="clips">${cards}</div>`] : html`<p class="soft">No clips were built for it here.</p>`}
       <h3>Active at, by class</h3>${bars(pair, pair.row(flat), flat)}</section>`;
   };
   return [trail(entry), html`<h1>Layer ${params.get("l")}, neuron ${params.get("n")} on two tasks</h1>`,
@@ -797,7 +788,7 @@ async function sharedPage(entry, other, params) {
     trail(entry), html`<h1>${one} and ${two}${a !== b && ` (${other.title})`}</h1>`,
     html`<p class="lead">They share ${count(both.length)} of ${count(union)} neurons (Jaccard index ${fixed(union ? both.length / union : null, 2)})${
       a === b && `; ${count(exactly.length)} are specific to exactly these two`}.</p>`,
-    html`<div class="row">${wanted.length > 0 && [html`<button class="main" id="play" onclick=${() => playFound(stage, wanted)}>▶ Play what excites them, class by class</button>`, html`<button onclick=${stop}>Stop</button>`]}
+    html`<div class="row">${wanted.length > 0 && players("Play what excites them, class by class", () => playFound(stage, wanted), "play")}
       <a class="button" href=${of(entry, { c: one })}>${one}</a><a class="button" href=${of(other, { c: two })}>${two}</a></div>`,
     stage, both.length > 0 && neuronTable(a, both.slice(0, 200), { c: one }, c, a === b ? [c, d] : [c]),
   ];
@@ -874,7 +865,7 @@ function help() {
     <p>A neuron is one channel of a block's MLP after its activation function; it is active at a token where that is above 0.
       p: the share of a class's tokens at which it is active. AAPE: the entropy of p over the classes; low is selective.
       q: false-discovery rate of a neuron and a class, against permuted labels. Above chance: q below the study's level, and
-      clearly more active than in the rest. A group is what clips were cut from: a recording, a speaker.</p>
+      at least 0.1 more active than in the rest; by little: the first alone. A group is what clips were cut from: a recording, a speaker.</p>
     <form method="dialog"><button class="main">Close</button></form></dialog>`;
   document.body.append(dialog);
   dialog.showModal();
