@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from test_atlas import NAMES, Site, make_site, make_sounds, read_script
+from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, records_of, small_m2d
 
+from aape.artifacts import load_artifacts
 from aape.atlas import About
 from aape.collecting import collect
-from aape.encoders import m2d
 from aape.selection import select
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
-DATA = Path(__file__).parent / "data" / "atlas_v1"
 PAGES = Path(__file__).parent.parent / "aape" / "atlas"
 
 
@@ -30,14 +29,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Two tasks, and the untrained encoder on one of them."""
     folder = tmp_path_factory.mktemp("browser")
     site = make_site(folder)
-    site.build(selection=select(site.artifacts, rate=0.05))
+    selection = select(site.artifacts, rate=0.05)
+    table = selection.table().assign(q=0.01, calibrated=True, auprc=0.42, f1=0.31, iou=0.23)
+    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    where = {"task": "sounds", "model": "small", "target": "a target", "mode": "specific"}
+    change = {"class": NAMES[0], "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
+    pd.DataFrame([where | change]).to_csv(folder / "study" / "ablation_effects.csv", index=False)
+    table[["layer", "neuron"]].assign(**where).to_csv(folder / "study" / "ablation_neurons.csv", index=False)
+    site.build(selection=selection, attribute=True)
     other = make_sounds(folder / "other", names=("a", "b"), name="other")
     again = collect(site.encoder, other, folder / "study" / "other_small")
-    dataclasses.replace(site, task=other, artifacts=again).build(selection=select(again, rate=0.05))
-    twin = m2d.load("random", seed=5, input_size=(80, 32), width=64, depth=2, name="twin")
+    site.but(task=other, artifacts=again).build(selection=select(again, rate=0.05))
+    twin = small_m2d(5, "twin")
     made = collect(twin, site.task, folder / "study" / "sounds_untrained")
     about = About("study", "twin", "sounds", "untrained twin", "sounds", role="untrained")
-    dataclasses.replace(site, encoder=twin, artifacts=made).build(about=about)
+    site.but(encoder=twin, artifacts=made).build(about=about)
     return site
 
 
@@ -85,9 +91,7 @@ def heading(page: Any) -> str:
 @pytest.fixture(scope="module")
 def neuron(site: Site) -> dict[str, Any]:
     """A neuron with clips and a map that is not empty."""
-    entry = next(e for e in site.read("index")["pairs"] if (e["m"], e["t"]) == ("small", "sounds"))
-    shards = [read_script(p) for p in sorted((site.out / entry["folder"]).glob("L*.js"))]
-    return max((r for s in shards for r in s["records"].values()), key=lambda r: r["top"])
+    return max(site.records(), key=lambda record: record["top"])
 
 
 def address(record: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,15 @@ def test_a_link_opens_its_neuron_and_previous_and_next_follow_the_list(page, sit
     assert heading(page) == f"Layer {neuron['l']}, neuron {neuron['n']}"
 
 
+def test_a_page_says_scores_attribution_and_what_silencing_its_set_did(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    said = page.inner_text("main")
+    for part in ("on clips held out", "0.42", "0.31", "0.23", "silenced alone", "a target (specific)", "-12.5 points"):
+        assert part in said
+    rank = page.locator("section:has-text('silenced alone') tbody tr >> nth=0").inner_text().split()[-1]
+    assert rank in {f"{r:,}" for r in neuron["attribution"]["rank"]}
+
+
 def test_sounds_play_the_cursor_moves_and_one_sounds_at_a_time(page, site, neuron):
     show(page, site.out, **address(neuron))
     assert page.evaluate(
@@ -140,8 +153,7 @@ def test_the_overlay_is_the_records_map_and_can_be_switched_off(page, site, neur
         """() => [...document.querySelectorAll("canvas")].map((c) => [Number(c.dataset.place), c.width, c.height,
              Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data).filter((_, i) => i % 4 === 3)])"""
     )
-    raw = np.frombuffer(base64.b64decode(neuron["maps"]), np.uint8)
-    levels = np.stack([raw >> 4, raw & 15], 1).reshape(-1)
+    levels = levels_of(neuron["maps"])
     assert len(pixels) == len(neuron["clips"]) and levels.max() == 15
     for place, columns, rows, alpha in pixels:
         size = rows * columns
@@ -183,17 +195,12 @@ def test_copies_are_a_table_and_evars_list(page, site):
     show(page, site.out, m="small", t="other", find=1, c="a")
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     page.click("text=Copy as CSV")
-    artifacts = collect(
-        site.encoder,
-        make_sounds(site.out.parent.parent / "other", names=("a", "b"), name="other"),
-        site.out.parent / "other_small",
-    )
-    wanted = select(artifacts, rate=0.05).neurons("a")
+    wanted = select(load_artifacts(site.out.parent / "other_small"), rate=0.05).neurons("a")
     lines = page.evaluate("window.copied").splitlines()
     assert lines[0].startswith("layer,neuron,class,p") and len(lines) == 1 + len(wanted)
     page.click("text=Copy as int_neurons")
     pairs = page.evaluate("window.copied").removeprefix("int_neurons: ").replace("\n", "")
-    assert sorted(map(tuple, __import__("json").loads(pairs))) == sorted(map(tuple, wanted.tolist()))
+    assert sorted(map(tuple, json.loads(pairs))) == sorted(map(tuple, wanted.tolist()))
 
 
 def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, neuron):
@@ -222,12 +229,9 @@ def test_a_page_that_is_not_there_says_so(page, site):
     ):
         show(page, site.out, **wrong)
         assert message in page.inner_text("[role=alert]")
-    show(page, site.out, m="small", t="sounds", l=0, n=next(n for n in range(256) if n not in paged(site)))
+    paged = site.pair()["pages"].get("0", [])
+    show(page, site.out, m="small", t="sounds", l=0, n=next(n for n in range(256) if n not in paged))
     assert "No clips were built" in page.inner_text("main")
-
-
-def paged(site: Site) -> list[int]:
-    return read_script(next(site.out.glob("small-sounds")) / "pair.js")["pages"].get("0", [])
 
 
 ADDRESSES = ({}, {"m": "small", "t": "sounds"}, {"m": "small", "t": "sounds", "c": NAMES[1]}, {"m": "small", "t": "sounds", "find": 1},
@@ -265,10 +269,7 @@ def test_an_old_atlas_opens_in_todays_page(page, tmp_path):
     shutil.copytree(DATA, tmp_path / "old")
     for name in ("index.html", "app.js", "app.css"):
         shutil.copy(PAGES / name, tmp_path / "old" / name)
-    entry = read_script(DATA / "index.js")["pairs"][0]
-    layer, record = next(
-        (p.stem, r) for p in (DATA / entry["folder"]).glob("L*.js") for r in read_script(p)["records"].values()
-    )
-    show(page, tmp_path / "old", m=entry["m"], t=entry["t"], l=record["l"], n=record["n"])
-    assert heading(page) == f"Layer {record['l']}, neuron {record['n']}" and layer == f"L{record['l']:02}"
+    record = records_of(DATA, "small-sounds")[0]
+    show(page, tmp_path / "old", **address(record))
+    assert heading(page) == f"Layer {record['l']}, neuron {record['n']}"
     assert page.locator("canvas").count() == len(record["clips"]) > 0
