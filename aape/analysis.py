@@ -1,7 +1,8 @@
 """The analysis of a study, from artifacts alone: tables, nulls, sharing, figures.
 
 `analyze` walks over the study's tasks and models, writes the tables beside the artifacts and draws the figures.
-What takes long is kept under `outputs/<study>/.analysis/`, by the checksums of the artifacts and the settings.
+What one encoder gives on one task is kept under `outputs/<study>/.analysis/`, by the checksums of the artifacts and the
+settings.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from aape.figures.tables import table, three_digits
 from aape.files import Cache, facts_html, folder_lock, write_text
 from aape.published import published_lists, published_values
 from aape.selection import AAPE
-from aape.sharing import DistanceCurve, Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
-from aape.statistics import TaskResult, probabilities_of, task_result
+from aape.sharing import Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
+from aape.statistics import TaskResult, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 7  # of what is kept; raise it when its meaning changes
+FORMAT = 8  # of what is kept; raise it when its meaning changes
 Place = tuple[str, str]  # task, encoder
 
 
@@ -57,7 +58,7 @@ class Analysis:
     classes: pd.DataFrame
     sensitivity: pd.DataFrame
     sharing: dict[str, dict[str, Sharing]]
-    curves: dict[str, dict[str, DistanceCurve]]
+    curves: dict[str, dict[str, pd.DataFrame]]
     sharing_summary: pd.DataFrame
     strongest_pairs: pd.DataFrame
     octaves: pd.DataFrame
@@ -101,7 +102,6 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
 
     Raises:
         FileNotFoundError: there are no artifacts at all.
-        FolderBusy: another process is analysing this study.
         ValueError: damaged or edited artifacts, folders whose artifacts belong to another task, a model whose
             artifacts differ in shape or weights from task to task.
         FolderBusy: another process is analysing the study.
@@ -123,24 +123,18 @@ def _analyze(
     for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
         results[place] = _task_result(study, place, found, cache, progress)
         _write(results[place].neurons, found.path / "neurons.csv")
-    rows = [{"task": task, "model": model} | result.row for (task, model), result in results.items()]
-    statistics, classes = pd.DataFrame(rows), _stacked(results, "classes")
-    variants = _stacked(results, "sensitivity")
-    sharing, curves = _sharing(study, results, artifacts, cache, progress)
-    pairs, summary, octaves = _sharing_tables(study, sharing, curves, results)
+    statistics = pd.DataFrame([{"task": task, "model": model} | r.row for (task, model), r in results.items()])
+    classes, variants = _stacked(results, "classes"), _stacked(results, "sensitivity")
+    sharing, curves, pairs, summary, octaves = _sharing(study, results, progress)
     values, lists = pd.DataFrame(), pd.DataFrame()
     if study.reproduces_paper:
         values = published_values(study, {place: r.row for place, r in results.items()}, artifacts)
-        lists = published_lists(study, {place: probabilities_of(a) for place, a in artifacts.items()}, artifacts)
+        lists = published_lists(study, artifacts)
     written = {
-        "class_level_neuron_statistics": classes,
-        "sensitivity": variants,
-        "sharing_summary": summary,
-        "sharing_pairs": pairs,
-        "sharing_by_distance": octaves,
-        "published_comparison": values,
+        "class_level_neuron_statistics": classes, "sensitivity": variants, "sharing_summary": summary,
+        "sharing_pairs": pairs, "sharing_by_distance": octaves, "published_comparison": values,
         "published_neuron_lists": lists,
-    }
+    }  # fmt: skip
     for model, spec in study.models.items():
         mine = statistics[statistics["model"].isin(study.copies(model))]
         written[f"task_level_neuron_statistics_{spec.folder}"] = mine if spec.seeds else mine.drop(columns="model")
@@ -209,32 +203,31 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     of_task: dict[str, Artifacts] = {}
     seen: dict[tuple[str, str | None], str] = {}
     notes = set()
+
+    def identity(mine: Artifacts) -> str | None:
+        return mine.manifest.get("identity")
+
     for (task, model), mine in artifacts.items():
         first, other = of_model.setdefault(model, mine), of_task.setdefault(task, mine)
-        for what, fact in (("layers and neurons", lambda a: tuple(a.over_zero.shape[:2])), ("weights", _weights)):
-            here, there = fact(mine), fact(first)
-            if None not in (here, there) and here != there:
-                raise ValueError(
-                    f"{mine.path} and {first.path} should be of one model ({model}), but their {what} differ: {here} "
-                    f"and {there}. Collect again the one that is out of date."
-                )
+        shapes = [found.over_zero.shape[:2] for found in (mine, first)]
+        weights = {identity(found) for found in (mine, first)} - {None}
+        if shapes[0] != shapes[1] or len(weights) > 1:
+            raise ValueError(
+                f"{mine.path} and {first.path} should be of one model ({model}), but their "
+                f"{'weights' if len(weights) > 1 else 'layers or neurons'} differ. Collect again the one that is out of date."
+            )
         if other.classes != mine.classes:
             raise ValueError(
-                f"the models' artifacts of task {task!r} have different classes or another order: "
-                + "; ".join(f"{a.path.name}: {', '.join(a.classes[:4])}, ..." for a in (other, mine))
+                f"{other.path} and {mine.path}: of task {task!r}, but with different classes or another order"
             )
-        twin = seen.setdefault((task, _weights(mine)), model)
-        if twin != model and _weights(mine) is not None:
+        twin = seen.setdefault((task, identity(mine)), model)
+        if twin != model and identity(mine):
             notes.add(f"{task}: {twin} and {model} have the same weights")
         if not mine.has_counts:
             notes.add(f"{task}, {model}: no counts per clip, so nothing is known of chance")
         elif "kept_clips" in mine.manifest:
             notes.add(f"{task}, {model}: counts of {len(mine.counts)} of {len(mine.labels)} clips were kept")
     return sorted(notes)
-
-
-def _weights(artifacts: Artifacts) -> str | None:
-    return artifacts.manifest.get("identity")
 
 
 def _identity(artifacts: Artifacts) -> str:
@@ -311,120 +304,81 @@ def pitch_of(name: str) -> int:
     return int(found[-1])
 
 
-def _sharing(
-    study: Study, results: dict[Place, TaskResult], artifacts: dict[Place, Artifacts], cache: Cache, progress: bool
-) -> tuple[dict[str, dict[str, Sharing]], dict[str, dict[str, DistanceCurve]]]:
-    sharing: dict[str, dict[str, Sharing]] = {}
-    curves: dict[str, dict[str, DistanceCurve]] = {}
-    jobs = [(figure, model) for figure in study.sharing for model in study.encoders]
-    for figure, model in tqdm(jobs, desc="sharing", disable=None if progress else True):
-        tasks = (figure.rows, figure.columns)
-        if any((task, model) not in results for task in tasks):
-            continue
-        name = f"{figure.name}_{study.encoder(model).folder}"
-        settings = [study.selection.model_dump(), [study.rate(task) for task in tasks], study.seed]
-        settings.append(study.chance.permutations)
-        key = [FORMAT, settings, _is_pitch(study, figure), [_identity(artifacts[task, model]) for task in tasks]]
-        kept = cache.get(name, key)
-        if kept is None:
-            kept = _shared(study, figure, *(results[task, model] for task in tasks))
-            cache.put(name, key, kept)
-        curve = {k.removeprefix("curve_"): kept.pop(k) for k in list(kept) if k.startswith("curve_")}
-        sharing.setdefault(figure.name, {})[model] = Sharing(**kept, within=figure.rows == figure.columns)
-        if curve:
-            curves.setdefault(figure.name, {})[model] = DistanceCurve(**curve)
-    return sharing, curves
-
-
 def _is_pitch(study: Study, figure: SharingFigure) -> bool:
     return study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch"
 
 
-def _shared(study: Study, figure: SharingFigure, rows: TaskResult, columns: TaskResult) -> dict[str, np.ndarray]:
-    """Sharing as arrays; of the null only the mean over the pairs is kept. With pitches the curve, as `curve_...`."""
-    within = figure.rows == figure.columns
-    other = () if within else (columns.members, columns.drawn)
-    found = against_drawn(rows.members, rows.drawn, *other)
-    curve = {}
-    if _is_pitch(study, figure):
-        pitches = ([pitch_of(name) for name in result.class_names] for result in (rows, columns))
-        drawn = by_distance(found.observed, *pitches, within=within, seed=study.seed)
-        curve = {f"curve_{name}": values for name, values in vars(drawn).items()}
-    pairs = pairs_of(found.observed, within)
-    null = found.null[:, pairs].mean(axis=1) if pairs.any() else found.null[:, 0, 0]
-    kept = {name: values for name, values in vars(found).items() if name != "within"}
-    return kept | {"null": null} | curve
-
-
-def _sharing_tables(
-    study: Study,
-    sharing: dict[str, dict[str, Sharing]],
-    curves: dict[str, dict[str, DistanceCurve]],
-    results: dict[Place, TaskResult],
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """All pairs, the most shared first; a row per figure and encoder; and by pitch distance."""
+def _sharing(
+    study: Study, results: dict[Place, TaskResult], progress: bool
+) -> tuple[dict[str, dict[str, Sharing]], dict[str, dict[str, pd.DataFrame]], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Sharing and curves by figure and encoder; all pairs, the most shared first; a row a figure and encoder; the curves."""
+    sharing: dict[str, dict[str, Sharing]] = {}
+    curves: dict[str, dict[str, pd.DataFrame]] = {}
     pairs, summary, octaves = [], [], []
-    for figure, model, found in ((f, m, s) for f in study.sharing for m, s in sharing.get(f.name, {}).items()):
-        named = {"figure": figure.name, "model": model}
-        rows, columns = (results[task, model] for task in (figure.rows, figure.columns))
-        counted, shared = pairs_of(found.observed, found.within), shared_neurons(rows.members, columns.members)
-        at = np.nonzero(counted)
-        names = (np.asarray(r.class_names, dtype=object)[i] for r, i in zip((rows, columns), at, strict=True))
-        values = {"jaccard": found.observed, "shared_neurons": shared, "chance": found.mean, "chance_high": found.high}
-        values |= {"p": found.p, "q": found.q, "q_centred": found.q_centred}
-        values = {name: matrix[at] for name, matrix in values.items()}
-        own = pd.DataFrame(named | dict(zip(("rows", "columns"), names, strict=True)) | values)
+    jobs = [(figure, model) for figure in study.sharing for model in study.encoders]
+    for figure, model in tqdm(jobs, desc="sharing", disable=None if progress else True):
+        if any((task, model) not in results for task in (figure.rows, figure.columns)):
+            continue
+        rows, columns = results[figure.rows, model], results[figure.columns, model]
+        within, named = figure.rows == figure.columns, {"figure": figure.name, "model": model}
+        other = () if within else (columns.members, columns.drawn)
+        found = against_drawn(rows.members, rows.drawn, *other)
+        sharing.setdefault(figure.name, {})[model] = found
+        counted = pairs_of(found.observed, within)
+        names = [
+            np.array(r.class_names, dtype=object)[i] for r, i in zip((rows, columns), counted.nonzero(), strict=True)
+        ]
+        matrices = {
+            "jaccard": found.observed, "shared_neurons": shared_neurons(rows.members, columns.members),
+            "chance": found.mean, "chance_high": found.high, "p": found.p, "q": found.q, "q_centred": found.q_centred,
+        }  # fmt: skip
+        own = pd.DataFrame(
+            named | {"rows": names[0], "columns": names[1]} | {k: m[counted] for k, m in matrices.items()}
+        )
         pairs.append(own.sort_values(["jaccard", "rows", "columns"], ascending=[False, True, True]))
         any_class = [result.members.any(axis=2) for result in (rows, columns)]
-        low, high = np.quantile(found.null, [0.025, 0.975])
+        null = found.null[:, counted].mean(axis=1) if counted.any() else found.null[:, 0, 0]
+        low, high = np.quantile(null, [0.025, 0.975])
+        level = study.chance.q
         summary.append(
             named
             | {
                 "what": figure.title,
                 "neurons in both": int((any_class[0] & any_class[1]).sum()),
                 "of": " and ".join(str(mask.sum()) for mask in any_class),
-                "mean Jaccard": found.observed[counted].mean() if counted.any() else np.nan,
-                "chance": float(found.null.mean()),
+                "mean Jaccard": own["jaccard"].mean(),
+                "chance": float(null.mean()),
                 "chance low": low,
                 "chance high": high,
-                "pairs": int((~np.isnan(found.p) & counted).sum()),
-                "pairs with q < 0.05": int(((found.q < study.chance.q) & counted).sum()),
-                "pairs with q < 0.05, centred": int(((found.q_centred < study.chance.q) & counted).sum()),
-                **_alike(study, figure, found, rows.class_names, columns.class_names),
+                "pairs": int(own["p"].notna().sum()),
+                "pairs with q < 0.05": int((own["q"] < level).sum()),
+                "pairs with q < 0.05, centred": int((own["q_centred"] < level).sum()),
             }
+            | _alike(study, figure, found, rows.class_names, columns.class_names)
         )
-        curve = curves.get(figure.name, {}).get(model)
-        if curve is not None:
-            octaves.append(_curve_table(curve).assign(**named))
+        if _is_pitch(study, figure):
+            pitches = ([pitch_of(name) for name in result.class_names] for result in (rows, columns))
+            curve = by_distance(found.observed, *pitches, within=within, seed=study.seed)
+            curves.setdefault(figure.name, {})[model] = curve
+            octaves.append(curve.assign(**named))
     tables = (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (pairs, octaves))
-    return next(tables), pd.DataFrame(summary), next(tables)
+    return sharing, curves, next(tables), pd.DataFrame(summary), next(tables)
 
 
 def _alike(study: Study, figure: SharingFigure, found: Sharing, rows: list[str], columns: list[str]) -> dict[str, Any]:
     """Whether classes of the same name, or pitches an octave apart, share more; empty where a figure has neither."""
-    other = None
     if _is_pitch(study, figure):
-        first, second = (np.array([pitch_of(name) for name in names]) for names in (rows, columns))
-        apart = np.abs(first[:, None] - second)
+        apart = np.abs(np.subtract.outer([pitch_of(name) for name in rows], [pitch_of(name) for name in columns]))
         alike, other = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
     else:
-        alike = np.array([[a.lower() == b.lower() for b in columns] for a in rows])
-        alike &= not found.within
-    if not alike.any() or (alike if other is None else ~other).all():
+        alike = np.array([[a.lower() == b.lower() for b in columns] for a in rows]) & (not found.within)
+        other = ~alike
+    if not alike.any() or not other.any():
         return {}
     test = matched(found.observed, alike, other, within=found.within, seed=study.seed)
-    what = "an octave apart" if other is not None else "same name"
+    what = "an octave apart" if _is_pitch(study, figure) else "same name"
     numbers = {"alike Jaccard": test.alike, "other Jaccard": test.other, "alike p": test.p, "least p": test.least_p}
     return {"alike": what} | numbers
-
-
-def _curve_table(curve: DistanceCurve) -> pd.DataFrame:
-    """A row per distance, also against the mean of the distances one semitone off."""
-    beside = np.full((2, len(curve.distance)), np.nan)
-    beside[0, 1:], beside[1, :-1] = curve.observed[:-1], curve.observed[1:]
-    values = {"semitones": curve.distance, "pairs": curve.pairs, "mean_jaccard": curve.observed, "chance": curve.mean}
-    values |= {"chance_low": curve.low, "chance_high": curve.high}
-    return pd.DataFrame(values | {"above_neighbours": curve.observed - pd.DataFrame(beside).mean().to_numpy()})
 
 
 # Figures

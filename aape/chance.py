@@ -22,6 +22,7 @@ size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,7 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
 from aape.files import facts_html
-from aape.selection import AAPE, WEAK_FILTERS, Selection, choose, outside_class
+from aape.selection import AAPE, Rule, Selection, choose, outside_class
 from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 SPARSITY_BINS = 20
@@ -82,19 +83,20 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
     Args:
         observed: [tests].
         null: [draws, tests].
-        bins: int [tests].
+        bins: int [tests]; a test of a bin below 0 has p NaN.
     """
-    values = np.concatenate([np.asarray(observed, dtype=np.float64)[None], null])  # [1 + draws, tests]
-    spread = values.std(axis=0)
-    varies = spread > 1e-12
-    z = np.divide(values - values.mean(axis=0), spread, out=np.zeros_like(values), where=varies)
-    p = np.ones(values.shape[1])
-    for index in np.unique(bins[varies]):
-        chosen = np.flatnonzero((bins == index) & varies)
-        pool = np.sort(z[1:, chosen], axis=None)
+    p = np.full(len(observed), np.nan)
+    for index in np.unique(bins[bins >= 0]):
+        chosen = np.flatnonzero(bins == index)
+        values = np.vstack([observed[chosen], null[:, chosen]]).astype(np.float64)  # [1 + draws, tests of the bin]
+        spread = values.std(axis=0)
+        varies = spread > 1e-12
+        z = (values[:, varies] - values[:, varies].mean(axis=0)) / spread[varies]
+        pool = np.sort(z[1:], axis=None)
         # the draws may be rounded differently from the observed value: ties count as ties
-        above = pool.size - np.searchsorted(pool, z[0, chosen] - 1e-6, side="left")
-        p[chosen] = (1 + above) / (1 + pool.size)
+        above = pool.size - np.searchsorted(pool, z[0] - 1e-6, side="left")
+        p[chosen] = 1.0
+        p[chosen[varies]] = (1 + above) / (1 + pool.size)
     return p
 
 
@@ -120,6 +122,9 @@ class Drawn:
 
     def __len__(self) -> int:
         return len(self.neurons)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return map(self.__getitem__, range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,46 +169,32 @@ class Null:
 
 
 def permutation_null(
-    sums: UnitSums,
-    *,
-    rate: float = 0.01,
-    quantile: float = 0.95,
-    weak_filter: str = "lape",
-    permutations: int = 1000,
-    seed: int = 0,
-    q: float = 0.05,
-    progress: bool = True,
+    sums: UnitSums, rule: Rule, *, permutations: int = 1000, seed: int = 0, q: float = 0.05, progress: bool = True
 ) -> Null:
     """Permute the labels, select again, and compare; see the module's text for what and why.
 
     Args:
         sums: of the clips.
-        rate, quantile, weak_filter: as `aape.selection.select`.
+        rule: thresholds of the selection.
         permutations: at least 20.
         seed: of the permutations.
         q: level of the false-discovery rate.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: fewer than 20 permutations, a class without clips or tokens, settings that `select` refuses.
+        ValueError: fewer than 20 permutations, a class without clips or tokens.
     """
     units = sums.units
     if permutations < 20:
         raise ValueError(f"permutations: expected at least 20, found {permutations}")
-    if weak_filter not in WEAK_FILTERS:
-        raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {weak_filter!r}")
-    size = np.bincount(units.label, minlength=units.n_classes)  # units per class, the same in every permutation
-    if (size == 0).any():
-        raise ValueError(f"classes without a clip: indices {np.flatnonzero(size == 0).tolist()}; leave them out")
-    if (sums.class_tokens(units.label) == 0).any():
-        raise ValueError("a class has no tokens at all")
+    if empty := np.flatnonzero(sums.class_tokens(units.label) == 0).tolist():
+        raise ValueError(f"classes without a clip or token: indices {empty}; leave them out")
     scale = _Scale(sums)
-    total = 1 + permutations  # the labels of the data come first
+    total, most = 1 + permutations, round(rule.rate * sums.width)  # the labels of the data come first
     below = np.empty((total, sums.width), dtype=np.float32)
     cells = np.empty((total, scale.cells), dtype=np.uint32)
     per_class = np.empty((total, units.n_classes), dtype=np.int64)
-    summary = np.empty((total, 4))
-    most = round(rate * sums.width)
+    selected, mean_aape = np.zeros(total, dtype=np.int64), np.full(total, np.nan)
     neurons = np.full((total, most), -1, dtype=np.int32)
     bits = np.zeros((total, units.n_classes, -(-most // 8)), dtype=np.uint8)
 
@@ -212,17 +203,13 @@ def permutation_null(
         cells[index] = scale.histogram(active, tokens)
         p = np.divide(active, tokens.astype(np.float32), out=active)
         below[index] = _below_uniform(p)
-        kept, threshold, _ = choose(p, -below[index], rate=rate, quantile=quantile, weak_filter=weak_filter)
-        members = p[:, kept] > threshold
+        kept, threshold, _ = choose(p, -below[index], rule)
+        members = p[:, kept] > threshold  # [classes, k]
         neurons[index, : len(kept)] = kept
-        packed = np.packbits(members, axis=1)
-        bits[index, :, : packed.shape[1]] = packed
-        per_class[index] = members.sum(axis=1)
-        mean_aape, spread = np.nan, np.nan
+        bits[index, :, : -(-len(kept) // 8)] = np.packbits(members, axis=1)
+        per_class[index], selected[index] = members.sum(axis=1), len(kept)
         if len(kept):
-            mean_aape = np.log(units.n_classes) - below[index, kept].mean(dtype=np.float64)
-            spread = members.sum() / len(kept)
-        summary[index] = (per_class[index] > 0).mean(), spread, mean_aape, len(kept)
+            mean_aape[index] = np.log(units.n_classes) - below[index, kept].mean(dtype=np.float64)
 
     labellings = itertools.chain([units.label], permuted_labels(units, permutations, seed))
     done, observed = 0, np.empty(0)
@@ -230,22 +217,23 @@ def permutation_null(
     with threadpool_limits(1), ThreadPoolExecutor(sums.threads) as pool, bar:
         for batch, active in sums.by_class(labellings):
             if not done:
-                observed = scale.cell_of_pair(active[0], sums.class_tokens(units.label))
+                observed = scale.cell_of_pair(active[0], sums.class_tokens(units.label)[:, None])
             list(pool.map(one, range(done, done + len(batch)), batch, active))
             done += len(batch)
             bar.update(len(batch))
 
     pair_p, discoveries = _pair_values(cells, q)
-    p = np.where(observed >= 0, pair_p[np.maximum(observed, 0)], np.nan)
-    p = np.moveaxis(p.reshape(-1, *sums.shape), 0, -1).astype(np.float64)
-    neuron_p = _neuron_p(below, scale.bin).reshape(sums.shape)
+    p = np.where(observed >= 0, pair_p[observed], np.nan).reshape(-1, *sums.shape)
+    p = np.moveaxis(p, 0, -1)
+    neuron_p = pooled_p(below[0], below[1:], scale.bin).reshape(sums.shape)
     found = int(discoveries[0])
+    spread = np.divide(per_class.sum(axis=1), selected, out=np.full(total, np.nan), where=selected > 0)
     return Null(
         per_class=per_class[1:],
-        coverage=summary[1:, 0],
-        classes_per_neuron=summary[1:, 1],
-        mean_aape=summary[1:, 2],
-        selected=summary[1:, 3].astype(np.int64),
+        coverage=(per_class[1:] > 0).mean(axis=1),
+        classes_per_neuron=spread[1:],
+        mean_aape=mean_aape[1:],
+        selected=selected[1:],
         pair_p=p.astype(np.float32),
         pair_q=benjamini_hochberg(p).astype(np.float32),
         neuron_p=neuron_p,
@@ -267,10 +255,10 @@ class _Scale:
 
     Attributes:
         rate: float32 [width], overall activation rate.
-        mean: float32 [classes, width]; None: 0 everywhere.
+        mean: float32 [classes, width].
         inverse: float32 [classes, width], cells per token: 1 / (standard deviation * Z_STEP), 0 where that is 0.
         bin: int64 [width], bin of sparsity, -1 where the neuron never varies.
-        class_bin: int64 [classes].
+        first: int64 [classes, 1], first cell of the bin of class sizes.
         cells: how many cells the pooled statistic has: class bins x sparsity bins x Z_CELLS.
     """
 
@@ -283,60 +271,45 @@ class _Scale:
         weight = m * (n - m) / n / np.maximum(n - 1, 1)  # [classes, strata]
         by_stratum = csr_array((np.ones(len(units)), (units.stratum, np.arange(len(units)))), (strata, len(units)))
         self.rate = np.empty(width, dtype=np.float32)
-        self.mean = np.zeros((units.n_classes, width), dtype=np.float32) if strata > 1 else None
+        self.mean = np.zeros((units.n_classes, width), dtype=np.float32)
         self.inverse = np.zeros((units.n_classes, width), dtype=np.float32)
         skewness = np.full(width, np.nan)
-        for where, found in sums:
-            step = max(1, 2**22 // len(units))  # float64 temporaries stay small
-            for first in range(0, found.shape[1], step):
-                x = found[:, first : first + step].astype(np.float64)
-                block = slice(where.start + first, where.start + first + x.shape[1])
-                rate = x.sum(axis=0) / tokens.sum()
-                self.rate[block] = rate
-                r = x - tokens[:, None] * rate
-                centre = (by_stratum @ r) / n[:, None]  # [strata, block]
-                if self.mean is not None:
-                    self.mean[:, block] = m @ centre
-                r -= centre[units.stratum]
-                square = by_stratum @ (r * r)
-                variance = weight @ square  # [classes, block]
-                # counts are whole numbers: a spread below this is rounding of a neuron that never varies
-                varies = square.sum(axis=0) > 1e-6
-                known = varies & (variance > 1e-9)
-                self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0) / Z_STEP
-                spread = np.sqrt((r * r).mean(axis=0))
-                skewness[block] = np.where(varies, (r**3).mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
-        self.bin, self.class_bin = _sparsity_bins(skewness), _size_bins(m.sum(axis=1))
-        self.varies = self.bin >= 0
-        self.cells = (int(self.class_bin.max()) + 1) * SPARSITY_BINS * Z_CELLS
+        for block, found in sums:
+            x = found.astype(np.float64)
+            self.rate[block] = rate = x.sum(axis=0) / tokens.sum()
+            r = x - tokens[:, None] * rate
+            centre = (by_stratum @ r) / n[:, None]  # [strata, block]
+            if strata > 1:  # of a single one it is 0
+                self.mean[:, block] = m @ centre
+            r -= centre[units.stratum]
+            square = by_stratum @ (r * r)
+            variance = weight @ square  # [classes, block]
+            # counts are whole numbers: a spread below this is rounding of a neuron that never varies
+            varies = square.sum(axis=0) > 1e-6
+            known = varies & (variance > 1e-9)
+            self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0) / Z_STEP
+            spread = np.sqrt((r * r).mean(axis=0))
+            skewness[block] = np.where(varies, (r**3).mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
+        self.bin, size_bin = _sparsity_bins(skewness), _size_bins(m.sum(axis=1))
+        self.first = (size_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
+        self.cells = (int(size_bin.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
-    def _cells(self, active: np.ndarray, tokens: np.ndarray, block: slice) -> np.ndarray:
+    def cell_of_pair(self, active: np.ndarray, tokens: np.ndarray, block: slice = slice(None)) -> np.ndarray:
+        """int64 [classes, neurons of the block], below 0 where the neuron never varies. active, tokens: see `histogram`."""
         z = active[:, block] - tokens.astype(np.float32) * self.rate[block]
-        if self.mean is not None:
-            z -= self.mean[:, block]
+        z -= self.mean[:, block]
         z *= self.inverse[:, block]
         z -= Z_LOW / Z_STEP
         np.clip(z, 0, Z_CELLS - 1, out=z)
-        cell = z.astype(np.int64)
-        cell += self.bin[block] * Z_CELLS
-        if self.class_bin.any():
-            cell += (self.class_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
-        return cell
+        return np.where(self.bin[block] >= 0, z.astype(np.int64) + self.bin[block] * Z_CELLS + self.first, -1)
 
     def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """int64 [cells]: how many pairs fall into each. active: [classes, width]; tokens: [classes, 1]."""
-        out = np.zeros(self.cells, dtype=np.int64)
+        out = np.zeros(1 + self.cells, dtype=np.int64)
         for start in range(0, active.shape[1], BLOCK):
-            block = slice(start, start + BLOCK)
-            cell = self._cells(active, tokens, block)
-            if not self.varies[block].all():
-                cell = cell[:, self.varies[block]]
-            out += np.bincount(cell.reshape(-1), minlength=self.cells)
-        return out
-
-    def cell_of_pair(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """int64 [classes, width], -1 where the neuron never varies."""
-        return np.where(self.varies, self._cells(active, tokens[:, None], slice(None)), -1)
+            cell = self.cell_of_pair(active, tokens, slice(start, start + BLOCK))
+            out += np.bincount(cell.reshape(-1) + 1, minlength=len(out))
+        return out[1:]
 
 
 def _sparsity_bins(skewness: np.ndarray) -> np.ndarray:
@@ -403,18 +376,6 @@ def _pair_values(cells: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
 def _at_least(cells: np.ndarray) -> np.ndarray:
     """int64 [bins, cells of z]: pairs in this cell of the bin or in a higher one."""
     return np.cumsum(cells.reshape(-1, Z_CELLS)[:, ::-1], axis=1, dtype=np.int64)[:, ::-1]
-
-
-def _neuron_p(below: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    """p of each neuron's AAPE being far below ln C: float64 [width], NaN where the neuron never varies.
-
-    below: float32 [1 + permutations, width], the first row observed.
-    """
-    p = np.full(below.shape[1], np.nan)
-    for index in np.unique(bins[bins >= 0]):
-        chosen = np.flatnonzero(bins == index)
-        p[chosen] = pooled_p(below[0, chosen], below[1:, chosen], np.zeros(len(chosen), dtype=np.int64))
-    return p
 
 
 # -- the verdict ------------------------------------------------------------------------------------------------
@@ -508,27 +469,23 @@ def _counts_padding(artifacts: Artifacts, selection: Selection, split: str | lis
     """Whether the selection's probabilities are over tokens of zero padding too: those of all clips, or not."""
     if "kept_clips" in artifacts.manifest:  # probabilities of all clips cannot be had
         return True
+    named = selection.classes in (artifacts.classes, tuple(map(str, range(len(artifacts.classes)))))
     for padding in (True, False) if artifacts.manifest["padding"] == "counted" else (True,):
         found = artifacts.probabilities(split=split, padding=padding)
-        if np.abs(found - selection.probabilities).max() < 1e-6:
+        if (
+            named
+            and found.shape == selection.probabilities.shape
+            and np.allclose(found, selection.probabilities, 0, 1e-6)
+        ):
             return padding
     raise ValueError(
-        f"the selection's probabilities are not those of the clips of {artifacts.path} (split={split}), with or "
-        "without padding: make it from these artifacts, of the same split"
+        f"the selection's classes and probabilities are not those of the clips of {artifacts.path} (split={split}), with "
+        "or without padding: make it from these artifacts, of the same split"
     )
 
 
 def calibrate(
-    artifacts: Artifacts,
-    selection: Selection,
-    *,
-    permutations: int = 1000,
-    seed: int = 0,
-    q: float = 0.05,
-    effect: float = 0.1,
-    split: str | list[str] | None = None,
-    threads: int | None = None,
-    progress: bool = True,
+    artifacts: Artifacts, selection: Selection, *, split: str | list[str] | None = None, **how: Any
 ) -> Calibrated:
     """Set a selection against label permutations.
 
@@ -538,26 +495,14 @@ def calibrate(
         artifacts: with counts per clip.
         selection: made from these artifacts, of the same `split`; its rate, quantile and filter are repeated on every
             permutation, and where its probabilities leave out zero padding the null does too.
-        permutations, seed: how many, and their seed.
-        q: level of the false-discovery rate over all (neuron, class) pairs of the task.
-        effect: least p in the class minus p outside it, in shares of tokens.
         split: the selection's.
-        threads: default the number of cores, at most 4; it does not change results.
-        progress: whether to show a bar.
+        **how: permutations, seed, q, effect, threads, progress: see `calibrate_counts`.
 
     Raises:
         ValueError: the selection is not of these artifacts, or they have no counts per clip.
     """
-    if selection.members.shape != tuple(artifacts.over_zero.shape):
-        raise ValueError(
-            f"the selection is of {selection.members.shape} layers, neurons and classes, {artifacts.path} "
-            f"of {tuple(artifacts.over_zero.shape)}: make it from these artifacts"
-        )
-    if selection.classes not in (artifacts.classes, tuple(map(str, range(len(artifacts.classes))))):
-        raise ValueError(f"the selection's classes are not those of {artifacts.path}, or in another order")
-    data = counted_clips(artifacts, split, _counts_padding(artifacts, selection, split))
     return calibrate_counts(
-        data, selection, permutations=permutations, seed=seed, q=q, effect=effect, threads=threads, progress=progress
+        counted_clips(artifacts, split, _counts_padding(artifacts, selection, split)), selection, **how
     )
 
 
@@ -572,13 +517,20 @@ def calibrate_counts(
     threads: int | None = None,
     progress: bool = True,
 ) -> Calibrated:
-    """As `calibrate`, from arrays."""
+    """As `calibrate`, from arrays.
+
+    Args:
+        data: the clips of the selection.
+        selection: its rule is repeated on every permutation.
+        permutations, seed: how many, at least 20, and their seed.
+        q: level of the false-discovery rate over all (neuron, class) pairs of the task.
+        effect: least p in the class minus p outside it, in shares of tokens.
+        threads: default the number of cores, at most 4; it does not change results.
+        progress: whether to show a bar.
+    """
     p = selection.probabilities
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]), threads=threads)
-    null = permutation_null(
-        sums, rate=selection.rate, quantile=selection.quantile, weak_filter=selection.weak_filter,
-        permutations=permutations, seed=seed, q=q, progress=progress,
-    )  # fmt: skip
+    null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
     if selection.criterion not in AAPE:
         names = ("per_class", "coverage", "classes_per_neuron", "mean_aape", "selected")
         unknown: dict[str, Any] = {name: np.full(getattr(null, name).shape, np.nan) for name in names}

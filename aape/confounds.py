@@ -267,7 +267,7 @@ def causal_checks(
     layer, neuron, c = np.nonzero(selection.members)
     neurons, at = np.unique(layer * artifacts.over_zero.shape[1] + neuron, return_inverse=True)
     size = np.bincount(labels[rows], minlength=len(artifacts.classes))
-    threshold = kth_smallest(selection.probabilities, selection.quantile)
+    threshold = kth_smallest(selection.probabilities, selection.rule.quantile)
     found: list[dict[str, object]] = []
     intact = np.zeros(0)
     for name, change in tqdm(CHANGES.items(), desc="changed clips", disable=None):

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from aape.artifacts import Artifacts
@@ -74,9 +73,7 @@ def published_values(
     return pd.DataFrame(table)
 
 
-def published_lists(
-    study: Study, probabilities: Mapping[Place, np.ndarray], artifacts: Mapping[Place, Artifacts]
-) -> pd.DataFrame:
+def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
     """The paper's two lists of shared neurons beside ours: both filters, both meanings of "shared by these classes".
 
     The row in which ours and the published neurons agree says which definitions the authors used.
@@ -102,8 +99,7 @@ def published_lists(
             if not all(alike):
                 entry["remark"] = f"no class named {' or '.join(names)}"
                 continue
-            how: dict[str, Any] = {"rate": study.rate(task), "quantile": study.selection.quantile}
-            chosen = select(probabilities[task, ssl], classes=found.classes, weak_filter=weak_filter, **how)
+            chosen = select(found, rate=study.rate(task), quantile=study.selection.quantile, weak_filter=weak_filter)
             shared = chosen.shared([first for first, *_ in alike], exclusive=exclusive)
             ours = {(int(layer), int(neuron)) for layer, neuron in shared}
             entry |= {"ours": len(ours), "in both": len(ours & theirs)}

@@ -36,6 +36,22 @@ WEAK_FILTERS = ("lape", "paper")
 AAPE = ("aape", "lape")  # the names of the criterion that this file is about
 
 
+@dataclass(frozen=True)
+class Rule:
+    """The thresholds of the selection; see `select`. ValueError for a share outside (0, 1] or an unknown filter."""
+
+    rate: float = 0.01
+    quantile: float = 0.95
+    weak_filter: str = "lape"
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "quantile"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], found {getattr(self, name)}")
+        if self.weak_filter not in WEAK_FILTERS:
+            raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {self.weak_filter!r}")
+
+
 def checked_probabilities(probabilities: Any) -> np.ndarray:
     """float64 [layers, neurons, classes], or a ValueError that says what is wrong with it."""
     if hasattr(probabilities, "detach"):  # a tensor; importing torch for this would take seconds
@@ -45,13 +61,11 @@ def checked_probabilities(probabilities: Any) -> np.ndarray:
         raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
     if np.isnan(p).any():
         empty = np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist()
+        raise ValueError(f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out")
+    if p.min() < 0 or p.max() > 1:
         raise ValueError(
-            f"probabilities are NaN for the class indices {empty}: a class without tokens has no probability. "
-            "Leave such classes out, or add clips of them."
+            f"expected probabilities in [0, 1], found {p.min():.6g} to {p.max():.6g} (counts? divide by tokens)"
         )
-    low, high = p.min(), p.max()
-    if low < 0 or high > 1:
-        raise ValueError(f"expected probabilities in [0, 1], found {low:.6g} to {high:.6g} (counts? divide by tokens)")
     return p
 
 
@@ -85,28 +99,26 @@ def kth_smallest(values: np.ndarray, quantile: float) -> float:
     return float(np.partition(flat, k - 1)[k - 1])
 
 
-def choose(
-    p: np.ndarray, rank: np.ndarray, *, rate: float, quantile: float, weak_filter: str
-) -> tuple[np.ndarray, float, float]:
+def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, float, float]:
     """The three steps, for the data's labels (`select`) as for permuted ones (`aape.chance`).
 
     Args:
         p: [classes, neurons], of any float dtype.
         rank: AAPE or what goes with it, [neurons]: the lowest stay, ties by index; +inf is never chosen.
-        rate, quantile, weak_filter: as in `select`.
+        rule: the thresholds.
 
     Returns:
         The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
     """
     largest = p.max(axis=0)
-    threshold = weak = kth_smallest(p, quantile)
-    if weak_filter == "paper":
+    threshold = weak = kth_smallest(p, rule.quantile)
+    if rule.weak_filter == "paper":
         # 5 % of very few neurons is none: then nothing is dropped
         none = round(PAPER_WEAK_SHARE * largest.size) == 0
         weak = -1.0 if none else kth_smallest(largest, PAPER_WEAK_SHARE)
     eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
     kept = eligible[np.argsort(rank[eligible], kind="stable")]
-    return kept[: round(rate * largest.size)], threshold, weak
+    return kept[: round(rule.rate * largest.size)], threshold, weak
 
 
 def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -141,7 +153,7 @@ class Selection:
             are not known (an array was given to `select`) every class counts the same.
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
-        rate, quantile, weak_filter: as given to `select`.
+        rule: the thresholds as given to `select`.
         criterion: what the neurons were ranked by.
         scores: float64 [layers, neurons, classes], what the thresholds are of: p, or another criterion's scores.
         classes, layers: names.
@@ -154,9 +166,7 @@ class Selection:
     outside: np.ndarray
     threshold: float
     weak_threshold: float
-    rate: float
-    quantile: float
-    weak_filter: str
+    rule: Rule
     criterion: str
     scores: np.ndarray
     classes: tuple[str, ...]
@@ -178,14 +188,10 @@ class Selection:
         Raises:
             ValueError: there is none.
         """
-        if isinstance(name, str):
-            if name not in self.classes:
-                raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}")
-            return self.classes.index(name)
-        index = int(name)
-        if not 0 <= index < len(self.classes):
-            raise ValueError(f"no class with index {index}; there are {len(self.classes)} classes, counted from 0")
-        return index
+        index = self.classes.index(name) if name in self.classes else name
+        if isinstance(index, str) or not 0 <= index < len(self.classes):
+            raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0")
+        return int(index)
 
     def neurons(self, name: str | int) -> np.ndarray:
         """int64 [k, 2] of (layer, neuron) specific to a class given by name or index, strongest first; k may be 0.
@@ -228,16 +234,16 @@ class Selection:
         p, outside = self.probabilities[self.members], self.outside[self.members]
         names, aape = np.asarray(self.classes, dtype=object)[index], self.entropy[layer, neuron]
         remark = np.where(p < outside, "less active than outside the class", "")
-        columns = ["layer", "neuron", "class", "p", "p_outside", "aape", "remark"]
-        table = pd.DataFrame(dict(zip(columns, [layer, neuron, names, p, outside, aape, remark], strict=True)))
+        columns = {"layer": layer, "neuron": neuron, "class": names, "p": p, "p_outside": outside, "aape": aape}
+        table = pd.DataFrame(columns | {"remark": remark})
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
         what = "p" if self.criterion in AAPE else self.criterion
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
         return {
-            "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rate:g}, {self.weak_filter} filter)",
-            "specific": f"where {what} > {self.threshold:.4g} (quantile {self.quantile:g})",
+            "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rule.rate:g}, {self.rule.weak_filter} filter)",
+            "specific": f"where {what} > {self.threshold:.4g} (quantile {self.rule.quantile:g})",
             "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
@@ -285,11 +291,7 @@ def select(
     Raises:
         ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
     """
-    for name, value in (("rate", rate), ("quantile", quantile)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name}: expected a share in (0, 1], found {value}")
-    if weak_filter not in WEAK_FILTERS:
-        raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {weak_filter!r}")
+    rule = Rule(rate, quantile, weak_filter)
     tokens, scores = None, None if isinstance(criterion, str) else np.asarray(criterion, dtype=np.float64)
     if isinstance(found := probabilities, Artifacts):
         classes, layers = classes or found.classes, layers or found.layers
@@ -314,21 +316,18 @@ def select(
             f"criterion {criterion!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
         )
     by_class = values.reshape(-1, n_classes).T  # [classes, layers * neurons]
-    kept, threshold, weak = choose(by_class, ranked.ravel(), rate=rate, quantile=quantile, weak_filter=weak_filter)
+    kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
     selected = np.isin(np.arange(ranked.size), kept).reshape(n_layers, n_neurons)
     return Selection(
         selected[:, :, None] & (values > threshold), selected, aape, p,
-        outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rate, quantile, weak_filter,
+        outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rule,
         criterion if isinstance(criterion, str) else "scores", values,
         _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
     )  # fmt: skip
 
 
-def _names(names: Sequence[str] | None, size: int, what: str) -> tuple[str, ...]:
-    if names is None:
-        return tuple(str(i) for i in range(size))
-    if len(names) != size:
-        raise ValueError(f"{what}: expected {size} names, found {len(names)}")
-    if len(set(names)) != size:
-        raise ValueError(f"{what}: names are not unique: {', '.join(map(str, names))}")
+def _names(names: Sequence[Any] | None, size: int, what: str) -> tuple[str, ...]:
+    names = range(size) if names is None else names
+    if len(names) != size or len(set(names)) != size:
+        raise ValueError(f"{what}: expected {size} different names, found {', '.join(map(str, names))}")
     return tuple(str(name) for name in names)

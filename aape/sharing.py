@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_array
 
 from aape.chance import Calibrated, Drawn, benjamini_hochberg, one_sided_p, pooled_p
@@ -43,33 +44,24 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the layers or neurons differ, or members are not bool.
     """
-    return jaccard_index(*_overlap(*_checked(a, b)))
+    return jaccard_index(*_overlap(a, b))
 
 
 def shared_neurons(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int64 [classes_a, classes_b]: the number of neurons in both sets. Raises as `jaccard`."""
-    return _overlap(*_checked(a, b))[0].astype(np.int64)
+    return _overlap(a, b)[0].astype(np.int64)
 
 
-def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    for name, members in (("first", a), ("second", b)):
-        if members.ndim != 3:
-            raise ValueError(f"{name}: expected members [layers, neurons, classes], found shape {members.shape}")
-        if members.dtype != np.bool_:
-            raise ValueError(f"{name}: expected members as bool, found {members.dtype}")
-    if a.shape[:2] != b.shape[:2]:
+def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Neurons in both sets and in either, of every pair of classes."""
+    if a.ndim != 3 or b.ndim != 3 or a.shape[:2] != b.shape[:2] or a.dtype != bool or b.dtype != bool:
         raise ValueError(
-            f"the two selections are of encoders of different shape: {a.shape[:2]} and {b.shape[:2]} "
-            "(layers, neurons); neurons can be shared only within one encoder"
+            "expected the members of two selections of one encoder, bool [layers, neurons, classes]; found "
+            f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
-    return a, b
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = first.reshape(-1, first.shape[2]).astype(np.float64)
-    b = second.reshape(-1, second.shape[2]).astype(np.float64)
-    shared = a.T @ b
-    return shared, a.sum(axis=0)[:, None] + b.sum(axis=0)[None, :] - shared
+    one, two = (members.reshape(-1, members.shape[2]).astype(np.float64) for members in (a, b))
+    shared = one.T @ two
+    return shared, one.sum(axis=0)[:, None] + two.sum(axis=0) - shared
 
 
 @dataclass(frozen=True)
@@ -106,11 +98,10 @@ def sharing_against_chance(a: Calibrated, b: Calibrated | None = None) -> Sharin
             among themselves.
 
     Raises:
-        ValueError: as `jaccard`, or fewer than 20 permutations.
+        ValueError: as `jaccard`.
     """
-    if b is None:
-        return against_drawn(a.selection.members, a.null.drawn)
-    return against_drawn(a.selection.members, a.null.drawn, b.selection.members, b.null.drawn)
+    other = () if b is None else (b.selection.members, b.null.drawn)
+    return against_drawn(a.selection.members, a.null.drawn, *other)
 
 
 def against_drawn(
@@ -126,16 +117,12 @@ def against_drawn(
     if drawn_a is None or not (within or drawn_b):
         no = np.full(observed.shape, np.nan)
         return Sharing(observed, no, no, no, no, no, no, no, no[None], within)
-    draws = len(drawn_a) if drawn_b is None else min(len(drawn_a), len(drawn_b))
-    if draws < 20:
-        raise ValueError(f"expected at least 20 permutations, found {draws}: calibrate with more")
-    null = np.empty((draws, *observed.shape), dtype=np.float32)
-    for index in range(draws):
-        neurons, first = drawn_a[index]
-        others, second = (neurons, first) if drawn_b is None else drawn_b[index]
-        _, here, there = np.intersect1d(neurons, others, assume_unique=True, return_indices=True)
-        shared = first[:, here].astype(np.float32) @ second[:, there].T.astype(np.float32)
-        null[index] = jaccard_index(shared, first.sum(axis=1)[:, None] + second.sum(axis=1) - shared)
+    draws = []
+    for one, two in zip(drawn_a, drawn_b or drawn_a, strict=False):  # as many as both have
+        _, here, there = np.intersect1d(one[0], two[0], assume_unique=True, return_indices=True)
+        shared = one[1][:, here].astype(np.float32) @ two[1][:, there].T.astype(np.float32)
+        draws.append(jaccard_index(shared, one[1].sum(axis=1)[:, None] + two[1].sum(axis=1) - shared))
+    null = np.array(draws, dtype=np.float32)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
     mean = null.mean(axis=0, dtype=np.float64)
     p, q = _pair_p(observed, null, within)
@@ -210,11 +197,9 @@ def matched(
         seed: of the draws.
 
     Raises:
-        ValueError: shapes that differ, or no pair on one of the sides.
+        ValueError: no pair on one of the sides.
     """
     counted = ~np.eye(len(observed), dtype=bool) if within else np.ones(observed.shape, dtype=bool)
-    if alike.shape != observed.shape or (other is not None and other.shape != observed.shape):
-        raise ValueError(f"expected pairs of shape {observed.shape}, found {alike.shape}")
     sides = [np.nonzero(side & counted) for side in (alike, ~alike if other is None else other)]
     if not all(len(rows) for rows, _ in sides):
         raise ValueError("expected a pair that is alike and one that is not, found none")
@@ -235,25 +220,6 @@ def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
     return orders
 
 
-@dataclass(frozen=True)
-class DistanceCurve:
-    """Mean Jaccard against pitch distance; arrays [distances], NaN without pairs.
-
-    Attributes:
-        distance: semitones.
-        observed: mean Jaccard of the pairs so far apart.
-        mean, low, high: of the same with the pitches dealt anew to the classes, and its 95 % band.
-        pairs: how many.
-    """
-
-    distance: np.ndarray
-    observed: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    pairs: np.ndarray
-
-
 def by_distance(
     observed: np.ndarray,
     rows: Sequence[int],
@@ -262,7 +228,7 @@ def by_distance(
     within: bool = False,
     permutations: int = 1000,
     seed: int = 0,
-) -> DistanceCurve:
+) -> pd.DataFrame:
     """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, beside pitches dealt anew (`matched`).
 
     Args:
@@ -271,19 +237,21 @@ def by_distance(
         within: the two are the same task: a class is not paired with itself, so distance 0 has no pairs.
         permutations, seed: of the matching.
 
-    Raises:
-        ValueError: the pitches do not fit.
+    Returns:
+        A row for each distance: semitones; pairs; mean_jaccard, NaN without pairs; chance, chance_low, chance_high: of the
+        pitches dealt anew, and the ends of its 95 % band; above_neighbours: mean_jaccard minus the mean of the distances
+        one semitone off.
     """
-    first, second = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
-    if (len(first), len(second)) != observed.shape:
-        raise ValueError(f"expected pitches for {observed.shape} classes, found {len(first)}, {len(second)}")
-    apart = np.abs(first[:, None] - second[None, :])
+    apart = np.abs(np.subtract.outer(rows, columns))
     r, c = np.nonzero(pairs_of(observed, within))
     distance = np.arange(apart.max() + 1)
     pairs = np.bincount(apart[r, c], minlength=len(distance))
     at = csr_array((np.ones(len(r)), (np.arange(len(r)), apart[r, c])), (len(r), len(distance)))
-    orders = _matchings(len(second), permutations, seed)
+    orders = _matchings(len(columns), permutations, seed)
     means = observed[orders[:, r] if within else r, orders[:, c]] @ at  # [orders, distances]
     means = np.divide(means, pairs, out=np.full(means.shape, np.nan), where=pairs > 0)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return DistanceCurve(distance, means[0], means.mean(axis=0), low, high, pairs)
+    chance = {"chance": means.mean(axis=0), "chance_low": low, "chance_high": high}
+    table = pd.DataFrame({"semitones": distance, "pairs": pairs, "mean_jaccard": means[0]} | chance)
+    beside = pd.concat([table.mean_jaccard.shift(1), table.mean_jaccard.shift(-1)], axis=1).mean(axis=1)
+    return table.assign(above_neighbours=table.mean_jaccard - beside)

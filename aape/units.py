@@ -18,12 +18,12 @@ but come with these groups and their sizes, all permutations are equally likely 
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -118,19 +118,14 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
         ValueError: no clips, lengths that differ, negative or too large labels.
     """
     label = np.asarray(labels, dtype=np.int32)
-    if label.ndim != 1 or not len(label):
-        raise ValueError(f"expected labels [clips] of at least one clip, found shape {label.shape}")
-    if len(groups) != len(label):
-        raise ValueError(f"expected one group per clip: {len(label)} labels, {len(groups)} groups")
-    if n_classes is None:
-        n_classes = int(label.max()) + 1
-    if label.min() < 0 or label.max() >= n_classes:
-        raise ValueError(f"expected labels from 0 to {n_classes - 1}, found {label.min()} to {label.max()}")
+    n_classes = int(label.max(initial=0)) + 1 if n_classes is None else n_classes
+    if len(label) == 0 or len(groups) != len(label) or label.min() < 0 or label.max() >= n_classes:
+        raise ValueError(
+            f"expected at least one clip, a group for each, and labels from 0 to {n_classes - 1}; found "
+            f"{len(label)} labels{f' from {label.min()} to {label.max()}' if len(label) else ''}, {len(groups)} groups"
+        )
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    low = np.full(group.max() + 1, n_classes)
-    high = np.full(group.max() + 1, -1)
-    np.minimum.at(low, group, label)
-    np.maximum.at(high, group, label)
+    low, high = pd.Series(label).groupby(group).agg(["min", "max"]).to_numpy().T  # [groups]
     is_split = low < high  # [groups]
     # a whole group is one unit; in a split group every clip is
     key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
@@ -155,16 +150,12 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
     """
     found = [({int(s)}, set(label[size == s].tolist())) for s in np.unique(size)]  # sizes, and their classes
     while len(found) > 1:
-        gaps = [
-            (min(after) / max(before), index)
-            for index, ((before, one), (after, two)) in enumerate(itertools.pairwise(found))
-            if len(one) == 1 or len(two) == 1
-        ]
+        neighbours = list(enumerate(itertools.pairwise(found)))
+        gaps = [(min(b) / max(a), i) for i, ((a, one), (b, two)) in neighbours if len(one) == 1 or len(two) == 1]
         if not gaps:
             break
         index = min(gaps)[1]
-        (before, one), (after, two) = found[index : index + 2]
-        found[index : index + 2] = [(before | after, one | two)]
+        found[index : index + 2] = [tuple(one | two for one, two in zip(*found[index : index + 2], strict=True))]
     sizes = [(min(s), max(s)) for s, _ in found]
     return np.searchsorted([high for _, high in sizes], size), sizes
 
@@ -172,18 +163,15 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
 def _description(is_split: np.ndarray, of_size: np.ndarray, label: np.ndarray, sizes: list[tuple[int, int]]) -> str:
     """One sentence: what is permuted, and how many groups can move."""
     whole, split = int((~is_split).sum()), int(is_split.sum())
-    what = []
-    if split:
-        what.append(f"within {split} groups of several classes")
-    if whole:
-        classes = label[~is_split]
-        movable = sum(int((of_size == s).sum()) for s in range(len(sizes)) if len(set(classes[of_size == s])) > 1)
-        alone = sizes == [(1, 1)] and not split
-        text = f"among {whole} {'clips' if alone else 'groups of one class'}"
-        if not alone:
-            spans = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in sizes)
-            text += f" ({movable} can move) of as many clips ({spans if len(sizes) < 10 else f'{len(sizes)} strata'})"
-        what.append(text)
+    what = [f"within {split} groups of several classes"] if split else []
+    if whole and sizes == [(1, 1)] and not split:
+        what.append(f"among {whole} clips")
+    elif whole:
+        classes = pd.Series(label[~is_split]).groupby(of_size)
+        movable = int(classes.size()[classes.nunique() > 1].sum())
+        spans = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in sizes)
+        spans = spans if len(sizes) < 10 else f"{len(sizes)} strata"
+        what.append(f"among {whole} groups of one class ({movable} can move) of as many clips ({spans})")
     return f"labels permuted {' and '.join(what)}"
 
 
@@ -226,17 +214,11 @@ class UnitSums:
         self.threads = threads or min(os.cpu_count() or 1, 4)
         self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
 
-    def permuted_once(self, seed: int) -> UnitSums:
-        """The same sums with labels permuted: groups of one class stay so, groups of several keep their labels."""
-        other = copy.copy(self)
-        other.units = replace(self.units, label=next(permuted_labels(self.units, 1, seed)))
-        return other
-
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
         clips, units = len(self._rows), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
-        width = int(np.clip(2**25 // units, 128, 1024))  # a block of the sums stays near the processor
+        width = int(np.clip(2**24 // units, 16, 1024))  # a block of the sums stays near the processor
         tables = [t.reshape(len(t), -1) for t in (self._data.counts, self._data.without) if t is not None]
         for start in range(0, self.width, READ):
             # a copy of some columns: a memory-mapped table is read from disk here and nowhere else
@@ -257,33 +239,27 @@ class UnitSums:
 
         A label of -1 leaves its unit out. The sums' memory is used again for the next batch.
         """
-        low, high = BATCH_BYTES
-        budget = min(max(self._data.counts.nbytes // 4, low), high)
-        size = max(1, budget // (4 * self.units.n_classes * self.width))
-        labellings = iter(labellings)
-        out = None
+        n_units, n_classes = len(self.units), self.units.n_classes
+        size = int(np.clip(self._data.counts.nbytes // 4, *BATCH_BYTES)) // (4 * n_classes * self.width)
+        labellings, out = iter(labellings), np.empty((0, n_classes, self.width), np.float32)
+
+        def member_of(some: list[np.ndarray]) -> csc_array:
+            labels = np.stack(some, axis=1)  # [units, labellings]
+            row = np.maximum(labels, 0) + np.arange(len(some), dtype=np.int32) * n_classes
+            column = np.arange(0, labels.size + 1, len(some), dtype=np.int32)
+            used = (labels >= 0).astype(np.float32)
+            return csc_array((used.reshape(-1), row.reshape(-1), column), (len(some) * n_classes, n_units))
+
         with ThreadPoolExecutor(self.threads) as pool:
-            while batch := list(itertools.islice(labellings, size)):
-                out = np.empty((len(batch), self.units.n_classes, self.width), np.float32) if out is None else out
-                self._sum(batch, out, pool)
+            while batch := list(itertools.islice(labellings, max(1, size))):
+                out = out if len(out) else np.empty((len(batch), n_classes, self.width), np.float32)
+                starts = range(0, len(batch), TOGETHER)
+                members = [member_of(batch[start : start + TOGETHER]) for start in starts]
+                for where, sums in self:
+                    list(pool.map(functools.partial(_put, out[:, :, where], sums), starts, members))
                 yield batch, out[: len(batch)]
 
-    def _sum(self, batch: list[np.ndarray], out: np.ndarray, pool: ThreadPoolExecutor) -> None:
-        n_units, n_classes = len(self.units), self.units.n_classes
-        groups = []
-        for start in range(0, len(batch), TOGETHER):
-            labels = np.stack(batch[start : start + TOGETHER], axis=1)  # [units, labellings]
-            used = (labels >= 0).astype(np.float32)
-            row = np.maximum(labels, 0) + np.arange(labels.shape[1], dtype=np.int32) * n_classes
-            column = np.arange(0, labels.size + 1, labels.shape[1], dtype=np.int32)
-            shape = (labels.shape[1] * n_classes, n_units)
-            groups.append((start, csc_array((used.reshape(-1), row.reshape(-1), column), shape)))
 
-        for where, sums in self:
-
-            def one(group: tuple[int, csc_array], where: slice = where, sums: np.ndarray = sums) -> None:
-                start, member = group
-                found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
-                out[start : start + len(found), :, where] = found
-
-            list(pool.map(one, groups))
+def _put(out: np.ndarray, sums: np.ndarray, start: int, member: csc_array) -> None:
+    found = (member @ sums).reshape(-1, *out.shape[1:])
+    out[start : start + len(found)] = found

@@ -21,7 +21,7 @@ import numpy as np
 
 from aape.artifacts import ArrayWriter
 from aape.chance import Calibrated, calibrate_counts, permutation_null
-from aape.selection import select
+from aape.selection import Rule, select
 from aape.units import Counted, UnitSums, exchangeable_units
 
 TOKENS = 60
@@ -61,7 +61,7 @@ def speed(permutations: int, threads: int) -> None:
     del table
     start, cpu = time.perf_counter(), time.process_time()
     sums = UnitSums(Counted(counts, labels, np.full(clips, 155), group), units, threads=threads)
-    null = permutation_null(sums, rate=0.02, permutations=permutations)
+    null = permutation_null(sums, Rule(0.02), permutations=permutations)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     print(
         f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {threads} threads"
@@ -118,7 +118,7 @@ def stream(permutations: int, threads: int, folder: Path, clips: int) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     data = Counted(counts, labels, np.full(clips, 155), group)
     sums = UnitSums(data, exchangeable_units(labels, group, classes), threads=threads)
-    null = permutation_null(sums, rate=0.01, permutations=permutations)
+    null = permutation_null(sums, Rule(0.01), permutations=permutations)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(
         f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {threads} threads"

@@ -194,7 +194,7 @@ def test_selection_reports_names_classes_without_neurons_and_its_table():
     assert "1 of 100" in repr(less) and "33% of 3 classes" in less._repr_html_()
     with pytest.raises(ValueError, match="no class 'cat'.*dog"):
         less.neurons("cat")
-    with pytest.raises(ValueError, match="no class with index 3"):
+    with pytest.raises(ValueError, match="no class 3"):
         less.neurons(3)
 
 
@@ -287,8 +287,8 @@ def test_bad_probabilities_are_named(bad, words):
         ({"rate": 1.1}, "rate"),
         ({"quantile": -1}, "quantile"),
         ({"weak_filter": "none"}, "lape, paper"),
-        ({"classes": ["a"]}, "expected 2 names, found 1"),
-        ({"classes": ["a", "a"]}, "not unique"),
+        ({"classes": ["a"]}, "expected 2 different names, found a"),
+        ({"classes": ["a", "a"]}, "expected 2 different names, found a, a"),
     ],
 )
 def test_bad_settings_are_named(settings, words):

@@ -121,8 +121,6 @@ def test_matched_is_the_share_of_matchings_by_hand():
     # a class with many neurons shares with all: no sign of likeness
     assert matched(np.outer([1, 1, 1], [0.1, 0.9, 0.2]), same).p == 1
     assert matched(np.array([[0.9, 0.1], [0.1, 0.9]]), np.eye(2, dtype=bool)).p == 0.5  # two matchings only
-    with pytest.raises(ValueError, match="of shape \\(3, 3\\)"):
-        matched(observed, same[:2])
     with pytest.raises(ValueError, match="found none"):
         matched(observed, np.ones((3, 3), dtype=bool))
 
@@ -154,11 +152,9 @@ def test_octaves_show_in_the_curve_by_distance():
         members[1, 5 * index : 5 * index + 5, index] = True  # and one of its own
     observed = jaccard(members, members)
     curve = by_distance(observed, pitches, pitches, within=True)
-    peaks = curve.distance[curve.observed > curve.high]
+    peaks = curve.semitones[curve.mean_jaccard > curve.chance_high]
     assert peaks.tolist() == [12, 24]  # only one pair is three octaves apart
-    assert curve.pairs[12] == len(pitches) - 12 and curve.pairs[0] == 0 and np.isnan(curve.observed[0])
-    with pytest.raises(ValueError, match="pitches for \\(37, 37\\)"):
-        by_distance(observed, pitches[1:], pitches)
+    assert curve.pairs[12] == len(pitches) - 12 and curve.pairs[0] == 0 and np.isnan(curve.mean_jaccard[0])
     apart = np.abs(np.subtract.outer(pitches, pitches))
     octaves, beside = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
     assert matched(observed, octaves, beside, within=True, permutations=199).p == 1 / 200
@@ -166,11 +162,6 @@ def test_octaves_show_in_the_curve_by_distance():
 
 def test_bad_members_are_named():
     a = random_members(0)
-    with pytest.raises(ValueError, match="different shape: \\(3, 60\\) and \\(3, 59\\)"):
-        jaccard(a, a[:, 1:])
-    with pytest.raises(ValueError, match="as bool"):
-        jaccard(a, a.astype(int))
-    with pytest.raises(ValueError, match="first: expected members"):
-        jaccard(a[0], a)
-    with pytest.raises(ValueError, match="at least 20"):
-        against_drawn(a, drawn_of([a] * 3))
+    for wrong in (a[:, 1:], a.astype(int), a[0]):
+        with pytest.raises(ValueError, match="two selections of one encoder, bool"):
+            jaccard(a, wrong)

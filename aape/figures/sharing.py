@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from aape.sharing import DistanceCurve, Sharing
+from aape.sharing import Sharing, pairs_of
 
-CLUSTERED_FROM = 3  # fewer classes than this have no order to find
 ANNOTATED_TO = 12  # up to so many classes numbers stand in the cells; with more the panels stand one above the other
 
 
@@ -25,7 +25,7 @@ def sharing_figure(
     title: str,
     axes_titles: tuple[str, str],
     pitches: tuple[list[int], list[int]] | None = None,
-    curves: Mapping[str, DistanceCurve | None] | None = None,
+    curves: Mapping[str, pd.DataFrame | None] | None = None,
     level: float = 0.05,
 ) -> Figure:
     """Heatmaps of the Jaccard index, one panel a model.
@@ -38,47 +38,45 @@ def sharing_figure(
         rows, columns: class names. Without pitches they are ordered by clustering, the same way in all panels.
         title: of the whole figure. axes_titles: of rows and columns.
         pitches: MIDI pitch of the classes; then the axes are pitches and `curves` are drawn below.
+        curves: label -> what `by_distance` found.
     """
     known = [found for found in panels.values() if found is not None]
     within, most = known[0].within, max(len(rows), len(columns))
-    order, trees = _clustered(known, within) if pitches is None else (tuple(np.argsort(p) for p in pitches), None)
-    seen = np.concatenate(
-        [f.observed[~np.eye(len(f.observed), dtype=bool)] if within else f.observed.ravel() for f in known]
-    )
+    order = _clustered(known, within) if pitches is None else tuple(np.argsort(p) for p in pitches)
+    seen = np.concatenate([f.observed[pairs_of(f.observed, within)] for f in known])
     # of many pairs, one outlying pair must not flatten the picture
     top = max(float(np.quantile(seen, 1 if most <= ANNOTATED_TO else 0.995)) if len(seen) else 0.0, 1e-3)
     stacked = pitches is None and most > ANNOTATED_TO
     cell = max(0.125, 4.5 / most) if stacked else 0.34  # inch a class, at least what 6 point names need
-    width = max(5.0 if stacked else 2.0, cell * len(columns)) + 1.9
-    size = (3.6 * len(panels), 6.0) if pitches else (width * (1 if stacked else len(panels)),
-            (cell * len(rows) + 1.9) * (len(panels) if stacked else 1))  # fmt: skip
+    width, height = max(5.0 if stacked else 2.0, cell * len(columns)) + 1.9, cell * len(rows) + 1.9
+    across, down = (1, len(panels)) if stacked else (len(panels), 1)
+    size = (width * across, height * down) if pitches is None else (3.6 * len(panels), 6.0)
     whole = Figure(figsize=size, layout="constrained")
     whole.suptitle(title, fontsize=10)
-    parts: Any = whole.subfigures(2, 1, height_ratios=[3.1, 2]) if curves else [whole.subfigures(1, 1)]
-    grid = parts[0].subplots(*((len(panels), 1) if stacked else (1, len(panels))), squeeze=False).ravel()
-    for axes, (label, found) in zip(grid, panels.items(), strict=True):
+    parts: Any = whole.subfigures(2, 1, height_ratios=[3.1, 2]) if curves else [whole]
+    for axes, (label, found) in zip(parts[0].subplots(down, across, squeeze=False).flat, panels.items(), strict=True):
         if found is None:
             _nothing(axes, label)
             continue
-        values = found.observed[np.ix_(*order)]
-        if within:
-            values = np.where(np.eye(len(values), dtype=bool), np.nan, values)
-        _heatmap(axes, values, found, order, top, level, equal=pitches is None)
+        _heatmap(axes, found, order, top, level, equal=pitches is None)
         if pitches is not None:
             _octave_axes(axes, pitches, order, axes_titles)
         else:
-            _name_axes(axes, rows, columns, order, values, top)
-        head = _trees(axes, trees, within, stacked) if trees else axes
-        pairs = 2 if within else 1
+            _name_axes(axes, rows, columns, order, found, top)
         above, more, tested = (
-            int(mask.sum()) // pairs for mask in (found.q < level, found.q_centred < level, ~np.isnan(found.p))
+            int((mask & pairs_of(mask, within)).sum())
+            for mask in (found.q < level, found.q_centred < level, ~np.isnan(found.p))
         )
         text = (
             f"of {tested} pairs {above} (dots) above permuted labels,\n{more} (rings) above their classes' other pairs"
         )
-        head.set_title(f"{label}\n{text}" if tested else label, fontsize=7)
-    if curves:
-        _curves(parts[1], curves)
+        axes.set_title(f"{label}\n{text}" if tested else label, fontsize=7)
+    for axes, (label, curve) in zip(
+        np.atleast_1d(parts[1].subplots(1, len(curves), sharey=True)) if curves else (),
+        (curves or {}).items(),
+        strict=True,
+    ):
+        _curve(axes, label, curve)
     return whole
 
 
@@ -87,26 +85,29 @@ def _nothing(axes: Axes, label: str) -> None:
     axes.set_axis_off()
 
 
-def _clustered(known: list[Sharing], within: bool) -> tuple[tuple[np.ndarray, ...], list[Any]]:
-    """Order and tree of rows and columns, from the panels' mean, by average linkage."""
-    mean = np.mean([found.observed for found in known], axis=0)
-    trees: list[Any] = []
+def _clustered(known: list[Sharing], within: bool) -> tuple[np.ndarray, ...]:
+    """Order of rows and columns, from the panels' mean, by average linkage."""
+    mean, orders = np.mean([found.observed for found in known], axis=0), []
     for profile in (mean,) if within else (mean, mean.T):
-        if len(profile) < CLUSTERED_FROM:
-            trees.append(None)
+        if len(profile) < 3:  # no order to find
+            orders.append(np.arange(len(profile)))
             continue
         distance = squareform((1 - (mean + mean.T) / 2) * (1 - np.eye(len(mean))), checks=False) if within else profile
-        trees.append(linkage(distance, "average", optimal_ordering=True))
-    trees = trees * 2 if within else trees
-    sizes = mean.shape
-    return tuple(np.arange(n) if t is None else leaves_list(t) for t, n in zip(trees, sizes, strict=True)), trees
+        orders.append(leaves_list(linkage(distance, "average", optimal_ordering=True)))
+    return tuple(orders * 2 if within else orders)
 
 
-def _heatmap(
-    axes: Axes, values: np.ndarray, found: Sharing, order: Any, top: float, level: float, *, equal: bool
-) -> None:
+def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *, equal: bool) -> None:
+    values = (
+        np.where(np.eye(len(found.observed), dtype=bool), np.nan, found.observed) if found.within else found.observed
+    )
     image = axes.imshow(
-        values, cmap="cividis", vmin=0, vmax=top, aspect="equal" if equal else "auto", interpolation="nearest"
+        values[np.ix_(*order)],
+        cmap="cividis",
+        vmin=0,
+        vmax=top,
+        aspect="equal" if equal else "auto",
+        interpolation="nearest",
     )
     axes.set_facecolor("#DDDDDD")  # a class with itself
     n = max(values.shape)
@@ -115,25 +116,20 @@ def _heatmap(
     for q, colour, edge in ((found.q_centred, "none", "white"), (found.q, "white", "black")):
         y, x = np.nonzero(q[np.ix_(*order)] < level)
         axes.scatter(x, y + lower, s=size, c=colour, edgecolor=edge, linewidth=thin)
-    beyond = np.nanmax(np.append(values, 0)) > top
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, extend="max" if beyond else "neither")
+    extend = "max" if np.nanmax(np.append(values, 0)) > top else "neither"
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, extend=extend)
     bar.set_label("Jaccard index", fontsize=7)
     bar.ax.tick_params(labelsize=6)
 
 
-def _name_axes(
-    axes: Axes, rows: Sequence[str], columns: Sequence[str], order: Any, values: np.ndarray, top: float
-) -> None:
-    size = 6 if max(values.shape) > ANNOTATED_TO else 7
-    names = [
-        [all_names[i].replace("_", " ") for i in chosen]
-        for all_names, chosen in zip((rows, columns), order, strict=True)
-    ]
-    axes.set_yticks(range(len(rows)), names[0], fontsize=size)
-    axes.set_xticks(range(len(columns)), names[1], rotation=90, fontsize=size)
+def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], order: Any, found: Sharing, top: float) -> None:
+    few = max(len(rows), len(columns)) <= ANNOTATED_TO
+    (y, x), size = order, 7 if few else 6
+    axes.set_yticks(range(len(rows)), [rows[i].replace("_", " ") for i in y], fontsize=size)
+    axes.set_xticks(range(len(columns)), [columns[i].replace("_", " ") for i in x], rotation=90, fontsize=size)
     axes.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(values) if max(values.shape) <= ANNOTATED_TO else ():
-        if not np.isnan(value):
+    for (i, j), value in np.ndenumerate(found.observed[np.ix_(y, x)]) if few else ():
+        if not (found.within and i == j):
             colour = "white" if value < 0.6 * top else "black"
             axes.text(j, i - 0.1, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
 
@@ -146,53 +142,26 @@ def _octave_axes(axes: Axes, pitches: tuple[list[int], list[int]], order: Any, t
         axis.set_ticks(at, [f"C{p // 12 - 1}{gap}({p})" for p in ordered[at]], fontsize=6)
         axis.set_label_text(f"{title}, MIDI pitch", fontsize=7)
     for octave in range(-12, 13):  # y = x + 12 * octave in pitch, drawn in cells
-        ends = np.array([max(x[0], y[0] - 12 * octave), min(x[-1], y[-1] - 12 * octave)])
-        if ends[0] < ends[1]:
-            axes.plot(ends - x[0], ends + 12 * octave - y[0], color="white", lw=0.4, alpha=0.55, ls=":")
+        axes.axline((0, x[0] + 12 * octave - y[0]), slope=1, color="white", lw=0.4, alpha=0.55, ls=":")
     axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-0.5, len(y) - 0.5))
 
 
-def _trees(axes: Axes, trees: list[Any], within: bool, stacked: bool) -> Axes:
-    """Dendrograms above and, between two tasks, to the right; returns the axes that carry the title."""
-    side, head = 0.06 if stacked else 0.12, axes
-    for tree, upright in ((trees[1], True), (None if within else trees[0], False)):
-        if tree is None:
-            continue
-        part = axes.inset_axes((0, 1.01, 1, side) if upright else (1.01, 0, side, 1))
-        drawn = dendrogram(tree, no_plot=True)
-        for leaf, height in zip(drawn["icoord"], drawn["dcoord"], strict=True):
-            place = np.asarray(leaf) / 10 - 0.5  # leaves lie at 5, 15, 25, ...
-            part.plot(*((place, height) if upright else (height, place)), color="#555555", lw=0.6)
-        low, high, leaves = np.min(drawn["dcoord"]), np.max(drawn["dcoord"]) or 1.0, len(tree) + 1
-        if upright:
-            part.set(xlim=(-0.5, leaves - 0.5), ylim=(low, 1.03 * high))
-            head = part
-        else:
-            part.set(ylim=(leaves - 0.5, -0.5), xlim=(low, 1.03 * high))
-        part.set_axis_off()
-    return head
-
-
-def _curves(part: SubFigure, curves: Mapping[str, DistanceCurve | None]) -> None:
+def _curve(axes: Axes, label: str, curve: pd.DataFrame | None) -> None:
     """Mean sharing against pitch distance, with the 95 % band of pitches dealt anew."""
-    panels = np.atleast_1d(part.subplots(1, len(curves), sharey=True))
-    for axes, (label, curve) in zip(panels, curves.items(), strict=True):
-        if curve is None:
-            _nothing(axes, label)
-            continue
-        enough = curve.pairs >= 5  # the mean of fewer pairs jumps about
-        d = curve.distance[enough]
-        axes.fill_between(
-            d, curve.low[enough], curve.high[enough], color="#BBBBBB", lw=0, label="pitches dealt anew, 95 %"
-        )
-        axes.plot(d, curve.observed[enough], color="#0072B2", lw=1.1, label="observed")
-        octaves = np.arange(0, d.max(initial=0) + 1, 12)
-        for octave in octaves[1:]:
-            axes.axvline(octave, color="#D55E00", lw=0.6, ls="--", zorder=0)
-        axes.set_xticks(octaves)
-        axes.set_title(label, fontsize=8)
-        axes.set_xlabel("distance (semitones; dashed: whole octaves)", fontsize=7)
-        axes.tick_params(labelsize=6)
-        axes.set_ylim(0, None)
-        axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=6, loc="upper right")
-    panels[0].set_ylabel("mean Jaccard index", fontsize=7)
+    if curve is None:
+        _nothing(axes, label)
+        return
+    d = curve[curve.pairs >= 5]  # the mean of fewer pairs jumps about
+    axes.fill_between(d.semitones, d.chance_low, d.chance_high, color="#BBBBBB", lw=0, label="pitches dealt anew, 95 %")
+    axes.plot(d.semitones, d.mean_jaccard, color="#0072B2", lw=1.1, label="observed")
+    octaves = np.arange(0, d.semitones.max() + 1, 12) if len(d) else np.zeros(0)
+    for octave in octaves[1:]:
+        axes.axvline(octave, color="#D55E00", lw=0.6, ls="--", zorder=0)
+    axes.set_xticks(octaves)
+    axes.set_title(label, fontsize=8)
+    axes.set_xlabel("distance (semitones; dashed: whole octaves)", fontsize=7)
+    axes.set_ylabel("mean Jaccard index", fontsize=7)
+    axes.label_outer()
+    axes.tick_params(labelsize=6)
+    axes.set_ylim(0, None)
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=6, loc="upper right")
