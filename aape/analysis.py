@@ -8,6 +8,7 @@ settings.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from aape.figures import activity
 from aape.figures.sharing import sharing_figure
 from aape.figures.style import save
 from aape.figures.tables import table, three_digits
-from aape.files import Cache, facts_html, folder_lock, write_text
+from aape.files import Cache, Shown, folder_lock, write_text
 from aape.published import published_lists, published_values
 from aape.selection import AAPE
 from aape.sharing import Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
@@ -35,7 +36,7 @@ Place = tuple[str, str]  # task, encoder
 
 
 @dataclass(repr=False)
-class Analysis:
+class Analysis(Shown):
     """What `analyze` found; every table stands in a CSV of the study's directory too.
 
     Attributes:
@@ -68,6 +69,7 @@ class Analysis:
 
     def _facts(self) -> dict[str, Any]:
         return {
+            "study": self.study.description,
             "tasks": ", ".join(dict.fromkeys(task for task, _ in self.results)),
             "models": ", ".join(dict.fromkeys(model for _, model in self.results)),
             "without artifacts": ", ".join(f"{task} ({model})" for task, model in self.missing) or "none",
@@ -75,12 +77,9 @@ class Analysis:
             "written to": self.study.directory,
         }
 
-    def __repr__(self) -> str:
-        return "\n".join([f"Analysis of {self.study.name}", *(f"  {k}: {v}" for k, v in self._facts().items())])
-
     def _repr_html_(self) -> str:
         shown = table(self.overview, OVERVIEW, rows=100, csv="task_level_neuron_statistics_*.csv").to_html()
-        return facts_html(f"Analysis of {self.study.description}", self._facts()) + shown
+        return super()._repr_html_() + shown
 
 
 OVERVIEW = {
@@ -166,16 +165,15 @@ def find_artifacts(study: Study) -> tuple[dict[Place, Artifacts], list[Place]]:
         ValueError: artifacts of another task in a task's folder.
     """
     found, missing = {}, []
-    for task, model in ((task, model) for task in study.tasks for model in study.encoders):
+    for task, model in itertools.product(study.tasks, study.encoders):
         path = study.artifacts_directory(task, model)
         if not (path / "over_zero.pt").is_file() and not (path / "manifest.json").is_file():
             missing.append((task, model))
             continue
-        artifacts = load_artifacts(path)
-        named = artifacts.manifest.get("task", task)
+        found[task, model] = load_artifacts(path)
+        named = found[task, model].manifest.get("task", task)
         if named != task and named in study.tasks:
             raise ValueError(f"{path} holds artifacts of the task {named!r}, expected {task!r}; collect it again")
-        found[task, model] = artifacts
     if not found:
         raise FileNotFoundError(
             f"no artifacts of study {study.name!r} below {study.directory}; run a collecting notebook first, or "
@@ -201,17 +199,12 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     """Notes on what is missing or alike. ValueError where one model's or one task's artifacts do not belong together."""
     of_model: dict[str, Artifacts] = {}
     of_task: dict[str, Artifacts] = {}
-    seen: dict[tuple[str, str | None], str] = {}
+    same: dict[tuple[str, str | None], str] = {}
     notes = set()
-
-    def identity(mine: Artifacts) -> str | None:
-        return mine.manifest.get("identity")
-
     for (task, model), mine in artifacts.items():
         first, other = of_model.setdefault(model, mine), of_task.setdefault(task, mine)
-        shapes = [found.over_zero.shape[:2] for found in (mine, first)]
-        weights = {identity(found) for found in (mine, first)} - {None}
-        if shapes[0] != shapes[1] or len(weights) > 1:
+        weights = {found.manifest.get("identity") for found in (mine, first)} - {None}
+        if mine.over_zero.shape[:2] != first.over_zero.shape[:2] or len(weights) > 1:
             raise ValueError(
                 f"{mine.path} and {first.path} should be of one model ({model}), but their "
                 f"{'weights' if len(weights) > 1 else 'layers or neurons'} differ. Collect again the one that is out of date."
@@ -220,8 +213,7 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
             raise ValueError(
                 f"{other.path} and {mine.path}: of task {task!r}, but with different classes or another order"
             )
-        twin = seen.setdefault((task, identity(mine)), model)
-        if twin != model and identity(mine):
+        for twin in {same.setdefault((task, identity), model) for identity in weights} - {model}:
             notes.add(f"{task}: {twin} and {model} have the same weights")
         if not mine.has_counts:
             notes.add(f"{task}, {model}: no counts per clip, so nothing is known of chance")
@@ -281,14 +273,12 @@ def over_seeds(study: Study, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def sensitivity_table(study: Study, variants: pd.DataFrame) -> pd.DataFrame:
     """One row per variant and model: means over the tasks (and seeds); the CSV has the tasks one by one."""
-    stated = variants["setting"] == "as stated"
-    named = variants.assign(
-        variant=variants["setting"].where(stated, variants["setting"] + ": " + variants["value"]),
-        model=variants["model"].map(_labels(study)),
+    names = variants["setting"].where(
+        variants["setting"] == "as stated", variants["setting"] + ": " + variants["value"]
     )
-    named = named.assign(variant=pd.Categorical(named["variant"], named["variant"].unique()))
-    columns = {name: name.replace("_", " ") for name in ("coverage", "per_class_mean", "classes_per_neuron", "overlap")}
-    columns |= {"per_class_mean": "neurons per class", "overlap": "overlap with stated"}
+    named = variants.assign(variant=pd.Categorical(names, names.unique()), model=variants["model"].map(_labels(study)))
+    columns = {"coverage": "coverage", "per_class_mean": "neurons per class"}
+    columns |= {"classes_per_neuron": "classes per neuron", "overlap": "overlap with stated"}
     means = named.groupby(["variant", "model"], sort=True, observed=True)[list(columns)].mean()
     return means.rename(columns=columns).reset_index()
 
@@ -298,8 +288,7 @@ def sensitivity_table(study: Study, variants: pd.DataFrame) -> pd.DataFrame:
 
 def pitch_of(name: str) -> int:
     """MIDI pitch from a class name such as "60" or "pitch_060". ValueError if there is no number in it."""
-    found = re.findall(r"\d+", name)
-    if not found:
+    if not (found := re.findall(r"\d+", name)):
         raise ValueError(f"class {name!r} of a pitch task has no number in its name")
     return int(found[-1])
 
@@ -390,7 +379,7 @@ def _draw(analysis: Analysis) -> dict[str, Path]:
     labels = {study.copies(model)[0]: spec.label for model, spec in study.models.items()}  # a panel a model
     drawn = {}
     for figure in study.sharing:
-        found, curves = analysis.sharing.get(figure.name, {}), analysis.curves.get(figure.name)
+        found, curves = analysis.sharing.get(figure.name, {}), analysis.curves.get(figure.name, {})
         known = next((model for model in labels if model in found), None)
         if known is None:
             continue
@@ -401,7 +390,7 @@ def _draw(analysis: Analysis) -> dict[str, Path]:
             {label: found.get(model) for model, label in labels.items()}, *names,
             title=f"Shared neurons, {figure.title}: {where}" + f" [{mark}]" * (bool(mark) and "stand-in" not in where),
             axes_titles=titles,
-            pitches=([pitch_of(c) for c in names[0]], [pitch_of(c) for c in names[1]]) if curves else None,
+            pitches=tuple([pitch_of(name) for name in side] for side in names) if curves else None,
             curves={label: curves.get(model) for model, label in labels.items()} if curves else None,
             level=study.chance.q,
         )  # fmt: skip

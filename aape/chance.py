@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
-from aape.files import facts_html
+from aape.files import Shown
 from aape.selection import AAPE, Rule, Selection, choose, outside_class
 from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
@@ -134,7 +134,6 @@ class Null:
     Attributes:
         per_class: int64 [P, C], class-specific neurons of each class.
         coverage, classes_per_neuron, mean_aape: float64 [P]; the last in nats, of the selected neurons.
-        selected: int64 [P], number of neurons selected.
         pair_p, pair_q: float32 [L, N, C], the neuron is active in the class more than chance gives; NaN where the
             neuron never varies.
         neuron_p, neuron_q: float64 [L, N], its AAPE is lower than chance gives.
@@ -144,14 +143,13 @@ class Null:
         drawn: what each permutation selected.
 
     What is selected under permuted labels is known for AAPE alone: where another criterion chose the neurons, `drawn` is
-    None and per_class, coverage, classes_per_neuron, mean_aape and selected are NaN.
+    None and per_class, coverage, classes_per_neuron and mean_aape are NaN.
     """
 
     per_class: np.ndarray
     coverage: np.ndarray
     classes_per_neuron: np.ndarray
     mean_aape: np.ndarray
-    selected: np.ndarray
     pair_p: np.ndarray
     pair_q: np.ndarray
     neuron_p: np.ndarray
@@ -233,7 +231,6 @@ def permutation_null(
         coverage=(per_class[1:] > 0).mean(axis=1),
         classes_per_neuron=spread[1:],
         mean_aape=mean_aape[1:],
-        selected=selected[1:],
         pair_p=p.astype(np.float32),
         pair_q=benjamini_hochberg(p).astype(np.float32),
         neuron_p=neuron_p,
@@ -382,7 +379,7 @@ def _at_least(cells: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibrated:
+class Calibrated(Shown):
     """A selection and what of it survives chance.
 
     Attributes:
@@ -425,13 +422,9 @@ class Calibrated:
         table = self.selection.table()
         index = table.layer, table.neuron, pd.Index(self.selection.classes).get_indexer(table["class"])
         remark = table.pop("remark")
-        return table.assign(
-            q=self.null.pair_q[index].astype(np.float64),
-            q_neuron=self.null.neuron_q[index[:2]],
-            calibrated=self.members[index],
-            group_share=self.group_share[index[:2]],
-            remark=remark,
-        )
+        columns = {"q": self.null.pair_q[index].astype(np.float64), "q_neuron": self.null.neuron_q[index[:2]]}
+        columns |= {"calibrated": self.members[index], "group_share": self.group_share[index[:2]]}
+        return table.assign(**columns, remark=remark)
 
     def _facts(self) -> dict[str, str]:
         null, chosen = self.null, self.selection
@@ -442,12 +435,6 @@ class Calibrated:
             "null": f"{null.permutations} permutations; {null.units.description}",
             "discoveries": f"{null.discoveries} pairs of all; p of the task {null.task_p:.3g}",
         }
-
-    def __repr__(self) -> str:
-        return "\n".join(["Calibrated", *(f"  {name}: {value}" for name, value in self._facts().items())])
-
-    def _repr_html_(self) -> str:
-        return facts_html("Calibrated", self._facts())
 
 
 def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None, padding: bool = True) -> Counted:
@@ -532,9 +519,9 @@ def calibrate_counts(
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]), threads=threads)
     null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
     if selection.criterion not in AAPE:
-        names = ("per_class", "coverage", "classes_per_neuron", "mean_aape", "selected")
-        unknown: dict[str, Any] = {name: np.full(getattr(null, name).shape, np.nan) for name in names}
-        null = replace(null, drawn=None, **unknown)
+        no = np.full(permutations, np.nan)
+        per_class = np.full(null.per_class.shape, np.nan)
+        null = replace(null, drawn=None, per_class=per_class, coverage=no, classes_per_neuron=no, mean_aape=no)
     chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)
     share[chosen] = share_of_groups(data.rates(np.flatnonzero(chosen)), data.labels, data.groups)
     outside = outside_class(p, sums.class_tokens(sums.units.label))

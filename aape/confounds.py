@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import librosa
 import numpy as np
@@ -31,7 +31,7 @@ from aape.attribution import cross_folds
 from aape.audio import BadClip
 from aape.chance import benjamini_hochberg
 from aape.counting import count_batch
-from aape.criteria import Clips
+from aape.criteria import Clips, in_and_out
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.selection import Selection, kth_smallest, outside_class
 from aape.task import Task, prefetched
@@ -119,6 +119,12 @@ def explained(heard: np.ndarray, values: np.ndarray, fold: np.ndarray) -> np.nda
     return out
 
 
+def _places(artifacts: Artifacts, pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Neurons (index in [layers * neurons]), and of each pair its place among them and its class."""
+    place = (pairs["layer"] * artifacts.over_zero.shape[1] + pairs["neuron"]).to_numpy()
+    return *np.unique(place, return_inverse=True), pd.Index(artifacts.classes).get_indexer(pairs["class"])
+
+
 def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
     """What is left of class-specific pairs once loudness and bands are taken out, and what is the group's.
 
@@ -135,17 +141,13 @@ def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> 
     """
     rows = np.arange(len(artifacts.labels))
     fold, labels, clips = cross_folds(artifacts, rows), artifacts.labels, Clips(artifacts, rows)
-    place = (pairs["layer"] * artifacts.over_zero.shape[1] + pairs["neuron"]).to_numpy()
-    neurons, at = np.unique(place, return_inverse=True)
+    neurons, at, which = _places(artifacts, pairs)
     rates = clips.values(neurons)
     rest = rates - explained(heard, rates, fold)
     r2 = 1 - (rest**2).sum(axis=0) / np.maximum(((rates - rates.mean(axis=0)) ** 2).sum(axis=0), 1e-12)
-    which = pd.Index(artifacts.classes).get_indexer(pairs["class"])
     out = {}
     for name, values in (("effect", rates), ("adjusted", rest)):
-        inside = clips.members @ values / clips.members.sum(axis=1, keepdims=True)  # [classes, neurons]
-        size = clips.members.sum(axis=1, keepdims=True)
-        outside = (values.sum(axis=0) - inside * size) / (len(values) - size)
+        inside, outside = in_and_out(values, clips.members)  # [classes, neurons]
         out[name] = (inside - outside)[which, at]
         spread = np.sqrt(((values - inside[labels]) ** 2).mean(axis=0))[at]
         out["d_prime" if name == "effect" else "d_prime_adjusted"] = out[name] / np.maximum(spread, 1e-9)
@@ -174,9 +176,7 @@ def within_loudness(
     Returns:
         float64 columns p (one-sided, of p in the class minus p outside it) and q (over the pairs), rows as in `pairs`.
     """
-    place = (pairs["layer"] * artifacts.over_zero.shape[1] + pairs["neuron"]).to_numpy()
-    neurons, at = np.unique(place, return_inverse=True)
-    which = pd.Index(artifacts.classes).get_indexer(pairs["class"])
+    neurons, at, which = _places(artifacts, pairs)
     counts = artifacts.counts.reshape(len(artifacts.labels), -1)[:, neurons]
     units = exchangeable_units(artifacts.labels, artifacts.groups, len(artifacts.classes))
     loudness = pd.Series(heard[:, NAMES.index("log_rms")]).groupby(units.of_clip).mean()
@@ -196,41 +196,41 @@ def within_loudness(
     return pd.DataFrame({"p": p, "q": benjamini_hochberg(p)}, index=pairs.index)
 
 
-def changed_rates(
-    encoder: Encoder,
-    task: Task,
-    artifacts: Artifacts,
-    rows: np.ndarray,
-    neurons: np.ndarray,
-    change: Callable[[np.ndarray, int], np.ndarray],
-    *,
-    batch_size: int = 32,
-    device: str | None = None,
-) -> np.ndarray:
-    """Share of active tokens of some neurons (index in [layers * neurons]) in changed clips, float64 [clips, k].
+@dataclass(frozen=True, eq=False)
+class Changed(Task):
+    """A task whose clips are changed before they are cut or padded to its length; see `CHANGES`."""
 
-    Tokens of zero padding are left out where the encoder knows them. `change` gets a clip without padding and its rate.
+    change: Callable[[np.ndarray, int], np.ndarray] = CHANGES["as it is"]
+
+    def read(self, index: int, sample_rate: int) -> tuple[np.ndarray, int]:
+        """See `Task.read`."""
+        wave, valid = super().read(index, sample_rate)
+        sound = self.change(wave[:valid], sample_rate)[: len(wave)]
+        return np.pad(sound, (0, len(wave) - len(sound))), len(sound)
+
+
+def rates_of(
+    encoder: Encoder, task: Task, artifacts: Artifacts, rows: np.ndarray, neurons: np.ndarray, batch_size: int = 32
+) -> np.ndarray:
+    """Share of active tokens of some neurons (index in [layers * neurons]) in clips heard again, float64 [clips, k].
+
+    Tokens of zero padding are left out where the encoder knows them.
 
     Raises:
         ValueError: encoder, task and artifacts that do not belong together.
         BadClip: a clip that cannot be read.
     """
-    position, width = check_belong_together(encoder, task, artifacts), artifacts.over_zero.shape[1]
-    where, out = choose_device(device), []
-    encoder.to(where)
-    batches = np.split(position[rows], range(batch_size, len(rows), batch_size))
+    position, out = check_belong_together(encoder, task, artifacts)[rows], []
+    batches = np.split(position, range(batch_size, len(rows), batch_size))
     for wave, valid, complaints in prefetched(task, batches, encoder.sample_rate):
         if complaints:
             raise BadClip(next(iter(complaints.values())))
-        for i, samples in enumerate(valid):
-            sound = change(wave[i, :samples], encoder.sample_rate)[: wave.shape[1]]
-            valid[i], wave[i] = len(sound), np.pad(sound, (0, wave.shape[1] - len(sound)))
+        batch = torch.from_numpy(wave).to(encoder.device), torch.from_numpy(valid)
         with full_precision():
-            batch = torch.from_numpy(wave).to(where), torch.from_numpy(valid)
-            found = count_batch(encoder, *batch, artifacts.layers, width)
+            found = count_batch(encoder, *batch, artifacts.layers, artifacts.over_zero.shape[1])
         active = found.counts if found.padding is None else found.counts - found.padding
-        tokens = (found.tokens - found.padding_tokens).clamp(min=1)
-        out.append((active.flatten(1)[:, torch.from_numpy(neurons)] / tokens[:, None].double()).numpy())
+        tokens = (found.tokens - found.padding_tokens).clamp(min=1).double()
+        out.append((active.flatten(1)[:, torch.from_numpy(neurons)] / tokens[:, None]).numpy())
     return np.concatenate(out)
 
 
@@ -242,7 +242,6 @@ def causal_checks(
     *,
     clips: int = 20,
     seed: int = 0,
-    batch_size: int = 32,
     device: str | None = None,
 ) -> pd.DataFrame:
     """Do class-specific pairs stand when the same clips are louder, quieter, without silence at the ends, or shifted?
@@ -254,29 +253,29 @@ def causal_checks(
         encoder, task, artifacts: what belongs together.
         selection: made from the artifacts.
         clips: of each class at most, drawn by `seed`.
-        batch_size, device: of the passes.
+        device: as in `collect`.
 
     Returns:
         A row for each of `CHANGES`: pairs; in_order, those with p in the class above p outside it; above, those with p in
         the class above the selection's percentile of p; kept, the share of the pairs that are both as the clips are and
         stay so. All p are over these clips, padding left out where it is known.
     """
-    rng, labels = np.random.default_rng(seed), artifacts.labels
-    order = rng.permutation(len(labels))
+    labels, order = artifacts.labels, np.random.default_rng(seed).permutation(len(artifacts.labels))
     rows = np.sort(order[pd.Series(labels[order]).groupby(labels[order]).cumcount() < clips])
     layer, neuron, c = np.nonzero(selection.members)
     neurons, at = np.unique(layer * artifacts.over_zero.shape[1] + neuron, return_inverse=True)
-    size = np.bincount(labels[rows], minlength=len(artifacts.classes))
+    size = np.bincount(labels[rows], minlength=len(artifacts.classes)).astype(float)
     threshold = kth_smallest(selection.probabilities, selection.rule.quantile)
+    encoder.to(choose_device(device))
     found: list[dict[str, object]] = []
     intact = np.zeros(0)
     for name, change in tqdm(CHANGES.items(), desc="changed clips", disable=None):
-        rates = changed_rates(encoder, task, artifacts, rows, neurons, change, batch_size=batch_size, device=device)
+        rates = rates_of(encoder, Changed(**vars(task), change=change), artifacts, rows, neurons)
         p = (
             pd.DataFrame(rates).groupby(labels[rows]).mean().reindex(range(len(size))).to_numpy().T
         )  # [neurons, classes]
-        in_order, above = (p > outside_class(p, size.astype(float)))[at, c], p[at, c] > threshold
+        in_order, above = (p > outside_class(p, size))[at, c], p[at, c] > threshold
         intact = intact if found else in_order & above
         kept = (in_order & above)[intact].mean() if intact.any() else np.nan
-        found.append(dict(change=name, pairs=len(c), in_order=in_order.sum(), above=above.sum(), kept=kept))
+        found.append({"change": name, "pairs": len(c), "in_order": in_order.sum(), "above": above.sum(), "kept": kept})
     return pd.DataFrame(found)

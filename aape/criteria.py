@@ -21,7 +21,7 @@ A criterion is a function of `Clips` that gives one number a neuron and class. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,15 +46,14 @@ class Clips:
         rows: which clips.
         labels: class index of each of them. n_classes: of the task.
         encoder, task: for criteria that run the model, else None.
-        split: as given to `rank`. options: what else was given to it.
+        options: what else was given to `rank`.
     """
 
     artifacts: Artifacts
     rows: np.ndarray
     encoder: Any = None
     task: Any = None
-    split: str | Sequence[str] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
@@ -95,7 +94,7 @@ class Clips:
         return np.concatenate(blocks, axis=1).T.reshape(layers, neurons, -1)
 
 
-def _in_and_out(x: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_and_out(x: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means over the clips of each class and over all others, [classes, k] each."""
     size = members.sum(axis=1, keepdims=True)
     inside = members @ x
@@ -121,15 +120,15 @@ def p_difference(clips: Clips) -> np.ndarray:
 
 def mean_difference(clips: Clips) -> np.ndarray:
     """Mean activation in the class minus outside, clips weighing the same."""
-    return clips.table(lambda x, members: np.subtract(*_in_and_out(x, members)), "means")
+    return clips.table(lambda x, members: np.subtract(*in_and_out(x, members)), "means")
 
 
 def d_prime(clips: Clips) -> np.ndarray:
     """Difference of the means of clips, by the root of the mean of both variances; 0 where nothing varies."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
-        inside, outside = _in_and_out(x, members)
-        squares = _in_and_out(x * x, members)
+        inside, outside = in_and_out(x, members)
+        squares = in_and_out(x * x, members)
         spread = np.sqrt((np.maximum(squares[0] - inside**2, 0) + np.maximum(squares[1] - outside**2, 0)) / 2)
         return np.divide(inside - outside, spread, out=np.zeros_like(spread), where=spread > 1e-9)
 
@@ -151,7 +150,7 @@ def probeless(clips: Clips) -> np.ndarray:
     """Sum over the other classes of the distance between the classes' mean activations."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
-        mean = _in_and_out(x, members)[0]
+        mean = in_and_out(x, members)[0]
         return np.stack([np.abs(mean - mine).sum(axis=0) for mine in mean])
 
     return clips.table(statistic, "means")
@@ -173,8 +172,8 @@ def attribution_zero(clips: Clips, replace_by: Any = "zero") -> np.ndarray:
 
     if clips.encoder is None or clips.task is None:
         raise ValueError("attribution runs the model: give rank(..., encoder=, task=)")
-    options = {"replace_by": replace_by, "split": clips.split, **clips.options}
-    return -attribute(clips.encoder, clips.task, clips.artifacts, **options)
+    split = sorted(set(clips.artifacts.splits[clips.rows]))
+    return -attribute(clips.encoder, clips.task, clips.artifacts, replace_by=replace_by, split=split, **clips.options)
 
 
 def attribution_mean(clips: Clips) -> np.ndarray:
@@ -188,13 +187,11 @@ def random(clips: Clips) -> np.ndarray:
 
 
 Criterion = Callable[[Clips], np.ndarray]
-CRITERIA: dict[str, Criterion] = {
-    f.__name__: f
-    for f in (
-        aape, p, p_difference, mean_difference, d_prime, auroc, probeless, probe_weights, attribution_zero,
-        attribution_mean, random,
-    )
-}  # fmt: skip
+_ALL = (
+    aape, p, p_difference, mean_difference, d_prime, auroc, probeless, probe_weights, attribution_zero,
+    attribution_mean, random,
+)  # fmt: skip
+CRITERIA: dict[str, Criterion] = {criterion.__name__: criterion for criterion in _ALL}
 
 
 def rank(
@@ -228,7 +225,7 @@ def rank(
         raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy with every clip; collect with all counts")
     if split is None and "train" in artifacts.splits:
         split = "train"
-    clips = Clips(artifacts, artifacts.rows(split), encoder, task, split, options)
+    clips = Clips(artifacts, artifacts.rows(split), encoder, task, options)
     found = (CRITERIA[criterion] if isinstance(criterion, str) else criterion)(clips)
     if found.shape != tuple(artifacts.over_zero.shape):
         raise ValueError(f"the criterion gave {found.shape}, expected {tuple(artifacts.over_zero.shape)}")
@@ -293,8 +290,7 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
             if positive[test].any():
                 areas.append(curve(x[test], positive[test])[0])
         hit, either = said[positive].sum(axis=0), (said | positive[:, None]).sum(axis=0)
-        out.loc[mine.index, "auprc"] = np.mean(areas, axis=0)
-        out.loc[mine.index, "f1"] = 2 * hit / np.maximum(said.sum(axis=0) + positive.sum(), 1)
-        out.loc[mine.index, "iou"] = hit / np.maximum(either, 1)
-        out.loc[mine.index, "base"] = positive.mean()
+        f1, iou = 2 * hit / np.maximum(said.sum(axis=0) + positive.sum(), 1), hit / np.maximum(either, 1)
+        scores = [np.mean(areas, axis=0), f1, iou, np.full(len(mine), positive.mean())]
+        out.loc[mine.index] = np.stack(scores, axis=1)
     return out

@@ -203,3 +203,16 @@ def facts_html(title: str, facts: Mapping[str, Any]) -> str:
         for name, value in facts.items()
     )
     return f"<b>{html.escape(title)}</b><table>{rows}</table>"
+
+
+class Shown:
+    """An object that shows itself by its facts: a line for each as text, a row for each in Jupyter."""
+
+    def _facts(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n".join([type(self).__name__, *(f"  {name}: {value}" for name, value in self._facts().items())])
+
+    def _repr_html_(self) -> str:
+        return facts_html(type(self).__name__, self._facts())

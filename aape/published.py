@@ -38,13 +38,11 @@ def published_neurons(task: str, first: str, second: str) -> set[tuple[int, int]
 
 def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
     """Why a study's figure cannot be held against the published one; empty if it can."""
-    if artifacts is None:
-        return "no artifacts"
-    if study.stand_in:
-        return "not comparable: stand-ins"
-    weights, shape = artifacts.manifest.get("weights", {}), tuple(artifacts.over_zero.shape[:2])
-    if not weights or weights.get("source") == "random":
+    if artifacts is None or study.stand_in:
+        return "no artifacts" if artifacts is None else "not comparable: stand-ins"
+    if artifacts.manifest.get("weights", {}).get("source", "random") == "random":
         return "not comparable: weights random or unknown"
+    shape = tuple(artifacts.over_zero.shape[:2])
     return "" if shape == SHAPE else f"not comparable: {shape} layers and neurons"
 
 
@@ -52,24 +50,19 @@ def published_values(
     study: Study, rows: Mapping[Place, Mapping[str, Any]], artifacts: Mapping[Place, Artifacts]
 ) -> pd.DataFrame:
     """The paper's coverage and neurons per class beside the study's (rows: the task-level statistics)."""
-    ssl, sl = _by_role(study)
+    ssl, sl = _of_role(study, "ssl"), _of_role(study, "sl")
     wanted = [("coverage", task, ssl, "about 100 %") for task in study.tasks]
     wanted += [("coverage", "vc1_country", sl, "49 %")]
     wanted += [("per_class_mean", "cremad", ssl, "172.0"), ("per_class_mean", "esc50", ssl, "37.9")]
     table = []
     for column, task, model, paper in wanted:
-        if task in study.tasks and model:
-            row = rows.get((task, model))
-            own = "-" if row is None else f"{row[column]:.0%}" if column == "coverage" else f"{row[column]:.1f}"
-            what = "coverage" if column == "coverage" else "neurons per class"
-            table.append(
-                {
-                    "figure": f"{what}, {study.encoder(model).label}, {task}",
-                    "paper": paper,
-                    "this study": own,
-                    "remark": not_comparable(study, artifacts.get((task, model))) or "comparable",
-                }
-            )
+        if task not in study.tasks or not model:
+            continue
+        row, coverage = rows.get((task, model)), column == "coverage"
+        own = "-" if row is None else f"{row[column]:.0%}" if coverage else f"{row[column]:.1f}"
+        figure = f"{'coverage' if coverage else 'neurons per class'}, {study.encoder(model).label}, {task}"
+        remark = not_comparable(study, artifacts.get((task, model))) or "comparable"
+        table.append({"figure": figure, "paper": paper, "this study": own, "remark": remark})
     return pd.DataFrame(table)
 
 
@@ -78,35 +71,28 @@ def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.Da
 
     The row in which ours and the published neurons agree says which definitions the authors used.
     """
-    ssl, _ = _by_role(study)
-    table = []
-    for task, *names in LISTS:
-        if task not in study.tasks:
+    ssl, table = _of_role(study, "ssl"), []
+    choices = itertools.product(LISTS, WEAK_FILTERS, (False, True))
+    for (task, *names), weak_filter, exclusive in (choice for choice in choices if choice[0][0] in study.tasks):
+        found, theirs = artifacts.get((task, ssl)), published_neurons(task, *names)
+        entry = {
+            "task": task, "classes": " and ".join(names), "filter": weak_filter,
+            "meaning": "exactly these" if exclusive else "at least these", "published": len(theirs),
+            "ours": None, "in both": None, "remark": not_comparable(study, found) or "comparable",
+        }  # fmt: skip
+        table.append(entry)
+        if found is None or entry["remark"] != "comparable":
             continue
-        found = artifacts.get((task, ssl))
-        reason = not_comparable(study, found)
-        theirs = published_neurons(task, *names)
-        for weak_filter, exclusive in itertools.product(WEAK_FILTERS, (False, True)):
-            entry = {
-                "task": task, "classes": " and ".join(names), "filter": weak_filter,
-                "meaning": "exactly these" if exclusive else "at least these", "published": len(theirs),
-                "ours": None, "in both": None, "remark": reason or "comparable",
-            }  # fmt: skip
-            table.append(entry)
-            if found is None or reason:
-                continue
-            alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
-            if not all(alike):
-                entry["remark"] = f"no class named {' or '.join(names)}"
-                continue
-            chosen = select(found, rate=study.rate(task), quantile=study.selection.quantile, weak_filter=weak_filter)
-            shared = chosen.shared([first for first, *_ in alike], exclusive=exclusive)
-            ours = {(int(layer), int(neuron)) for layer, neuron in shared}
-            entry |= {"ours": len(ours), "in both": len(ours & theirs)}
+        alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
+        if not all(alike):
+            entry["remark"] = f"no class named {' or '.join(names)}"
+            continue
+        chosen = select(found, rate=study.rate(task), quantile=study.selection.quantile, weak_filter=weak_filter)
+        ours = set(map(tuple, chosen.shared([first for first, *_ in alike], exclusive=exclusive).tolist()))
+        entry |= {"ours": len(ours), "in both": len(ours & theirs)}
     return pd.DataFrame(table)
 
 
-def _by_role(study: Study) -> list[str]:
-    """The encoders that stand for the paper's SSL and SL model; "" where there is none."""
-    found = {spec.role: name for name, spec in reversed(study.encoders.items())}
-    return [found.get("ssl", ""), found.get("sl", "")]
+def _of_role(study: Study, role: str) -> str:
+    """The encoder that stands for the paper's SSL or SL model; "" where there is none."""
+    return next((name for name, spec in study.encoders.items() if spec.role == role), "")

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.special import entr
 
 from aape.artifacts import Artifacts
-from aape.files import facts_html
+from aape.files import Shown
 
 # Sums of the same terms in another order differ by some 1e-16. The rank is taken on the entropy rounded to this many
 # decimals, so that neurons which tie on paper tie here too and go by layer and index.
@@ -140,7 +140,7 @@ def jaccard_index(shared: Any, either: Any, empty: float = 0.0) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Selection:
+class Selection(Shown):
     """Class-specific neurons and how they came about.
 
     Attributes:
@@ -183,11 +183,7 @@ class Selection:
         return pd.Series(self.members.sum(axis=(0, 1)), index=pd.Index(self.classes, name="class"), name="neurons")
 
     def class_index(self, name: str | int) -> int:
-        """Index of a class given by name or by index.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Index of a class given by name or by index. ValueError: there is none."""
         index = self.classes.index(name) if name in self.classes else name
         if isinstance(index, str) or not 0 <= index < len(self.classes):
             raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0")
@@ -247,12 +243,6 @@ class Selection:
             "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
-
-    def __repr__(self) -> str:
-        return "\n".join(["Selection", *(f"  {name}: {value}" for name, value in self._facts().items())])
-
-    def _repr_html_(self) -> str:
-        return facts_html("Selection", self._facts())
 
 
 def select(

@@ -137,7 +137,7 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
         p = np.stack([counts[permuted == c].sum(axis=0) / (60 * TOKENS) for c in range(4)], axis=-1)
         exact = select(p, rate=0.05, weak_filter=weak_filter)
         assert null.per_class[index].tolist() == exact.per_class.tolist()
-        assert (null.coverage[index], null.selected[index]) == (exact.coverage, exact.selected.sum())
+        assert null.coverage[index] == exact.coverage
         assert null.mean_aape[index] == pytest.approx(exact.entropy[exact.selected].mean(), abs=1e-5)
         assert null.classes_per_neuron[index] == pytest.approx(exact.per_class.sum() / exact.selected.sum())
 

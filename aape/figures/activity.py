@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,11 @@ from matplotlib.figure import Figure
 from aape.artifacts import Artifacts
 from aape.figures.style import colours
 
-MEASURES = {
-    "coverage": "coverage",
-    "per_class_mean": "neurons per class",
-    "classes_per_neuron": "classes per neuron\n(share of all classes)",
-    "mean_aape": "mean AAPE\n(share of ln classes)",
+MEASURES = {  # column -> title, and the column that it is a share of
+    "coverage": ("coverage", None),
+    "per_class_mean": ("neurons per class", None),
+    "classes_per_neuron": ("classes per neuron\n(share of all classes)", "classes"),
+    "mean_aape": ("mean AAPE\n(share of ln classes)", "ln_classes"),
 }
 
 
@@ -50,23 +51,20 @@ def layer_figure(results: Mapping[tuple[str, str], Any], labels: Mapping[str, st
     whole = Figure(figsize=(2.3 * len(models) + 0.8, 1.05 * len(tasks) + 0.9), layout="constrained")
     grid = whole.subplots(len(tasks), len(models), squeeze=False, sharex="col")
     handles: dict[str, Any] = {}
-    for (i, task), (j, model) in ((t, m) for t in enumerate(tasks) for m in enumerate(models)):
-        axes, result = grid[i, j], results.get((task, model))
+    for axes, (task, model) in zip(grid.flat, itertools.product(tasks, models), strict=True):
+        result = results.get((task, model))
         axes.tick_params(labelsize=6)
-        axes.set_title(labels[model] if i == 0 else "", fontsize=8)
-        axes.set_ylabel(task if j == 0 else "", fontsize=7)
-        axes.set_xlabel("layer" if i == len(tasks) - 1 else "", fontsize=7)
+        axes.set_title(labels[model] if task == tasks[0] else "", fontsize=8)
+        axes.set_ylabel(task if model == models[0] else "", fontsize=7)
+        axes.set_xlabel("layer" if task == tasks[-1] else "", fontsize=7)
         if result is None:
             axes.text(0.5, 0.5, "no artifacts", ha="center", va="center", transform=axes.transAxes, fontsize=7)
             continue
-        specific = result.members.any(axis=2).sum(axis=1)
-        layers = np.arange(len(specific))
-        several = (result.members.sum(axis=2) > 1).sum(axis=1)
-        handles |= {
-            "class-specific": axes.bar(layers, specific, width=0.85, color="#B8D4E8"),
-            "calibrated": axes.bar(layers, result.calibrated.any(axis=2).sum(axis=1), width=0.55, color="#0072B2"),
-            "shared by several classes": axes.plot(layers, several, color="#D55E00", lw=0.9, marker="o", ms=2.2)[0],
-        }
+        specific, several = result.members.any(axis=2).sum(axis=1), (result.members.sum(axis=2) > 1).sum(axis=1)
+        layers, alive = np.arange(len(specific)), result.calibrated.any(axis=2).sum(axis=1)
+        handles["class-specific"] = axes.bar(layers, specific, width=0.85, color="#B8D4E8")
+        handles["calibrated"] = axes.bar(layers, alive, width=0.55, color="#0072B2")
+        (handles["shared by several classes"],) = axes.plot(layers, several, "o-", color="#D55E00", lw=0.9, ms=2.2)
         axes.set_xticks(layers)
         axes.set_ylim(0, max(1, specific.max() * 1.1))
     whole.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
@@ -83,30 +81,30 @@ def chance_figure(
         results: as `layer_figure`. copies: label of a model -> its models in `results`, more than one where it has
             several seeds. mark: as `layer_figure`.
     """
-    tasks = list(dict.fromkeys(task for (task, _), result in results.items() if "permutations" in result.row))
+    known = {place: result.row for place, result in results.items() if "permutations" in result.row}
+    tasks = list(dict.fromkeys(task for task, _ in known))
     whole = Figure(figsize=(8.2, 0.46 * len(tasks) + 1.6), layout="constrained")
-    panels = whole.subplots(1, len(MEASURES), sharey=True)
     handles: dict[str, Any] = {}
     places = np.linspace(-0.24, 0.24, len(copies)) if len(copies) > 1 else [0.0]
-    for axes, (name, title) in zip(panels, MEASURES.items(), strict=True):
+    panels = whole.subplots(1, len(MEASURES), sharey=True)
+    for axes, (name, (title, unit)) in zip(panels, MEASURES.items(), strict=True):
         for (label, models), colour, place in zip(copies.items(), colours(copies).values(), places, strict=True):
-            for task, model in ((task, model) for task in tasks for model in models):
-                result, y = results.get((task, model)), tasks.index(task) + place
-                if result is None or "permutations" not in result.row:
+            for (task, model), row in known.items():
+                if model not in models:
                     continue
-                unit = {"classes_per_neuron": "classes", "mean_aape": "ln_classes"}.get(name)
-                keys = (name, *(f"{name}_null_{end}" for end in ("low", "high", "mean")))
-                value, low, high, mean = (result.row[key] / (result.row[unit] or 1 if unit else 1) for key in keys)
+                y, scale = tasks.index(task) + place, (row[unit] or 1) if unit else 1
+                low, high, mean = (row[f"{name}_null_{end}"] / scale for end in ("low", "high", "mean"))
                 axes.plot([low, high], [y, y], color=colour, lw=4, alpha=0.3, solid_capstyle="butt")
                 axes.plot(mean, y, marker="|", ms=6, color=colour)
-                handles[label] = axes.plot(value, y, marker="o", ms=4, ls="", color=colour)[0]
+                handles[label] = axes.plot(row[name] / scale, y, marker="o", ms=4, ls="", color=colour)[0]
         axes.set_title(title, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", lw=0.3)
     panels[0].set_yticks(np.arange(len(tasks)), tasks)
     panels[0].set(ylim=(len(tasks) - 0.5, -0.5), xlim=(-0.03, 1.03))
-    note = "dot: labels of the data; bar: permuted labels, mean and 95 %"
-    place = {"loc": "outside lower center", "ncols": len(copies)}
-    whole.legend(handles.values(), handles, frameon=False, fontsize=7, title=note, title_fontsize=7, **place)
+    place = {"loc": "outside lower center", "ncols": len(copies), "fontsize": 7, "title_fontsize": 7, "frameon": False}
+    whole.legend(
+        handles.values(), handles, title="dot: labels of the data; bar: permuted labels, mean and 95 %", **place
+    )
     whole.suptitle("What chance gives" + (f" [{mark}]" if mark else ""), fontsize=10)
     return whole

@@ -24,7 +24,7 @@ def sharing_figure(
     *,
     title: str,
     axes_titles: tuple[str, str],
-    pitches: tuple[list[int], list[int]] | None = None,
+    pitches: tuple[list[int], ...] | None = None,
     curves: Mapping[str, pd.DataFrame | None] | None = None,
     level: float = 0.05,
 ) -> Figure:
@@ -134,7 +134,7 @@ def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], order: A
             axes.text(j, i - 0.1, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
 
 
-def _octave_axes(axes: Axes, pitches: tuple[list[int], list[int]], order: Any, titles: tuple[str, str]) -> None:
+def _octave_axes(axes: Axes, pitches: tuple[list[int], ...], order: Any, titles: tuple[str, str]) -> None:
     """Ticks at every C, and thin lines where the two pitches are whole octaves apart."""
     y, x = (np.asarray(pitch)[chosen] for pitch, chosen in zip(pitches, order, strict=True))
     for axis, ordered, title, gap in ((axes.yaxis, y, titles[0], " "), (axes.xaxis, x, titles[1], "\n")):
