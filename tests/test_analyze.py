@@ -13,10 +13,9 @@ import pytest
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import pitch_of
-from aape.chance import counted_clips
 from aape.criteria import CRITERIA
 from aape.files import FolderBusy, folder_lock
-from aape.published import LISTS, published_lists, published_neurons
+from aape.published import published_lists, published_neurons
 from aape.selection import select
 from aape.study import SelectionSettings, load_study
 from common_analyze import analyze, load_artifacts
@@ -112,6 +111,9 @@ def test_octaves_are_shared_in_the_planted_pitches(analysis):
     row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "SSL ViT"]
     assert row["pairs with q < 0.05, centred"] >= 1
     assert row["alike"] == "an octave apart" and row["alike p"] < 0.001 and row["alike Jaccard"] > row["other Jaccard"]
+    assert [pitch_of(name) for name in ("60", "pitch_021", "C4_060")] == [60, 21, 60]
+    with pytest.raises(ValueError, match="'dog' of a pitch task"):
+        pitch_of("dog")
 
 
 def test_figures_are_written_as_pdf_and_png_with_something_on_them(analysis):
@@ -187,21 +189,10 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, mo
     assert "no counts per clip" in found.notes[0]
     monkeypatch.setattr("aape.published.not_comparable", lambda *_: "")
     lists = published_lists(load_study(path), {("cremad", "ssl"): load_artifacts(folder)})
-    assert lists["published"].tolist() == [22] * 4
+    assert lists["published"].tolist() == [22] * 4 and len(published_neurons("gtzan", "jazz", "classical")) == 26
     lists = lists.set_index(["filter", "meaning"])[["ours", "in both"]]
     assert lists.loc["lape", "at least these"].tolist() == [24, 22]
     assert lists.loc["lape", "exactly these"].tolist() == [23, 22]
-
-
-def test_published_lists_have_the_published_sizes():
-    assert [len(published_neurons(*key)) for key in LISTS] == [22, 26]
-
-
-def test_regrouping_without_the_model(analysis):
-    artifacts = load_artifacts(analysis.study.directory / "notes_analysis")
-    p = artifacts.probabilities(split="train", classes={"low": PITCHES[:13], "high": PITCHES[13:]})
-    rows = (artifacts.splits == "train") & (artifacts.labels < 13)
-    assert p[..., 0] == pytest.approx(artifacts.counts[rows].mean(axis=0) / TOKENS)
 
 
 def test_nothing_collected_is_an_error(tmp_path):
@@ -210,40 +201,19 @@ def test_nothing_collected_is_an_error(tmp_path):
         analyze(path)
 
 
-def test_edited_and_misplaced_artifacts_are_refused(tmp_path):
-    path = fill(tmp_path, models=("analysis",))
-    folder = tmp_path / "outputs" / "fake"
-    counts = folder / "events_analysis" / "clip_counts.npy"
-    whole = counts.read_bytes()
-    counts.write_bytes(whole[:-1] + b"\x07")
-    with pytest.raises(ValueError, match="clip_counts.npy is not the file its manifest describes"):
+def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
+    path, folder = fill(tmp_path, models=("analysis", "vit")), tmp_path / "outputs" / "fake"
+    labels = np.repeat(np.arange(4), 36)
+    events = planted_counts(labels, 4, seed=0), labels
+    write_artifacts(folder / "events_vit", *events, EVENTS[::-1], task="events", weights="vit")
+    with pytest.raises(ValueError, match="'events', but with different classes or another order"):
         analyze(path)
-    counts.write_bytes(whole)
-    os.rename(folder / "events_analysis", folder / "spare")
-    os.rename(folder / "notes_analysis", folder / "events_analysis")
-    with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):
-        analyze(path)
-
-
-def test_artifacts_of_two_models_in_one_slot_are_refused(tmp_path):
-    path = fill(tmp_path, models=("analysis",))
-    labels = np.repeat(np.arange(26), 8)
-    write_artifacts(
-        tmp_path / "outputs" / "fake" / "notes_analysis", planted_counts(labels, 26, seed=0), labels, PITCHES, task="notes",
-        weights="another",
-    )  # fmt: skip
+    write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="another")
     with pytest.raises(ValueError, match="weights differ. Collect again"):
         analyze(path)
-
-
-def test_another_order_of_classes_is_refused(tmp_path):
-    path = fill(tmp_path, models=("analysis", "vit"))
-    labels = np.repeat(np.arange(4), 36)
-    write_artifacts(
-        tmp_path / "outputs" / "fake" / "events_vit", planted_counts(labels, 4, seed=0), labels, EVENTS[::-1], task="events",
-        weights="vit",
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="'events', but with different classes or another order"):
+    os.rename(folder / "events_vit", folder / "spare")
+    os.rename(folder / "notes_vit", folder / "events_vit")
+    with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):
         analyze(path)
 
 
@@ -283,11 +253,6 @@ def test_changed_settings_are_computed_again(tmp_path):
     second = analyze(path, draw=False, progress=False)
     kept = [a.results["events", "ssl"].row["neurons_selected"] for a in (first, second)]
     assert kept == [30, 15]
-    damaged = tmp_path / "outputs" / "fake" / ".analysis" / "events_analysis.npz"
-    damaged.write_bytes(damaged.read_bytes()[:300])
-    with pytest.warns(UserWarning, match="events_analysis.npz cannot be used"):
-        third = analyze(path, draw=False, progress=False)
-    assert third.results["events", "ssl"].row == second.results["events", "ssl"].row
 
 
 def test_another_criterion_of_the_study(tmp_path):
@@ -303,18 +268,6 @@ def test_another_criterion_of_the_study(tmp_path):
     assert all(np.isnan(result.row[name]) for name in unknown) and result.drawn is None
     assert found.sharing_summary["pairs"].tolist() == [0, 0] and "known for AAPE alone" in found.notes[0]
     assert set(get_args(SelectionSettings.model_fields["criterion"].annotation)) == {"lape", *CRITERIA}
-
-
-def test_pitch_of_a_class_name():
-    assert [pitch_of(n) for n in ("60", "pitch_021", "C4_060")] == [60, 21, 60]
-    with pytest.raises(ValueError, match="'dog' of a pitch task"):
-        pitch_of("dog")
-
-
-def test_counted_clips_of_a_split(analysis):
-    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
-    data = counted_clips(artifacts, "test")
-    assert len(data.labels) == 36 and (artifacts.splits[data.rows] == "test").all()
 
 
 def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):

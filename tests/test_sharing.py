@@ -37,12 +37,8 @@ def drawn_of(selections):
     rows = [m.reshape(-1, m.shape[2]) for m in selections]
     kept = [np.flatnonzero(r.any(axis=1)) for r in rows]
     most = max(len(k) for k in kept)
-    neurons = np.full((len(rows), most), -1, dtype=np.int32)
-    bits = np.zeros((len(rows), rows[0].shape[1], -(-most // 8)), dtype=np.uint8)
-    for index, (r, k) in enumerate(zip(rows, kept, strict=True)):
-        neurons[index, : len(k)] = k
-        packed = np.packbits(r[k].T, axis=1)
-        bits[index, :, : packed.shape[1]] = packed
+    neurons = np.stack([np.pad(k, (0, most - len(k)), constant_values=-1) for k in kept])
+    bits = np.stack([np.packbits(np.pad(r[k].T, ((0, 0), (0, most - len(k)))), axis=1) for r, k in zip(rows, kept)])  # noqa: B905
     return Drawn(neurons, bits)
 
 
