@@ -456,14 +456,10 @@ def _counts_padding(artifacts: Artifacts, selection: Selection, split: str | lis
     """Whether the selection's probabilities are over tokens of zero padding too: those of all clips, or not."""
     if "kept_clips" in artifacts.manifest:  # probabilities of all clips cannot be had
         return True
-    named = selection.classes in (artifacts.classes, tuple(map(str, range(len(artifacts.classes)))))
+    p, names = selection.probabilities, (artifacts.classes, tuple(map(str, range(len(artifacts.classes)))))
     for padding in (True, False) if artifacts.manifest["padding"] == "counted" else (True,):
         found = artifacts.probabilities(split=split, padding=padding)
-        if (
-            named
-            and found.shape == selection.probabilities.shape
-            and np.allclose(found, selection.probabilities, 0, 1e-6)
-        ):
+        if selection.classes in names and found.shape == p.shape and np.allclose(found, p, rtol=0, atol=1e-6):
             return padding
     raise ValueError(
         f"the selection's classes and probabilities are not those of the clips of {artifacts.path} (split={split}), with "

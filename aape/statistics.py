@@ -282,12 +282,10 @@ def _equal_clips(artifacts: Artifacts, stated: Selection, study: Study) -> tuple
 
 
 def _without_padding(artifacts: Artifacts, stated: Selection) -> tuple[list[Selection], str]:
-    if artifacts.manifest.get("padding") == "unknown":
-        return [], "the encoder does not say which tokens are padding"
-    if artifacts.padding_counts is None:
-        return [stated], "no clip is padded"
     try:
+        if artifacts.padding_counts is None:
+            return [stated], "no clip is padded"
         share = artifacts.padding_tokens.sum() / artifacts.tokens.sum()
         return [select(artifacts.probabilities(padding=False), **vars(stated.rule))], f"{share:.1%} of the tokens"
-    except ValueError as error:  # a class of nothing but padding
+    except ValueError as error:  # which tokens are padding is not known, or a class is nothing but padding
         return [], str(error)
