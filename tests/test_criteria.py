@@ -10,6 +10,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from aape.artifacts import load_artifacts
+from aape.attribution import attribute, cross_folds
+from aape.collecting import collect
 from aape.criteria import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
 from aape.files import sha256_of
 from aape.manifest import write_manifest
@@ -118,6 +120,15 @@ def test_selection_by_any_criterion_takes_the_same_steps(artifacts):
         select(artifacts, criterion=score[:1])
 
 
+def test_attribution_selects_with_the_model_at_hand(toy, task, tmp_path):
+    artifacts = collect(toy, task, tmp_path / "run")
+    score = -attribute(toy, task, artifacts, split=sorted(set(artifacts.splits)), progress=False)
+    chosen = select(artifacts, rate=0.2, criterion="attribution_zero", encoder=toy, task=task)
+    assert np.array_equal(chosen.scores, score) and chosen.members.any()
+    with pytest.raises(ValueError, match="encoder=, task="):
+        select(artifacts, criterion="attribution_zero")
+
+
 def test_a_criterion_of_ones_own_is_a_function(artifacts):
     def largest_clip(clips: Clips) -> np.ndarray:
         return clips.table(lambda x, members: np.stack([x[m > 0].max(axis=0) for m in members]))
@@ -129,12 +140,6 @@ def test_a_criterion_of_ones_own_is_a_function(artifacts):
         rank(artifacts, lambda clips: clips.p().max(axis=2))
     with pytest.raises(ValueError, match="no criterion 'auc'.*auroc"):
         rank(artifacts, "auc")
-    with pytest.raises(ValueError, match="encoder=, task="):
-        rank(artifacts, "attribution_zero")
-
-
-def f1(truth, said):
-    return 2 * (truth & said).sum() / (truth.sum() + said.sum())
 
 
 def test_average_precision_and_best_threshold_equal_scikit_learn():
@@ -146,8 +151,8 @@ def test_average_precision_and_best_threshold_equal_scikit_learn():
         area, threshold = curve(x, positive)
         for k in range(4):
             assert area[k] == pytest.approx(average_precision_score(positive, x[:, k]))
-            best = max(f1(positive, x[:, k] >= t) for t in set(x[:, k]))
-            assert f1(positive, x[:, k] >= threshold[k]) == pytest.approx(best)
+            best = max(f1_score(positive, x[:, k] >= t) for t in set(x[:, k]))
+            assert f1_score(positive, x[:, k] >= threshold[k]) == pytest.approx(best)
 
 
 def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_base(artifacts):
@@ -158,8 +163,6 @@ def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_bas
     assert shuffled.auprc.mean() < 0.45 and shuffled.iou.mean() < 0.35
     # in one fold by hand: one neuron, thresholds from the other folds
     one = held_out_scores(artifacts, pd.DataFrame({"layer": [1], "neuron": [7], "class": ["b"]})).iloc[0]
-    from aape.attribution import cross_folds
-
     fold, x = cross_folds(artifacts, np.arange(72)), artifacts.counts[:, 1, 7] / TOKENS
     said, areas, mine = np.zeros(72, dtype=bool), [], LABELS == 1
     for f in range(5):
