@@ -23,7 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
@@ -88,15 +90,13 @@ def descriptors(task: Task, artifacts: Artifacts, *, progress: bool = True) -> n
         ValueError: a clip that the task does not list.
         BadClip: a clip that cannot be read.
     """
-    place = {name: index for index, name in enumerate(task.files)}
-    lost = [name for name in artifacts.files if name not in place]
-    if lost:
-        raise ValueError(f"{artifacts.path} knows clip {lost[0]}, which task {task.name} does not list")
-    out = np.empty((len(artifacts.files), len(NAMES)))
-    for row, name in enumerate(tqdm(artifacts.files, desc="descriptors", disable=None if progress else True)):
-        wave, valid = task.read(place[name], RATE)
-        out[row] = describe(wave[:valid])
-    return out
+    place = pd.Index(task.files).get_indexer(pd.Index(artifacts.files))
+    if (place < 0).any():
+        raise ValueError(
+            f"{artifacts.path} knows clip {artifacts.files[place < 0][0]}, which task {task.name} does not list"
+        )
+    heard = (task.read(index, RATE) for index in tqdm(place, desc="descriptors", disable=None if progress else True))
+    return np.stack([describe(wave[:valid]) for wave, valid in heard])
 
 
 def explained(heard: np.ndarray, values: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -110,13 +110,9 @@ def explained(heard: np.ndarray, values: np.ndarray, fold: np.ndarray) -> np.nda
     Returns:
         Predictions, float64 [clips, k].
     """
-    out = np.empty(values.shape)
-    for number in np.unique(fold):
-        test = fold == number
-        z = StandardScaler().fit(heard[~test]).transform(heard)
-        inputs = np.hstack([z, z**2])
-        out[test] = Ridge(1.0).fit(inputs[~test], values[~test]).predict(inputs[test]).reshape(test.sum(), -1)
-    return out
+    squares = FunctionTransformer(lambda z: np.hstack([z, z**2]))
+    model = make_pipeline(StandardScaler(), squares, Ridge(1.0))
+    return cross_val_predict(model, heard, values, cv=PredefinedSplit(fold))
 
 
 def _places(artifacts: Artifacts, pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
