@@ -107,46 +107,39 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     """
     study = study if isinstance(study, Study) else load_study(study)
     artifacts, missing = find_artifacts(study)
-    with folder_lock(study.directory / ".analysis"):
-        return _analyze(study, artifacts, missing, draw, progress)
-
-
-def _analyze(
-    study: Study, artifacts: dict[Place, Artifacts], missing: list[Place], draw: bool, progress: bool
-) -> Analysis:
     notes = _check_together(artifacts)
     if study.selection.criterion not in AAPE:
         notes.append(f"neurons by {study.selection.criterion}: what permuted labels select is known for AAPE alone")
-    cache = Cache(study.directory / ".analysis")
-    results: dict[Place, TaskResult] = {}
-    for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
-        results[place] = _task_result(study, place, found, cache, progress)
-        _write(results[place].neurons, found.path / "neurons.csv")
-    statistics = pd.DataFrame([{"task": task, "model": model} | r.row for (task, model), r in results.items()])
-    classes, variants = _stacked(results, "classes"), _stacked(results, "sensitivity")
-    sharing, curves, pairs, summary, octaves = _sharing(study, results, progress)
-    values, lists = pd.DataFrame(), pd.DataFrame()
-    if study.reproduces_paper:
-        values = published_values(study, {place: r.row for place, r in results.items()}, artifacts)
-        lists = published_lists(study, artifacts)
-    written = {
-        "class_level_neuron_statistics": classes, "sensitivity": variants, "sharing_summary": summary,
-        "sharing_pairs": pairs, "sharing_by_distance": octaves, "published_comparison": values,
-        "published_neuron_lists": lists,
-    }  # fmt: skip
-    for model, spec in study.models.items():
-        mine = statistics[statistics["model"].isin(study.copies(model))]
-        written[f"task_level_neuron_statistics_{spec.folder}"] = mine if spec.seeds else mine.drop(columns="model")
-    for name, content in written.items():
-        if len(content):
-            _write(content, study.directory / f"{name}.csv")
-    analysis = Analysis(
-        study, results, missing, notes, statistics, over_seeds(study, statistics, ["task"]), classes,
-        sensitivity_table(study, variants), sharing, curves, over_seeds(study, summary, ["figure"]), pairs, octaves,
-        values, lists,
-    )  # fmt: skip
-    if draw:
-        analysis.figures = _draw(analysis)
+    with folder_lock(study.directory / ".analysis"):
+        results: dict[Place, TaskResult] = {}
+        for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
+            results[place] = _task_result(study, place, found, progress)
+            _write(results[place].neurons, found.path / "neurons.csv")
+        statistics = pd.DataFrame([{"task": task, "model": model} | r.row for (task, model), r in results.items()])
+        classes, variants = _stacked(results, "classes"), _stacked(results, "sensitivity")
+        sharing, curves, pairs, summary, octaves = _sharing(study, results, progress)
+        values, lists = pd.DataFrame(), pd.DataFrame()
+        if study.reproduces_paper:
+            values = published_values(study, {place: r.row for place, r in results.items()}, artifacts)
+            lists = published_lists(study, artifacts)
+        written = {
+            "class_level_neuron_statistics": classes, "sensitivity": variants, "sharing_summary": summary,
+            "sharing_pairs": pairs, "sharing_by_distance": octaves, "published_comparison": values,
+            "published_neuron_lists": lists,
+        }  # fmt: skip
+        for model, spec in study.models.items():
+            mine = statistics[statistics["model"].isin(study.copies(model))]
+            written[f"task_level_neuron_statistics_{spec.folder}"] = mine if spec.seeds else mine.drop(columns="model")
+        for name, content in written.items():
+            if len(content):
+                _write(content, study.directory / f"{name}.csv")
+        analysis = Analysis(
+            study, results, missing, notes, statistics, over_seeds(study, statistics, ["task"]), classes,
+            sensitivity_table(study, variants), sharing, curves, over_seeds(study, summary, ["figure"]), pairs, octaves,
+            values, lists,
+        )  # fmt: skip
+        if draw:
+            analysis.figures = _draw(analysis)
     return analysis
 
 
@@ -229,10 +222,11 @@ def _identity(artifacts: Artifacts) -> str:
     return hashlib.sha256(known.encode() + own).hexdigest()
 
 
-def _task_result(study: Study, place: Place, artifacts: Artifacts, cache: Cache, progress: bool) -> TaskResult:
+def _task_result(study: Study, place: Place, artifacts: Artifacts, progress: bool) -> TaskResult:
     task, model = place
     settings = [study.rate(task), study.selection.model_dump(), study.chance.model_dump(), study.seed]
-    name, key = f"{task}_{study.encoder(model).folder}", [FORMAT, settings, _identity(artifacts)]
+    name, cache = f"{task}_{study.encoder(model).folder}", Cache(study.directory / ".analysis")
+    key = [FORMAT, settings, _identity(artifacts)]
     arrays = cache.get(name, key)
     if arrays is None:
         arrays = task_result(study, task, model, artifacts, progress).arrays()
@@ -245,9 +239,8 @@ def _task_result(study: Study, place: Place, artifacts: Artifacts, cache: Cache,
 
 def _stacked(results: dict[Place, TaskResult], name: str) -> pd.DataFrame:
     """One of the results' tables over all tasks and encoders, named in front."""
-    tables = [getattr(r, name).assign(task=task, model=model) for (task, model), r in results.items()]
-    stacked = pd.concat(tables, ignore_index=True)
-    return stacked[["task", "model", *[c for c in stacked if c not in ("task", "model")]]]
+    tables = {place: getattr(result, name) for place, result in results.items()}
+    return pd.concat(tables, names=["task", "model"]).reset_index(["task", "model"]).reset_index(drop=True)
 
 
 def spread(values: pd.Series) -> Any:

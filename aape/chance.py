@@ -412,9 +412,8 @@ class Calibrated(Shown):
 
     def with_effect(self, effect: float) -> Calibrated:
         """The same null and level with another least effect."""
-        passed = np.nan_to_num(self.null.pair_q, nan=1.0) < self.q
-        passed &= np.nan_to_num(self.selection.probabilities - self.selection.outside, nan=-1.0) >= effect
-        passed &= self.null.task_p <= self.q
+        gain = self.selection.probabilities - self.selection.outside
+        passed = (self.null.pair_q < self.q) & (gain >= effect) & (self.null.task_p <= self.q)  # NaN does not pass
         return replace(self, members=self.selection.members & passed, effect=effect)
 
     def table(self) -> pd.DataFrame:

@@ -156,7 +156,7 @@ class Selection(Shown):
         rule: the thresholds as given to `select`.
         criterion: what the neurons were ranked by.
         scores: float64 [layers, neurons, classes], what the thresholds are of: p, or another criterion's scores.
-        classes, layers: names.
+        classes: names.
     """
 
     members: np.ndarray
@@ -170,7 +170,6 @@ class Selection(Shown):
     criterion: str
     scores: np.ndarray
     classes: tuple[str, ...]
-    layers: tuple[str, ...]
 
     @property
     def coverage(self) -> float:
@@ -253,7 +252,6 @@ def select(
     weak_filter: str = "lape",
     criterion: str | np.ndarray = "aape",
     classes: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
     encoder: Any = None,
     task: Any = None,
 ) -> Selection:
@@ -261,7 +259,7 @@ def select(
 
     Args:
         probabilities: [layers, neurons, classes], an array or a tensor; or `Artifacts`: then of all its clips, with the
-            names of its classes and layers.
+            names of its classes.
         rate: the round(rate * layers * neurons) neurons of lowest AAPE are kept, fewer if fewer pass the filter. Ties
             go by layer, then by neuron.
         quantile: a kept neuron is specific to each class with p above the k-th smallest of all p,
@@ -271,7 +269,7 @@ def select(
         criterion: another way to rank neurons: a name of `aape.criteria` (for artifacts), or scores [layers, neurons,
             classes] as `rank` gives them, larger = more specific. The same three steps are then taken with the score
             in place of p, and a neuron's largest score in place of its AAPE. "lape" is another name of "aape".
-        classes, layers: names for the result; indices as text if neither they nor artifacts are given.
+        classes: names for the result; indices as text if neither they nor artifacts are given.
         encoder, task: what made the artifacts, for the criteria that run the model (attribution).
 
     Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
@@ -284,7 +282,7 @@ def select(
     rule = Rule(rate, quantile, weak_filter)
     tokens, scores = None, None if isinstance(criterion, str) else np.asarray(criterion, dtype=np.float64)
     if isinstance(found := probabilities, Artifacts):
-        classes, layers = classes or found.classes, layers or found.layers
+        classes = classes or found.classes
         if found.manifest:
             tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
         if isinstance(criterion, str) and criterion not in AAPE:
@@ -294,7 +292,9 @@ def select(
         whole = found.has_counts and "kept_clips" not in found.manifest
         probabilities = found.probabilities() if whole else found.over_zero
     p = checked_probabilities(probabilities)
-    n_layers, n_neurons, n_classes = p.shape
+    names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
+    if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:
+        raise ValueError(f"classes: expected {p.shape[2]} different names, found {', '.join(names)}")
     aape = entropy(p)
     values, ranked = p, np.round(aape, RANK_DECIMALS)
     if scores is not None:
@@ -305,19 +305,12 @@ def select(
         raise ValueError(
             f"criterion {criterion!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
         )
-    by_class = values.reshape(-1, n_classes).T  # [classes, layers * neurons]
+    by_class = values.reshape(-1, len(names)).T  # [classes, layers * neurons]
     kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
-    selected = np.isin(np.arange(ranked.size), kept).reshape(n_layers, n_neurons)
-    return Selection(
-        selected[:, :, None] & (values > threshold), selected, aape, p,
-        outside_class(p, np.ones(n_classes) if tokens is None else tokens), threshold, weak, rule,
-        criterion if isinstance(criterion, str) else "scores", values,
-        _names(classes, n_classes, "classes"), _names(layers, n_layers, "layers"),
-    )  # fmt: skip
-
-
-def _names(names: Sequence[Any] | None, size: int, what: str) -> tuple[str, ...]:
-    names = range(size) if names is None else names
-    if len(names) != size or len(set(names)) != size:
-        raise ValueError(f"{what}: expected {size} different names, found {', '.join(map(str, names))}")
-    return tuple(str(name) for name in names)
+    selected = np.isin(np.arange(ranked.size), kept).reshape(ranked.shape)
+    by = criterion if isinstance(criterion, str) else "scores"
+    members, outside = (
+        selected[:, :, None] & (values > threshold),
+        outside_class(p, tokens if tokens is not None else np.ones(len(names))),
+    )
+    return Selection(members, selected, aape, p, outside, threshold, weak, rule, by, values, names)

@@ -141,7 +141,7 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
         "permutations": null.permutations,
         "null_clips": found.clips,
         "group_share": float(share.mean()) if len(share) else np.nan,
-        "neurons_differing": float((np.nan_to_num(null.neuron_q, nan=1.0) < found.q).mean()),  # of all neurons
+        "neurons_differing": float((null.neuron_q < found.q).mean()),  # of all neurons
         "pairs_differing": null.discoveries,
         "p_task": null.task_p,
         "effect": found.effect,

@@ -71,7 +71,7 @@ def identify(artifacts: Artifacts, parts: Sequence[Fold], how: str, **options: A
     Raises:
         ValueError: training clips asked for where the artifacts hold no counts of single clips.
     """
-    options |= {"classes": artifacts.classes, "layers": artifacts.layers}
+    options |= {"classes": artifacts.classes}
     if how == "all":
         return dict.fromkeys([f.name for f in parts], select(artifacts.over_zero.double().numpy(), **options))
     if not has_all_counts(artifacts):

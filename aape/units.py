@@ -90,20 +90,17 @@ def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str
     The intraclass correlation from a one-way analysis of variance: 0 where clips of a group are no more alike than clips
     of a class, also where groups have few clips; NaN where every group has one.
     """
-    labels = np.asarray(labels)
-    cell = pd.factorize(pd.MultiIndex.from_arrays([labels, np.asarray(groups)]))[0]  # a group's clips of one class
-    size, of_cell = np.bincount(cell), pd.Series(labels).groupby(cell).first()
-    classes = pd.Series(labels).value_counts()
-    if len(size) == len(classes) or len(size) == len(cell):
-        return np.full(values.shape[1], np.nan)
     frame = pd.DataFrame(values)
-    mean, by_class = frame.groupby(cell).transform("mean"), frame.groupby(labels).transform("mean")
-    within = ((frame - mean) ** 2).sum() / (len(cell) - len(size))
-    between = ((mean - by_class) ** 2).sum() / (len(size) - len(classes))
-    per_group = len(cell) - (pd.Series(size**2).groupby(of_cell.to_numpy()).sum() / classes).sum()
-    variance = np.maximum(between - within, 0).to_numpy() * (len(size) - len(classes)) / per_group
-    total = variance + within.to_numpy()
-    return np.divide(variance, total, out=np.zeros(len(total)), where=total > 0)
+    by_cell, by_class = frame.groupby([np.asarray(labels), np.asarray(groups)]), frame.groupby(np.asarray(labels))
+    cells, classes = by_cell.ngroups, by_class.ngroups  # a cell: a group's clips of one class
+    if cells in (classes, len(frame)):
+        return np.full(frame.shape[1], np.nan)
+    mean, size = by_cell.transform("mean"), by_cell.size()
+    within = ((frame - mean) ** 2).sum() / (len(frame) - cells)
+    between = ((mean - by_class.transform("mean")) ** 2).sum() / (cells - classes)
+    per_group = len(frame) - ((size**2).groupby(level=0).sum() / size.groupby(level=0).sum()).sum()
+    variance = (between - within).clip(lower=0) * (cells - classes) / per_group
+    return (variance / (variance + within)).fillna(0).to_numpy()
 
 
 def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None) -> Units:

@@ -131,7 +131,7 @@ def test_selection_reports_names_classes_without_neurons_and_its_table():
     p[0, 3] = [0.01, 0.8, 0.01]
     p[1, 2] = [0.02, 0.7, 0.9]
     names = ("dog", "rain", "7")
-    chosen = select(p, rate=0.03, quantile=0.985, classes=names, layers=("a", "b"))
+    chosen = select(p, rate=0.03, quantile=0.985, classes=names)
     assert chosen.neurons("dog").tolist() == [[1, 7]]
     assert chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]  # strongest first
     assert chosen.neurons("7").tolist() == [[1, 2]]  # a name, not an index
@@ -182,8 +182,8 @@ def test_artifacts_bring_their_names_their_clips_and_their_tokens(tmp_path):
     write_artifacts(tmp_path, counts, labels, ["a", "b", "c"], task="t")
     artifacts = load_artifacts(tmp_path)
     chosen = select(artifacts, rate=0.2)
-    expected = select(artifacts.probabilities(), rate=0.2, classes=["a", "b", "c"], layers=["blocks.0", "blocks.1"])
-    assert (chosen.classes, chosen.layers) == (expected.classes, expected.layers)
+    expected = select(artifacts.probabilities(), rate=0.2, classes=["a", "b", "c"])
+    assert chosen.classes == expected.classes
     assert np.array_equal(chosen.members, expected.members)
     assert chosen.outside[1, 2, 0] == pytest.approx(counts[30:, 1, 2].mean() / 60)  # by tokens, not by classes
     assert expected.outside[1, 2, 0] == pytest.approx(artifacts.probabilities()[1, 2, 1:].mean())
