@@ -15,7 +15,8 @@ import numpy as np
 
 from aape.artifacts import Artifacts
 from aape.classifier import Fold
-from aape.selection import Selection, select
+from aape.criteria import rank
+from aape.selection import AAPE, Selection, select
 from aape.study import AblationTarget
 
 STRATUM = 20  # neurons of like rate in a layer among which a rate-matched control draws
@@ -61,25 +62,33 @@ def has_all_counts(artifacts: Artifacts) -> bool:
     return artifacts.has_counts and "kept_clips" not in artifacts.manifest
 
 
-def identify(artifacts: Artifacts, parts: Sequence[Fold], how: str, **options: Any) -> dict[str, Selection]:
+def identify(
+    artifacts: Artifacts, parts: Sequence[Fold], how: str, criterion: str = "aape", **options: Any
+) -> dict[str, Selection]:
     """The selection for each fold, from its training clips ("train") or from all clips, as in the paper ("all").
 
     Args:
         artifacts: of one model and task. parts: its folds. how: see above.
+        criterion: a name of `aape.criteria`, but of those that run the model.
         **options: of `select`: rate, quantile, weak_filter.
 
     Raises:
-        ValueError: training clips asked for where the artifacts hold no counts of single clips.
+        ValueError: training clips asked for where the artifacts hold no counts of single clips; attribution.
     """
-    options |= {"classes": artifacts.classes}
+
+    def chosen(p: np.ndarray, splits: np.ndarray) -> Selection:
+        by = criterion if criterion in AAPE else rank(artifacts, criterion, split=sorted(set(splits.tolist())))
+        return select(p, criterion=by, classes=artifacts.classes, **options)
+
     if how == "all":
-        return dict.fromkeys([f.name for f in parts], select(artifacts.over_zero.double().numpy(), **options))
+        everyone = chosen(artifacts.over_zero.double().numpy(), artifacts.splits)
+        return dict.fromkeys([fold.name for fold in parts], everyone)
     if not has_all_counts(artifacts):
         raise ValueError(
             f"{artifacts.path}: choosing neurons on training clips needs clip_counts.npy with every clip. Collect with "
             "counts of all clips, or set ablation.identify to 'all', the paper's way, which also sees the test clips."
         )
-    return {fold.name: select(artifacts.probabilities(clips=fold.fit), **options) for fold in parts}
+    return {f.name: chosen(artifacts.probabilities(clips=f.fit), artifacts.splits[f.fit]) for f in parts}
 
 
 def matched(neurons: np.ndarray, width: int, rng: np.random.Generator, rates: np.ndarray | None = None) -> np.ndarray:

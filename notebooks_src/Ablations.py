@@ -46,7 +46,7 @@ encoder, sounds = load_encoder(settings, model).to(device or "cpu"), load_task(s
 fold = folds(artifacts.splits, artifacts.labels, artifacts.classes)[0]
 classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
 trained = artifacts.probabilities(clips=fold.fit)  # [layers, neurons, classes]
-how = settings.selection.model_dump() | {"rate": settings.rate(task)}
+how = settings.selection.model_dump(exclude={"criterion"}) | {"rate": settings.rate(task)}
 selection = select(trained, classes=artifacts.classes, **how)
 target = int(np.argmax(selection.per_class))
 neurons = selection.neurons(target)  # [k, 2] of (layer, neuron)
