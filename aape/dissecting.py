@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -127,7 +128,8 @@ def dissect(
     say(encoder)
     pair = re.sub(r"[^\w.-]+", "-", f"{task.name}_{encoder.name}").strip("-.")
     out_dir = Path("outputs") / pair if out_dir is None else Path(out_dir)
-    artifacts = collect(encoder, task, out_dir / pair, device=device, batch_size=batch_size, seed=seed)
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
+    artifacts = collect(encoder, task, out_dir / pair, **how)
     calibrated = calibrate(artifacts, select(artifacts, rate=rate), permutations=permutations, seed=seed)
     say(calibrated)
     classes = class_table(artifacts, calibrated)
@@ -141,9 +143,8 @@ def dissect(
         if not targets:
             raise ValueError("no class has a neuron of its own; a higher rate keeps more")
         ablation = ablate(
-            encoder, task, artifacts, targets=targets, controls=controls, rate=rate, out_dir=out_dir, seed=seed,
-            device=device, batch_size=batch_size,
-        )  # fmt: skip
+            encoder, task, artifacts, targets=targets, controls=controls, rate=rate, out_dir=out_dir, **how
+        )
         say(ablation)
     except ValueError as error:  # what was found so far stands
         notes.append(f"no ablation: {error}")

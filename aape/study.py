@@ -124,14 +124,12 @@ def _written_out(kind: str, name: str, entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     forms = ("loader", "hub") if kind == "models" else ("loader", "folder", "metadata")
-    given = [form for form in forms if form in entry]
+    given = [form for form in forms if entry.get(form) is not None]
     if len(given) != 1:
         raise ValueError(f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
-    if kind == "models":
-        entry = {"label": name, "folder": ROLE_FOLDERS.get(str(entry.get("role")), name)} | entry
-    else:
-        entry = {"title": name} | entry
-    if "loader" not in entry:
+    folder = ROLE_FOLDERS.get(str(entry.get("role")), name)
+    entry = ({"label": name, "folder": folder} if kind == "models" else {"title": name}) | entry
+    if given != ["loader"]:
         loader, arguments = _SHORT[given[0]]
         options = {} if kind == "models" else {"name": name}
         options |= {argument: entry.pop(key) for key, argument in arguments.items() if key in entry}

@@ -23,23 +23,9 @@ CONTENT = bytes(range(256)) * 4000  # about 1 MB
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`; `cut` breaks that many transfers off half-way; `log` holds the paths that were sent."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {"/m2d.bin": CONTENT}
-        self.cut = 0
-        self.length = True  # whether it says how long a file is
-        self.log = []
-
-    def url(self, path="/m2d.bin"):
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the server's `files`, breaks `cut` transfers off half-way, and puts what was sent into `log`."""
+
     def do_HEAD(self):
         content = self.server.files.get(self.path)
         if content is None:
@@ -68,12 +54,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(pooch.core.time, "sleep", lambda _: None)
-    instance = Server()
-    thread = threading.Thread(target=instance.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield instance
-    instance.shutdown()
-    instance.server_close()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as instance:
+        instance.files, instance.cut, instance.log = {"/m2d.bin": CONTENT}, 0, []
+        instance.length = True  # whether it says how long a file is
+        instance.url = lambda path="/m2d.bin": f"http://127.0.0.1:{instance.server_address[1]}{path}"
+        threading.Thread(target=instance.serve_forever, args=(0.02,), daemon=True).start()
+        yield instance
+        instance.shutdown()
 
 
 def item(server, checksum=None, path="/m2d.bin", folder="weights"):

@@ -19,9 +19,8 @@ def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     tiny_whisper(tmp_path / "whisper")
     write_clips(tmp_path, 30, rate=16000)
     for number, clip in enumerate(sorted((tmp_path / "audio").glob("*.wav"))):
-        place = tmp_path / "my_sounds" / f"class{number % 3}"
-        place.mkdir(parents=True, exist_ok=True)
-        clip.rename(place / clip.name)
+        (tmp_path / "my_sounds" / f"class{number % 3}").mkdir(parents=True, exist_ok=True)
+        clip.rename(tmp_path / "my_sounds" / f"class{number % 3}" / clip.name)
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,9 +14,6 @@ from conftest import REPOSITORY
 from aape.study import load_encoder, load_study, load_task, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))
-TASKS = {
-    "esc50", "gise51", "voxforge", "vc1_gender", "vc1_country", "cremad", "cremad_gender", "gtzan", "nspitch", "surge",
-}  # fmt: skip
 SHORT = """
 models:
   whisper: {hub: openai/whisper-tiny}
@@ -47,11 +44,10 @@ def test_shipped_studies_are_valid(path: Path):
 
 def test_the_paper_and_the_miniature_are_the_same_study():
     paper, miniature = load_study("paper"), load_study("miniature")
-    assert set(paper.tasks) == set(miniature.tasks) == TASKS
+    assert len(paper.tasks) == 10 and set(paper.tasks) == set(miniature.tasks)
     targets = [[(t.task, t.classes, t.mode) for t in study.ablation.targets] for study in (paper, miniature)]
     assert paper.sharing == miniature.sharing and targets[0] == targets[1]
     assert [t.exclusive for t in paper.ablation.targets] == [True, True, False, False]
-    assert list(paper.models) == list(miniature.models) == ["ssl", "sl", "untrained"]
     assert [paper.rate(t) for t in ("esc50", "gise51", "cremad")] == [0.02, 0.02, 0.01]
     folders = [paper.artifacts_directory("gtzan", m).relative_to(REPOSITORY).as_posix() for m in paper.models]
     assert folders == [f"outputs/paper/gtzan_{f}" for f in ("analysis", "vit", "untrained")]

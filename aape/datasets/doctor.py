@@ -113,7 +113,8 @@ def entry(study: Study, name: str, spec: Loader) -> Finding:
     """A model or task of the study: its loader and options as the loader would find them, and the files they name."""
     from aape.study import prepare
 
-    title = f"{name} ({label})" if (label := getattr(spec, "label", "")) else name
+    label = getattr(spec, "label", "")  # of a model
+    title = f"{name} ({label})" if label else name
     try:
         made, options = prepare(study, name, spec)
     except ValueError as error:
@@ -122,11 +123,12 @@ def entry(study: Study, name: str, spec: Loader) -> Finding:
         found = f"{spec.loader}: {type(error).__name__}: {error}"
         return Finding("missing", title, found, "mend that module or its packages")
     paths = {key: value for key, value in options.items() if isinstance(value, Path)}
-    if {*paths} >= {"csv_path", "audio_dir"}:
+    if spec.loader == "aape.task:from_metadata":
         return _data(name, made, options)
     for key, path in paths.items():
         if not path.exists():
-            return Finding("missing", title, f"{key}: no file {path}", _checkpoint_step(path))
+            step = _checkpoint_step(path) if label else "put it there, or the right path into the study"
+            return Finding("missing", title, f"{key}: no file {path}", step)
     return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.loader}")
 
 
