@@ -302,7 +302,7 @@ def check_record(record: dict, pair: dict) -> None:
 def check_site(out: Path) -> None:
     """References exist, records fit their schema, and nothing points outside."""
     index = read_script(out, "index")
-    assert index["v"] in (1, 2) and index["pairs"]
+    assert index["v"] == 2 and index["pairs"]
     for entry in index["pairs"]:
         pair = read_script(out, f"{entry['folder']}/pair")
         assert len(base64.b64decode(pair["aape"])) == 4 * entry["width"] * entry["layers"]

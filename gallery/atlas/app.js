@@ -230,7 +230,8 @@ function say(text) {
   clearTimeout(say.timer);
   say.timer = setTimeout(() => place.replaceChildren(), 2500);
 }
-const copy = (text, what) => navigator.clipboard.writeText(text).then(() => say(`${what} copied`), () => say("The browser does not let it be copied."));
+const copy = (text, what) =>
+  navigator.clipboard.writeText(text).then(() => say(`${what} copied`), () => say("The browser does not let it be copied."));
 
 // -- clips ------------------------------------------------------------------------------------------------------------
 
@@ -865,7 +866,8 @@ function help() {
     <p>A neuron is one channel of a block's MLP after its activation function; it is active at a token where that is above 0.
       p: the share of a class's tokens at which it is active. AAPE: the entropy of p over the classes; low is selective.
       q: false-discovery rate of a neuron and a class, against permuted labels. Above chance: q below the study's level, and
-      at least 0.1 more active than in the rest; by little: the first alone. A group is what clips were cut from: a recording, a speaker.</p>
+      at least 0.1 more active than in the rest; by little: the first alone. A group is what clips were cut from: a
+      recording, a speaker.</p>
     <form method="dialog"><button class="main">Close</button></form></dialog>`;
   document.body.append(dialog);
   dialog.showModal();
