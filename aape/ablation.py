@@ -51,7 +51,7 @@ from aape.encoder import Encoder, choose_device
 from aape.files import folder_lock, write_text
 from aape.selection import jaccard_index
 from aape.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
-from aape.targets import has_all_counts, identify, label_of, target_classes, target_neurons
+from aape.targets import identify, label_of, target_classes, target_neurons
 from aape.task import Task
 from aape.trials import Bench, Trial, require_clips
 
@@ -94,7 +94,7 @@ class _Job:
         self.tested = np.bincount(tested, minlength=len(self.artifacts.classes))  # clips of each class
         self.chosen = identify(self.artifacts, parts, how, **self.selection)
         self.others = None
-        if how == "train" or has_all_counts(self.artifacts):
+        if how == "train" or self.artifacts.has_all_counts:
             other = "all" if how == "train" else "train"
             self.others = identify(self.artifacts, parts, other, **self.selection)
 

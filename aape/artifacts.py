@@ -82,8 +82,13 @@ class Artifacts:
         return tuple(self.manifest.get("layers", [f"layer {i}" for i in range(len(self.over_zero))]))
 
     @property
+    def has_all_counts(self) -> bool:
+        """Whether the counts of every clip are known, so that any question about some clips can be answered."""
+        return self.has_counts and "kept_clips" not in self.manifest
+
+    @property
     def has_counts(self) -> bool:
-        """Whether counts per clip are there for every clip."""
+        """Whether counts per clip are there, of every clip or of those that were kept."""
         return bool(self.manifest) and (self.path / "clip_counts.npy").is_file()
 
     def _need(self, file: str) -> Path:

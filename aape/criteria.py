@@ -221,7 +221,7 @@ def rank(
     criterion = "aape" if criterion == "lape" else criterion
     if isinstance(criterion, str) and criterion not in CRITERIA:
         raise ValueError(f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips")
-    if not artifacts.has_counts or "kept_clips" in artifacts.manifest:
+    if not artifacts.has_all_counts:
         raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy with every clip; collect with all counts")
     if split is None and "train" in artifacts.splits:
         split = "train"

@@ -23,13 +23,13 @@ from aape.encoder import Encoder
 from aape.encoders.hub import from_hub
 from aape.figures.classes import class_figure
 from aape.figures.style import save
-from aape.files import facts_html, write_text
+from aape.files import Shown, write_text
 from aape.selection import select
 from aape.task import Task, from_folder
 
 
-@dataclass(frozen=True, eq=False)
-class Dissection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dissection(Shown):
     """What `dissect` made.
 
     Attributes:
@@ -58,12 +58,11 @@ class Dissection:
             "to hear them, open": str(self.atlas),
         } | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
 
-    def __repr__(self) -> str:
-        head = f"{self.encoder.name} on {self.task.name}"
-        return "\n".join([head, *(f"  {name}: {value}" for name, value in self._facts().items())])
+    def _title(self) -> str:
+        return f"{self.encoder.name} on {self.task.name}"
 
     def _repr_html_(self) -> str:
-        return facts_html(f"{self.encoder.name} on {self.task.name}", self._facts()) + self.classes.to_html()
+        return super()._repr_html_() + self.classes.to_html()
 
 
 def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:

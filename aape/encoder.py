@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aape.files import facts_html
+from aape.files import Shown
 from aape.tokens import TimeTokens
 
 
@@ -45,8 +45,8 @@ class Stages:
     projections: Sequence[nn.Linear]
 
 
-@dataclass(frozen=True)
-class Encoder:
+@dataclass(frozen=True, repr=False)
+class Encoder(Shown):
     """A frozen audio model with the places where its neurons are read.
 
     Attributes:
@@ -137,11 +137,8 @@ class Encoder:
             "map of tokens": "known" if self.token_grid else "not known",
         }
 
-    def __repr__(self) -> str:
-        return "\n".join([f"Encoder {self.name}", *(f"  {key}: {value}" for key, value in self._facts().items())])
-
-    def _repr_html_(self) -> str:
-        return facts_html(f"Encoder {self.name}", self._facts())
+    def _title(self) -> str:
+        return f"Encoder {self.name}"
 
 
 def sha256_of_state(module: nn.Module) -> str:

@@ -211,8 +211,11 @@ class Shown:
     def _facts(self) -> Mapping[str, Any]:
         raise NotImplementedError
 
+    def _title(self) -> str:
+        return type(self).__name__
+
     def __repr__(self) -> str:
-        return "\n".join([type(self).__name__, *(f"  {name}: {value}" for name, value in self._facts().items())])
+        return "\n".join([self._title(), *(f"  {name}: {value}" for name, value in self._facts().items())])
 
     def _repr_html_(self) -> str:
-        return facts_html(type(self).__name__, self._facts())
+        return facts_html(self._title(), self._facts())

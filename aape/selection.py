@@ -289,8 +289,7 @@ def select(
             from aape.criteria import rank  # it selects too: by AAPE
 
             scores = rank(found, criterion, encoder=encoder, task=task, split=sorted(set(found.splits)))
-        whole = found.has_counts and "kept_clips" not in found.manifest
-        probabilities = found.probabilities() if whole else found.over_zero
+        probabilities = found.probabilities() if found.has_all_counts else found.over_zero
     p = checked_probabilities(probabilities)
     names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
     if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:

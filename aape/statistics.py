@@ -62,10 +62,6 @@ class TaskResult:
         return cls(arrays["members"], arrays["calibrated"], row, **frames, drawn=drawn)
 
 
-def _all_counted(artifacts: Artifacts) -> bool:
-    return artifacts.has_counts and "kept_clips" not in artifacts.manifest
-
-
 def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
     """Selection, null, stability and sensitivity of one encoder on one task.
 
@@ -161,7 +157,7 @@ def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.Data
     """
     neurons, names = found.table(), ["auprc", "f1", "iou"]
     scores, mixed = pd.DataFrame(np.nan, neurons.index, names), pd.DataFrame(np.nan, [0], names)
-    if _all_counted(artifacts) and len(neurons):
+    if artifacts.has_all_counts and len(neurons):
         units, width = found.null.units, artifacts.over_zero.shape[1]
         try:
             scores = held_out_scores(artifacts, neurons)[names]
@@ -238,7 +234,7 @@ def _variants(artifacts: Artifacts, stated: Selection, study: Study) -> list[dic
 
     other = "paper" if rule.weak_filter == "lape" else "lape"
     unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips" if aape else "known for AAPE alone")
-    whole = _all_counted(artifacts) and aape
+    whole = artifacts.has_all_counts and aape
     found = [
         ("as stated", f"{rule.weak_filter}, {rule.rate:g}, {rule.quantile:g}", [stated], ""),
         ("filter", other, again(weak_filter=other), ""),

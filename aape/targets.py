@@ -57,11 +57,6 @@ def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
     return selection.shared(index, exclusive=target.exclusive)
 
 
-def has_all_counts(artifacts: Artifacts) -> bool:
-    """Whether the counts of every clip are known, so that neurons can be chosen on some of them."""
-    return artifacts.has_counts and "kept_clips" not in artifacts.manifest
-
-
 def identify(
     artifacts: Artifacts, parts: Sequence[Fold], how: str, criterion: str = "aape", **options: Any
 ) -> dict[str, Selection]:
@@ -83,7 +78,7 @@ def identify(
     if how == "all":
         everyone = chosen(artifacts.over_zero.double().numpy(), artifacts.splits)
         return dict.fromkeys([fold.name for fold in parts], everyone)
-    if not has_all_counts(artifacts):
+    if not artifacts.has_all_counts:
         raise ValueError(
             f"{artifacts.path}: choosing neurons on training clips needs clip_counts.npy with every clip. Collect with "
             "counts of all clips, or set ablation.identify to 'all', the paper's way, which also sees the test clips."

@@ -17,7 +17,7 @@ import numpy as np
 from aape import cliplist
 from aape.audio import BadClip, cache_dir, read_mono, seconds_of
 from aape.cliplist import Clip, csv_text, split_clips, warn_of_groups
-from aape.files import facts_html, whole_file, write_text
+from aape.files import Shown, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
 
@@ -25,8 +25,8 @@ _LONGEST = 600.0  # s of a clip; a batch of longer ones does not fit into memory
 _SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Shown):
     """What an encoder listens to.
 
     Attributes:
@@ -95,11 +95,8 @@ class Task:
             "groups": groups,
         } | {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(self.notes)}
 
-    def __repr__(self) -> str:
-        return "\n".join([f"Task {self.name!r}", *(f"  {name}: {fact}" for name, fact in self._facts().items())])
-
-    def _repr_html_(self) -> str:
-        return facts_html(f"Task {self.name!r}", self._facts())
+    def _title(self) -> str:
+        return f"Task {self.name!r}"
 
 
 def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

@@ -54,7 +54,7 @@ def section(result: Contest, call: str, classes: list[str], seconds: float) -> s
     """What one task on one model gave: a table for each way of changing the neurons."""
     k = result.rows.groupby("class").neurons.first()
     tested = ", ".join(f"{name} ({k[name]:.3g})" for name in classes if name in k)
-    parts = [f"`{call}`, {seconds:.0f} s where nothing was on disk yet.", f"Classes, with neurons of each: {tested}."]
+    parts = [f"`{call}`, {seconds:.0f} s for what was not on disk yet.", f"Classes, with neurons of each: {tested}."]
     for mode, how in {"mean": "at their mean", "zero": "at zero", "resample": "as in a clip of another class"}.items():
         table = result.table(mode=mode)
         rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]

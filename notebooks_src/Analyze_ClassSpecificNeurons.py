@@ -104,7 +104,7 @@ calibrated
 
 # %%
 shared = jaccard(selection.members, selection.members)  # [classes, classes]
-picture, axes = plt.subplots(figsize=(4.8, 4), layout="constrained")
+picture, axes = plt.subplots(figsize=(5.2, max(3, 0.13 * len(place))), layout="constrained")
 image = axes.imshow(shared, vmin=0, vmax=1)
 axes.set_yticks(place, artifacts.classes, fontsize=7)
 axes.set_xticks([])

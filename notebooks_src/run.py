@@ -147,12 +147,11 @@ def execute(job: Job, study: Study, manager: KernelManager) -> float:
     return time.monotonic() - start
 
 
-def _execute_all(jobs: list[Job], study: Study, workers: int) -> None:
-    """Execute jobs, `workers` at a time, each worker with one kernel for all of its notebooks.
+def _execute_all(jobs: list[Job], study: Study, workers: int, threads: int) -> None:
+    """Execute jobs, `workers` at a time, each worker with one kernel of so many threads for all of its notebooks.
 
     After a failure the notebooks that are running are finished, so that nothing is lost, and no other is begun.
     """
-    threads = max(1, (os.cpu_count() or 1) // workers)
     kernels: queue.SimpleQueue[KernelManager] = queue.SimpleQueue()
 
     def one(job: Job) -> float:
@@ -184,19 +183,18 @@ def run_study(name: str, workers: int = 2) -> int:
     """All notebooks of a study; returns how many were executed. Collecting ones run `workers` at a time."""
     if Path(name).suffix in (".yaml", ".yml"):
         name = str(Path(name).resolve())  # kernels start in the repository's folder
-    study = load_study(name)
+    study, cores = load_study(name), os.cpu_count() or 1
     todo = [job for job in collecting_jobs(study, name) if not _is_done(job, study)]
     if todo:
         later = _prepare_tasks(study, name)
         todo.sort(key=lambda job: job.parameters["task"] in later)
-        _execute_all(todo, study, min(workers, len(todo)))
-    executed = len(todo)
-    for job in final_jobs(study, name):
-        if not _is_done(job, study):
-            print(f"{job.executed} ...", flush=True)
-            _execute_all([job], study, 1)
-            executed += 1
-    return executed
+        at_once = min(workers, len(todo))
+        _execute_all(todo, study, at_once, max(1, cores // at_once))
+    final = [job for job in final_jobs(study, name) if not _is_done(job, study)]
+    if final:  # side by side: neither needs the other, and the analysis keeps one core busy at most
+        print(f"{' and '.join(job.executed for job in final)} ...", flush=True)
+        _execute_all(final, study, len(final), cores)
+    return len(todo) + len(final)
 
 
 def _prepare_tasks(study: Study, name: str) -> set[str]:
