@@ -113,8 +113,9 @@ def vit(esc50: Path, clips: int) -> None:
         task = from_metadata(folder / "few.csv", esc50 / "audio", clip_seconds=5.0, name="esc50")
         encoder = m2d.load("random", name="ViT-Base")
         artifacts = collect(encoder, task, folder / "study" / "esc50_vit", batch_size=32)
-        selection = select(artifacts, rate=0.02)
-        neurons = np.argwhere(selection.selected)
+        selection = select(artifacts, rate=0.02)  # of random weights it may be empty, so neurons are drawn
+        drawn = np.random.default_rng(0).choice(selection.selected.size, 737, replace=False)
+        neurons = np.stack(np.unravel_index(np.sort(drawn), selection.selected.shape), axis=1)
         waves = [torch.from_numpy(task.read(i, encoder.sample_rate)[0]) for i in range(len(task.files))]
 
         def bare() -> None:
