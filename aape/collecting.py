@@ -201,7 +201,7 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
             if world > 1 and os.getppid() != parent:
                 raise SystemExit("the process that started this one is gone")
             counted = count_batch(
-                encoder, _moved(wave, device), _moved(valid, device), settings["layers"], settings["neurons"]
+                encoder, _moved(wave, device), torch.from_numpy(valid), settings["layers"], settings["neurons"]
             )
             for i, where in _not_finite(counted, settings["layers"]).items():
                 what = f"{task.files[mine[i]]}: {encoder.name} makes values of it that are not finite, in {where}."

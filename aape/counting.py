@@ -112,18 +112,22 @@ def count_batch(
             padding[:, layer] += marked
 
     with hooked(encoder, layers, see):
-        embeddings = embedded(encoder, wave).float().cpu()
+        embeddings = embedded(encoder, wave).float()
     same_tokens(encoder, calls)
     made = calls[layers[0]]
     if masks and (speaks := [m.shape[1] for m in masks]) != made:
         raise ValueError(
             f"{encoder.name}: padding_masks speaks of {speaks} tokens, one number a call, embed made {made}"
         )
+    found = [embeddings, counts, sums / max(sum(made), 1), *([] if padding is None else [padding])]
+    found = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
+    if wave.is_cuda:
+        torch.cuda.current_stream(wave.device).synchronize()  # the one wait of a batch
     return BatchCounts(
-        embeddings=embeddings,
-        counts=counts.cpu(),
-        means=sums.cpu() / max(sum(made), 1),
+        embeddings=found[0],
+        counts=found[1],
+        means=found[2],
         tokens=torch.full((batch,), sum(made)),
-        padding=None if padding is None else padding.cpu(),
+        padding=None if padding is None else found[3],
         padding_tokens=sum((m.sum(dim=1) for m in masks), torch.zeros(batch, dtype=torch.int64)),
     )
