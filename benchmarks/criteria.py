@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 from aape.artifacts import load_artifacts
 from aape.contest import Contest, compare_criteria, draw_classes
 from aape.criteria import CRITERIA
+from aape.figures.ablation import criteria
+from aape.figures.style import save
 from aape.files import write_text
 from aape.study import load_encoder, load_study, load_task
 from aape.trials import MEASURES
@@ -99,6 +101,8 @@ def main() -> None:
             csv = study.directory / f"criteria_{task_name}_{spec.folder}.csv"
             both = pd.concat([result.summary(measure).assign(measure=measure) for measure in MEASURES])
             write_text(csv, both.to_csv(index=False))
+            title = f"{spec.label} on {study.task(task_name).title}"
+            save(criteria(result.summary(), title), study.directory, f"criteria_{task_name}_{spec.folder}")
             found = section(result, call, classes, time.monotonic() - start)
             page = options.page.read_text(encoding="utf-8") if options.page.is_file() else ""
             write_text(options.page, in_page(page, f"{study.name}, {task_name}: {spec.label}", found))

@@ -194,17 +194,7 @@ contest = compare_criteria(
     out_dir=result.directory / "ablations" / "criteria",
     device=device,
 )
-chart, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
-by_floor = contest.summary().query("judge == 'linear'").set_index("criterion")
-for name, value, marker in (
-    ("the criterion's neurons", by_floor.effect, "D"),
-    ("random, as active", by_floor.effect - by_floor.less_active, "o"),
-    ("random, as strong", by_floor.effect - by_floor.less_strong, "s"),
-):
-    axis.scatter(value, value.index, marker=marker, label=name)
-axis.axvline(0, color="0.8", lw=1)
-axis.set(xlabel="change in the class less that in the others (nats)")
-key = chart.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+figures.criteria(contest.summary(), f"{encoder.name} on {task}, {len(contest.rows['class'].unique())} classes")
 
 # %%
 table(contest.table())

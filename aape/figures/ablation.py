@@ -218,3 +218,30 @@ def show(result: AblationResult) -> None:
     for name, figure in all_figures(result).items():
         path = save(figure, result.directory, name)
         display(Markdown(f"`{name}.pdf`"), Image(filename=str(path)))
+
+
+def criteria(summary: pd.DataFrame, title: str, mode: str = "mean") -> Figure:
+    """What each criterion's neurons do to their class, beside random sets: a panel per judge, the deepest fall on top.
+
+    Args:
+        summary: `aape.contest.Contest.summary()`.
+        title: whose neurons.
+        mode: how they are changed.
+    """
+    rows = _pick(summary, mode=mode)
+    order = _pick(rows, judge="linear").sort_values("effect", ascending=False, kind="stable").criterion
+    judges = _seen(rows, "judge")
+    figure = Figure(figsize=(8.4, 1.4 + 0.25 * len(order)), layout="constrained")
+    for axis, judge in zip(figure.subplots(1, len(judges), sharey=True), judges, strict=True):
+        of = _pick(rows, judge=judge).set_index("criterion").loc[order]
+        own = {"color": "#0072B2", "label": "its neurons, 95 % over classes"}
+        axis.errorbar(of.effect, order, xerr=[of.effect - of.low, of.high - of.effect], fmt="D", ms=4, **own)
+        for less, colour, name in (("less_active", "#E69F00", "as active"), ("less_strong", "#7F7F7F", "as strong")):
+            axis.scatter(of.effect - of[less], order, s=14, color=colour, label=f"random, {name}", zorder=3)
+        axis.axvline(0, color="0.8", lw=1, zorder=0)
+        axis.set_title(f"judge: {judge}", fontsize=9)
+        axis.set_xlabel("change in the class less that in the others, nats", fontsize=8)
+        _plain(axis)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle(f"{title}: neurons {KINDS[mode]}", fontsize=10)
+    return figure
