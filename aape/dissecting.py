@@ -27,6 +27,16 @@ from aape.files import Shown, write_text
 from aape.selection import select
 from aape.task import Task, from_folder
 
+# What the ablation of a first look leaves out for its time; `ablate` by itself does it all.
+FIRST_LOOK: dict[str, Any] = {
+    "modes": ("mean", "zero"),
+    "layer_matched": 0,
+    "rate_matched": 0,
+    "other_modes": 0,
+    "gains": [],
+    "off_target": False,
+}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dissection(Shown):
@@ -113,7 +123,7 @@ def dissect(
         out_dir: None: `outputs/<task>_<model>` in the current folder.
         pattern, clip_seconds: of a folder's task, see `from_folder`.
         rate: share of neurons that are kept, see `select`.
-        permutations, controls: of `calibrate` and `ablate`.
+        permutations, controls: of `calibrate` and `ablate`, the latter with the settings of `FIRST_LOOK`.
         device, batch_size: of the passes. seed: of split, permutations and controls.
         say: called with each result as it comes.
 
@@ -141,9 +151,8 @@ def dissect(
     try:
         if not targets:
             raise ValueError("no class has a neuron of its own; a higher rate keeps more")
-        ablation = ablate(
-            encoder, task, artifacts, targets=targets, controls=controls, rate=rate, out_dir=out_dir, **how
-        )
+        quick: dict[str, Any] = {"controls": controls, "rate": rate, **FIRST_LOOK}
+        ablation = ablate(encoder, task, artifacts, targets=targets, out_dir=out_dir, **quick, **how)
         say(ablation)
     except ValueError as error:  # what was found so far stands
         notes.append(f"no ablation: {error}")

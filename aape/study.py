@@ -20,6 +20,7 @@ import importlib
 import inspect
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from aape.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds common.py
+_LOADING = threading.Lock()
 ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}
 
 
@@ -407,14 +409,15 @@ def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
 
 
 def load_encoder(study: Study, model: str) -> Encoder:
-    """One of the study's encoders, by a name of `study.encoders`.
+    """One of the study's encoders, by a name of `study.encoders`; in threads one after the other.
 
     Raises:
         ValueError: no such model, no such loader, or what it returned is no Encoder.
     """
     from aape.encoder import Encoder
 
-    return _load(study, model, study.encoder(model), Encoder)
+    with _LOADING:  # weights that are drawn come from torch's one generator
+        return _load(study, model, study.encoder(model), Encoder)
 
 
 def load_task(study: Study, task: str) -> Task:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from conftest import REPOSITORY
 
+from aape.encoder import from_module
 from aape.study import load_encoder, load_study, load_task, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))
@@ -186,3 +192,21 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(ValueError, match=re.escape("'${SOMEWHERE}/x' needs an environment variable that is not set")):
         resolve("audio_dir", "${SOMEWHERE}/x", tmp_path)
+
+
+def test_weights_that_are_drawn_are_the_same_when_models_load_in_threads(tmp_path: Path, monkeypatch):
+    def drawn(seed: int):
+        torch.manual_seed(seed)
+        time.sleep(0.01)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        embed = lambda wave: net(wave.unflatten(1, (-1, 4))).mean(dim=1)  # noqa: E731
+        return from_module(net, activations="1", embed=embed, sample_rate=8, clip_seconds=1.0, name=f"drawn {seed}")
+
+    monkeypatch.setitem(sys.modules, "drawing", types.SimpleNamespace(drawn=drawn))
+    models = {"x": {"loader": "drawing:drawn", "role": "untrained", "seeds": [0, 1, 2, 3]}}
+    study = load_study(written(tmp_path, models=models))
+    alone = [load_encoder(study, name).identity for name in study.encoders]
+    with ThreadPoolExecutor(4) as pool:
+        assert [
+            encoder.identity for encoder in pool.map(lambda name: load_encoder(study, name), study.encoders)
+        ] == alone

@@ -111,12 +111,11 @@ def build_study(
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
     # every other model goes from the last task to the first, so that two do not make the same sounds at once
     jobs = [(model, names[:: (-1) ** i]) for i, (model, names) in enumerate(found.items()) if names]
-    stop, loading, threads = threading.Event(), threading.Lock(), torch.get_num_threads()
+    stop, threads = threading.Event(), torch.get_num_threads()
 
     def of_model(job: tuple[str, Sequence[str]]) -> None:
         torch.set_num_threads(max(1, threads // min(len(jobs), MODELS_AT_ONCE)))
-        with loading:  # one at a time: weights that are drawn come from torch's one generator
-            spec, encoder = study.encoder(job[0]), load_encoder(study, job[0]).to(choose_device())
+        spec, encoder = study.encoder(job[0]), load_encoder(study, job[0]).to(choose_device())
         for name in job[1]:
             if not stop.is_set():
                 title, artifacts = study.task(name).title, load_artifacts(study.artifacts_directory(name, job[0]))
