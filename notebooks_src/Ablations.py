@@ -156,7 +156,11 @@ table(by_kind.reset_index(), rows=60, csv="ablation_effects.csv")
 # %%
 head = rows[rows.kind == result.headline]
 kinds = {"active_p": "as active in the class", "layer_p": "as many in each layer", "rate_p": "as active over all clips"}
-table(head[["target", "class", "model", *kinds]].rename(columns=kinds), rows=60, csv="ablation_effects.csv")
+table(
+    head[["target", "class", "model", *kinds]].rename(columns=kinds).dropna(axis=1, how="all"),
+    rows=60,
+    csv="ablation_effects.csv",
+)
 
 # %% [markdown]
 # How far the neurons chosen on training clips and on all clips agree:
