@@ -39,7 +39,9 @@ CHANCE = {
 SHARED = (
     "figure", "model", "mean Jaccard", "chance low", "chance high", "pairs", "pairs with q < 0.05", "alike p",
 )  # fmt: skip
-COPIED = ("task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects")
+COPIED = (
+    "task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects", "criteria_*",
+)  # fmt: skip
 
 PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<!doctype html>
