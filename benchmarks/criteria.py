@@ -29,6 +29,7 @@ from aape.figures.style import save
 from aape.files import write_text
 from aape.study import load_encoder, load_study, load_task
 from aape.trials import MEASURES
+from notebooks_src.report import markdown
 
 SEEN = (
     "can_opening", "chainsaw", "clapping", "coughing", "dog", "insects", "laughing", "rain", "train", "vacuum_cleaner",
@@ -58,9 +59,7 @@ def section(result: Contest, call: str, classes: list[str], seconds: float) -> s
     tested = ", ".join(f"{name} ({k[name]:.3g})" for name in classes if name in k)
     parts = [f"`{call}`, {seconds:.0f} s for what was not on disk yet.", f"Classes, with neurons of each: {tested}."]
     for mode, how in {"mean": "at their mean", "zero": "at zero", "resample": "as in a clip of another class"}.items():
-        table = result.table(mode=mode)
-        rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
-        parts.append(f"Neurons {how}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+        parts.append(f"Neurons {how}:\n\n{markdown(result.table(mode=mode))}")
     return "\n\n".join(parts)
 
 
