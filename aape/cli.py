@@ -78,11 +78,11 @@ def _metadata(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where no other exists")
     parser.add_argument("--check", choices=("header", "read", "none"), default="header", help="how closely to look")
     options = parser.parse_args(words)
-    from aape.datasets.check import build_metadata
+    from aape.datasets.check import build_metadata, shown
 
     report = build_metadata(**vars(options))
-    print(report)
-    return 1 if report.missing or report.invalid else 0
+    print(shown(report))
+    return 1 if report["missing"] or report["invalid"] else 0
 
 
 def _table(words: list[str]) -> int:

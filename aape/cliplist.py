@@ -65,33 +65,31 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    begins, rows = 1, {}
+    rows: dict[int, list[str]] = {}  # by the line that they end on
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            between = "\t" if "\t" in file.readline() else ","
+            first = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=between, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            begins = reader.line_num + 1
+            reader = csv.reader(file, delimiter="\t" if "\t" in first else ",", strict=True)
             for row in reader:
-                if row and len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)}; remove "
-                        "what is too much, or put quotes around a field that holds a comma"
-                    )
-                if row:
-                    rows[reader.line_num] = row
-                begins = reader.line_num + 1
+                rows[reader.line_num] = row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8 (a spreadsheet's CSV UTF-8)") from None
     except csv.Error as error:
-        raise ValueError(f"{path}, line {begins}: {error}; is a quote left open there?") from None
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
+        raise ValueError(f"{path}, line {max(rows) + 1}: {error}; is a quote left open there?") from None
+    header = [name.strip() for name in rows.pop(min(rows, default=0), [])]
+    for line, row in rows.items():
+        if len(row) not in (0, len(header)):
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; remove what is too much, or "
+                "put quotes around a field that holds a comma"
+            )
+    if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"{path}: the column {twice[0]!r} stands there twice; rename or remove one of them")
     if not {*columns} <= {*header}:
         raise ValueError(f"{path}: expected columns {', '.join(columns)}, found {', '.join(header)}")
-    return pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
+    whole = {line: row for line, row in rows.items() if row}
+    return pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype=object)
 
 
 def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -> tuple[list[Clip], str | None]:
@@ -189,7 +187,7 @@ def class_order(labels: Iterable[str]) -> list[str]:
     return names
 
 
-def seeded_split(groups: Sequence[str], strata: Sequence[str], *, shares: Mapping[str, float], seed: int) -> list[str]:
+def seeded_split(groups: Sequence[str], strata: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
     """A split of our own: whole groups, drawn at random within each stratum.
 
     Args:
@@ -232,7 +230,7 @@ def split_clips(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, s
             "without standing in two of them; give another {group}, or split={...} with fewer"
         )
     straddle = len({*zip(groups, (clip.label for clip in clips), strict=True)}) > len(known)
-    drawn = seeded_split(groups, ["" if straddle else clip.label for clip in clips], shares=shares, seed=seed)
+    drawn = seeded_split(groups, ["" if straddle else clip.label for clip in clips], shares, seed)
     return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
 
 

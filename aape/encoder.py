@@ -209,10 +209,7 @@ def from_module(
     clip_seconds: float,
     name: str,
     samples_per_token: float | None = None,
-    weights: Mapping[str, Any] | None = None,
-    chunks: bool = False,
-    padding_masks: Callable[[Tensor, int], list[Tensor]] | None = None,
-    token_grid: Callable[[int], list[Tensor]] | None = None,
+    **more: Any,
 ) -> Encoder:
     """Wrap any torch module.
 
@@ -227,9 +224,8 @@ def from_module(
         name: what tables call the model.
         samples_per_token: of a model whose tokens follow each other in time, without class tokens: how many samples
             of the wave each stands for. Gives `padding_masks` and `token_grid`.
-        weights: provenance, e.g. {"source": ..., "revision": ...}.
-        chunks: `embed` takes longer waves too, and cuts them into pieces of `clip_seconds`.
-        padding_masks, token_grid: see `Encoder`; for models whose tokens are laid out otherwise.
+        more: other fields of `Encoder`: `weights`, e.g. {"source": ..., "revision": ...}; `chunks`; `padding_masks` and
+            `token_grid`, for models whose tokens are laid out otherwise; ...
 
     Raises:
         ValueError: nothing matches, a match is neither an activation nor a linear layer, two names share one module,
@@ -247,40 +243,23 @@ def from_module(
             f"it also matches {culprits[0]!r} ({type(found[culprits[0]]).__name__}). Narrow the pattern."
         )
     if len(set(found.values())) != len(found):
-        raise ValueError(
-            f"{', '.join(found)} are one and the same module, so their outputs cannot be told apart. Give every layer "
-            "its own activation module."
-        )
-    if samples_per_token is not None and (samples_per_token <= 0 or padding_masks or token_grid):
-        raise ValueError(
-            f"samples_per_token={samples_per_token} must be above 0; it gives padding_masks and token_grid"
-        )
+        raise ValueError(f"{', '.join(found)} are one and the same module; give every layer its own activation module")
+    if samples_per_token is not None and (samples_per_token <= 0 or {"padding_masks", "token_grid"} & {*more}):
+        raise ValueError(f"samples_per_token={samples_per_token}: expected > 0; it gives padding_masks and token_grid")
     if linear:
         warnings.warn(
             f"{name}: {linear[0]!r} ... are linear layers. If the activation follows at once and keeps signs (GELU, "
             "ReLU, SiLU), the counts are those of the neurons; silencing there is refused.",
             stacklevel=2,
         )
-    encoder = Encoder(
-        name,
-        int(sample_rate),
-        float(clip_seconds),
-        module.eval(),
-        found,
-        embed,
-        weights=dict(weights or {"source": "given by the caller"}),
-        preactivation=bool(linear),
-        chunks=chunks,
-        padding_masks=padding_masks,
-        token_grid=token_grid,
-    )
+    more = {"weights": {"source": "given by the caller"}, "preactivation": bool(linear)} | more
+    encoder = Encoder(name, int(sample_rate), float(clip_seconds), module.eval(), found, embed, **more)
     if samples_per_token is None:
         return encoder
 
     def tokens_of(samples: int) -> list[int]:
         seen: list[int] = []
-        first = encoder.layers[:1]
-        with hooked(encoder, first, lambda _, x: seen.append(x[..., 0].numel())), torch.no_grad():
+        with hooked(encoder, encoder.layers[:1], lambda _, x: seen.append(x[..., 0].numel())), torch.no_grad():
             encoder.embed(noise(1, samples).to(encoder.device))
         return seen
 

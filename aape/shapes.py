@@ -16,13 +16,12 @@ Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each c
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
     """The clip embeddings [batch, dim], checked to be that."""
     found = encoder.embed(wave)
-    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(wave):
+    if not isinstance(found, Tensor):
+        what = f"a {type(found).__name__} (a model's output? Take its tokens: .last_hidden_state.mean(dim=1))"
+    elif found.ndim != 2 or len(found) != len(wave):
+        what = str(list(found.shape))
+    else:
         return found
-    what = (
-        list(found.shape)
-        if isinstance(found, Tensor)
-        else (f"a {type(found).__name__} (a model's output? Take its tokens: .last_hidden_state.mean(dim=1))")
-    )
     raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]")
 
 
@@ -32,10 +31,8 @@ def _look(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
 
     def see(layer: int, output: Tensor) -> None:
         if len(output) != len(wave):
-            raise ValueError(
-                f"layer {encoder.layers[layer]!r} gave {tuple(output.shape)} for {len(wave)} clips, expected "
-                f"[{len(wave)}, ..., neurons]: its first axis is not the batch (windowed attention?)"
-            )
+            found = f"gave {tuple(output.shape)} for {len(wave)} clips, expected [{len(wave)}, ..., neurons]"
+            raise ValueError(f"layer {encoder.layers[layer]!r} {found}: the batch is not first (windowed attention?)")
         seen[encoder.layers[layer]].append((output[0, ..., 0].numel(), output.shape[-1]))
 
     with hooked(encoder, encoder.layers, see):
@@ -60,8 +57,8 @@ def dry_run(encoder: Encoder) -> tuple[Calls, list[float]]:
     for name, calls in seen.items():
         if len(found := sorted({width for _, width in [*calls, *shorter[name]]})) > 1:
             raise ValueError(
-                f"{encoder.name}: the last axis of layer {name!r} has {' or '.join(map(str, found))} channels, by the "
-                "length of the wave: that is time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
+                f"{encoder.name}: the last axis of layer {name!r} has {found} channels, by the length of the wave: that is "
+                "time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
             )
     alone, first = embedded(encoder, pair[:1])[0].float(), embeddings[0].float()
     if not alone.isfinite().all():
@@ -93,10 +90,8 @@ def common_width(encoder: Encoder, layers: Sequence[str], seen: Calls) -> int:
         raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; its layers are {', '.join(seen)}")
     width = {name: seen[name][0][1] for name in layers}
     if len(set(width.values())) != 1:
-        raise ValueError(
-            f"{encoder.name}: layers of different width cannot share one tensor [layers, neurons, classes]: "
-            f"{', '.join(f'{n} has {w}' for n, w in width.items())}. Collect those of one width (layers=...) at a time."
-        )
+        found = ", ".join(f"{n} has {w}" for n, w in width.items())
+        raise ValueError(f"{encoder.name}: expected layers of one width, {found}; collect them apart (layers=...)")
     same_tokens(encoder, {name: [tokens for tokens, _ in seen[name]] for name in layers})
     return width[layers[0]]
 
@@ -108,7 +103,4 @@ def same_tokens(encoder: Encoder, tokens: Mapping[str, list[int]]) -> None:
         groups.setdefault(" + ".join(map(str, calls)), []).append(name)
     if len(groups) > 1:
         found = "; ".join(f"{calls} tokens in {', '.join(names)}" for calls, names in groups.items())
-        raise ValueError(
-            f"{encoder.name}: its layers see different tokens of one clip ({found}; + between calls). Collect layers of "
-            "one kind (layers=[...]) at a time."
-        )
+        raise ValueError(f"{encoder.name}: expected layers of like tokens, {found}; collect them apart (layers=...)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -25,8 +26,7 @@ class TimeTokens:
     """
 
     def __init__(self, tokens_of: Callable[[int], list[int]], samples_per_token: float, window: float) -> None:
-        self.tokens_of, self.step, self.window = tokens_of, float(samples_per_token), round(window)
-        self.known: dict[int, list[int]] = {}
+        self.tokens_of, self.step, self.window = functools.cache(tokens_of), float(samples_per_token), round(window)
 
     def tokens(self, samples: int) -> list[int]:
         """Tokens of each call, for a wave of this length.
@@ -34,29 +34,26 @@ class TimeTokens:
         Raises:
             ValueError: they cannot be `samples_per_token` apart.
         """
-        if samples not in self.known:
-            found = self.tokens_of(samples)
-            # Convolutions without padding make up to three fewer tokens than fit; a front end that pads to its whole
-            # window makes tokens behind a short wave.
-            fit = [math.ceil(min(self.window, samples - start) / self.step) for start in range(0, samples, self.window)]
-            whole = math.ceil(self.window / self.step)
-            if len(found) != len(fit) or not all(
-                0 <= n - tokens <= 3 or 0 <= whole - tokens <= 3 for n, tokens in zip(fit, found, strict=True)
-            ):
-                raise ValueError(
-                    f"{samples} samples gave {found} tokens, samples_per_token={self.step:g} would give about "
-                    f"{samples / self.step:.0f}. Class tokens? Pass padding_masks and token_grid instead."
-                )
-            self.known[samples] = found
-        return self.known[samples]
+        found = self.tokens_of(samples)
+        # Convolutions without padding make up to three fewer tokens than fit; a front end that pads to its whole window
+        # makes tokens behind a short wave.
+        fit = [math.ceil(min(self.window, samples - start) / self.step) for start in range(0, samples, self.window)]
+        whole = math.ceil(self.window / self.step)
+        pairs = list(zip(fit, found, strict=False))
+        if len(found) != len(fit) or not all(0 <= n - made <= 3 or 0 <= whole - made <= 3 for n, made in pairs):
+            raise ValueError(
+                f"{samples} samples gave {found} tokens, samples_per_token={self.step:g} would give about "
+                f"{samples / self.step:.0f}. Class tokens? Pass padding_masks and token_grid instead."
+            )
+        return found
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """A token is padding when its samples begin behind the last valid one."""
-        starts = [
-            torch.arange(tokens, device=valid_samples.device) * self.step + call * self.window
-            for call, tokens in enumerate(self.tokens(samples))
-        ]
-        return [first[None, :] >= valid_samples[:, None] for first in starts]
+        masks = []
+        for call, tokens in enumerate(self.tokens(samples)):
+            first = torch.arange(tokens, device=valid_samples.device) * self.step + call * self.window
+            masks.append(first[None, :] >= valid_samples[:, None])
+        return masks
 
     def grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time counted on across calls."""

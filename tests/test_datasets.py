@@ -14,7 +14,7 @@ from aape.cli import main
 from aape.cliplist import seeded_split
 from aape.datasets import TASKS
 from aape.datasets.base import Source, evar_metadata
-from aape.datasets.check import build_metadata, look
+from aape.datasets.check import build_metadata, look, shown
 from aape.datasets.ravdess import EMOTIONS
 from aape.task import from_folder, from_metadata
 
@@ -39,7 +39,7 @@ def tree(root: Path, *clips: str, texts: dict[str, str] | None = None, seconds: 
 def build(task: str, root: Path, tmp_path: Path, **options):
     """The report, and the table with its columns as text."""
     report = build_metadata(task, root, tmp_path / "metadata" / f"{task}.csv", **options)
-    return report, pd.read_csv(report.csv, keep_default_na=False, dtype=str)
+    return report, pd.read_csv(report["csv"], keep_default_na=False, dtype=str)
 
 
 # --- datasets with splits of their own: the CSV that comes out, word for word -----------------------------------------
@@ -105,7 +105,8 @@ def test_published_splits(tmp_path, task, texts, clips, expected):
     root = tree(tmp_path / "root", *clips.split(), texts=texts)
     report, table = build(task, root, tmp_path, evar=root)
     assert [",".join(row) for row in table.to_numpy()] == expected.split()
-    assert table.columns[0] == "file_name" and report.comparable and not report.as_published and not report.invalid
+    assert report["comparable"] and not report["as_published"] and not report["invalid"]
+    assert table.columns[0] == "file_name"
 
 
 # --- where no split is at hand, one of ours by whole groups ----------------------------------------------------------
@@ -123,7 +124,7 @@ def test_cremad_without_evar(tmp_path):
     emotion, table = build("cremad", root, tmp_path)
     assert table.label.value_counts().to_dict() == {"ANG": 10, "HAP": 10, "SAD": 1}  # a clip in two containers is one
     assert table.groupby("group").split.nunique().max() == 1
-    assert not emotion.comparable and "NOT COMPARABLE" in str(emotion)
+    assert not emotion["comparable"] and "NOT COMPARABLE" in shown(emotion)
     _, by_gender = build("cremad_gender", root, tmp_path)
     assert by_gender.drop(columns="label").equals(table.drop(columns="label"))  # one pass serves both
     assert by_gender.label[by_gender.group == "1001"].unique().tolist() == ["Male"]
@@ -136,7 +137,7 @@ def test_surge_without_evar(tmp_path):
     patches = [f"{patch}/{pitch}.ogg" for patch in ("Bass Dark", "Lead", "C") for pitch in (21, 60)]
     report, table = build("surge", tree(tmp_path / "surge", *patches), tmp_path, seed=3)
     assert table.groupby("group").split.nunique().max() == 1 and set(table.split) == {"train", "valid", "test"}
-    beside = json.loads(Path(report.csv).with_suffix(".json").read_text())
+    beside = json.loads(Path(report["csv"]).with_suffix(".json").read_text())
     assert (beside["comparable"], beside["seed"]) == (False, 3)
 
 
@@ -147,7 +148,7 @@ def test_voxforge_without_evar(tmp_path):
     assert table.label.value_counts().to_dict() == {"de": 12, "en": 12}
     assert table.groupby("group").split.nunique().max() == 1
     assert set(table.group) == {"ralf", "anonymous-2008-x", "Marie Curie", "petra", "timo", "eva"}
-    assert "1 other audio files lie there and are left out, e.g. klingon/worf-2008-x/wav/a.wav" in report.notes
+    assert "1 other audio files lie there and are left out, e.g. klingon/worf-2008-x/wav/a.wav" in report["notes"]
 
 
 def test_ravdess_names(tmp_path):
@@ -164,7 +165,7 @@ def test_ravdess_names(tmp_path):
 
 def test_the_real_ravdess(ravdess, tmp_path):
     report, table = build("ravdess", ravdess, tmp_path)
-    assert report.as_published and not report.missing and not report.invalid and not report.short and not report.notes
+    assert report["as_published"] and not any(report[key] for key in ("missing", "invalid", "short", "notes"))
     assert table.label.value_counts().to_dict() == {**dict.fromkeys(EMOTIONS, 192), "neutral": 96}
     task = from_folder(ravdess, pattern="{}-{}-{label}-{}-{}-{}-{group}", clip_seconds=4.0)
     assert len(task) == 1440 and len(set(task.groups)) == 24 and task.classes[0] == "01"
@@ -174,9 +175,9 @@ def test_seeded_split_keeps_groups_whole_and_every_stratum_in_every_split():
     groups = [f"{s}{i}" for s in "ab" for i in range(10) for _ in range(3)]
     strata = [g[0] for g in groups]
     shares = {"train": 0.7, "valid": 0.1, "test": 0.2}
-    splits = seeded_split(groups, strata, shares=shares, seed=1)
-    assert splits == seeded_split(groups, strata, shares=shares, seed=1)
-    assert splits != seeded_split(groups, strata, shares=shares, seed=2)
+    splits = seeded_split(groups, strata, shares, 1)
+    assert splits == seeded_split(groups, strata, shares, 1)
+    assert splits != seeded_split(groups, strata, shares, 2)
     table = pd.DataFrame({"g": groups, "s": strata, "split": splits}).drop_duplicates()
     assert table.g.is_unique
     counts = table.groupby("s").split.value_counts().to_dict()
@@ -205,13 +206,13 @@ def test_missing_invalid_and_short_clips_are_told_apart(tmp_path):
     (root / "jazz/jazz.00054.wav").write_bytes(whole[:-100])
     report, table = build("gtzan", root, tmp_path)
     assert table.file_name.tolist() == ["blues/blues.00029.wav", "jazz/jazz.00001.wav"] and "group" not in table
-    assert report.missing == ["blues/blues.00012.wav"]
-    assert [name for name, _ in report.invalid] == ["jazz/jazz.00054.wav"] and "truncated" in report.invalid[0][1]
-    assert report.short == [("blues/blues.00029.wav", "0.05 s")]
-    assert report.published == {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}
-    assert any("SHA-256 differs" in note for note in report.notes)  # these lists are ours
-    shown = str(report)
-    assert "missing, left out: 1\n    blues/blues.00012.wav" in shown and "short, kept: 1" in shown
+    assert report["missing"] == ["blues/blues.00012.wav"]
+    assert [name for name, _ in report["invalid"]] == ["jazz/jazz.00054.wav"] and "truncated" in report["invalid"][0][1]
+    assert report["short"] == [("blues/blues.00029.wav", "0.05 s")]
+    assert report["published"] == {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}
+    assert any("SHA-256 differs" in note for note in report["notes"])  # these lists are ours
+    text = shown(report)
+    assert "missing, left out: 1\n    blues/blues.00012.wav" in text and "short, kept: 1" in text
 
 
 def test_only_a_full_reading_finds_samples_that_are_no_numbers(tmp_path):
@@ -227,7 +228,7 @@ def test_evars_rows_without_a_split_are_left_out(tmp_path):
                 texts={"evar/metadata/gtzan.csv": "file_name,label,split\n" + rows})  # fmt: skip
     report, table = build("gtzan", root, tmp_path, evar=root)
     assert table.file_name.tolist() == ["blues/blues.00029.wav", "jazz/jazz.00001.wav"]
-    assert any("1 row(s) without a split" in note for note in report.notes)
+    assert any("1 row(s) without a split" in note for note in report["notes"])
     with pytest.warns(UserWarning, match="1 row.s. without a split are left out"):  # and given to a task as it is
         task = from_metadata(evar_metadata("gtzan", root), root, clip_seconds=30.0, name="gtzan")
     assert task.labels.tolist() == [0, 1] and task.groups == ("0", "1")

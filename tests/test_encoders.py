@@ -223,7 +223,7 @@ DAMAGED[0].weight.data.fill_(torch.nan)
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        (bare(Halving("channels first"), "act.*"), r"'act\.2' has 50 or 100 channels, by the length of the wave"),
+        (bare(Halving("channels first"), "act.*"), r"'act\.2' has \[50, 100\] channels, by the length of the wave"),
         (bare(UNEVEN, "[13]"), "1 has 8, 3 has 16"),
         (bare(DAMAGED, "1"), "damaged weights"),
         (dataclasses.replace(make_toy(), embed=ModelOutput), "embed gave a ModelOutput.*last_hidden_state"),

@@ -168,7 +168,7 @@ class Dataset:
         """Everything about it, as text."""
         lines = [self.text.strip(), "", f"Licence: {self.licence}. Size: {self.size}."]
         for remote in self.remotes:
-            lines.append(f"{remote.url}\n    {remote.checksum or 'no checksum published: held to the first download'}")
+            lines.append(f"{remote.url}\n    {remote.checksum or 'no checksum published'}")
         for name, task in self.tasks.items():
             counts = ", ".join(f"{key} {value:,}" for key, value in task.published.items())
             lines += [
@@ -213,12 +213,10 @@ def evar_metadata(task: str, evar: Path | None) -> Path | None:
     EVAR's make_metadata.py writes `nspitch.csv.csv`, because it adds the suffix to a name that has one; both names
     are accepted, the right one first.
     """
-    names = (
-        []
-        if evar is None
-        else [evar / f / f"{task}.csv{s}" for f in ("evar/metadata", "metadata") for s in ("", ".csv")]
-    )
-    return next((path for path in names if path.is_file()), None)
+    if evar is None:
+        return None
+    places = (evar / f / f"{task}.csv{more}" for f in ("evar/metadata", "metadata") for more in ("", ".csv"))
+    return next((path for path in places if path.is_file()), None)
 
 
 def listing(datasets: Mapping[str, Dataset]) -> str:
@@ -226,8 +224,7 @@ def listing(datasets: Mapping[str, Dataset]) -> str:
     lines = []
     for name, item in datasets.items():
         how = "" if item.remotes else "; not fetched from here"
-        about = item.text.strip().splitlines()[0]
-        lines.append(f"{name:<12} {about}\n{'':<12} {item.size}; licence: {item.licence}{how}")
+        lines.append(f"{name:<12} {item.text.splitlines()[0]}\n{'':<12} {item.size}; licence: {item.licence}{how}")
     return "\n".join(lines)
 
 

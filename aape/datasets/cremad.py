@@ -44,11 +44,7 @@ TASKS = {
     "cremad": TaskFacts(emotion, 2.5, COUNTS | {"classes": 6}, "EVAR, cremad.csv", **_FACTS),
     "cremad_gender": TaskFacts(gender, 2.5, COUNTS | {"classes": 2}, "EVAR, cremad_gender.csv", **_FACTS),
 }
+_LICENCE = "ODbL 1.0, see the repository"
 DATASET = Dataset(
-    "cremad",
-    __doc__,
-    size="not verified here",
-    licence="ODbL 1.0, see the repository",
-    tasks=TASKS,
-    evar_group=lambda name: PurePosixPath(name).name[:4],
+    "cremad", __doc__, "not verified here", _LICENCE, TASKS, evar_group=lambda name: PurePosixPath(name).name[:4]
 )

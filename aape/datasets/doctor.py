@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aape.datasets import DATASETS, TASKS
-from aape.datasets.base import data_folder, evar_metadata
+from aape.datasets.base import evar_metadata
 
 if TYPE_CHECKING:
     from aape.study import Loader, Study
@@ -23,12 +24,7 @@ _CLONE = Path(__file__).resolve().parents[2]  # the clone's folder, where there 
 
 
 class Finding(NamedTuple):
-    """One line of the report.
-
-    Attributes:
-        state: "ok", "missing" or "note". subject: what was looked at. detail: what was found.
-        next_step: a command or words, where something is missing.
-    """
+    """One line of the report: state is "ok", "note" or "missing", and next_step what to type or do about it."""
 
     state: str
     subject: str
@@ -36,19 +32,18 @@ class Finding(NamedTuple):
     next_step: str = ""
 
 
-def command() -> str:
-    """How this program was called, so that advice can be typed as it stands."""
-    called = {"common.py": "python common.py", "__main__.py": "python -m aape"}
-    return called.get(Path(sys.argv[0]).name, "aape")
+def _typed(*words: object) -> str:
+    """A command of this program as it can be typed here."""
+    called = {"common.py": "python common.py", "__main__.py": "python -m aape"}.get(Path(sys.argv[0]).name, "aape")
+    return f"{called} {shlex.join(map(str, words))}"
 
 
 def machine() -> Iterator[Finding]:
     """Interpreter, processor, disk and the device that a pass would use."""
-    yield Finding(
-        "ok", "Python", f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}"
+    about = (
+        f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}, {os.cpu_count()} cores"
     )
-    free = shutil.disk_usage(Path.cwd()).free
-    yield Finding("ok", "machine", f"{os.cpu_count()} cores, {free / 1e9:,.1f} GB free at {Path.cwd()}")
+    yield Finding("ok", "Python", f"{about}, {shutil.disk_usage('.').free / 1e9:,.1f} GB free at {Path.cwd()}")
     if importlib.util.find_spec("torch") is None:
         yield Finding("note", "device", "not known before torch is installed")
         return
@@ -76,20 +71,18 @@ def packages() -> Iterator[Finding]:
     """Every requirement against what is installed, and a package known to clash."""
     fine = []
     for extra, lines in requirements().items():
-        lacking = []
+        lacking = {}
         for line in lines:
-            name, wanted = re.match(r"([\w.-]+)(.*)", line).groups()  # type: ignore[union-attr]
+            name = re.split("[<>=]", line)[0]
             installed = _version(name)
-            if installed is not None and _meets(installed, wanted):
+            if installed is not None and _meets(installed, line.removeprefix(name)):
                 fine.append(f"{name} {installed}")
-            elif extra:
-                lacking.append(name)
             else:
-                what = f"{installed or 'not installed'}, needs {line}"
-                yield Finding("missing", name, what, f"python -m pip install '{line}'")
+                lacking[line] = f"{line} (found {installed or 'none'})"
         if lacking:
-            what = f"-e '{_CLONE}[{extra}]'" if (_CLONE / "pyproject.toml").is_file() else f"'aape[{extra}]'"
-            yield Finding("note", f"extra {extra}", f"without {', '.join(lacking)}", f"python -m pip install {what}")
+            state, subject = ("note", f"extra {extra}") if extra else ("missing", "requirements")
+            step = f"python -m pip install {shlex.join(lacking)}"
+            yield Finding(state, subject, f"lacking {', '.join(lacking.values())}", step)
     yield Finding("ok", "installed", ", ".join(fine) or "none of the requirements")
     if _version("evar") is not None:
         what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
@@ -122,82 +115,53 @@ def entry(study: Study, name: str, spec: Loader) -> Finding:
     except Exception as error:  # whatever a module raises while it is imported is what the doctor is here to tell
         found = f"{spec.loader}: {type(error).__name__}: {error}"
         return Finding("missing", title, found, "mend that module or its packages")
-    paths = {key: value for key, value in options.items() if isinstance(value, Path)}
     if spec.loader == "aape.task:from_metadata":
-        return _data(name, made, options)
+        return _clips(name, made, options)
+    paths = {key: value for key, value in options.items() if isinstance(value, Path)}
     for key, path in paths.items():
         if not path.exists():
-            step = _checkpoint_step(path) if label else "put it there, or the right path into the study"
+            step = "put it there, or the right path into the study"
+            for weights in (DATASETS["m2d"], DATASETS["m2d_enconly"]):
+                if path.parent.name == weights.remotes[0].name.removesuffix(".zip"):
+                    step = _typed("download", weights.name, "--folder", path.parent.parent)
             return Finding("missing", title, f"{key}: no file {path}", step)
     return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.loader}")
 
 
-def _checkpoint_step(path: Path) -> str:
-    for name in ("m2d_enconly", "m2d"):
-        if DATASETS[name].remotes[0].name.removesuffix(".zip") in str(path):
-            return _fetch(name, path.parent.parent)
-    return f"put the weights there, or the right path into the study; {command()} download --help m2d"
-
-
-def _fetch(name: str, folder: Path) -> str:
-    """The command that puts a dataset into a folder."""
-    if not DATASETS[name].remotes:
-        return f"{command()} download --help {name} says how to get it"
-    return f"{command()} download {name}" + ("" if folder == data_folder() else f" --folder {_shown(folder)}")
-
-
-def _data(name: str, from_metadata: Callable, options: dict[str, Any]) -> Finding:
+def _clips(name: str, from_metadata: Callable, options: dict[str, Any]) -> Finding:
     """A task's CSV and audio on disk."""
-    metadata, audio = options["csv_path"], options["audio_dir"]
+    metadata, audio, dataset = options["csv_path"], options["audio_dir"], TASKS.get(name)
     if not audio.is_dir() or not any(audio.iterdir()):
         step = "point audio_dir to the audio"
-        if name in TASKS:
-            dataset = TASKS[name].name
-            step = _fetch(dataset, audio.parent)
-            if audio.name != dataset:
-                step += f", and write {_shown(audio.parent / dataset)} into the study as audio_dir"
+        if dataset is not None and dataset.remotes:
+            step = _typed("download", dataset.name, "--folder", audio.parent)
+            if audio.name != dataset.name:
+                step += f", and write {audio.parent / dataset.name} into the study as audio_dir"
+        elif dataset is not None:
+            step = f"{_typed('download', '--help', dataset.name)} says how to get it"
         return Finding("missing", name, f"no audio at {audio}", step)
     if not metadata.is_file():
         step = "write a CSV with columns file_name, label, split or fold, and group"
-        if name in TASKS:
-            step = f"{command()} metadata {name} {_shown(audio)} {_shown(metadata)}"
+        if dataset is not None:
+            step = _typed("metadata", name, audio, metadata)
         return Finding("missing", name, f"audio at {audio}, no metadata at {metadata}", step)
     try:
         return Finding("ok", name, f"{len(from_metadata(**options)):,} clips at {audio}")
     except (ValueError, OSError) as error:
-        return Finding("missing", name, str(error), f"mend {_shown(metadata)}, or make it again")
-
-
-def _shown(path: Path) -> str:
-    """As one types it in the current folder."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+        return Finding("missing", name, str(error), f"mend {metadata}, or make it again")
 
 
 def evar(study: Study) -> Finding:
     """The EVAR clone, if any, and what it offers the study's tasks."""
-    folder = os.environ.get("EVAR", "")
-    root = Path(folder).expanduser()
-    if not folder:
+    if not os.environ.get("EVAR"):
         why = "not set; a clone has the published splits of CREMA-D, VoxForge and Surge"
         step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
         return Finding("note", "environment variable EVAR", why, step)
+    root = Path(os.environ["EVAR"]).expanduser()
     if not (root / "evar").is_dir():
-        what = f"{root} is no clone of EVAR: it has no folder evar/"
-        return Finding("missing", "EVAR", what, "correct it, or unset it")
+        return Finding("missing", "EVAR", f"{root} is no clone of EVAR: it has no folder evar/", "correct or unset it")
     offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
     return Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
-
-
-def collected(study: Study) -> tuple[list[Finding], str]:
-    """Which artifacts the analysis would find; and the first model and task whose are missing, as one types them."""
-    findings, todo = [], []
-    for model in study.encoders:
-        left = [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
-        rest = f"; not yet: {', '.join(left)}" if left else ""
-        done = f"{len(study.tasks) - len(left)} of {len(study.tasks)} tasks{rest}"
-        findings.append(Finding("note" if left else "ok", model, done))
-        todo += [f"{model} {task}" for task in left]
-    return findings, next(iter(todo), "")
 
 
 def doctor(study_name: str | Path | None = None) -> int:
@@ -209,8 +173,8 @@ def doctor(study_name: str | Path | None = None) -> int:
     Raises:
         FileNotFoundError, ValueError: no such study, or it is not valid.
     """
-    lacking = _print("machine", machine()) + _print("packages", packages())
-    done = f"{command()} dissect MODEL FOLDER"
+    steps = _print("machine", machine()) + _print("packages", packages())
+    done = _typed("dissect") + " MODEL FOLDER"
     study_name = study_name or ("paper" if (_CLONE / "studies").is_dir() else None)
     try:
         from aape.study import load_study
@@ -222,27 +186,30 @@ def doctor(study_name: str | Path | None = None) -> int:
         print(f"\nstudy {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
         print(f"results go to {study.directory}")
         for title, specs in (("models", study.encoders), ("tasks", study.tasks)):
-            lacking += _print(title, (entry(study, name, spec) for name, spec in specs.items()))
-        lacking += _print("EVAR (optional)", [evar(study)])
-        findings, todo = collected(study)
-        _print("collected", findings)
+            steps += _print(title, (entry(study, name, spec) for name, spec in specs.items()))
+        steps += _print("EVAR (optional)", [evar(study)])
+        print("\ncollected")
+        todo = []
+        for model in study.encoders:
+            left = [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
+            rest = f"; not yet: {', '.join(left)}" if left else ""
+            print(f"  {model}: {len(study.tasks) - len(left)} of {len(study.tasks)} tasks{rest}")
+            todo += [(model, task) for task in left]
         done = "everything is collected; the analysis notebooks"
         if todo:
-            done = f"{command()} collect {study_name} {todo}, or the notebook of that name"
-    if lacking:
-        print(f"\n{len(lacking)} missing. Next: {lacking[0].next_step}")
-        return 1
-    print(f"\nNothing is missing. Next: {done}")
-    return 0
+            done = f"{_typed('collect', study_name, *todo[0])}, or the notebook of that name"
+    print(f"\n{len(steps)} missing. Next: {steps[0]}" if steps else f"\nNothing is missing. Next: {done}")
+    return int(bool(steps))
 
 
-def _print(title: str, findings: Iterable[Finding]) -> list[Finding]:
-    """Print a section; returns what is missing."""
+def _print(title: str, findings: Iterable[Finding]) -> list[str]:
+    """Print a section; returns the next step for each thing that is missing."""
     print(f"\n{title}")
-    lacking = []
+    steps = []
     for finding in findings:
         print(f"  {finding.state:<8}{finding.subject}: {finding.detail}")
         if finding.next_step:
             print(f"  {'':<8}-> {finding.next_step}")
-        lacking += [finding] if finding.state == "missing" else []
-    return lacking
+        if finding.state == "missing":
+            steps.append(finding.next_step)
+    return steps

@@ -20,12 +20,13 @@ _SHA256 = {
     "valid": "f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956",
     "test": "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
 }
+_AUDIO = "http://opihi.cs.uvic.ca/sound/genres.tar.gz"
 REMOTES = (
     *(
-        Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{digest}", into="GTZAN_split")
-        for s, digest in _SHA256.items()
+        Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{_SHA256[s]}", "GTZAN_split")
+        for s in _SHA256
     ),
-    Remote("genres.tar.gz", "http://opihi.cs.uvic.ca/sound/genres.tar.gz", "md5:5b3d6dddb579ab49814ab86dba69e7c7"),
+    Remote("genres.tar.gz", _AUDIO, "md5:5b3d6dddb579ab49814ab86dba69e7c7"),
 )
 COUNTS = {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}
 
@@ -45,12 +46,5 @@ def rows(source: Source) -> Rows:
 
 _SOURCE = "the lists, counted; EVAR's README prints the same"
 TASK = TaskFacts(rows, 30.0, COUNTS, _SOURCE, splits="fault-filtered", group="unknown")
-DATASET = Dataset(
-    "gtzan",
-    __doc__,
-    size="about 1.2 GB",
-    licence="none stated; the lists MIT",
-    tasks={"gtzan": TASK},
-    remotes=REMOTES,
-    shortest=29.0,
-)
+_LICENCE = "none stated; the lists MIT"
+DATASET = Dataset("gtzan", __doc__, "about 1.2 GB", _LICENCE, {"gtzan": TASK}, REMOTES, shortest=29.0)

@@ -40,13 +40,5 @@ def instrument_of(note: str) -> str:
 
 _SOURCE = "Engel et al. 2017; total also EVAR, make_metadata.py"
 TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
-DATASET = Dataset(
-    "nsynth",
-    __doc__,
-    size="not verified here",
-    licence="CC BY 4.0",
-    tasks={"nspitch": TASK},
-    remotes=REMOTES,
-    shortest=3.99,
-    evar_group=instrument_of,
-)
+_TASKS, _SIZE = {"nspitch": TASK}, "not verified here"
+DATASET = Dataset("nsynth", __doc__, _SIZE, "CC BY 4.0", _TASKS, REMOTES, shortest=3.99, evar_group=instrument_of)

@@ -25,11 +25,8 @@ def rows(source: Source) -> Rows:
         return Rows(clips, "a seeded split of ours by patch, 80:10:10", shares, [note])
     pitches = sorted({int(clip.label) for clip in clips})
     table = read_table(source.evar / _LIST, "tone", "split")
-    listed = [
-        Clip(f"{patch}/{pitch}.ogg", str(pitch), split, patch)
-        for patch, split in zip(table["tone"], table["split"], strict=True)
-        for pitch in pitches
-    ]
+    patches = zip(table["tone"], table["split"], strict=True)
+    listed = [Clip(f"{tone}/{pitch}.ogg", str(pitch), split, tone) for tone, split in patches for pitch in pitches]
     return Rows(listed, f"{_LIST} of EVAR")
 
 

@@ -67,8 +67,7 @@ def country(source: Source) -> Rows:
     notes = [
         _NOTE,
         f"{alone} of the {len(speakers)} countries have a single speaker: there, a country is a voice",
-        "vox1_meta.csv as distributed lists 36 nationalities and the paper counts 35; which one it leaves out is not "
-        "known here. Most French speakers are entered as Norway. Both are kept as they are.",
+        "vox1_meta.csv as distributed lists 36 nationalities, the paper counts 35; most French speakers stand as Norway",
     ]
     return Rows(clips, "iden_split.txt of VoxCeleb1 (identification)", notes=notes)
 
@@ -79,11 +78,4 @@ TASKS = {
     "vc1_gender": TaskFacts(gender, 8.2, GENDER, "Nagrani et al. 2017, and EVAR's make_metadata.py", **_FACTS),
     "vc1_country": TaskFacts(country, 8.2, COUNTRY, "Nagrani et al. 2017; vox1_meta.csv", **_FACTS),
 }
-DATASET = Dataset(
-    "voxceleb1",
-    __doc__,
-    size="32.6 GB and 1.07 GB zipped",
-    licence="see the VoxCeleb site",
-    tasks=TASKS,
-    remotes=REMOTES,
-)
+DATASET = Dataset("voxceleb1", __doc__, "32.6 GB and 1.07 GB zipped", "see the VoxCeleb site", TASKS, REMOTES)

@@ -46,11 +46,4 @@ def _evar_group(name: str) -> str:
 
 COUNTS = {"clips": 176428, "classes": 6}
 TASK = TaskFacts(rows, 5.8, COUNTS, "EVAR, make_metadata.py", splits="EVAR's, else ours", group="speaker")
-DATASET = Dataset(
-    "voxforge",
-    __doc__,
-    size="about 60 GB",
-    licence="GPL, says VoxForge",
-    tasks={"voxforge": TASK},
-    evar_group=_evar_group,
-)
+DATASET = Dataset("voxforge", __doc__, "about 60 GB", "GPL, says VoxForge", {"voxforge": TASK}, evar_group=_evar_group)

@@ -19,15 +19,9 @@ _FILE = "m2d_vit_base-80x608p16x16-221006-mr7"
 
 def _weights(name: str, suffix: str) -> Dataset:
     archive = f"{_FILE}{suffix}.zip"
-    return Dataset(
-        name=name,
-        text=__doc__,
-        size="not verified here (an encoder-only archive of the same ViT: 319 MB, in M2D's own notebooks)",
-        licence="NTT's, LICENSE.pdf in nttcslab/m2d",
-        tasks={},
-        remotes=(Remote(archive, f"{_URL}/{archive}"),),
-        folder=".",
-    )
+    size = "not verified here (an encoder-only archive of the same ViT: 319 MB, in M2D's own notebooks)"
+    remotes = (Remote(archive, f"{_URL}/{archive}"),)
+    return Dataset(name, __doc__, size, "NTT's, LICENSE.pdf in nttcslab/m2d", {}, remotes, folder=".")
 
 
 M2D, M2D_ENCONLY = _weights("m2d", ""), _weights("m2d_enconly", "_enconly")

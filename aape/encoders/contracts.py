@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -58,19 +59,20 @@ def from_xares(model: Any, *, activations: str | None = None, clip_seconds: floa
     title = type(model).__name__
     _require(model, title, "an encoder of X-ARES", "named_modules", "sampling_rate", "hop_size_in_ms")
     rate = int(model.sampling_rate)
-    options: dict[str, Any] = {
-        "activations": activations or _sole_place(model),
-        "embed": lambda wave: model(wave).mean(dim=1),
-        "sample_rate": rate,
-        "clip_seconds": clip_seconds,
-        "name": name or title,
-        "weights": {"source": f"{type(model).__module__}.{title}, X-ARES"},
-    }
-    encoder = from_module(model, **options, samples_per_token=float(model.hop_size_in_ms) * rate / 1000)
+    encoder = from_module(
+        model,
+        activations=activations or _sole_place(model),
+        embed=lambda wave: model(wave).mean(dim=1),
+        sample_rate=rate,
+        clip_seconds=clip_seconds,
+        name=name or title,
+        samples_per_token=float(model.hop_size_in_ms) * rate / 1000,
+        weights={"source": f"{type(model).__module__}.{title}, X-ARES"},
+    )
     try:
         encoder.token_grid(round(clip_seconds * rate))  # type: ignore[misc]
     except ValueError:  # patches or class tokens: the hop is that of the output, not of the tokens
-        return from_module(model, **options)
+        return replace(encoder, padding_masks=None, token_grid=None, cell_seconds=None)
     return encoder
 
 

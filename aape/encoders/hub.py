@@ -29,25 +29,11 @@ from aape.encoders.ears import ears_of
 
 _MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
 _CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"
-# The Hub's errors, in words
-_WHY = {
-    "GatedRepoError": "it is gated: accept its terms on its page of the Hub and log in with `hf auth login`",
-    "RevisionNotFoundError": "no such revision: its page on the Hub lists the commits under Files",
-    "RepositoryNotFoundError": "the Hub has no model of this name that this machine may read (private: `hf auth login`)",
-    "HFValidationError": "this is no name on the Hub, expected owner/model",
-}
 # model type -> globs over its modules, of which the first that matches is taken (names differ between transformers 4, 5)
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "wav2vec2": (_MLP,),
-    "hubert": (_MLP,),
-    "wavlm": (_MLP,),
-    "data2vec-audio": (_MLP,),
-    "unispeech": (_MLP,),
-    "unispeech-sat": (_MLP,),
-    "sew": (_MLP,),
+    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "sew"), (_MLP,)),
+    **dict.fromkeys(("wav2vec2-conformer", "wav2vec2-bert"), (_CONFORMER,)),
     "sew-d": ("encoder.encoder.layer.*.intermediate.intermediate_act_fn",),
-    "wav2vec2-conformer": (_CONFORMER,),
-    "wav2vec2-bert": (_CONFORMER,),
     "whisper": ("layers.*.activation_fn",),
     "audio-spectrogram-transformer": ("layers.*.mlp.activation_fn", "encoder.layer.*.intermediate.intermediate_act_fn"),
     "timm": ("blocks.*.mlp.act",),
@@ -121,12 +107,9 @@ def from_hub(
 
 def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:
     """Some of an encoder's layers, in the order of depth."""
-    have = encoder.layers
-    if not layers or any(k not in have and k not in range(len(have)) for k in layers):
-        raise ValueError(
-            f"{encoder.name} has not all of layers={list(layers)}: expected some of {have[0]} ... {have[-1]}, or of 0 to "
-            f"{len(have) - 1}"
-        )
+    have = dict(enumerate(encoder.layers))
+    if not layers or not {*layers} <= {*have, *have.values()}:
+        raise ValueError(f"{encoder.name} has not all of layers={list(layers)}, expected names or places of {have}")
     return {n: m for place, (n, m) in enumerate(encoder.activations.items()) if n in layers or place in layers}
 
 
@@ -154,21 +137,18 @@ def _config(source: str, revision: str) -> tuple[dict[str, Any], str | None]:
     from transformers.utils.hub import extract_commit_hash
 
     try:
-        path = str(cached_file(source, "config.json", revision=revision))
-        commit = None if Path(source).is_dir() else extract_commit_hash(path, None)
-        return json.loads(Path(path).read_text(encoding="utf-8")), commit
-    except OSError as error:
-        kinds, cause = set(), error  # huggingface_hub's own error lies below that of transformers
-        while cause is not None:
-            kinds.add(type(cause).__name__)
-            cause = cause.__cause__  # type: ignore[assignment]
-        if Path(source).is_dir() or ("EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds):
-            raise ValueError(_write_it_yourself(source, "has no config.json")) from error
-        why = next((text for kind, text in _WHY.items() if kind in kinds), f"the Hub cannot be reached ({error})")
-        raise OSError(
-            f"{source} ({revision}): no such folder here, and {' '.join(why.split())[:300]}.\nGive a folder that save_pretrained wrote, "
-            "here or on another machine."
-        ) from error
+        path = cached_file(source, "config.json", revision=revision)  # None where a folder has none
+    except OSError as error:  # transformers says what is the matter, and what to do about it
+        if "does not appear to have a file" not in str(error):
+            raise OSError(
+                f"{source} ({revision}): no such folder here, and {' '.join(str(error).split())[:400]}\n"
+                "Or give a folder that save_pretrained wrote, here or on another machine."
+            ) from error
+        path = None
+    if path is None:
+        raise ValueError(_write_it_yourself(source, "has no config.json"))
+    commit = None if Path(source).is_dir() else extract_commit_hash(str(path), None)
+    return json.loads(Path(path).read_text(encoding="utf-8")), commit
 
 
 @contextlib.contextmanager
@@ -197,17 +177,11 @@ def _from_transformers(source: str, family: str, revision: str, trained: bool) -
     whisper = family == "whisper"
     kind: Any = transformers.WhisperForAudioClassification if whisper else transformers.AutoModel
     report: dict[str, Any] = {}
-    try:
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision)
-        if trained:
-            model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
-        else:
-            model = kind(config) if whisper else kind.from_config(config)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{source}: preprocessor_config.json or the weights of this {family} model cannot be loaded beside "
-            f"config.json: {str(error).splitlines()[0][:300]}"
-        ) from error
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision)
+    if trained:
+        model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
+    else:
+        model = kind(config) if whisper else kind.from_config(config)
     lost = [k for k in report.get("missing_keys", ()) if not {"projector", "classifier"} & set(k.split("."))]
     if lost := sorted(map(str, [*lost, *report.get("mismatched_keys", ())])):
         raise ValueError(

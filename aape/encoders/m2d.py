@@ -176,15 +176,12 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
     (mels, frames), named_patch, sample_rate = named or ((80, 0), patch, 16000)
     rows = mels // patch[0]
-    if not rows or patches % rows or width % max(1, width // 64):
-        size = f"{patches} patches of {patch[0]}x{patch[1]} on {mels} mels, width {width}"
-        raise ValueError(f"{path}: {size}: no ViT of M2D's kind")
-    covered = patches // rows * patch[1]
-    if named is not None and (frames - frames % patch[1], named_patch) != (covered, patch):
+    covered = patches // max(1, rows) * patch[1]  # frames
+    whole = rows * covered == patches * patch[1] and width % max(1, width // 64) == 0
+    if not whole or (named is not None and (frames - frames % patch[1], named_patch) != (covered, patch)):
         raise ValueError(
-            f"{path}: its name says input {mels}x{frames} in patches of {named_patch[0]}x{named_patch[1]}, its tensors "
-            f"hold {patches} positions for patches of {patch[0]}x{patch[1]}. Rename the folder, or find the checkpoint "
-            "that belongs in it."
+            f"{path}: its name says input {mels}x{frames} in patches of {named_patch}, its tensors hold {patches} positions "
+            f"for patches of {patch}, width {width}: no ViT of M2D's kind. Rename the folder, or find its checkpoint."
         )
     return {
         "input_size": (mels, frames or covered),  # 80x1001: of 1,001 frames patches cover the first 992 (M2D)
