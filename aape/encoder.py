@@ -252,7 +252,7 @@ def from_module(
             "ReLU, SiLU), the counts are those of the neurons; silencing there is refused.",
             stacklevel=2,
         )
-    more = {"weights": {"source": "given by the caller"}, "preactivation": bool(linear)} | more
+    more = dict[str, Any](weights={"source": "given by the caller"}, preactivation=bool(linear)) | more
     encoder = Encoder(name, int(sample_rate), float(clip_seconds), module.eval(), found, embed, **more)
     if samples_per_token is None:
         return encoder
