@@ -3,13 +3,16 @@
 From a shell, `python common.py` is the command line `aape`, also where nothing is installed.
 """
 
+# ruff: noqa: F401, the names are here for others
 from __future__ import annotations
 
 import sys
 
 from aape.cli import main
 
-if __name__ != "__main__":
+if __name__ == "__main__":
+    sys.exit(main())
+else:
     from aape import (
         Artifacts,
         collect,
@@ -22,21 +25,3 @@ if __name__ != "__main__":
         load_task,
     )
     from aape.figures import activity as figures
-
-__all__ = [
-    "Artifacts",
-    "collect",
-    "collect_study",
-    "figures",
-    "from_metadata",
-    "from_module",
-    "load_artifacts",
-    "load_encoder",
-    "load_study",
-    "load_task",
-    "main",
-]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,7 @@ artifacts = load_artifacts("outputs/miniature/esc50_analysis")
 artifacts.probabilities(split="train", classes={"animal": ["dog", "cat"], "rest": ["rain"]})
 """
 
+# ruff: noqa: F401, the names are here for others
 from __future__ import annotations
 
 from aape.ablation import AblationResult, ablate
@@ -21,26 +22,3 @@ from aape.selection import Selection, entropy, select
 from aape.sharing import jaccard, sharing_against_chance
 from aape.silencing import silenced
 from aape.study import Study, load_study
-
-__all__ = [
-    "AblationResult",
-    "Analysis",
-    "Artifacts",
-    "Calibrated",
-    "Selection",
-    "Study",
-    "TaskResult",
-    "ablate",
-    "analyze",
-    "calibrate",
-    "counted_clips",
-    "entropy",
-    "example",
-    "jaccard",
-    "load_artifacts",
-    "load_study",
-    "select",
-    "sharing_against_chance",
-    "silenced",
-    "table",
-]

@@ -44,7 +44,7 @@ class Analysis(Shown):
         statistics: a row per task and encoder, all task-level statistics.
         overview: the same with a row per model, under its label: several seeds as mean and range.
         classes, sensitivity: a row per class; a row per variant of the settings and model, means over the tasks.
-        sharing: figure name -> encoder -> Sharing; curves likewise, of the figures of pitches.
+        sharing: one for each figure and encoder.
         sharing_summary, strongest_pairs, octaves: tables of them.
         published, published_lists: beside the paper, where the study reproduces it, else empty.
         figures: name -> PNG beside the PDF of the same name.
@@ -58,8 +58,7 @@ class Analysis(Shown):
     overview: pd.DataFrame
     classes: pd.DataFrame
     sensitivity: pd.DataFrame
-    sharing: dict[str, dict[str, Sharing]]
-    curves: dict[str, dict[str, pd.DataFrame]]
+    sharing: list[Shared]
     sharing_summary: pd.DataFrame
     strongest_pairs: pd.DataFrame
     octaves: pd.DataFrame
@@ -112,16 +111,20 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
         notes.append(f"neurons by {study.selection.criterion}: what permuted labels select is known for AAPE alone")
     with folder_lock(study.directory / ".analysis"):
         results: dict[Place, TaskResult] = {}
-        for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
+        quiet = None if progress else True
+        for place, found in tqdm(artifacts.items(), desc="tasks", disable=quiet):
             results[place] = _task_result(study, place, found, progress)
             _write(results[place].neurons, found.path / "neurons.csv")
+        jobs = [(f, m) for f in study.sharing for m in study.encoders if {(f.rows, m), (f.columns, m)} <= set(results)]
+        sharing = [_shared(study, results, *job) for job in tqdm(jobs, desc="sharing", disable=quiet)]
         statistics = pd.DataFrame([{"task": task, "model": model} | r.row for (task, model), r in results.items()])
         classes, variants = _stacked(results, "classes"), _stacked(results, "sensitivity")
-        sharing, curves, pairs, summary, octaves = _sharing(study, results, progress)
-        values, lists = pd.DataFrame(), pd.DataFrame()
-        if study.reproduces_paper:
-            values = published_values(study, {place: r.row for place, r in results.items()}, artifacts)
-            lists = published_lists(study, artifacts)
+        summary, empty = pd.DataFrame([shared.summary for shared in sharing]), pd.DataFrame()
+        pairs = pd.concat([shared.pairs for shared in sharing] or [empty], ignore_index=True)
+        curves = [shared.curve for shared in sharing if shared.curve is not None]
+        octaves = pd.concat(curves or [empty], ignore_index=True)
+        values = published_values(study, results, artifacts) if study.reproduces_paper else empty
+        lists = published_lists(study, artifacts) if study.reproduces_paper else empty
         written = {
             "class_level_neuron_statistics": classes, "sensitivity": variants, "sharing_summary": summary,
             "sharing_pairs": pairs, "sharing_by_distance": octaves, "published_comparison": values,
@@ -135,7 +138,7 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
                 _write(content, study.directory / f"{name}.csv")
         analysis = Analysis(
             study, results, missing, notes, statistics, over_seeds(study, statistics, ["task"]), classes,
-            sensitivity_table(study, variants), sharing, curves, over_seeds(study, summary, ["figure"]), pairs, octaves,
+            sensitivity_table(study, variants), sharing, over_seeds(study, summary, ["figure"]), pairs, octaves,
             values, lists,
         )  # fmt: skip
         if draw:
@@ -215,18 +218,14 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     return sorted(notes)
 
 
-def _identity(artifacts: Artifacts) -> str:
-    """Hash of all that a kept result stands on."""
-    known = json.dumps([artifacts.manifest.get(key) for key in ("checksums", "clips")] + [artifacts.classes])
-    own = b"" if artifacts.manifest else artifacts.over_zero.numpy().tobytes()
-    return hashlib.sha256(known.encode() + own).hexdigest()
-
-
 def _task_result(study: Study, place: Place, artifacts: Artifacts, progress: bool) -> TaskResult:
+    """What one encoder gives on one task, kept by all that it stands on."""
     task, model = place
     settings = [study.rate(task), study.selection.model_dump(), study.chance.model_dump(), study.seed]
+    known = json.dumps([artifacts.manifest.get(key) for key in ("checksums", "clips")] + [artifacts.classes])
+    own = b"" if artifacts.manifest else artifacts.over_zero.numpy().tobytes()
     name, cache = f"{task}_{study.encoder(model).folder}", Cache(study.directory / ".analysis")
-    key = [FORMAT, settings, _identity(artifacts)]
+    key = [FORMAT, settings, hashlib.sha256(known.encode() + own).hexdigest()]
     arrays = cache.get(name, key)
     if arrays is None:
         arrays = task_result(study, task, model, artifacts, progress).arrays()
@@ -286,81 +285,73 @@ def pitch_of(name: str) -> int:
     return int(found[-1])
 
 
-def _is_pitch(study: Study, figure: SharingFigure) -> bool:
-    return study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch"
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """One sharing figure of one encoder.
+
+    Attributes:
+        found: what is shared, and what permuted labels give.
+        pairs: a row per pair of classes, the most shared first.
+        summary: a row of all of them.
+        pitches: MIDI pitch of each row and column, curve: sharing by their distance; None where they are not pitches.
+    """
+
+    figure: SharingFigure
+    model: str
+    found: Sharing
+    pairs: pd.DataFrame
+    summary: dict[str, Any]
+    pitches: tuple[list[int], list[int]] | None
+    curve: pd.DataFrame | None
 
 
-def _sharing(
-    study: Study, results: dict[Place, TaskResult], progress: bool
-) -> tuple[dict[str, dict[str, Sharing]], dict[str, dict[str, pd.DataFrame]], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Sharing and curves by figure and encoder; all pairs, the most shared first; a row a figure and encoder; the curves."""
-    sharing: dict[str, dict[str, Sharing]] = {}
-    curves: dict[str, dict[str, pd.DataFrame]] = {}
-    pairs, summary, octaves = [], [], []
-    jobs = [(figure, model) for figure in study.sharing for model in study.encoders]
-    for figure, model in tqdm(jobs, desc="sharing", disable=None if progress else True):
-        if any((task, model) not in results for task in (figure.rows, figure.columns)):
-            continue
-        rows, columns = results[figure.rows, model], results[figure.columns, model]
-        within, named = figure.rows == figure.columns, {"figure": figure.name, "model": model}
-        other = () if within else (columns.members, columns.drawn)
-        found = against_drawn(rows.members, rows.drawn, *other)
-        sharing.setdefault(figure.name, {})[model] = found
-        counted = pairs_of(found.observed, within)
-        names = [
-            np.array(r.class_names, dtype=object)[i] for r, i in zip((rows, columns), counted.nonzero(), strict=True)
-        ]
-        matrices = {
-            "jaccard": found.observed, "shared_neurons": shared_neurons(rows.members, columns.members),
-            "chance": found.mean, "chance_high": found.high, "p": found.p, "q": found.q, "q_centred": found.q_centred,
-        }  # fmt: skip
-        own = pd.DataFrame(
-            named | {"rows": names[0], "columns": names[1]} | {k: m[counted] for k, m in matrices.items()}
+def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigure, model: str) -> Shared:
+    rows, columns = results[figure.rows, model], results[figure.columns, model]
+    within, named = figure.rows == figure.columns, {"figure": figure.name, "model": model}
+    found = against_drawn(rows.members, rows.drawn, *(() if within else (columns.members, columns.drawn)))
+    counted = pairs_of(found.observed, within)
+    first, second = np.nonzero(counted)
+    matrices = {
+        "jaccard": found.observed, "shared_neurons": shared_neurons(rows.members, columns.members),
+        "chance": found.mean, "chance_high": found.high, "p": found.p, "q": found.q, "q_centred": found.q_centred,
+    }  # fmt: skip
+    classes = {"rows": np.array(rows.class_names)[first], "columns": np.array(columns.class_names)[second]}
+    pairs = pd.DataFrame(named | classes | {name: values[counted] for name, values in matrices.items()})
+    any_class = [result.members.any(axis=2) for result in (rows, columns)]
+    null = found.null[:, counted].mean(axis=1) if counted.any() else found.null[:, 0, 0]
+    low, high = np.quantile(null, [0.025, 0.975])
+    summary = named | {
+        "what": figure.title,
+        "neurons in both": int((any_class[0] & any_class[1]).sum()),
+        "of": " and ".join(str(mask.sum()) for mask in any_class),
+        "mean Jaccard": pairs["jaccard"].mean(),
+        "chance": float(null.mean()),
+        "chance low": low,
+        "chance high": high,
+        "pairs": int(pairs["p"].notna().sum()),
+        "pairs with q < 0.05": int((pairs["q"] < study.chance.q).sum()),
+        "pairs with q < 0.05, centred": int((pairs["q_centred"] < study.chance.q).sum()),
+    }
+    pitches, curve = None, None
+    if study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch":
+        pitches = [pitch_of(name) for name in rows.class_names], [pitch_of(name) for name in columns.class_names]
+        curve = by_distance(found.observed, *pitches, within=within, seed=study.seed).assign(**named)
+        apart = np.abs(np.subtract.outer(*pitches))
+        what, alike, other = (
+            "an octave apart",
+            (apart > 0) & (apart % 12 == 0),
+            (apart > 1) & np.isin(apart % 12, (1, 11)),
         )
-        pairs.append(own.sort_values(["jaccard", "rows", "columns"], ascending=[False, True, True]))
-        any_class = [result.members.any(axis=2) for result in (rows, columns)]
-        null = found.null[:, counted].mean(axis=1) if counted.any() else found.null[:, 0, 0]
-        low, high = np.quantile(null, [0.025, 0.975])
-        level = study.chance.q
-        summary.append(
-            named
-            | {
-                "what": figure.title,
-                "neurons in both": int((any_class[0] & any_class[1]).sum()),
-                "of": " and ".join(str(mask.sum()) for mask in any_class),
-                "mean Jaccard": own["jaccard"].mean(),
-                "chance": float(null.mean()),
-                "chance low": low,
-                "chance high": high,
-                "pairs": int(own["p"].notna().sum()),
-                "pairs with q < 0.05": int((own["q"] < level).sum()),
-                "pairs with q < 0.05, centred": int((own["q_centred"] < level).sum()),
-            }
-            | _alike(study, figure, found, rows.class_names, columns.class_names)
-        )
-        if _is_pitch(study, figure):
-            pitches = ([pitch_of(name) for name in result.class_names] for result in (rows, columns))
-            curve = by_distance(found.observed, *pitches, within=within, seed=study.seed)
-            curves.setdefault(figure.name, {})[model] = curve
-            octaves.append(curve.assign(**named))
-    tables = (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (pairs, octaves))
-    return sharing, curves, next(tables), pd.DataFrame(summary), next(tables)
-
-
-def _alike(study: Study, figure: SharingFigure, found: Sharing, rows: list[str], columns: list[str]) -> dict[str, Any]:
-    """Whether classes of the same name, or pitches an octave apart, share more; empty where a figure has neither."""
-    if _is_pitch(study, figure):
-        apart = np.abs(np.subtract.outer([pitch_of(name) for name in rows], [pitch_of(name) for name in columns]))
-        alike, other = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
     else:
-        alike = np.array([[a.lower() == b.lower() for b in columns] for a in rows]) & (not found.within)
+        names = [np.array([name.lower() for name in result.class_names]) for result in (rows, columns)]
+        what, alike = "same name", (names[0][:, None] == names[1]) & (not within)
         other = ~alike
-    if not alike.any() or not other.any():
-        return {}
-    test = matched(found.observed, alike, other, within=found.within, seed=study.seed)
-    what = "an octave apart" if _is_pitch(study, figure) else "same name"
-    numbers = {"alike Jaccard": test.alike, "other Jaccard": test.other, "alike p": test.p, "least p": test.least_p}
-    return {"alike": what} | numbers
+    if alike.any() and other.any():
+        test = matched(found.observed, alike, other, within=within, seed=study.seed)
+        summary |= {"alike": what, "alike Jaccard": test.alike, "other Jaccard": test.other}
+        summary |= {"alike p": test.p, "least p": test.least_p}
+    pairs = pairs.sort_values(["jaccard", "rows", "columns"], ascending=[False, True, True])
+    return Shared(figure, model, found, pairs, summary, pitches, curve)
 
 
 # Figures
@@ -372,19 +363,20 @@ def _draw(analysis: Analysis) -> dict[str, Path]:
     labels = {study.copies(model)[0]: spec.label for model, spec in study.models.items()}  # a panel a model
     drawn = {}
     for figure in study.sharing:
-        found, curves = analysis.sharing.get(figure.name, {}), analysis.curves.get(figure.name, {})
-        known = next((model for model in labels if model in found), None)
+        found = {shared.model: shared for shared in analysis.sharing if shared.figure == figure}
+        panels = {label: found.get(model) for model, label in labels.items()}
+        known = next(filter(None, panels.values()), None)
         if known is None:
             continue
-        names = [results[task, known].class_names for task in (figure.rows, figure.columns)]
+        names = [results[task, known.model].class_names for task in (figure.rows, figure.columns)]
         titles = (study.task(figure.rows).title, study.task(figure.columns).title)
         where = f"within {titles[0]}" if figure.rows == figure.columns else f"{titles[0]} (rows), {titles[1]} (columns)"
         drawn[figure.name] = sharing_figure(
-            {label: found.get(model) for model, label in labels.items()}, *names,
+            {label: shared.found if shared else None for label, shared in panels.items()}, *names,
             title=f"Shared neurons, {figure.title}: {where}" + f" [{mark}]" * (bool(mark) and "stand-in" not in where),
             axes_titles=titles,
-            pitches=tuple([pitch_of(name) for name in side] for side in names) if curves else None,
-            curves={label: curves.get(model) for model, label in labels.items()} if curves else None,
+            pitches=known.pitches,
+            curves={label: shared.curve if shared else None for label, shared in panels.items()} if known.pitches else None,
             level=study.chance.q,
         )  # fmt: skip
     drawn["neurons_by_layer"] = activity.layer_figure(results, labels, mark)

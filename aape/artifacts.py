@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from aape.files import facts_html, sha256_of, whole_file
+from aape.files import Shown, sha256_of, whole_file
 from aape.manifest import ARRAYS, read_manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the statistics do without
@@ -60,8 +60,8 @@ def _of_clips(name: str, doc: str) -> property:
     return property(column, doc=doc)
 
 
-@dataclass(frozen=True, eq=False)
-class Artifacts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Artifacts(Shown):
     """What is known of one model on one task.
 
     Attributes:
@@ -208,44 +208,29 @@ class Artifacts:
             out[:, :, c] = active / total
         return out
 
-    def facts(self) -> dict[str, Any]:
-        """What stands in the table that a notebook shows: model, task, clips, tokens, disk."""
-        m = self.manifest
-        layers, neurons, classes = self.over_zero.shape
-        facts: dict[str, Any] = {"layers x neurons": f"{layers} x {neurons}", "classes": classes}
+    def _facts(self) -> dict[str, Any]:
+        m, (layers, neurons, classes) = self.manifest, self.over_zero.shape
+        facts: dict[str, Any] = {"model": "of another tool"}
         if m:
             splits, clips = np.unique(self.splits, return_counts=True)
             cut = f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""
             padded = "unknown" if m["padding"] == "unknown" else f"{self.padding_tokens.sum() / self.tokens.sum():.1%}"
-            facts |= {
-                "model": m["encoder"],
+            facts = {
+                "model": f"{m['encoder']}, {m['dtype']} on {m['device']}",
                 "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
                 "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)) + cut,
-                "groups": f"{len(set(self.groups))} by {m['group_column']}"
-                if m["group_column"]
-                else "every clip its own",
-                "tokens": f"{self.tokens.sum():,}",
-                "of zero padding": padded,
-                "device, weights held as": f"{m['device']}, {m['dtype']}",
-            }
-            facts |= {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(m["notes"])}
-        facts["mean activation probability"] = f"{float(self.over_zero.double().mean()):.3f}"
-        facts["disk"] = f"{sum(f.stat().st_size for f in self.path.glob('*') if f.is_file()) / 2**20:.1f} MiB"
-        return facts | {"folder": str(self.path)}
+                "groups": f"{len(set(self.groups))}, {m['group_column'] or 'every clip its own'}",
+                "tokens": f"{self.tokens.sum():,}, of zero padding {padded}",
+            } | {f"note {i}": note for i, note in enumerate(m["notes"], 1)}
+        return facts | {
+            "layers x neurons, classes": f"{layers} x {neurons}, {classes}",
+            "mean activation probability": f"{float(self.over_zero.double().mean()):.3f}",
+            "folder": f"{self.path}, {sum(f.stat().st_size for f in self.path.glob('*')) / 2**20:.1f} MiB",
+        }
 
-    def __repr__(self) -> str:
-        layers, neurons, classes = self.over_zero.shape
-        m = self.manifest
-        made = f"{m['encoder']} on {m['task']}, {len(self.files):,} clips" if m else "of another tool"
-        return (
-            f"Artifacts {self.path.name}: {made}\n"
-            f"  {layers} layers x {neurons} neurons, {classes} classes, mean activation probability "
-            f"{float(self.over_zero.double().mean()):.4f}\n  {self.path}"
-        )
-
-    def _repr_html_(self) -> str:
-        return facts_html(f"Artifacts {self.path.name}", self.facts())
+    def _title(self) -> str:
+        return f"Artifacts {self.path.name}"
 
 
 def _sum_of_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -283,9 +268,8 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
     """
     path = Path(directory)
     if missing := [f for f in ("over_zero.pt", "classes.txt") if not (path / f).is_file()]:
-        how = (
-            "its collection was cut off: call it again and it goes on" if (path / ".partial").is_dir() else "collect it"
-        )
+        cut_off = (path / ".partial").is_dir()
+        how = "its collection was cut off: call it again and it goes on" if cut_off else "collect it"
         raise FileNotFoundError(f"{path} has no {' and no '.join(missing)}; {how}")
     manifest = read_manifest(path / "manifest.json") if (path / "manifest.json").is_file() else {}
     for name, digest in manifest.get("checksums", {}).items():
@@ -304,11 +288,12 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
     if not ((over_zero >= 0) & (over_zero <= 1)).all():
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)
-    if manifest and (wrong := next((name for name, contradicts in _disagreements(artifacts) if contradicts), None)):
-        raise ValueError(
-            f"{path}/{wrong} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
-            "Restore the folder, or delete it and collect again."
-        )
+    for name, contradicts in _disagreements(artifacts) if manifest else ():
+        if contradicts:
+            raise ValueError(
+                f"{path}/{name} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
+                "Restore the folder, or delete it and collect again."
+            )
     return artifacts
 
 
@@ -321,15 +306,13 @@ def _disagreements(artifacts: Artifacts) -> Iterator[tuple[str, bool]]:
     rows = len(m.get("kept_clips", m["clips"]["file"]))
     for name in set(ARRAYS) & set(m["checksums"]):
         values = np.load(path / name, mmap_mode="r", allow_pickle=False)
-        wrong_type = values.dtype != np.float16 if name == "clip_means.npy" else values.dtype.kind != "u"
-        yield name, values.shape != (rows, *shape) or wrong_type
-    by_split = {split: artifacts.labels[artifacts.splits == split] for split in set(artifacts.splits)}
+        yield name, values.shape != (rows, *shape) or values.dtype.kind != ("f" if name == "clip_means.npy" else "u")
+    labels = {split: artifacts.labels[artifacts.splits == split].tolist() for split in set(artifacts.splits)}
     for name in ("gts.pt", "features.pt"):
         found = load_tensors(path / name, mmap=True)
-        yield name, not isinstance(found, dict) or set(found) != set(by_split)
-        for split, labels in by_split.items():
-            other = name == "gts.pt" and not np.array_equal(found[split], labels)
-            yield name, other or len(found[split]) != len(labels)
+        lengths = {split: len(rows) for split, rows in found.items()} if isinstance(found, dict) else None
+        yield name, lengths != {split: len(rows) for split, rows in labels.items()}
+    yield "gts.pt", any(artifacts.gts[split].tolist() != rows for split, rows in labels.items())
 
 
 class ArrayWriter:

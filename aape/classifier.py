@@ -108,28 +108,21 @@ def folds(
             train, valid = train[~held], train[held] if held.any() else train
         found = [Fold("test", train, valid, of["test"], of["train"])]
     else:
-        raise ValueError(
-            "splits must be train, valid and test, or fold1, fold2, ... of which it takes 3; found "
-            f"{', '.join(names) or 'none'}"
-        )
+        takes = "splits must be train, valid and test, or fold1, fold2, ... of which it takes 3"
+        raise ValueError(f"{takes}; found {', '.join(names) or 'none'}")
     for fold in found:
         for role, clips in (("train", fold.train), ("test", fold.test)):
-            lost = sorted(set(range(len(classes))) - set(labels[clips].tolist()))
-            if lost:
+            if lost := sorted(set(range(len(classes))) - set(labels[clips].tolist())):
                 raise ValueError(
                     f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {classes[lost[0]]!r}. Expected "
                     "every class on both sides; take the class out of the metadata or collect the missing splits."
                 )
         both = np.intersect1d(groups[np.concatenate([fold.fit, fold.valid])], groups[fold.test])
         if len(both):
-            warnings.warn(
-                f"{fold.name}: {len(both)} group(s) have clips to train on and to test on, e.g. {str(both[0])!r}. The tested "
-                "clips are not new to the classifier; its accuracy says too much.",
-                stacklevel=2,
-            )
-    tested = set(groups[np.concatenate([fold.test for fold in found])].tolist())
-    if len(tested) == 1:
-        warnings.warn(f"all tested clips are of one group ({tested}): nothing is known of others", stacklevel=2)
+            which = f"{fold.name}: {len(both)} group(s) have clips to train on and to test on, e.g. {str(both[0])!r}"
+            warnings.warn(f"{which}; the tested clips are not new to the classifier", stacklevel=2)
+    if len(tested := np.unique(np.concatenate([groups[fold.test] for fold in found]))) == 1:
+        warnings.warn(f"all tested clips are of one group ({tested[0]}): nothing is known of others", stacklevel=2)
     return found
 
 
@@ -187,7 +180,6 @@ def fit(
         fold: which clips do what.
         strengths: inverse regularisations to try; the smallest of equals wins.
     """
-
     tried = {s: _fitted(s, embeddings[fold.train], labels[fold.train], classes) for s in strengths}
     best = max(strengths, key=lambda s: _truth(tried[s], embeddings, labels, fold.valid))
     return _fitted(best, embeddings[fold.fit], labels[fold.fit], classes)
@@ -243,9 +235,8 @@ def refits(
                 f"{fold.name}: {_ATTEMPTS} bootstraps of {len(names)} training groups all lost a class; expected "
                 "classes that come from more than one group. Set refits to 0."
             )
-        rows = fold.fit[weights > 0]
-        data = embeddings[rows], labels[rows], classifier.classes, weights[weights > 0]
-        again.append(_fitted(classifier.strength, *data))
+        rows, drawn = fold.fit[weights > 0], weights[weights > 0]
+        again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, drawn))
     return again
 
 

@@ -23,8 +23,8 @@ from aape.nearest import nearest
 # Nothing but the standard library up here: `doctor` must run on a Python without any package.
 
 
-def _collect(words: list[str]) -> int:
-    parser = _parser("collect", "One model on one task of a study.")
+def _collect(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """One model on one task of a study."""
     for name in ("study", "model", "task"):
         parser.add_argument(name)
     parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
@@ -33,11 +33,10 @@ def _collect(words: list[str]) -> int:
     from aape.collecting import collect_study
 
     print(collect_study(**vars(options)))
-    return 0
 
 
-def _doctor(words: list[str]) -> int:
-    parser = _parser("doctor", "What is installed, found and missing for a study, and the next step.")
+def _doctor(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """What is installed, found and missing for a study, and the next step."""
     parser.add_argument("study", nargs="?", help="name in studies/, or a YAML file (default: paper, in a clone)")
     options = parser.parse_args(words)
     from aape.datasets.doctor import doctor
@@ -45,32 +44,29 @@ def _doctor(words: list[str]) -> int:
     return doctor(options.study)
 
 
-def _download(words: list[str]) -> int:
+def _download(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Checkpoints and datasets that may be fetched freely; without a name, a list of them."""
     from aape.datasets import DATASETS
     from aape.datasets.base import data_folder, find, listing
 
-    parser = _parser("download", "Checkpoints and datasets that may be fetched freely; without a name, a list of them.")
     parser.add_argument("names", nargs="*", metavar="name", help="what to fetch; with --help, its page")
     parser.add_argument("--folder", type=Path, default=data_folder(), help="where to (default: %(default)s)")
     names = [word for word in words if not word.startswith("-")]
     if names and {"-h", "--help"} & set(words):
         print("\n\n".join(find(name, DATASETS).page() for name in names))
-        return 0
-    options = parser.parse_args(words)
-    if not options.names:
+    elif not (options := parser.parse_args(words)).names:
         print(listing(DATASETS))
-        return 0
-    from aape.datasets.download import download
+    else:
+        from aape.datasets.download import download
 
-    for name, place in download(**vars(options)).items():
-        print(f"{name}: {place}")
-    return 0
+        for name, place in download(**vars(options)).items():
+            print(f"{name}: {place}")
 
 
-def _metadata(words: list[str]) -> int:
+def _metadata(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """EVAR-format metadata of a dataset; status 1 where files are missing or invalid."""
     from aape.datasets import TASKS
 
-    parser = _parser("metadata", "EVAR-format metadata of a dataset; status 1 where files are missing or invalid.")
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("root", help="folder that the dataset was unpacked to")
     parser.add_argument("out_csv", help="metadata to write; the report goes beside it as .json")
@@ -85,8 +81,8 @@ def _metadata(words: list[str]) -> int:
     return 1 if report["missing"] or report["invalid"] else 0
 
 
-def _table(words: list[str]) -> int:
-    parser = _parser("table", "The clips of a folder of sounds as a CSV: file, label, split, group.")
+def _table(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """The clips of a folder of sounds as a CSV: file, label, split, group."""
     _add_folder(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="CSV to write")
     options = vars(parser.parse_args(words))
@@ -98,11 +94,10 @@ def _table(words: list[str]) -> int:
     write_text(output, task.csv())
     print(f"{task}\nwritten to {output}; in Python:")
     print(f"  from_metadata({str(output)!r}, {folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})")
-    return 0
 
 
-def _dissect(words: list[str]) -> int:
-    parser = _parser("dissect", "The neurons of a model that are specific to the classes of a folder of sounds.")
+def _dissect(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """The neurons of a model that are specific to the classes of a folder of sounds."""
     parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
     _add_folder(parser)
     parser.add_argument("--table", help="CSV of `aape table`, edited: labels, splits and groups are taken from it")
@@ -122,7 +117,6 @@ def _dissect(words: list[str]) -> int:
     if table:
         task = from_metadata(table, task, clip_seconds=seconds, name=Path(table).stem)
     dissect(task=task, **options)
-    return 0
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +127,8 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where the folder has none")
 
 
-def _atlas(words: list[str]) -> int:
-    parser = _parser("atlas", "The atlas of a study: pages that open from disk, to hear what its neurons listen to.")
+def _atlas(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """The atlas of a study: pages that open from disk, to hear what its neurons listen to."""
     parser.add_argument("study", help="name in studies/, or a YAML file; what has been collected is shown")
     parser.add_argument("--models", nargs="+", help="of the study (default: all)")
     parser.add_argument("--tasks", nargs="+", help="of the study (default: all)")
@@ -144,15 +138,12 @@ def _atlas(words: list[str]) -> int:
     from aape.atlas import build_study
 
     print(f"open {build_study(**vars(parser.parse_args(words))).resolve().as_uri()}")
-    return 0
 
 
 _ALL = (_atlas, _collect, _doctor, _download, _metadata, _table, _dissect)
-COMMANDS: dict[str, Callable[[list[str]], int]] = {command.__name__[1:]: command for command in _ALL}
-
-
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"aape {command}", description=description)
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int | None]] = {
+    command.__name__[1:]: command for command in _ALL
+}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -161,27 +152,24 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         0 where all is well, 1 where something is missing, 2 where the command could not be done.
     """
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
+    name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("-h", "--help"):
         print(__doc__)
         return 0
-    if words[0] not in COMMANDS:
-        print(f"aape: no command {words[0]!r}; {nearest(words[0], COMMANDS)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"aape: no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
+    parser = argparse.ArgumentParser(prog=f"aape {name}", description=COMMANDS[name].__doc__)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            status = COMMANDS[words[0]](words[1:])
+            status = COMMANDS[name](parser, rest)
         sys.stdout.flush()
     except BrokenPipeError:  # `aape ... | head` has read enough; nothing may be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
         hint = "; `aape doctor` says what to install" if isinstance(error, ModuleNotFoundError) else ""
-        print(f"aape {words[0]}: {error}{hint}", file=sys.stderr)
+        print(f"aape {name}: {error}{hint}", file=sys.stderr)
         return 2
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return status or 0

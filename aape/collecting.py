@@ -24,7 +24,7 @@ from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import folder_lock, write_json
 from aape.manifest import FILES, read_manifest
-from aape.merging import Progress, clean_up, facts_of, merge, sibling, take_over
+from aape.merging import Progress, add_by_class, clean_up, facts_of, merge, sibling, take_over
 from aape.plan import IDENTITY, RUN, Plan, naming_space, plan_pass, say_what_comes
 from aape.study import load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
@@ -90,7 +90,7 @@ def collect(
                 _open(plan, out_dir)
             _barrier(world)
             source = None if plan.settings["kept"] else sibling(plan, out_dir)
-            progress = Progress(plan, partial, rank)
+            progress = Progress(plan, partial)
             if source is None:
                 _hear(encoder, plan, progress, on, rank, world)
             _barrier(world)
@@ -118,20 +118,22 @@ def _barrier(world: int) -> None:
 
 def _is_whole(plan: Plan, out_dir: Path) -> bool:
     """Whether the artifacts of this plan are there. Raises ValueError where another run's are."""
-    if not (out_dir / "manifest.json").exists():
-        return False
-    refuse_other(read_manifest(out_dir / "manifest.json"), plan.settings, out_dir, IDENTITY)
-    return True
+    if there := (out_dir / "manifest.json").exists():
+        _refuse_other(read_manifest(out_dir / "manifest.json"), plan.settings, out_dir, IDENTITY)
+    return there
 
 
 def _open(plan: Plan, out_dir: Path) -> None:
     """Adopt what a killed run left, or begin: afterwards `.partial/settings.json` is there, and nobody else's files."""
-    partial = out_dir / ".partial"
-    settings = unfinished(out_dir)
+    partial, settings = out_dir / ".partial", unfinished(out_dir)
     if settings is not None:
-        refuse_other(settings, plan.settings, out_dir, IDENTITY + RUN)
-    if not (partial / "final").is_dir():
-        refuse_strangers(out_dir)
+        _refuse_other(settings, plan.settings, out_dir, IDENTITY + RUN)
+    strangers = [name for name in (*FILES, "manifest.json") if os.path.lexists(out_dir / name)]
+    if strangers and not (partial / "final").is_dir():  # else a run was killed that moved its files to their place
+        raise ValueError(
+            f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
+            "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
+        )
     partial.mkdir(exist_ok=True)
     if settings is None:
         write_json(partial / "settings.json", plan.settings, sync=False)
@@ -143,36 +145,21 @@ def unfinished(out_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: `.partial` is not ours.
     """
-    partial = out_dir / ".partial"
+    partial, settings = out_dir / ".partial", None
     if not os.path.lexists(partial):
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError):
         settings = json.loads((partial / "settings.json").read_bytes())
-        if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
-            return settings
-        damaged = any(partial.glob("batch-*.npz"))
-    except ValueError:
-        damaged = True
-    except OSError:  # not there
-        if partial.is_dir() and all(path.name.startswith(".") for path in partial.iterdir()):
-            return None  # cut off right here
-        damaged = False
-    if not damaged:
+    if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
+        return settings
+    if any(partial.glob("batch-*.npz")):
+        warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
+    elif not partial.is_dir() or any(path.name[0] != "." for path in partial.iterdir()):  # else cut off right here
         raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
-    warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
     return None
 
 
-def refuse_strangers(out_dir: Path) -> None:
-    """Refuse a folder that holds files under the names of ours, before a pass has come to write its own."""
-    if strangers := [f for f in (*FILES, "manifest.json") if os.path.lexists(out_dir / f)]:
-        raise ValueError(
-            f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
-            "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
-        )
-
-
-def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
+def _refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
     """Refuse to go on with, or to return, what was made with other settings."""
     plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
     sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
@@ -186,24 +173,26 @@ def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Pa
 
 def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device, rank: int, world: int) -> None:
     """Every batch of this process that is not on disk yet through the encoder."""
-    subset, task, settings = not plan.kept.all(), plan.task, plan.settings
-    summed = progress.summed()["done"] if subset else np.ones(len(plan.batches))
-    todo = [b for b in range(rank, len(plan.batches), world) if not summed[b] or progress.batch(b) is None]
+    task, settings = plan.task, plan.settings
+    sums, own = progress.sums(), progress.sums(rank)
+    missing = (sums["done"] == 0) & (not plan.kept.all())  # in the sums over clips whose own counts are not kept
+    todo = [b for b in range(rank, len(plan.batches), world) if missing[b] or progress.batch(b) is None]
     clips = [plan.clips[plan.batches[b]] for b in todo]
     if rank == 0 and todo:
         say_what_comes(plan, encoder, progress.folder)
     parent = os.getppid()
-    quiet = None if rank == 0 and todo else True
-    bar = tqdm(total=sum(map(len, clips)), unit="clip", desc=f"{encoder.name} on {task.name}", disable=quiet)
-    with full_precision(), bar:
+    named: dict[str, Any] = {"desc": f"{encoder.name} on {task.name}", "disable": None if rank == 0 and todo else True}
+    with full_precision(), tqdm(total=sum(map(len, clips)), unit="clip", **named) as bar:
         waves = prefetched(task, clips, encoder.sample_rate)
         for b, mine, (wave, valid, complaints) in zip(todo, clips, waves, strict=True):
             if world > 1 and os.getppid() != parent:
                 raise SystemExit("the process that started this one is gone")
-            counted = count_batch(
-                encoder, _moved(wave, device), torch.from_numpy(valid), settings["layers"], settings["neurons"]
-            )
-            for i, where in _not_finite(counted, settings["layers"]).items():
+            on_device = torch.from_numpy(wave)
+            if device.type == "cuda":  # copied while it still works
+                on_device = on_device.pin_memory()
+            on_device = on_device.to(device, non_blocking=True)
+            counted = count_batch(encoder, on_device, torch.from_numpy(valid), settings["layers"], settings["neurons"])
+            for i, where in _not_finite(counted, settings).items():
                 what = f"{task.files[mine[i]]}: {encoder.name} makes values of it that are not finite, in {where}."
                 complaints.setdefault(i, what)  # of a clip that cannot be read, that is the complaint
             if complaints and settings["on_bad_clip"] == "stop":
@@ -213,22 +202,21 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
                 )
             unmarked = (valid < wave.shape[1]) & (encoder.padding_masks is None)
             progress.save(b, _entry(plan, plan.batches[b], counted, unmarked, complaints))
-            if subset and not summed[b]:
+            if missing[b]:
                 good = [i for i in range(len(mine)) if i not in complaints]
-                progress.add(b, task.labels[mine[good]], counted.counts.numpy()[good], last=b == todo[-1])
+                add_by_class(own["sums"], task.labels[mine[good]], counted.counts.numpy()[good])
+                own["done"][b] = 1
+                if own["done"].sum() % 32 == 0 or b == todo[-1]:
+                    progress.save_sums(rank, own)
             bar.update(len(mine))
 
 
-def _moved(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """On the device, copied while it still works where it can do that."""
-    tensor = torch.from_numpy(values)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def _not_finite(counted: BatchCounts, layers: Sequence[str]) -> dict[int, str]:
+def _not_finite(counted: BatchCounts, settings: Mapping[str, Any]) -> dict[int, str]:
     """The clips of which infinities or NaN are made, which would count as inactive: where the first of them are."""
-    fine = torch.cat([counted.means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
-    places = [*(f"layer {name}" for name in layers), "the embedding"]
+    means = counted.means.half() if settings["means"] else counted.means  # as they are written
+    fine = torch.cat([means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
+    beyond = " (beyond 65,504? Then collect with means=False)" if settings["means"] else ""
+    places = [*(f"layer {name}{beyond}" for name in settings["layers"]), "the embedding"]
     return {int(i): places[int(fine[i].int().argmin())] for i in (~fine.all(dim=1)).nonzero()[:, 0]}
 
 
@@ -253,13 +241,7 @@ def _entry(
     if counted.padding is not None:
         entry["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:
-        means = counted.means.numpy()[kept]
-        entry["clip_means"] = means.astype(np.float16)
-        if np.isinf(entry["clip_means"]).any():
-            raise ValueError(
-                f"{plan.settings['encoder']}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in "
-                "which clip_means.npy is written (65,504). Collect with means=False."
-            )
+        entry["clip_means"] = counted.means.numpy()[kept].astype(np.float16)
     return entry
 
 
@@ -268,15 +250,7 @@ def collect_study(
 ) -> Artifacts:
     """Everything a collecting notebook does: load a study's model and task by name, collect with its settings."""
     loaded = load_study(study)
-    settings = loaded.collect
-    return collect(
-        load_encoder(loaded, model),
-        load_task(loaded, task),
-        loaded.artifacts_directory(task, model),
-        batch_size=settings.batch_size if batch_size is None else batch_size,
-        device=device,
-        splits=settings.splits,
-        keep_clips=settings.keep_clips,
-        on_bad_clip=settings.on_bad_clip,
-        seed=loaded.seed,
-    )
+    settings = loaded.collect.model_dump() | ({} if batch_size is None else {"batch_size": batch_size})
+    out_dir = loaded.artifacts_directory(task, model)
+    encoder, clips = load_encoder(loaded, model), load_task(loaded, task)
+    return collect(encoder, clips, out_dir, device=device, seed=loaded.seed, **settings)

@@ -85,17 +85,15 @@ def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:
     strongest = pairs.drop_duplicates("class").set_index("class")[["layer", "neuron", "p", "p_outside"]]
     clips = pd.DataFrame({"class": [artifacts.classes[c] for c in artifacts.labels], "group": artifacts.groups})
     by_class = clips.groupby("class")["group"]
-    table = pd.DataFrame(
-        {
-            "clips": by_class.size(),
-            "groups": by_class.nunique(),
-            "neurons": calibrated.selection.per_class,
-            "by_chance": pd.Series(calibrated.null.per_class.mean(axis=0), index=calibrated.selection.classes),
-            "survive": calibrated.per_class,
-        }
-    )
-    found = table.join(strongest).astype({"layer": "Int64", "neuron": "Int64"}).rename_axis("class")
-    return found.sort_values(["survive", "neurons"], ascending=False, kind="stable")
+    columns = {
+        "clips": by_class.size(),
+        "groups": by_class.nunique(),
+        "neurons": calibrated.selection.per_class,
+        "by_chance": pd.Series(calibrated.null.per_class.mean(axis=0), index=calibrated.selection.classes),
+        "survive": calibrated.per_class,
+    }
+    table = pd.DataFrame(columns).join(strongest).astype({"layer": "Int64", "neuron": "Int64"}).rename_axis("class")
+    return table.sort_values(["survive", "neurons"], ascending=False, kind="stable")
 
 
 def dissect(
@@ -151,8 +149,8 @@ def dissect(
     try:
         if not targets:
             raise ValueError("no class has a neuron of its own; a higher rate keeps more")
-        quick: dict[str, Any] = {"controls": controls, "rate": rate, **FIRST_LOOK}
-        ablation = ablate(encoder, task, artifacts, targets=targets, out_dir=out_dir, **quick, **how)
+        how |= {"controls": controls, "rate": rate, "out_dir": out_dir, **FIRST_LOOK}
+        ablation = ablate(encoder, task, artifacts, targets=targets, **how)
         say(ablation)
     except ValueError as error:  # what was found so far stands
         notes.append(f"no ablation: {error}")

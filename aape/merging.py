@@ -41,16 +41,11 @@ class Progress:
     saved as one, after the batches themselves, so no batch is counted twice or lost.
     """
 
-    def __init__(self, plan: Plan, partial: Path, rank: int) -> None:
-        self.folder = partial
-        self._cache, self._own, self._unsaved = Cache(partial), f"sums-{rank}", 0
+    def __init__(self, plan: Plan, partial: Path) -> None:
+        self.folder, self._cache = partial, Cache(partial)
         # without the probe, which is equal to rounding only
         self._key = {k: v for k, v in plan.settings.items() if k != "probe"} | {"entries": 2}
         self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "done": (len(plan.batches),)}
-        self._mine = self._cache.get(self._own, self._key) or self._zeros()
-
-    def _zeros(self) -> dict[str, np.ndarray]:
-        return {name: np.zeros(size, np.int64) for name, size in self._sizes.items()}
 
     def batch(self, number: int) -> dict[str, np.ndarray] | None:
         """What a batch left, or None where it is not there or damaged."""
@@ -60,22 +55,17 @@ class Progress:
         """Keep what a batch left."""
         self._cache.put(f"batch-{number:06d}", self._key, rows)
 
-    def add(self, number: int, labels: np.ndarray, counts: np.ndarray, last: bool) -> None:
-        """Add counts [clips, layers, neurons] to the sums, which are saved every 32 batches and after the last."""
-        add_by_class(self._mine["sums"], labels, counts)
-        self._mine["done"][number] += 1
-        self._unsaved += 1
-        if self._unsaved >= 32 or last:
-            self._cache.put(self._own, self._key, self._mine)
-            self._unsaved = 0
-
-    def summed(self) -> dict[str, np.ndarray]:
-        """Sums of all processes, and in how many of them each batch is."""
-        total = self._zeros()
-        for path in self.folder.glob("sums-*.npz"):
+    def sums(self, rank: int | str = "*") -> dict[str, np.ndarray]:
+        """Sums of a process, or of all, and in how many of them each batch is."""
+        total = {name: np.zeros(size, np.int64) for name, size in self._sizes.items()}
+        for path in self.folder.glob(f"sums-{rank}.npz"):
             for name, values in (self._cache.get(path.stem, self._key) or {}).items():
                 total[name] += values
         return total
+
+    def save_sums(self, rank: int, sums: Mapping[str, np.ndarray]) -> None:
+        """Keep the sums of a process."""
+        self._cache.put(f"sums-{rank}", self._key, sums)
 
 
 def facts_of(encoder: Encoder) -> dict[str, Any]:
@@ -91,20 +81,16 @@ def facts_of(encoder: Encoder) -> dict[str, Any]:
 
 def sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
     """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
+    ours = plan.settings
     same = [k for k in (*ENCODER, "clip_seconds", "means", "device", "batch_size") if k != "probe"]
     for path in sorted(out_dir.parent.glob("*/manifest.json")):
-        try:
-            manifest = read_manifest(path)
-        except ValueError:
-            continue  # not ours
-        if manifest["task"] == plan.task.name or "kept_clips" in manifest:
-            continue
-        if any(manifest[k] != plan.settings[k] for k in same):
-            continue
-        if other_encoder(manifest, plan.settings["identity"], plan.settings["probe"]):
-            continue
-        if Counter(plan.digests) <= Counter(manifest["clips"]["sha256"]):
-            return load_artifacts(path.parent, verify=True)
+        with contextlib.suppress(ValueError):  # not ours, or damaged
+            theirs = read_manifest(path)
+            other = other_encoder(theirs, ours["identity"], ours["probe"]) or any(theirs[k] != ours[k] for k in same)
+            if other or theirs["task"] == plan.task.name or "kept_clips" in theirs:
+                continue
+            if Counter(plan.digests) <= Counter(theirs["clips"]["sha256"]):
+                return load_artifacts(path.parent, verify=True)
     return None
 
 
@@ -121,13 +107,11 @@ def take_over(plan: Plan, source: Artifacts, progress: Progress) -> dict[str, An
         "padding_tokens": source.padding_tokens,
         "unmarked": np.full(len(source.tokens), padding == "unknown"),
         "clip_counts": source.counts,
+        "clip_means": source.means if plan.settings["means"] else None,
+        "padding_counts": source.padding_counts if padding == "counted" else None,
     }
-    if plan.settings["means"]:
-        columns["clip_means"] = source.means
-    if padding == "counted":
-        columns["padding_counts"] = np.asarray(source.padding_counts)
     for number, batch in enumerate(plan.batches):
-        rows = {name: values[places[batch]] for name, values in columns.items()}
+        rows = {name: values[places[batch]] for name, values in columns.items() if values is not None}
         progress.save(number, rows | {"clips": batch, "bad": np.zeros(0, int), "reasons": np.zeros(0, str)})
     facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
     return facts | {"pass_of": f"{source.path.name} (task {source.manifest['task']})"}
@@ -186,7 +170,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
             if plan.kept.all():
                 add_by_class(sums, task.labels[mine], rows["clip_counts"])
     if not plan.kept.all():
-        sums = progress.summed()["sums"]
+        sums = progress.sums()["sums"]
     tokens = np.bincount(labels, weights=known["tokens"], minlength=len(task.classes))
     probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
     save_tensors(final / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))

@@ -168,12 +168,10 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
         with ThreadPoolExecutor(max_workers=8) as pool:
             known |= dict(zip(new, pool.map(look, new.values()), strict=True))
         kept = json.dumps({m: found for m, found in known.items() if found[0]})
-        try:
+        with contextlib.suppress(OSError):  # they are computed again
             cache.put(name, "sha256, seconds", {"json": np.frombuffer(kept.encode(), np.uint8)})
-        except OSError as error:
-            warnings.warn(f"checksums of {folder} could not be kept ({error}); they are computed again", stacklevel=2)
-    found = [known[m] for m in marks]
-    return [digest for digest, _ in found], np.array([seconds for _, seconds in found])
+    digests, seconds = zip(*(known[m] for m in marks), strict=True)
+    return list(digests), np.array(seconds)
 
 
 def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:

@@ -46,10 +46,8 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
     return "" if shape == SHAPE else f"not comparable: {shape} layers and neurons"
 
 
-def published_values(
-    study: Study, rows: Mapping[Place, Mapping[str, Any]], artifacts: Mapping[Place, Artifacts]
-) -> pd.DataFrame:
-    """The paper's coverage and neurons per class beside the study's (rows: the task-level statistics)."""
+def published_values(study: Study, results: Mapping[Place, Any], artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
+    """The paper's coverage and neurons per class beside the study's (results: `aape.statistics.TaskResult`)."""
     ssl, sl = _of_role(study, "ssl"), _of_role(study, "sl")
     wanted = [("coverage", task, ssl, "about 100 %") for task in study.tasks]
     wanted += [("coverage", "vc1_country", sl, "49 %")]
@@ -58,8 +56,8 @@ def published_values(
     for column, task, model, paper in wanted:
         if task not in study.tasks or not model:
             continue
-        row, coverage = rows.get((task, model)), column == "coverage"
-        own = "-" if row is None else f"{row[column]:.0%}" if coverage else f"{row[column]:.1f}"
+        found, coverage = results.get((task, model)), column == "coverage"
+        own = "-" if found is None else f"{found.row[column]:.0%}" if coverage else f"{found.row[column]:.1f}"
         figure = f"{'coverage' if coverage else 'neurons per class'}, {study.encoder(model).label}, {task}"
         remark = not_comparable(study, artifacts.get((task, model))) or "comparable"
         table.append({"figure": figure, "paper": paper, "this study": own, "remark": remark})

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aape.files import facts_html
+from aape.files import Shown
 from aape.nearest import nearest
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class AblationSettings(_Strict):
     refits: int = Field(default=20, ge=0)
 
 
-class Study(_Strict):
+class Study(Shown, _Strict):
     """See the module's docstring. `base` is the folder that paths and outputs are relative to."""
 
     name: str
@@ -297,16 +297,15 @@ class Study(_Strict):
         mark = " (stand-in)" if self.stand_in and "stand-in" not in what.lower() else ""
         return f"## {what}{mark}" + f"\n\n{self.note}" * bool(self.note)
 
-    def __repr__(self) -> str:
+    def _facts(self) -> dict[str, Any]:
         models = ", ".join(f"{name} ({spec.label})" for name, spec in self.models.items())
-        return f"Study {self.name!r}: {self.description}\nmodels: {models}\ntasks: {', '.join(self.tasks)}"
+        facts = {"models": models, "tasks": ", ".join(self.tasks), "results in": self.directory}
+        return facts | ({"note": self.note} if self.note else {})
 
-    __str__ = __repr__
+    def _title(self) -> str:
+        return f"Study {self.name!r}: {self.description}"
 
-    def _repr_html_(self) -> str:
-        facts: dict[str, Any] = {f"model {name}": spec.label for name, spec in self.models.items()}
-        facts |= {f"task {name}": spec.title for name, spec in self.tasks.items()} | {"results in": self.directory}
-        return facts_html(f"{self.name}: {self.description}", facts | ({"note": self.note} if self.note else {}))
+    __str__ = Shown.__repr__
 
 
 class _Loader(yaml.SafeLoader):
@@ -314,17 +313,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not for studies: write it out", problem_mark=self.peek_event().start_mark
-            )
+            raise yaml.MarkedYAMLError("aliases are not for studies: write it out", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
+        names = [key.value for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in names[:i]:
+                raise yaml.MarkedYAMLError(f"the key {key.value!r} stands twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -346,7 +342,7 @@ def load_study(name_or_path: str | Path) -> Study:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a study: {error}") from None
-    if not isinstance(content, dict) or "base" in content:
+    if not isinstance(content, dict) or "base" in content:  # which is ours to say
         found = "the key 'base'" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected the keys of a study, found {found}")
     folder = path.resolve().parent
@@ -402,8 +398,7 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
 
 def _load(study: Study, name: str, spec: Loader, expected: type) -> Any:
     made, options = prepare(study, name, spec)
-    loaded = made(**options)
-    if not isinstance(loaded, expected):
+    if not isinstance(loaded := made(**options), expected):
         raise ValueError(f"{spec.loader} returned a {type(loaded).__name__}, expected {expected.__name__}")
     return loaded
 

@@ -75,7 +75,7 @@ def test_the_short_form_fills_in_the_rest(tmp_path: Path, monkeypatch: pytest.Mo
     ]  # fmt: skip
     assert len(repr(study)) < 300 and "digits" in repr(study) and "whisper" in repr(study)
     shown = load_study(written(tmp_path, note="<b>bold</b>"))._repr_html_()
-    assert "&lt;b&gt;bold" in shown and shown.count("<tr>") == 6
+    assert "&lt;b&gt;bold" in shown and shown.count("<tr>") == 4
 
 
 def test_a_model_of_several_seeds(tmp_path: Path):

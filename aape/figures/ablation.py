@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aape.ablation import AblationResult
-from aape.figures.style import colours, save
+from aape.figures.style import colours, nothing, save
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
 KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
@@ -69,34 +70,33 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
     figure = Figure(figsize=(max(2.2, 0.42 * len(classes)) * len(models) + 1.2, 5.6), layout="constrained")
     axes = figure.subplots(2, len(models), sharey="row", sharex=True, squeeze=False)
     figure.suptitle(_title(result, f"neurons of {target} ({mode}) {KINDS[head]}", task), fontsize=10)
-    rng = np.random.default_rng(0)
+    rng, place = np.random.default_rng(0), np.arange(len(classes))
     for (row, column), axis in np.ndenumerate(axes):
         at = {"model": models[column], "measure": list(UNITS)[row]}
         here = _pick(bars, **at).set_index("class").reindex(classes)
-        for i, (name, line) in enumerate(here.iterrows()):
-            alpha = 1.0 if line.targeted else 0.45
-            axis.bar(i - 0.2, line.difference, width=0.36, color=colour[models[column]], alpha=alpha, zorder=2)
-            axis.plot([i - 0.2] * 2, [line.low, line.high], color="black", lw=0.9, zorder=5)
-            points = _pick(controls, **at, **{"class": name}).difference
-            axis.scatter(i + 0.14 + rng.uniform(-0.1, 0.1, len(points)), points, s=5, color="#555555", alpha=0.5, lw=0)
+        shade = [to_rgba(colour[models[column]], 1.0 if targeted else 0.45) for targeted in here.targeted]
+        axis.bar(place - 0.2, here.difference, width=0.36, color=shade, zorder=2)
+        axis.vlines(place - 0.2, here.low, here.high, color="black", lw=0.9, zorder=5)
+        sets = _pick(controls, **at).set_index("class").difference.loc[lambda d: d.index.isin(classes)]
+        x = pd.Index(classes).get_indexer(sets.index) + rng.uniform(0.04, 0.24, len(sets))
+        axis.scatter(x, sets, s=5, color="#555555", alpha=0.5, lw=0)
         for kind in [kind for kind in MARKERS if kind != head]:
             other = _pick(mine, **at, kind=kind).set_index("class").difference.reindex(classes)
             style = {"s": 16, "marker": MARKERS[kind], "c": "white", "edgecolors": "black", "lw": 0.7, "zorder": 6}
-            axis.scatter(np.arange(len(classes)) + 0.38, other, label=KINDS.get(kind, kind), **style)
+            axis.scatter(place + 0.38, other, label=KINDS.get(kind, kind), **style)
         axis.axhline(0, color="black", lw=0.8)
         _plain(axis)
         if not here.difference.notna().any():
-            axis.text(0.5, 0.5, "no such neurons", ha="center", transform=axis.transAxes, fontsize=8)
+            nothing(axis, "no such neurons")
         label = result.labels.get(models[column], models[column])
         axis.set_title("" if row else f"{label}\n{here.neurons.max():.4g} neurons", fontsize=8)
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}", fontsize=8)
         if row == 1:
-            axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+            axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
             for text, targeted in zip(axis.get_xticklabels(), here.targeted, strict=True):
                 text.set_fontweight("bold" if targeted else "normal")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False, fontsize=7
-    )
+    shown = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower right", ncols=3, frameon=False, fontsize=7)
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
     figure.supxlabel(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}", fontsize=7)
     return figure
@@ -119,7 +119,7 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
         axis.set_yticks([])
         axis.xaxis.set_major_locator(MaxNLocator(5))
         if not np.isfinite(line.effect):
-            axis.text(0.5, 0.5, "no such neurons", ha="center", va="center", transform=axis.transAxes, fontsize=8)
+            nothing(axis, "no such neurons")
             axis.set_xticks([])
         else:
             bins = np.histogram_bin_edges([*sets.effect, line.effect], 30)
@@ -148,8 +148,7 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
         return None
     classes, models = _seen(table, "class"), _seen(table, "model")
     small = len(classes) <= SHOWN
-    font, side = (7, 0.36) if small else (5.5, 0.13)
-    side = max(2.2, side * len(classes))
+    font, side = 7 if small else 5.5, max(2.2, (0.36 if small else 0.13) * len(classes))
     grid = (len(models), 1) if len(classes) > 25 else (1, len(models))
     figure = Figure(figsize=(grid[1] * (side + 0.9) + 1.4, grid[0] * (side + 1.0) + 0.9), layout="constrained")
     axes = figure.subplots(*grid, squeeze=False).ravel()

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from aape.artifacts import Artifacts
-from aape.figures.style import colours
+from aape.figures.style import colours, nothing
 
 MEASURES = {  # column -> title, and the column that it is a share of
     "coverage": ("coverage", None),
@@ -58,7 +58,7 @@ def layer_figure(results: Mapping[tuple[str, str], Any], labels: Mapping[str, st
         axes.set_ylabel(task if model == models[0] else "", fontsize=7)
         axes.set_xlabel("layer" if task == tasks[-1] else "", fontsize=7)
         if result is None:
-            axes.text(0.5, 0.5, "no artifacts", ha="center", va="center", transform=axes.transAxes, fontsize=7)
+            nothing(axes, "no artifacts")
             continue
         specific, several = result.members.any(axis=2).sum(axis=1), (result.members.sum(axis=2) > 1).sum(axis=1)
         layers, alive = np.arange(len(specific)), result.calibrated.any(axis=2).sum(axis=1)

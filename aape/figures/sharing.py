@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from aape.figures.style import nothing
 from aape.sharing import Sharing, pairs_of
 
 ANNOTATED_TO = 12  # up to so many classes numbers stand in the cells; with more the panels stand one above the other
@@ -42,21 +43,25 @@ def sharing_figure(
     """
     known = [found for found in panels.values() if found is not None]
     within, most = known[0].within, max(len(rows), len(columns))
+    few = most <= ANNOTATED_TO
     order = _clustered(known, within) if pitches is None else tuple(np.argsort(p) for p in pitches)
     seen = np.concatenate([f.observed[pairs_of(f.observed, within)] for f in known])
     # of many pairs, one outlying pair must not flatten the picture
-    top = max(float(np.quantile(seen, 1 if most <= ANNOTATED_TO else 0.995)) if len(seen) else 0.0, 1e-3)
-    stacked = pitches is None and most > ANNOTATED_TO
-    cell = max(0.125, 4.5 / most) if stacked else 0.34  # inch a class, at least what 6 point names need
-    width, height = max(5.0 if stacked else 2.0, cell * len(columns)) + 1.9, cell * len(rows) + 1.9
-    across, down = (1, len(panels)) if stacked else (len(panels), 1)
-    size = (width * across, height * down) if pitches is None else (3.6 * len(panels), 6.0)
+    top = max(float(np.quantile(seen, 1 if few else 0.995)) if len(seen) else 0.0, 1e-3)
+    if pitches is not None:
+        down, size = 1, (3.6 * len(panels), 6.0)
+    else:  # few classes: panels side by side; many: one above the other, with room for names of 6 points
+        down, cell, least = (1, 0.34, 2.0) if few else (len(panels), max(0.125, 4.5 / most), 5.0)
+        across = len(panels) // down
+        size = across * (max(least, cell * len(columns)) + 1.9), down * (cell * len(rows) + 1.9)
     whole = Figure(figsize=size, layout="constrained")
     whole.suptitle(title, fontsize=10)
     parts: Any = whole.subfigures(2, 1, height_ratios=[3.1, 2]) if curves else [whole]
-    for axes, (label, found) in zip(parts[0].subplots(down, across, squeeze=False).flat, panels.items(), strict=True):
+    grid = parts[0].subplots(down, len(panels) // down, squeeze=False)
+    for axes, (label, found) in zip(grid.flat, panels.items(), strict=True):
         if found is None:
-            _nothing(axes, label)
+            nothing(axes, f"{label}:\nno artifacts")
+            axes.set_axis_off()
             continue
         _heatmap(axes, found, order, top, level, equal=pitches is None)
         if pitches is not None:
@@ -67,22 +72,14 @@ def sharing_figure(
             int((mask & pairs_of(mask, within)).sum())
             for mask in (found.q < level, found.q_centred < level, ~np.isnan(found.p))
         )
-        text = (
-            f"of {tested} pairs {above} (dots) above permuted labels,\n{more} (rings) above their classes' other pairs"
-        )
-        axes.set_title(f"{label}\n{text}" if tested else label, fontsize=7)
-    for axes, (label, curve) in zip(
-        np.atleast_1d(parts[1].subplots(1, len(curves), sharey=True)) if curves else (),
-        (curves or {}).items(),
-        strict=True,
-    ):
-        _curve(axes, label, curve)
+        text = f"\nof {tested} pairs {above} (dots) above permuted labels,\n{more} (rings) above their classes' other pairs"
+        axes.set_title(label + text * bool(tested), fontsize=7)
+    if curves:
+        for axes, (label, curve) in zip(
+            np.ravel(parts[1].subplots(1, len(curves), sharey=True)), curves.items(), strict=True
+        ):
+            _curve(axes, label, curve)
     return whole
-
-
-def _nothing(axes: Axes, label: str) -> None:
-    axes.text(0.5, 0.5, f"{label}:\nno artifacts", ha="center", va="center", fontsize=9, transform=axes.transAxes)
-    axes.set_axis_off()
 
 
 def _clustered(known: list[Sharing], within: bool) -> tuple[np.ndarray, ...]:
@@ -98,18 +95,11 @@ def _clustered(known: list[Sharing], within: bool) -> tuple[np.ndarray, ...]:
 
 
 def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *, equal: bool) -> None:
-    values = (
-        np.where(np.eye(len(found.observed), dtype=bool), np.nan, found.observed) if found.within else found.observed
-    )
-    image = axes.imshow(
-        values[np.ix_(*order)],
-        cmap="cividis",
-        vmin=0,
-        vmax=top,
-        aspect="equal" if equal else "auto",
-        interpolation="nearest",
-    )
-    axes.set_facecolor("#DDDDDD")  # a class with itself
+    same = np.eye(*found.observed.shape) * found.within == 1  # a class with itself
+    values = np.where(same, np.nan, found.observed)[np.ix_(*order)]
+    look: dict[str, Any] = {"cmap": "cividis", "aspect": "equal" if equal else "auto", "interpolation": "nearest"}
+    image = axes.imshow(values, vmin=0, vmax=top, **look)
+    axes.set_facecolor("#DDDDDD")
     n = max(values.shape)
     lower = 0.28 if equal and n <= ANNOTATED_TO else 0.0  # below the number in the cell
     thin, size = 0.35 if n < 60 else 0.15, min(16.0, 900.0 / n**1.35)
@@ -149,8 +139,8 @@ def _octave_axes(axes: Axes, pitches: tuple[list[int], ...], order: Any, titles:
 def _curve(axes: Axes, label: str, curve: pd.DataFrame | None) -> None:
     """Mean sharing against pitch distance, with the 95 % band of pitches dealt anew."""
     if curve is None:
-        _nothing(axes, label)
-        return
+        axes.set_axis_off()
+        return nothing(axes, f"{label}:\nno artifacts")
     d = curve[curve.pairs >= 5]  # the mean of fewer pairs jumps about
     axes.fill_between(d.semitones, d.chance_low, d.chance_high, color="#BBBBBB", lw=0, label="pitches dealt anew, 95 %")
     axes.plot(d.semitones, d.mean_jaccard, color="#0072B2", lw=1.1, label="observed")

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aape.files import whole_file
@@ -17,6 +18,11 @@ PALETTE = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#56B4E9", "#E
 def colours(models: Iterable[str]) -> dict[str, str]:
     """A colour for each model, in the study's order."""
     return dict(zip(models, itertools.cycle(PALETTE), strict=False))
+
+
+def nothing(axes: Axes, text: str) -> None:
+    """Words in place of a panel's content."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, transform=axes.transAxes)
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
