@@ -206,9 +206,7 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
                 f"{'weights' if len(weights) > 1 else 'layers or neurons'} differ. Collect again the one that is out of date."
             )
         if other.classes != mine.classes:
-            raise ValueError(
-                f"{other.path} and {mine.path}: of task {task!r}, but with different classes or another order"
-            )
+            raise ValueError(f"{mine.path}: of {task!r}, but with different classes or another order than {other.path}")
         for twin in {same.setdefault((task, identity), model) for identity in weights} - {model}:
             notes.add(f"{task}: {twin} and {model} have the same weights")
         if not mine.has_counts:

@@ -228,16 +228,13 @@ def _entry(
     good = np.setdiff1d(np.arange(len(batch)), bad)
     kept = good[plan.kept[batch[good]]]
     dtype = np.min_scalar_type(int(counted.tokens.max()))  # the smallest unsigned integer that holds any count
-    entry = {
+    entry = {name: getattr(counted, name).numpy()[good] for name in ("embeddings", "tokens", "padding_tokens")}
+    entry |= {
         "clips": batch[good],
-        "bad": batch[bad],
-        "reasons": np.array([complaints[i] for i in bad], dtype=str),
-        "embeddings": counted.embeddings.numpy()[good],
-        "tokens": counted.tokens.numpy()[good],
-        "padding_tokens": counted.padding_tokens.numpy()[good],
         "unmarked": unmarked[good],
         "clip_counts": counted.counts.numpy()[kept].astype(dtype),
     }
+    entry |= {"bad": batch[bad], "reasons": np.array([complaints[i] for i in bad], dtype=str)}
     if counted.padding is not None:
         entry["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:

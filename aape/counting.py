@@ -116,9 +116,7 @@ def count_batch(
     same_tokens(encoder, calls)
     made = calls[layers[0]]
     if masks and (speaks := [m.shape[1] for m in masks]) != made:
-        raise ValueError(
-            f"{encoder.name}: padding_masks speaks of {speaks} tokens, one number a call, embed made {made}"
-        )
+        raise ValueError(f"{encoder.name}: padding_masks speaks of {speaks} tokens a call, embed made {made}")
     found = [embeddings, counts, sums / max(sum(made), 1), *([] if padding is None else [padding])]
     found = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
     if wave.is_cuda:

@@ -156,7 +156,5 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError("its own hash differs: it was edited")
         checked(Manifest, content)
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not a manifest of this version ({error}).\nRestore it, or collect into another folder."
-        ) from error
+        raise ValueError(f"{path} is not a manifest of this version ({error}).\nRestore it or collect anew.") from error
     return content

@@ -209,8 +209,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     for name, digest in manifest["checksums"].items():  # what lies there must be the same, left by a run killed here
         if (out_dir / name).exists() and sha256_of(out_dir / name) != digest:
             raise ValueError(
-                f"{out_dir}/{name} appeared during the pass and is not of it; it was not touched.\n"
-                "Move it away and call again: nothing is computed twice."
+                f"{out_dir}/{name} appeared during the pass and is not of it.\nMove it away and call again."
             )
     for name in files:
         os.replace(final / name, out_dir / name)

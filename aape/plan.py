@@ -26,10 +26,6 @@ from aape.manifest import Settings, check_classes, checked
 from aape.shapes import common_width, dry_run
 from aape.task import Task
 
-_NO_SPACE = (
-    "no space in {}: the pass takes {}.\nWhat was computed is kept: make space and call again, or start anew with less "
-    "(layers=, keep_clips= or means=False)."
-)
 ENCODER = ("encoder", "identity", "probe", "dtype", "layers", "neurons", "sample_rate")
 IDENTITY = (*ENCODER, "task", "clip_seconds", "splits", "data", "kept", "means")
 RUN = ("batch_size", "device", "on_bad_clip")  # may differ between finished runs, not within one
@@ -54,8 +50,8 @@ class Plan:
     @functools.cached_property
     def batches(self) -> list[np.ndarray]:
         """Positions in `clips` of each batch."""
-        size, clips = self.settings["batch_size"], np.arange(len(self.clips))
-        return [clips[start : start + size] for start in range(0, len(clips), size)]
+        size, clips = self.settings["batch_size"], len(self.clips)
+        return np.split(np.arange(clips), range(size, clips, size))
 
     @property
     def cut(self) -> int:
@@ -64,8 +60,7 @@ class Plan:
 
     def space(self, folder: Path) -> tuple[str, int, int]:
         """What counts and means take on the disk: in words, at least at the end, and what is free, bytes."""
-        neurons = int(self.kept.sum()) * math.prod(self.shape)
-        means = 2 * self.settings["means"]
+        neurons, means = int(self.kept.sum()) * math.prod(self.shape), 2 * self.settings["means"]
         # 1 or 2 bytes a count; for a moment both as batches and merged, with padding counted apart in both
         least, most, free = neurons * (1 + means), 2 * neurons * (4 + means), shutil.disk_usage(folder).free
         text = f"{least / 2**30:.3f} to {most / 2**30:.3f} GiB of disk, {free / 2**30:.3f} GiB are free"
@@ -196,7 +191,7 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
         )
     needs, least, free = plan.space(folder)
     if least > free:
-        raise OSError(errno.ENOSPC, _NO_SPACE.format(folder, needs))
+        raise OSError(errno.ENOSPC, "not begun")  # `naming_space` says the rest
     if least > 1 << 26:
         tqdm.write(f"{task.name}: {len(seconds):,} clips to hear, {needs}")
 
@@ -209,4 +204,8 @@ def naming_space(plan: Plan, out_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(error.errno, _NO_SPACE.format(out_dir, plan.space(out_dir)[0])) from error
+        raise OSError(
+            error.errno,
+            f"no space in {out_dir}: the pass takes {plan.space(out_dir)[0]}.\nWhat was computed is kept: make space and "
+            "call again, or start anew with less (layers=, keep_clips= or means=False).",
+        ) from error

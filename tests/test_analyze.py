@@ -206,7 +206,7 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
     labels = np.repeat(np.arange(4), 36)
     events = planted_counts(labels, 4, seed=0), labels
     write_artifacts(folder / "events_vit", *events, EVENTS[::-1], task="events", weights="vit")
-    with pytest.raises(ValueError, match="'events', but with different classes or another order"):
+    with pytest.raises(ValueError, match="of 'events', but with different classes or another order"):
         analyze(path)
     write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="another")
     with pytest.raises(ValueError, match="weights differ. Collect again"):

@@ -88,8 +88,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
         _plain(axis)
         if not here.difference.notna().any():
             nothing(axis, "no such neurons")
-        label = result.labels.get(models[column], models[column])
-        axis.set_title("" if row else f"{label}\n{here.neurons.max():.4g} neurons", fontsize=8)
+        axis.set_title("" if row else f"{result.labels[models[column]]}\n{here.neurons.max():.4g} neurons", fontsize=8)
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}", fontsize=8)
         if row == 1:
             axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
@@ -132,11 +131,10 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
             if np.isfinite(line.active_p):
                 axis.set_title(f"p = {line.active_p:.3g}, q = {line.active_q:.3g}", fontsize=7, loc="right", pad=2)
         if c == 0:
-            label = "\n".join(dict.fromkeys([at["task"], at["target"], f"class {at['class']}"]))
-            axis.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+            text = "\n".join([at["task"], at["target"], f"class {at['class']}"])
+            axis.set_ylabel(text, fontsize=7, rotation=0, ha="right", va="center")
         if r == 0:
-            label = result.labels.get(models[c], models[c])
-            axis.annotate(label, (0.5, 1.32), xycoords="axes fraction", ha="center", fontsize=8)
+            axis.annotate(result.labels[models[c]], (0.5, 1.32), xycoords="axes fraction", ha="center", fontsize=8)
     if len(result.controls):
         axes[0, 0].legend(fontsize=6, frameon=False)
     return figure
@@ -162,7 +160,7 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
         image = axis.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest)
         axis.set_yticks(range(len(classes)), [f"{c} ({sizes[c]:.3g})" for c in classes], fontsize=font)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=font)
-        axis.set_title(result.labels.get(model, model), fontsize=8)
+        axis.set_title(result.labels[model], fontsize=8)
         for i, j in np.argwhere(matrix.notna().to_numpy() & small):
             value = round(matrix.iat[i, j], 2) + 0.0  # no -0.00
             ink, weight = "white" if abs(value) > 0.6 * largest else "black", "bold" if i == j else "normal"
@@ -178,16 +176,16 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
     if not len(table := _pick(result.gains, measure=measure)):
         return None
     targets, colour = _seen(table, "task", "target", "mode"), colours(result.labels)
-    figure = Figure(figsize=(2.6 * min(len(targets), 4) + 0.6, 2.5 * -(-len(targets) // 4) + 0.8), layout="constrained")
+    across, down = min(len(targets), 4), -(-len(targets) // 4)
+    figure = Figure(figsize=(2.6 * across + 0.6, 2.5 * down + 0.8), layout="constrained")
     figure.suptitle(_title(result, "Dose response: the target's neurons multiplied by a gain"), fontsize=10)
-    for place, (task, target, mode) in enumerate(targets):
-        axis = figure.add_subplot(-(-len(targets) // 4), min(len(targets), 4), place + 1)
+    for place, (task, target, mode) in enumerate(targets, 1):
+        axis = figure.add_subplot(down, across, place)
         here = _pick(table, task=task, target=target, mode=mode)
         styles = dict(zip(_seen(here, "class"), ["-", "--", ":", "-."] * len(here), strict=False))
         for (model, name), line in here.sort_values("gain").groupby(["model", "class"], sort=False):
-            label = f"{result.labels.get(model, model)}, {name}"
             style = {"color": colour[model], "linestyle": styles[name], "marker": ".", "ms": 4, "lw": 1.3}
-            axis.plot(line.gain, line.difference, label=label, **style)
+            axis.plot(line.gain, line.difference, label=f"{result.labels[model]}, {name}", **style)
         axis.axhline(0, color="black", lw=0.6)
         axis.axvline(1, color="black", lw=0.6, ls=":")
         axis.set_title(f"{task}: {target} ({mode})", fontsize=8)
