@@ -1,9 +1,12 @@
 """Shared fixtures: a toy encoder whose counts can be worked out by hand, and a folder of tiny clips."""
 
-from __future__ import annotations
-
+import contextlib
+import importlib.util
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -116,6 +119,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv("AAPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Torch on one thread, as many processes beside one another have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def shared_folder(*parts: str) -> Path:
     """A folder of real data or weights: beside the repository, or below $AAPE_SHARED. It may not be there."""
     return Path(os.environ.get("AAPE_SHARED", REPOSITORY.parent / "shared"), *parts)
@@ -135,9 +149,29 @@ def esc50() -> Path:
     return folder
 
 
+needs_evar = pytest.mark.skipif(
+    not os.environ.get("EVAR") or importlib.util.find_spec("torchaudio") is None,
+    reason="needs the environment variable EVAR (a clone of EVAR with M2D in external/m2d) and torchaudio",
+)
+
+
 @pytest.fixture
 def ravdess() -> Path:
     folder = shared_folder("data", "ravdess")
     if not folder.is_dir():
         pytest.skip(f"RAVDESS is not here: expected it at {folder}, or set AAPE_SHARED")
     return folder
+
+
+@pytest.fixture(scope="module")  # not longer: while it is open its event loop runs, where notebooks start theirs
+def browser() -> Iterator[Any]:
+    """The system's chromium, driven by Playwright."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium here: apt-get install chromium, or another way to get one on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
+    with playwright.sync_playwright() as driver:
+        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        started = driver.chromium.launch(executable_path=chromium, args=options)
+        yield started
+        started.close()

@@ -1,7 +1,5 @@
 """Artifacts of an encoder that never was: counts with planted neurons, and a study that names them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
@@ -48,20 +46,10 @@ def write_artifacts(
         np.save(path / "padding_counts.npy", (counts * share).astype(np.uint8))
     checked = [p.name for p in sorted(path.iterdir()) if p.suffix in (".pt", ".npy", ".txt")]
     manifest = {
-        "format": 3,
-        "encoder": "fake",
-        "weights": {"source": source, "sha256": weights},
-        "identity": hashlib.sha256(weights.encode()).hexdigest(),
-        "probe": [1.0, -0.5],
-        "dtype": "float32",
-        "layers": [f"blocks.{i}" for i in range(counts.shape[1])],
-        "neurons": counts.shape[2],
-        "task": task,
-        "classes": classes,
-        "clip_seconds": 1.0,
-        "sample_rate": 16000,
-        "splits": names,
-        "data": "d" * 64,
+        "format": 3, "encoder": "fake", "weights": {"source": source, "sha256": weights}, "probe": [1.0, -0.5],
+        "identity": hashlib.sha256(weights.encode()).hexdigest(), "dtype": "float32",
+        "layers": [f"blocks.{i}" for i in range(counts.shape[1])], "neurons": counts.shape[2], "task": task,
+        "classes": classes, "clip_seconds": 1.0, "sample_rate": 16000, "splits": names, "data": "d" * 64,
         "group_column": None if groups is None else "group",
         "clips": {
             "file": [f"{i}.wav" for i in range(clips)],
@@ -72,19 +60,11 @@ def write_artifacts(
             "padding_tokens": padding_tokens.tolist(),
             "sha256": [f"{i:064x}" for i in range(clips)],
         },
-        "kept": None,
-        "skipped": [],
-        "notes": [],
-        "cut": 0,
-        "padding": "counted" if padded else "none",
-        "means": False,
-        "batch_size": 32,
-        "device": "cpu",
-        "on_bad_clip": "stop",
+        "kept": None, "skipped": [], "notes": [], "cut": 0, "padding": "counted" if padded else "none", "means": False,
+        "batch_size": 32, "device": "cpu", "on_bad_clip": "stop", "versions": {},
         "hardware": {"machine": "none", "threads": 1},
-        "versions": {},
         "checksums": {name: sha256_of(path / name) for name in checked},
-    }
+    }  # fmt: skip
     write_manifest(path / "manifest.json", manifest)
 
 

@@ -1,8 +1,7 @@
 """The deactivation experiment on a toy whose neurons are planted, so that the right answer is known."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -77,20 +76,13 @@ def tones(folder: str, folds: bool = False) -> Task:
 
 def make_study(root: Path, folds: bool = False, heard: tuple[str, ...] = (), **settings: object) -> Study:
     ablation_settings: dict = {
-        "targets": [{"task": "tones", "classes": ["low"], "mode": "specific"}],
-        "controls": 39,
-        "layer_matched": 3,
-        "rate_matched": 2,
-        "other_modes": 5,
-        "refits": 3,
-        "bootstrap": 200,
-        "gains": [0.0, 0.5, 1.0, 2.0],
-    } | settings
+        "targets": [{"task": "tones", "classes": ["low"], "mode": "specific"}], "controls": 39, "layer_matched": 3,
+        "rate_matched": 2, "other_modes": 5, "refits": 3, "bootstrap": 200, "gains": [0.0, 0.5, 1.0, 2.0],
+    } | settings  # fmt: skip
     task = {"loader": f"{__name__}:tones", "options": {"folder": str(root / "audio"), "folds": folds}, "rate": 0.3}
     ssl = {"loader": f"{__name__}:tuned", "folder": "analysis", "heard": {"tones": list(heard)}}
     other = {"loader": f"{__name__}:tuned", "options": {"seed": 1}, "folder": "untrained"}
-    models = {"ssl": ssl, "untrained": other}
-    content = {"models": models, "tasks": {"tones": task}, "selection": {"quantile": 0.7}}
+    content = {"models": {"ssl": ssl, "untrained": other}, "tasks": {"tones": task}, "selection": {"quantile": 0.7}}
     return Study(name="toy", stand_in=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
 
 
@@ -239,9 +231,8 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
 
     def activations(waves: torch.Tensor) -> torch.Tensor:
         kept: list = []
-        handle = encoder.module.act.register_forward_hook(lambda _m, _i, out: kept.append(out))
-        encoder.embed(waves)
-        handle.remove()
+        with encoder.module.act.register_forward_hook(lambda _m, _i, out: kept.append(out)):
+            encoder.embed(waves)
         return kept[0]
 
     def resampled(_module: nn.Module, _inputs: object, out: torch.Tensor) -> torch.Tensor:
@@ -255,9 +246,8 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
         found["zero"] = encoder.embed(wave)
     with silenced(encoder, neurons, replace_by=means[neurons[:, 1]]):
         found["mean"] = encoder.embed(wave)
-    handle = encoder.module.act.register_forward_hook(resampled)
-    found["resample"] = encoder.embed(wave)
-    handle.remove()
+    with encoder.module.act.register_forward_hook(resampled):
+        found["resample"] = encoder.embed(wave)
 
     before = classifier.log_probabilities(artifacts.embeddings()[fold.test])
     low, panel = truth == CLASSES.index("low"), bench.panel(4)[fold.test] & (truth != CLASSES.index("low"))
@@ -291,9 +281,7 @@ def test_the_other_tables(result: ablation.AblationResult) -> None:
     assert not effects[~effects.targeted].active_q.notna().any()
 
 
-def test_controls_end_early_where_more_cannot_matter(
-    study: Study, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_controls_end_early_where_more_cannot_matter(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every set does the same random things: ten controls on either side come long before 2,000."""
     rng = np.random.default_rng(0)
 
@@ -348,17 +336,12 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
 ) -> None:
     for name in ablation.TABLES:  # without the models
         pd.testing.assert_frame_equal(getattr(load_result(study), name), getattr(result, name), check_dtype=False)
-    passes = []
-    original = trials.embed_with_sets
-
-    def counted(encoder: Encoder, wave: torch.Tensor, sets: list, donors: object) -> object:
-        passes.append(len(wave) * len(sets))
-        return original(encoder, wave, sets, donors)
-
+    counted = Mock(wraps=trials.embed_with_sets)
     monkeypatch.setattr(trials, "embed_with_sets", counted)
     pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, result.effects)
-    assert passes == []
+    counted.assert_not_called()
     ablate(study, layer_matched=5, device="cpu")
+    passes = [len(wave) * len(sets) for _, wave, sets, _ in (call.args for call in counted.call_args_list)]
     assert sum(passes) == 2 * (12 + 8) * 2  # two sets, twelve clips of the class and eight of the panel, two models
     ablate(study, device="cpu")  # leaves the CSVs as they were
     with folder_lock(study.directory / "ablations"), pytest.raises(FolderBusy, match="Wait for it"):
@@ -368,21 +351,19 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
 def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"controls": 5, "layer_matched": 0, "rate_matched": 0, "refits": 2}
     study = collected(make_study(tmp_path, **quick))
-    original = trials.embed_with_sets
-    calls = [0]
+    original, left = trials.embed_with_sets, iter(range(4))
 
-    def dies(encoder: Encoder, wave: torch.Tensor, sets: list, donors: object) -> object:
-        calls[0] += 1
-        if calls[0] == 5:
+    def dies(*arguments: object) -> object:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return original(encoder, wave, sets, donors)
+        return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trials, "embed_with_sets", dies)
-    with pytest.raises(KeyboardInterrupt):
-        ablate(study, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "embed_with_sets", dies)
+        with pytest.raises(KeyboardInterrupt):
+            ablate(study, device="cpu")
     stored = sorted((study.directory / "ablations").rglob("*.npz"))
     assert stored
-    monkeypatch.setattr(trials, "embed_with_sets", original)
     effects = ablate(study, device="cpu").effects
     stored[0].write_bytes(b"half a file")
     with pytest.warns(UserWarning, match="computed anew"):
@@ -413,31 +394,20 @@ def test_five_folds(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) -> None:
     artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), tones(str(tmp_path))
     table = pd.read_csv(tmp_path / "meta.csv")
-    others = {
-        "two": table[table.label != "high"],
-        "swapped": table.assign(label=table.label.map({"high": "low", "low": "high", "middle": "middle"})),
-        "fewer": table[5:],
-    }
-    for name, rows in others.items():
-        rows.to_csv(tmp_path / f"{name}.csv", index=False)
-    named = {name: from_metadata(tmp_path / f"{name}.csv", tmp_path, clip_seconds=1.0, name=name) for name in others}
     for name in ("over_zero.pt", "classes.txt"):
         (tmp_path / name).write_bytes((artifacts.path / name).read_bytes())
-    for encoder, other, theirs, message in (
-        (tuned(1), task, artifacts, "SHA-256"),
-        (tuned(), named["two"], artifacts, "classes 3 .*task two has 2"),
-        (tuned(), named["swapped"], artifacts, "other labels"),
-        (tuned(), named["fewer"], artifacts, r"5 clip\(s\) that .* does not list, e.g. 0.wav"),
-        (tuned(), task, load_artifacts(tmp_path), "needs manifest.json and features.pt"),
+    for encoder, rows, theirs, message in (
+        (tuned(1), table, artifacts, "SHA-256"),
+        (tuned(), table[table.label != "high"], artifacts, "classes 3 .*task other has 2"),
+        (tuned(), table.replace({"high": "low", "low": "high"}), artifacts, "other labels"),
+        (tuned(), table[5:], artifacts, r"5 clip\(s\) that .* does not list, e.g. 0.wav"),
+        (tuned(), table, load_artifacts(tmp_path), "needs manifest.json and features.pt"),
     ):
+        rows.to_csv(tmp_path / "other.csv", index=False)
+        other = from_metadata(tmp_path / "other.csv", tmp_path, clip_seconds=1.0, name="other")
         with pytest.raises(ValueError, match=message):
             trials.Bench(encoder, other, theirs, tmp_path / "x")
-
-
-def test_other_audio_than_was_collected(study: Study, tmp_path: Path) -> None:
-    artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
-    task = tones(str(tmp_path))
-    for path in tmp_path.glob("*.wav"):
+    for path in tmp_path.glob("*.wav"):  # other audio than was collected
         wave, rate = soundfile.read(path)
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
     bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")

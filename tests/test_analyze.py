@@ -1,7 +1,5 @@
 """From artifacts to tables and figures, calibrated selection, and what is refused."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import get_args
@@ -10,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import pitch_of
@@ -26,36 +25,25 @@ PITCHES = [str(p) for p in range(48, 74)]
 
 def fill(root: Path, models=("analysis", "vit", "untrained")) -> Path:
     """A study of two tasks; the pitch task shares neurons between octaves."""
-    path = write_study(
-        root / "study.yaml",
-        {"events": "event", "notes": "pitch"},
-        [("within_task-events", "events", "events"), ("cross_task-notes", "notes", "notes")],
-    )
+    sharing = [("within_task-events", "events", "events"), ("cross_task-notes", "notes", "notes")]
+    path = write_study(root / "study.yaml", {"events": "event", "notes": "pitch"}, sharing)
+    out = root / "outputs" / "fake"
     for seed, folder in enumerate(models):
         each = 0 if folder == "untrained" else 6
         labels = np.repeat(np.arange(4), 36)
         counts = planted_counts(labels, 4, seed=seed, each=each)
-        write_artifacts(
-            root / "outputs" / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events",
-            groups=np.arange(144) // 2, padded=20, weights=folder,
-        )  # fmt: skip
+        about = {"groups": np.arange(144) // 2, "padded": 20, "weights": folder}
+        write_artifacts(out / f"events_{folder}", counts, labels, EVENTS, task="events", **about)
         labels = np.repeat(np.arange(26), 8)
         share = [int(p) % 12 for p in PITCHES]
         counts = planted_counts(labels, 26, seed=seed, each=2 * bool(each), share=share)
-        write_artifacts(
-            root / "outputs" / "fake" / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder
-        )
+        write_artifacts(out / f"notes_{folder}", counts, labels, PITCHES, task="notes", weights=folder)
     return path
 
 
 @pytest.fixture(scope="module")
-def study_file(tmp_path_factory):
-    return fill(tmp_path_factory.mktemp("analysis"))
-
-
-@pytest.fixture(scope="module")
-def analysis(study_file):
-    return analyze(study_file, progress=False)
+def analysis(tmp_path_factory):
+    return analyze(fill(tmp_path_factory.mktemp("analysis")), progress=False)
 
 
 def test_every_table_has_every_model(analysis):
@@ -124,16 +112,11 @@ def test_figures_are_written_as_pdf_and_png_with_something_on_them(analysis):
         assert pixels.std() > 0.02 and min(pixels.shape[:2]) > 200
 
 
-def test_a_second_run_computes_nothing_and_gives_the_same(study_file, analysis, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr("aape.analysis.task_result", refuse)
-    again = analyze(study_file, draw=False, progress=False)
-    pd.testing.assert_frame_equal(again.overview, analysis.overview)
-    pd.testing.assert_frame_equal(again.classes, analysis.classes)
-    pd.testing.assert_frame_equal(again.sensitivity, analysis.sensitivity)
-    pd.testing.assert_frame_equal(again.sharing_summary, analysis.sharing_summary)
+def test_a_second_run_computes_nothing_and_gives_the_same(analysis, monkeypatch):
+    monkeypatch.setattr("aape.analysis.task_result", None)  # it would be called
+    again = analyze(analysis.study, draw=False, progress=False)
+    for name in ("overview", "classes", "sensitivity", "sharing_summary"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(analysis, name))
     assert np.array_equal(again.results["notes", "sl"].members, analysis.results["notes", "sl"].members)
 
 
@@ -155,13 +138,8 @@ def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis)
 def test_unequal_classes_are_resampled(tmp_path):
     labels = np.array([0] * 60 + [1] * 20 + [2] * 12)
     path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
-    write_artifacts(
-        tmp_path / "outputs" / "fake" / "events_analysis",
-        planted_counts(labels, 3, seed=0),
-        labels,
-        EVENTS[:3],
-        task="events",
-    )
+    folder = tmp_path / "outputs" / "fake" / "events_analysis"
+    write_artifacts(folder, planted_counts(labels, 3, seed=0), labels, EVENTS[:3], task="events")
     found = analyze(path, draw=False, progress=False)
     row = found.results["events", "ssl"].sensitivity.set_index("setting").loc["clips per class"]
     assert row.note == "12 instead of 12 to 60" and 0 < row.overlap < 1
@@ -178,8 +156,6 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, mo
     for layer, neuron in [*published_neurons("cremad", "ANG", "HAP"), (11, 7)]:
         p[layer, neuron] = [0.9, 0.0, 0.9]
     p[11, 8] = [0.9, 0.8, 0.7]
-    import torch
-
     folder = tmp_path / "outputs" / "fake" / "cremad_analysis"
     folder.mkdir(parents=True)
     torch.save(torch.from_numpy(p.astype(np.float32)), folder / "over_zero.pt")
@@ -195,13 +171,9 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, mo
     assert lists.loc["lape", "exactly these"].tolist() == [23, 22]
 
 
-def test_nothing_collected_is_an_error(tmp_path):
-    path = write_study(tmp_path / "s.yaml", {"events": "event"}, [])
-    with pytest.raises(FileNotFoundError, match="run a collecting notebook first"):
-        analyze(path)
-
-
 def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run a collecting notebook first"):
+        analyze(write_study(tmp_path / "s.yaml", {"events": "event"}, []))
     path, folder = fill(tmp_path, models=("analysis", "vit")), tmp_path / "outputs" / "fake"
     labels = np.repeat(np.arange(4), 36)
     events = planted_counts(labels, 4, seed=0), labels
@@ -219,11 +191,8 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_edges_have_defined_results(tmp_path):
     """One class; a class with one clip; dead layers; all probabilities equal."""
-    path = write_study(
-        tmp_path / "s.yaml",
-        {"one": "event", "lone": "event", "dead": "event", "equal": "event"},
-        [("within_task-one", "one", "one"), ("cross_task-dead-equal", "dead", "equal")],
-    )
+    sharing = [("within_task-one", "one", "one"), ("cross_task-dead-equal", "dead", "equal")]
+    path = write_study(tmp_path / "s.yaml", dict.fromkeys(("one", "lone", "dead", "equal"), "event"), sharing)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 30, (40, 2, 60)).astype(np.uint8)
     two = np.arange(40) % 2
@@ -246,10 +215,12 @@ def test_edges_have_defined_results(tmp_path):
     assert {p.stem for p in found.figures.values()} >= {"within_task-one", "cross_task-dead-equal"}
 
 
-def test_changed_settings_are_computed_again(tmp_path):
+def test_changed_settings_are_computed_again_and_two_analyses_at_once_are_refused(tmp_path):
     path = fill(tmp_path, models=("analysis",))
     first = analyze(path, draw=False, progress=False)
     path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.05"))
+    with folder_lock(tmp_path / "outputs" / "fake" / ".analysis"), pytest.raises(FolderBusy, match="in use by process"):
+        analyze(path, progress=False)
     second = analyze(path, draw=False, progress=False)
     kept = [a.results["events", "ssl"].row["neurons_selected"] for a in (first, second)]
     assert kept == [30, 15]
@@ -278,9 +249,8 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     labels = np.repeat(np.arange(4), 36)
     for seed, folder in ((0, "trained"), (3, "untrained-3"), (5, "untrained-5")):
         counts = planted_counts(labels, 4, seed=seed, each=6 if folder == "trained" else 1)
-        write_artifacts(
-            tmp_path / "outputs" / "fake" / f"events_{folder}", counts, labels, EVENTS, task="events", weights=folder
-        )
+        out = tmp_path / "outputs" / "fake" / f"events_{folder}"
+        write_artifacts(out, counts, labels, EVENTS, task="events", weights=folder)
     found = analyze(path, progress=False)
     assert found.statistics.model.tolist() == ["trained", "random-3", "random-5"]
     table = pd.read_csv(tmp_path / "outputs" / "fake" / "task_level_neuron_statistics_untrained.csv")
@@ -291,9 +261,3 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     assert isinstance(trained, float)
     assert random == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
     assert found.sharing_summary.model.tolist() == ["trained", "random"]
-
-
-def test_two_analyses_at_once(tmp_path):
-    path = fill(tmp_path, models=("analysis",))
-    with folder_lock(tmp_path / "outputs" / "fake" / ".analysis"), pytest.raises(FolderBusy, match="in use by process"):
-        analyze(path, progress=False)

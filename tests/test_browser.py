@@ -1,11 +1,8 @@
 """JupyterLab in a real browser: all cells of two notebooks, what they show, and all of them once more."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +13,6 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -75,17 +71,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here: apt-get install chromium, or another way to get one on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def run_all(page: Any, expected: int) -> None:

@@ -1,7 +1,5 @@
 """Permutations, p-values that hold on shuffled labels, stability."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The linear classifier: splits, choice of regularisation, each clip tested once, refits."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression

@@ -1,7 +1,5 @@
 """Loudness and bands taken out of preferences; what is the speaker's."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """from_hear and from_xares on toy models that keep the two contracts."""
 
-from __future__ import annotations
-
 import types
 
 import pytest

@@ -1,7 +1,5 @@
 """Criteria against literal references, selection by any of them, scores of neurons on clips held out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

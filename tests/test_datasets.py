@@ -1,7 +1,5 @@
 """Metadata of the datasets, on tiny rebuilt trees with their real names, layouts and quirks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -217,9 +215,8 @@ def test_missing_invalid_and_short_clips_are_told_apart(tmp_path):
 
 def test_only_a_full_reading_finds_samples_that_are_no_numbers(tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 8000, subtype="FLOAT")
-    assert (
-        look(tmp_path / "nan.wav") == (100 / 8000, "") and "expected numbers" in look(tmp_path / "nan.wav", "read")[1]
-    )
+    assert look(tmp_path / "nan.wav") == (100 / 8000, "")
+    assert "expected numbers" in look(tmp_path / "nan.wav", "read")[1]
 
 
 def test_evars_rows_without_a_split_are_left_out(tmp_path):

@@ -1,7 +1,5 @@
 """From a model and a folder of sounds to tables and pictures: `aape dissect`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +29,8 @@ def tones(folder: Path, speakers: int = 10) -> Path:
 def test_an_encoder_and_a_folder(tmp_path: Path):
     said = []
     task = from_folder(tones(tmp_path / "tones"), pattern="{label}_{group}_{}")
-    found = dissect(
-        make_toy(), task, tmp_path / "out", rate=0.5, permutations=50, controls=3, batch_size=16, say=said.append
-    )
+    quick = {"rate": 0.5, "permutations": 50, "controls": 3, "batch_size": 16}
+    found = dissect(make_toy(), task, tmp_path / "out", **quick, say=said.append)
     classes = pd.read_csv(tmp_path / "out" / "classes.csv", index_col="class")
     assert set(classes.index) == {"low", "mid", "high"}
     assert (classes.clips == 40).all() and (classes.groups == 10).all()

@@ -1,8 +1,5 @@
 """What the doctor finds, misses and recommends, and the command line around it."""
 
-from __future__ import annotations
-
-import os
 import re
 import subprocess
 import sys
@@ -36,15 +33,13 @@ def study(tmp_path, monkeypatch):
     return write
 
 
-def audio(tmp_path, count=3):
-    for i in range(count):
-        path = tmp_path / "data" / "gtzan" / "blues" / f"blues.{i:05d}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, np.zeros(10), 8000)
-
-
 def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
-    path = study()
+    path, blues = study(), tmp_path / "data" / "gtzan" / "blues"
+
+    def audio(count):
+        blues.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            soundfile.write(blues / f"blues.{i:05d}.wav", np.zeros(10), 8000)
 
     def told(status):
         assert doctor.doctor(path) == status
@@ -57,12 +52,12 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     (tmp_path / WEIGHTS).parent.mkdir()
     (tmp_path / WEIGHTS).touch()
     assert told(1)[1].endswith(f"aape download gtzan --folder {tmp_path}/data")
-    audio(tmp_path)
+    audio(3)
     assert told(1)[1].endswith(f"aape metadata gtzan {tmp_path}/data/gtzan {tmp_path}/gtzan.csv")
     rows = "".join(f"blues/blues.{i:05d}.wav,blues,train\n" for i in range(4))
     (tmp_path / "gtzan.csv").write_text("file_name,label,split\n" + rows)
     assert "1 of the 4 files in" in told(1)[0]
-    audio(tmp_path, 4)
+    audio(4)
     assert f"Next: aape collect {path} ssl gtzan" in told(0)[1]  # the path that works, not the study's name
     folder = tmp_path / "outputs" / "tiny" / "gtzan_ssl"
     folder.mkdir(parents=True)
@@ -87,7 +82,6 @@ def test_packages(monkeypatch):
     wanted = {"": ["torch>=2.0", "numpy>=999", "no-such-package>=1"], "dev": ["pytest>=8", "no-such-tool==1.*"]}
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)
     found = {f.subject: f for f in doctor.packages()}
-    assert found["installed"].detail.startswith("torch ")
     lacking = found["requirements"]
     assert lacking.state == "missing" and f"numpy>=999 (found {np.__version__})" in lacking.detail
     assert lacking.next_step == "python -m pip install 'numpy>=999' 'no-such-package>=1'"
@@ -96,25 +90,11 @@ def test_packages(monkeypatch):
         assert doctor._meets(have, need) is meets
 
 
-def test_evar(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("EVAR", str(tmp_path))
-    doctor.doctor(study())
-    assert "is no clone of EVAR" in capsys.readouterr().out
-    (tmp_path / "evar" / "metadata").mkdir(parents=True)
-    (tmp_path / "evar" / "metadata" / "gtzan.csv").touch()
-    doctor.doctor(study())
-    assert "metadata of this study's tasks: gtzan" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("program", [["common.py"], ["-m", "aape"]])
+@pytest.mark.parametrize("program", ["runpy.run_path('common.py'", "runpy.run_module('aape', alter_sys=True"])
 def test_on_a_python_without_any_package(program):
-    bare = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, '.'); sys.argv = sys.argv[1:]; import runpy; "
-         + ("runpy.run_path(sys.argv[0], run_name='__main__')" if len(program) == 1
-            else "runpy.run_module('aape', run_name='__main__', alter_sys=True)"),
-         program[0], "doctor", "miniature"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    code = f"import runpy, sys; sys.path[:0] = ['.']; sys.argv = ['', 'doctor', 'miniature']; {program}, run_name='__main__')"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    bare = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert bare.returncode == 1, bare.stderr
     assert "missing requirements: lacking torch>=" in bare.stdout and "numpy>=1.26 (found none)" in bare.stdout
     assert "device: not known before torch is installed" in bare.stdout
@@ -126,17 +106,11 @@ def test_on_a_python_without_any_package(program):
 def test_the_command_line_names_the_nearest_command_and_ends_quietly(capsys):
     assert cli.main(["docter"]) == 2
     assert "did you mean 'doctor'?" in capsys.readouterr().err
-    assert cli.main(["doctor", "no-such-study"]) == 2
-    assert "shipped:" in capsys.readouterr().err
     assert cli.main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"aape {name}" in shown for name in cli.COMMANDS)
-    ends = os.pipe()
-    os.close(ends[0])  # nobody reads, as after `| head`
-    asked = [sys.executable, "-m", "aape", "download"]
-    told = subprocess.run(asked, cwd=REPOSITORY, stdout=ends[1], stderr=subprocess.PIPE, timeout=60)
-    os.close(ends[1])
-    assert (told.returncode, told.stderr) == (1, b"")
+    asked = f"{sys.executable} -m aape download | true"  # nobody reads, as after `| head`
+    assert subprocess.run(asked, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, timeout=60).stderr == b""
     assert cli.main(["download", "--help", "vc1_gender"]) == 0
     assert capsys.readouterr().out.startswith("VoxCeleb1")
 

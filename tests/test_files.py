@@ -1,7 +1,5 @@
 """Whole files, caches that never lie, and the lock of a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

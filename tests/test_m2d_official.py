@@ -5,8 +5,6 @@ weights and inputs are drawn again here, by parameter name, from NumPy. The tole
 machine that wrote the file all values were equal to the last bit.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The notebooks: generated without outputs, cells in any order, and executed copies that hold their pictures."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -18,6 +16,7 @@ import papermill
 import pytest
 import yaml
 from conftest import REPOSITORY, tiny_whisper, write_clips
+from nbclient import NotebookClient
 
 from aape.artifacts import load_artifacts
 from aape.figures.tables import table, three_digits
@@ -123,11 +122,8 @@ def check_tables(path: Path) -> None:
 
 def run(study: Path, outputs: Path, *options: str) -> str:
     """The runner as a user starts it; what it prints."""
-    environment = os.environ | {
-        "AAPE_OUTPUT": str(outputs),
-        "PYTHONPATH": str(study.parent),
-        "MPLBACKEND": "agg",  # as on a server: executed copies have their pictures all the same
-    }
+    environment = os.environ | {"AAPE_OUTPUT": str(outputs), "PYTHONPATH": str(study.parent)}
+    environment["MPLBACKEND"] = "agg"  # as on a server: executed copies have their pictures all the same
     command = [sys.executable, "-m", "notebooks_src.run", str(study), *options]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -224,8 +220,6 @@ def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple
         code[0].source = code[0].source.replace('"miniature"', repr(str(study)))
         again = [nbformat.v4.new_code_cell(c.source) for c in reversed(code)]
         book.cells = code + again
-        from nbclient import NotebookClient
-
         with kernel() as manager:
             NotebookClient(book, km=manager, timeout=120).execute()
 
@@ -271,18 +265,12 @@ def test_dissect_your_own_runs_on_a_folder_of_sounds_and_a_model_in_a_folder(tmp
             place = tmp_path / "sounds" / split / genre
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(clip, place)
-    own = {"model": str(tmp_path / "whisper"), "sounds": str(tmp_path / "sounds"), "out": str(tmp_path / "out")}
+    own = {key: str(tmp_path / name) for key, name in (("model", "whisper"), ("sounds", "sounds"), ("out", "out"))}
     own |= {"rate": 0.3, "permutations": 20, "controls": 19}
     copy = tmp_path / "executed.ipynb"
+    quiet = {"progress_bar": False, "kernel_name": "python3"}
     with kernel() as manager:
-        papermill.execute_notebook(
-            str(REPOSITORY / "Dissect_Your_Own.ipynb"),
-            str(copy),
-            own,
-            progress_bar=False,
-            kernel_name="python3",
-            km=manager,
-        )
+        papermill.execute_notebook(REPOSITORY / "Dissect_Your_Own.ipynb", copy, own, km=manager, **quiet)
     check_tables(copy)
     assert len(pictures(copy)) == 2 + len(list((tmp_path / "out").rglob("ablation_*.png")))
     assert (tmp_path / "out" / "atlas" / "index.html").is_file()

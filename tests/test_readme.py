@@ -1,7 +1,5 @@
 """The README: its worked example runs as it stands, its links lead somewhere, it stays short."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AAPE and selection, against a slow literal implementation of the published procedure."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 

@@ -1,7 +1,5 @@
 """Jaccard, sharing against permuted labels, and whether classes that are alike share more."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

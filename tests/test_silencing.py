@@ -1,7 +1,6 @@
 """Silencing: what it does to a toy worked out by hand, to real encoder shapes, and what it leaves behind."""
 
-from __future__ import annotations
-
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -70,43 +69,32 @@ def test_gain_of_one_changes_no_bit(vit: Encoder, wave: torch.Tensor) -> None:
             assert torch.equal(vit.embed(wave), before)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
-def test_no_hook_is_left_after_an_error(vit: Encoder, wave: torch.Tensor, error: type[BaseException]) -> None:
-    before, embedding = hooks_left(vit), vit.embed(wave)
-    with pytest.raises(error), silenced(vit, [[0, 1], [3, 4]]):
-        assert hooks_left(vit) != before
-        raise error
-    assert hooks_left(vit) == before
-    assert torch.equal(vit.embed(wave), embedding)
-
-
 @pytest.mark.parametrize("staged", [True, False])
-def test_no_hook_is_left_when_a_pass_fails(
-    vit: Encoder, wave: torch.Tensor, staged: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, staged: bool, monkeypatch) -> None:
+    embedding = vit.embed(wave)
+
     def interrupted(_: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vit.module.vit.blocks[3], "forward", interrupted)  # type: ignore[union-attr, index]
-    with pytest.raises(KeyboardInterrupt):
-        embed_with_sets(vit if staged else replace(vit, stages=None), wave, [neuron_set(vit, [[0, 1], [2, 4]])])
-    assert not hooks_left(vit)
+    with monkeypatch.context() as patch:
+        patch.setattr(vit.module.vit.blocks[3], "forward", interrupted)  # type: ignore[union-attr, index]
+        with pytest.raises(KeyboardInterrupt):
+            embed_with_sets(vit if staged else replace(vit, stages=None), wave, [neuron_set(vit, [[0, 1], [2, 4]])])
+        with pytest.raises(KeyboardInterrupt), silenced(vit, [[0, 1], [3, 4]]):
+            vit.embed(wave)
+    assert not hooks_left(vit) and torch.equal(vit.embed(wave), embedding)
 
 
 @pytest.mark.parametrize(
     ("neurons", "options", "message"),
     [
         ([], {}, "empty"),
-        (np.zeros((0, 2), dtype=int), {}, "empty"),
         ([[4, 0]], {}, r"neuron \[4, 0\] is not in .* layers 0 to 3 have 256"),
         ([[-1, 0]], {}, r"neuron \[-1, 0\]"),
-        ([[0, 256]], {}, r"neuron \[0, 256\]"),
         ([[1, 2], [0, 5], [1, 2]], {}, r"\[1, 2\] is in the set 2 times"),
         ([1, 2, 3], {}, r"\[k, 2\]"),
-        ([[0.0, 1.0]], {}, "integers"),
         (np.ones((4, 256), dtype=bool), {}, "integers"),
         ([[0, 1]], {"gain": -0.5}, "0 or more"),
-        ([[0, 1]], {"gain": float("nan")}, "0 or more"),
         ([[0, 1]], {"gain": 0.5, "replace_by": [1.0]}, "not given beside"),
         ([[0, 1]], {"replace_by": [1.0, 2.0]}, "1 finite values"),
         ([[0, 1]], {"replace_by": [float("inf")]}, "1 finite values"),
@@ -116,14 +104,6 @@ def test_bad_sets_are_refused(vit: Encoder, neurons: object, options: dict, mess
     with pytest.raises(ValueError, match=message), silenced(vit, neurons, **options):  # type: ignore[arg-type]
         pass
     assert not hooks_left(vit)
-
-
-def test_hooks_before_the_activation_are_refused() -> None:
-    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    with pytest.warns(UserWarning, match="linear layers"):
-        encoder = from_module(module, activations="0", embed=module, sample_rate=2, clip_seconds=1.0, name="early")
-    with pytest.raises(ValueError, match="before the activation"), silenced(encoder, [[0, 0]]):
-        pass
 
 
 def test_a_layer_that_never_runs_is_not_passed_over_in_silence() -> None:
@@ -137,12 +117,10 @@ def plainly(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor, dono
     """The embedding under a set, one pass with hooks written by hand, chunk by chunk."""
     modules = [encoder.activations[name] for name in encoder.layers]
     theirs: list[list[torch.Tensor]] = [[] for _ in modules]
-    handles = [
-        m.register_forward_hook(lambda _m, _i, out, t=t: t.append(out)) for m, t in zip(modules, theirs, strict=True)
-    ]  # type: ignore[misc]
-    encoder.embed(donor)
-    for handle in handles:
-        handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for m, t in zip(modules, theirs, strict=True):
+            hooks.enter_context(m.register_forward_hook(lambda _m, _i, out, t=t: t.append(out)))
+        encoder.embed(donor)
 
     def put(_module: nn.Module, _inputs: object, out: torch.Tensor, layer: int) -> torch.Tensor:
         out, other = out.clone(), theirs[layer].pop(0)
@@ -152,12 +130,10 @@ def plainly(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor, dono
                 out[..., n] = other[..., n] if change.resample else value
         return out
 
-    handles = [m.register_forward_hook(lambda *a, i=i: put(*a, layer=i)) for i, m in enumerate(modules)]  # type: ignore[misc]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for i, m in enumerate(modules):
+            hooks.enter_context(m.register_forward_hook(lambda *a, i=i: put(*a, layer=i)))
         return encoder.embed(wave)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def test_staged_and_full_passes_equal_hooks_by_hand(vit: Encoder, wave: torch.Tensor) -> None:
@@ -186,16 +162,11 @@ def test_staged_and_full_passes_equal_hooks_by_hand(vit: Encoder, wave: torch.Te
 
 def test_lower_blocks_run_once_for_all_sets(vit: Encoder, wave: torch.Tensor) -> None:
     calls = [0, 0, 0, 0]
-
-    def count(index: int) -> None:
-        calls[index] += 1
-
-    handles = [b.register_forward_hook(lambda *_, i=i: count(i)) for i, b in enumerate(vit.module.vit.blocks)]  # type: ignore
-    try:
+    with contextlib.ExitStack() as hooks:
+        for i, block in enumerate(vit.module.vit.blocks):  # type: ignore[union-attr, arg-type]
+            count = lambda *_, i=i: calls.__setitem__(i, calls[i] + 1)  # noqa: E731
+            hooks.enter_context(block.register_forward_hook(count))
         embed_with_sets(vit, wave[:, :32000], [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)])  # one chunk
-    finally:
-        for handle in handles:
-            handle.remove()
     assert calls == [1, 1, 1, 5]  # layer 2 is corrected by its projection, not run again
 
 

@@ -1,7 +1,5 @@
 """Study files: what ships is valid, the short form is enough, and what is wrong is said with the nearest right thing."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time
@@ -95,11 +93,9 @@ def test_a_model_of_several_seeds(tmp_path: Path):
         ({"modles": {}}, "unknown key 'modles'; did you mean 'models'"),
         ({"selection": {"quantil": 0.9}}, "selection: unknown key 'quantil'; did you mean 'quantile'. .of rate,"),
         ({"selection": {"weak_filter": "none"}}, "selection.weak_filter"),
-        ({"models": {"x": {"loader": "a:b", "rolle": "sl"}}}, "models.x: unknown key 'rolle'; did you mean 'role'"),
         ({"models": {"x": {"loader": "a:b", "hub": "c/d"}}}, "models.x: expected one of loader, hub; found loader and"),
         ({"models": {"x": {"label": "y"}}}, "models.x: expected one of loader, hub; found none"),
         ({"models": {"x": {"hub": "a"}, "y": {"hub": "b", "folder": "x"}}}, r"share a folder \(x, x\)"),
-        ({"models": {}}, "models"),
         ({"models": {"../x": {"hub": "a"}}}, r"models.\.\./x"),
         ({"models": {"x": {"hub": "a", "seeds": [1, 1]}}}, "models.x: seeds: each once"),
         ({"tasks": {"x": {"folder": "f", "patern": "p"}}}, "tasks.x: unknown key 'patern'; did you mean 'pattern'"),
@@ -108,11 +104,8 @@ def test_a_model_of_several_seeds(tmp_path: Path):
         ({"sharing": [{"name": "a/b", "rows": "digits", "columns": "digits", "title": "t"}]}, "sharing.0.name"),
         ({"ablation": {"targets": [{"task": "no", "classes": ["a"], "mode": "shared"}]}}, "no task 'no'"),
         ({"ablation": {"models": ["whisprr"]}}, "no model 'whisprr'; did you mean 'whisper'"),
-        ({"ablation": {"targets": [{"clases": ["a"]}]}}, "ablation.targets.0: unknown key 'clases'; .* 'classes'"),
         ({"output": "../elsewhere"}, r"output: expected a name without slashes .* found '../elsewhere'"),
-        ({"output": "/tmp/x"}, "output: expected a name without slashes"),
         ({"tasks": {"a\nb": {"folder": "f", "clip_seconds": 1}}}, "expected a name without slashes"),
-        ({"stand_in": "perhaps"}, "stand_in"),
         ({"selection": {"rate": 5}}, "selection.rate"),
         ({"selection": {"quantile": 3}}, "selection.quantile"),
         ({"chance": {"q": 7}}, "chance.q"),
@@ -147,25 +140,22 @@ def test_files_that_no_study_needs(tmp_path: Path, text: str, message: str):
         load_study(written(tmp_path, text))
 
 
-def test_names_that_are_not_there():
+def test_names_that_are_not_there_and_loaders_that_do_not_load(tmp_path: Path):
     study = load_study("miniature")
-    with pytest.raises(ValueError, match="no task 'esc5O'; did you mean 'esc50'"):
-        load_task(study, "esc5O")
-    with pytest.raises(ValueError, match="no model 'm2d'; known: ssl, sl, untrained"):
-        load_encoder(study, "m2d")
-    with pytest.raises(FileNotFoundError, match=r"no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"):
-        load_study("papre")
-
-
-def test_loaders_that_do_not_load(tmp_path: Path):
-    for loader, message in (
+    for load, name, words in (
+        (load_task, "esc5O", "no task 'esc5O'; did you mean 'esc50'"),
+        (load_encoder, "m2d", "no model 'm2d'; known: ssl, sl, untrained"),
+        (lambda _, name: load_study(name), "papre", "no study 'papre' .*shipped: esc50, esc50_base, miniature, paper"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            load(study, name)
+    for loader, words in (
         ("aape.encoders.m2d:lode", "expected package.module:function"),
         ("no_such_package:load", "expected package.module:function"),
         ("pathlib:Path", "returned a PosixPath, expected Encoder"),
     ):
-        study = load_study(written(tmp_path, models={"x": {"loader": loader}}))
-        with pytest.raises(ValueError, match=message):
-            load_encoder(study, "x")
+        with pytest.raises(ValueError, match=words):
+            load_encoder(load_study(written(tmp_path, models={"x": {"loader": loader}})), "x")
 
 
 def test_a_task_of_metadata_beside_the_study(tmp_path: Path):
@@ -207,6 +197,4 @@ def test_weights_that_are_drawn_are_the_same_when_models_load_in_threads(tmp_pat
     study = load_study(written(tmp_path, models=models))
     alone = [load_encoder(study, name).identity for name in study.encoders]
     with ThreadPoolExecutor(4) as pool:
-        assert [
-            encoder.identity for encoder in pool.map(lambda name: load_encoder(study, name), study.encoders)
-        ] == alone
+        assert list(pool.map(lambda name: load_encoder(study, name).identity, study.encoders)) == alone

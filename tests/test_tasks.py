@@ -1,7 +1,5 @@
 """Tasks: metadata, audio in any shape, and complaints that help."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -38,12 +36,9 @@ def test_evar_format_keeps_the_order_and_sorts_classes_as_evar_does(tmp_path: Pa
     assert len(repr(task)) < 600 and "3 of 1 s" in repr(task) and "<table>" in task._repr_html_()
 
 
-def test_labels_are_text_as_written(tmp_path: Path):
+def test_labels_are_text_as_written_and_esc50s_own_layout_is_recognised(tmp_path: Path):
     assert task_of(tmp_path, "file_name,label,split\nb.wav,02,train\na.wav,01,train\n").classes == ("01", "02")
     assert task_of(tmp_path, "file_name,label,split\na.wav,NA,train\nb.wav,None,train\n").classes == ("NA", "None")
-
-
-def test_esc50s_own_layout_is_recognised(tmp_path: Path):
     header = "filename,fold,target,category,esc10,src_file,take\n"
     task = task_of(tmp_path, header + "a.wav,1,0,dog,True,100,A\nb.wav,2.0,0,dog,True,100,B\n")
     assert task.classes == ("dog",) and task.splits == ("fold1", "fold2")
@@ -89,7 +84,6 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file_name,split\na.wav,train", "expected columns file_name, label and split"),
         ("file_name,label\na.wav,x", "expected columns"),
         ("file_name,label,split", "no rows"),
         ("file_name,label,split\na.wav,x,train\na.wav,y,test", "line 3: .a.wav. is a file that an earlier line has"),
@@ -98,7 +92,6 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\n,x,train", "line 2: no file_name"),
         ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
         ("file_name,label,split\na.wav,x,dev", "line 2: split 'dev', expected train, valid, test"),
-        ("file_name,label,fold\na.wav,x,one", "line 2: fold 'one', expected a whole number"),
         ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
         ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number written in two ways"),
         ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test", "one number written in two ways"),
@@ -106,7 +99,6 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
         ("file_name,label,split,label\na.wav,x,train,y", "'label' stands there twice"),
         ("file_name,label,split\na.wav,x,train,", "line 2: 4 fields, but the header has 3"),
-        ("file_name,label,split\na.wav,x", "line 2: 2 fields, but the header has 3"),
         ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "line 2: .*quote left open"),
         ("file_name,label,split,group\na.wav,x,train,", "line 2: no group"),
         ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
@@ -148,47 +140,42 @@ def test_missing_metadata_and_files(tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
 def test_audio_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
-    task = make_task(tmp_path)
-    path = tmp_path / "audio" / task.files[0]
-    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200_000), 44100, format=suffix.upper())
-    assert task.read(0, 44100)[1] == 44100
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200_000), 44100)
+    assert read_mono(path, 44100, 1.0)[1] == 44100
     content = path.read_bytes()
-    for end in (len(content) // 8, len(content) // 2):
+    for end in (len(content) // 8, len(content) // 2, *([-7] if suffix == "ogg" else [])):  # inside the last page
         path.write_bytes(content[:end])
-        with pytest.raises(BadClip, match=rf"{task.files[0]}.*(truncated|cannot be read)"):
-            task.read(0, 44100)
+        with pytest.raises(BadClip, match=f"a.{suffix}.*(truncated|cannot be read)"):
+            read_mono(path, 44100, 1.0)
 
 
-def test_a_cut_inside_the_last_ogg_page_is_noticed_and_a_wav_from_a_pipe_is_whole(tmp_path: Path):
-    for suffix in ("ogg", "wav"):
-        soundfile.write(tmp_path / f"a.{suffix}", np.sin(np.arange(16000) * 0.3), 8000)
-    (tmp_path / "a.ogg").write_bytes((tmp_path / "a.ogg").read_bytes()[:-7])
-    with pytest.raises(BadClip, match="truncated"):
-        seconds_of(tmp_path / "a.ogg")
+def test_a_wav_from_a_pipe_is_whole(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000) * 0.3), 8000)
     content = bytearray((tmp_path / "a.wav").read_bytes())
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # it promises four gigabytes
     (tmp_path / "a.wav").write_bytes(content)
     assert seconds_of(tmp_path / "a.wav") == 2.0
 
 
-def test_bad_audio_is_named(tmp_path: Path):
-    wave = np.zeros(500)
-    wave[250] = np.nan
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    for name, content, message in (
-        ("empty", b"", "cannot be read as audio .*0 bytes"),
-        ("noise", b"RIFF nonsense", "cannot be read as audio .*13 bytes"),
-        ("pointer", pointer, "Git LFS pointer: run `git lfs pull"),
-        ("silent", np.zeros(0), "no samples"),
-        ("nan", wave, r"sample 250 \(at 0.250 s\)"),
-    ):
-        path = tmp_path / f"{name}.wav"
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            soundfile.write(path, content, 1000, subtype="FLOAT")
-        with pytest.raises(BadClip, match=f"{name}.wav.*{message}"):
-            read_mono(path, 1000, 1.0)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as audio .*0 bytes"),
+        (b"RIFF nonsense", "cannot be read as audio .*13 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer: run `git lfs pull"),
+        (np.zeros(0), "no samples"),
+        (np.where(np.arange(500) == 250, np.nan, 0), r"sample 250 \(at 0.250 s\)"),
+    ],
+)
+def test_bad_audio_is_named(tmp_path: Path, content: bytes | np.ndarray, message: str):
+    path = tmp_path / "bad.wav"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        soundfile.write(path, content, 1000, subtype="FLOAT")
+    with pytest.raises(BadClip, match=f"bad.wav.*{message}"):
+        read_mono(path, 1000, 1.0)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -211,11 +198,8 @@ def test_class_folders(tmp_path: Path):
     assert task.group_column is None and any("the split is ours, seed 0" in note for note in task.notes)
     assert from_folder(tmp_path / "pets", clip_seconds=0.5).splits == task.splits
     assert from_folder(tmp_path / "pets", clip_seconds=0.5, seed=1).splits != task.splits
-
-
-def test_split_and_class_folders(tmp_path: Path):
     names = [f"{s}/{c}/{i}.wav" for s in ("train", "val", "test") for c in "ab" for i in range(2)]
-    task = from_folder(sounds(tmp_path, *names), clip_seconds=0.5)
+    task = from_folder(sounds(tmp_path / "split", *names), clip_seconds=0.5)
     assert dict(zip(task.files, task.splits, strict=True))["val/a/0.wav"] == "valid"
     assert not any("ours" in note for note in task.notes)
 
@@ -256,7 +240,6 @@ def test_patterns(pattern: str, file: str, found: tuple):
         ("x/a.wav x/b.wav", None, "all 2 clips are of one class, 'x'"),
         ("x_ann_1.wav y_ann_1.wav", "{label}_{group}_{}", "all 2 clips are of one group, 'ann'"),
         ("x_ann_1.wav y_ann_1.wav y_bob_1.wav", "{label}_{group}_{}", "2 group.s. .ann, bob. cannot fill the splits train,"),
-        ("x_ann_1.wav", "{group}_{take}.wav", "needs {label}"),
         ("x_x_1.wav", "{label}_{label}.wav", "needs {label}"),
         ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "none of the 2 files .*ann-1.wav .fits as far as '{label}'"),
         ("x/1.wav y/empty.wav", None, "y/empty.wav: cannot be read as audio .*0 bytes"),
@@ -286,14 +269,7 @@ def test_lengths_are_said_and_suggested(tmp_path: Path):
         from_folder(tmp_path, clip_seconds=2.0)
     with pytest.warns(UserWarning, match=r"0.1 s cuts 100% of them and hears 19%"):
         from_folder(tmp_path, clip_seconds=0.1)
-    with (
-        pytest.raises(ValueError, match="clip_seconds must be between 0 and 600, found 7200"),
-        pytest.warns(UserWarning),
-    ):
-        from_folder(tmp_path, clip_seconds=7200)
-    for name in "xy":  # files of two hours
-        (tmp_path / "long" / name).mkdir(parents=True)
-        soundfile.write(tmp_path / "long" / name / "0.wav", np.zeros(7200 * 100, np.int16), 100)
+    sounds(tmp_path / "long", "x/0.wav", "y/0.wav", seconds=7200)
     with pytest.raises(ValueError, match="the median clip lasts 7,200 s; say clip_seconds"):
         from_folder(tmp_path / "long")
 
@@ -315,15 +291,11 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
 def test_a_dataset_with_an_audio_column(tmp_path: Path):
     datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
     folder = sounds(tmp_path / "wavs", *(f"{i}.wav" for i in range(6)))
-    columns = {
-        "sound": [str(folder / f"{i}.wav") for i in range(6)],
-        "animal": [i % 2 for i in range(6)],
-        "who": ["a", "b", "c", "d", "e", "f"],
-    }
-    features = datasets.Features(
-        sound=datasets.Audio(), animal=datasets.ClassLabel(names=["cat", "dog"]), who=datasets.Value("string")
-    )
-    made = datasets.Dataset.from_dict(columns).cast(features)
+    columns = {"sound": [str(folder / f"{i}.wav") for i in range(6)], "animal": [0, 1] * 3, "who": list("abcdef")}
+    kinds = {"sound": datasets.Audio(), "animal": datasets.ClassLabel(names=["cat", "dog"])}
+    made = datasets.Dataset.from_dict(columns)
+    for name, kind in kinds.items():
+        made = made.cast_column(name, kind)
     for split, rows in (("train", range(4)), ("test", range(4, 6))):
         made.select(rows).to_parquet(tmp_path / "hub" / f"{split}.parquet")
     task = from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="who")
