@@ -4,12 +4,13 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -70,16 +71,22 @@ def make_toy(seed: int = 0, **options: object) -> Encoder:
 def write_clips(folder: Path, clips: int = 24, seed: int = 0, rate: int = RATE) -> Path:
     """`clips` noise files of 0.35 to 1.2 s in three classes, five folds and six groups; returns the metadata file."""
     rng = np.random.default_rng(seed)
+    lengths = [(0.35, 1.0, 1.2)[i % 3] if i % 4 else 1.0 for i in range(clips)]
+    waves = [rng.normal(0, 0.1 + 0.1 * (i % 3), round(seconds * rate)) for i, seconds in enumerate(lengths)]
+    rows = [(f"class{i % 3}", i % 5 + 1, f"g{i % 6}") for i in range(clips)]
+    return write_sounds(folder, waves, rate, rows, ["label", "fold", "group"])
+
+
+def write_sounds(folder: Path, waves: Sequence[np.ndarray], rate: int, rows: Sequence, columns: list[str]) -> Path:
+    """Files 000.wav, 001.wav, ... below `folder`/audio, and a metadata file of them, which is returned."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    lines = ["file_name,label,fold,group"]
-    for i in range(clips):
-        seconds = (0.35, 1.0, 1.2)[i % 3] if i % 4 else 1.0
-        wave = rng.normal(0, 0.1 + 0.1 * (i % 3), round(seconds * rate))
-        soundfile.write(folder / "audio" / f"{i:03d}.wav", wave, rate, subtype="FLOAT")
-        lines.append(f"{i:03d}.wav,class{i % 3},{i % 5 + 1},g{i % 6}")
-    path = folder / "clips.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    names = [f"{i:03d}.wav" for i in range(len(waves))]
+    for name, wave in zip(names, waves, strict=True):
+        soundfile.write(folder / "audio" / name, wave, rate, subtype="FLOAT")
+    table = pd.DataFrame(rows, columns=columns)
+    table.insert(0, "file_name", names)
+    table.to_csv(folder / "clips.csv", index=False)
+    return folder / "clips.csv"
 
 
 def tiny_whisper(folder: Path, seconds: int = 4, width: int = 16, neurons: int = 32) -> Path:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from conftest import write_sounds
 from torch import nn
 
 from aape import ablation, trials
@@ -58,20 +59,16 @@ def tuned(seed: int = 0) -> Encoder:
 def tones(folder: str, folds: bool = False) -> Task:
     """Tones in noise: 30 clips a class, in groups of two."""
     root = Path(folder)
-    if not (root / "meta.csv").exists():
-        rng = np.random.default_rng(0)
-        root.mkdir(parents=True, exist_ok=True)
-        rows = []
+    if not (root / "clips.csv").exists():
+        rng, time, waves, rows = np.random.default_rng(0), np.arange(SAMPLES) / RATE, [], []
         for i in range(90):
-            label = sorted(TONES)[i % 3]
-            time = np.arange(SAMPLES) / RATE
-            wave = 0.3 * rng.normal(size=SAMPLES) + np.cos(2 * np.pi * (TONES[label] * time + rng.uniform()))
-            soundfile.write(root / f"{i}.wav", 0.3 * wave, RATE, subtype="FLOAT")
-            split = f"{1 + (i // 3) % 5}" if folds else ("train", "train", "valid", "test", "test")[(i // 3) % 5]
-            rows.append((f"{i}.wav", label, split, f"g{i % 3}-{i // 30}-{(i // 3) % 5}"))
-        columns = ["file_name", "label", "fold" if folds else "split", "group"]
-        pd.DataFrame(rows, columns=columns).to_csv(root / "meta.csv", index=False)
-    return from_metadata(root / "meta.csv", root, clip_seconds=1.0, name="tones")
+            label, part = sorted(TONES)[i % 3], (i // 3) % 5
+            noise = 0.3 * rng.normal(size=SAMPLES)
+            waves.append(0.3 * (noise + np.cos(2 * np.pi * (TONES[label] * time + rng.uniform()))))
+            split = part + 1 if folds else ("train", "train", "valid", "test", "test")[part]
+            rows.append((label, split, f"g{i % 3}-{i // 30}-{part}"))
+        write_sounds(root, waves, RATE, rows, ["label", "fold" if folds else "split", "group"])
+    return from_metadata(root / "clips.csv", root / "audio", clip_seconds=1.0, name="tones")
 
 
 def make_study(root: Path, folds: bool = False, heard: tuple[str, ...] = (), **settings: object) -> Study:
@@ -101,9 +98,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def result(study: Study) -> ablation.AblationResult:
     return ablate(study, device="cpu")
-
-
-# -- the pieces -------------------------------------------------------------------------------------------------
 
 
 def test_controls_have_the_targets_numbers_by_layer_and_stratum_and_may_overlap_with_it() -> None:
@@ -194,9 +188,6 @@ def test_p_on_both_sides_and_q_by_hand() -> None:
     assert table.active_p.tolist() == [1 / 40, 1.0] and table.active_p_two_sided.tolist() == [2 / 40, 2 / 40]
     assert table.active_q.tolist() == [2 / 40, 1.0] and table.active_mean.tolist() == pytest.approx([0, 0])
     assert table.layer_p.isna().all() and table.layer_controls.tolist() == [0, 0]
-
-
-# -- the whole ---------------------------------------------------------------------------------------------------
 
 
 def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -> None:
@@ -388,26 +379,23 @@ def test_five_folds(tmp_path: Path) -> None:
         ablate(make_study(tmp_path, True, ("fold9",), **quick), device="cpu")
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------
-
-
 def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) -> None:
     artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), tones(str(tmp_path))
-    table = pd.read_csv(tmp_path / "meta.csv")
+    table = pd.read_csv(tmp_path / "clips.csv")
     for name in ("over_zero.pt", "classes.txt"):
         (tmp_path / name).write_bytes((artifacts.path / name).read_bytes())
     for encoder, rows, theirs, message in (
         (tuned(1), table, artifacts, "SHA-256"),
         (tuned(), table[table.label != "high"], artifacts, "classes 3 .*task other has 2"),
         (tuned(), table.replace({"high": "low", "low": "high"}), artifacts, "other labels"),
-        (tuned(), table[5:], artifacts, r"5 clip\(s\) that .* does not list, e.g. 0.wav"),
+        (tuned(), table[5:], artifacts, r"5 clip\(s\) that .* does not list, e.g. 000.wav"),
         (tuned(), table, load_artifacts(tmp_path), "needs manifest.json and features.pt"),
     ):
         rows.to_csv(tmp_path / "other.csv", index=False)
-        other = from_metadata(tmp_path / "other.csv", tmp_path, clip_seconds=1.0, name="other")
+        other = from_metadata(tmp_path / "other.csv", tmp_path / "audio", clip_seconds=1.0, name="other")
         with pytest.raises(ValueError, match=message):
             trials.Bench(encoder, other, theirs, tmp_path / "x")
-    for path in tmp_path.glob("*.wav"):  # other audio than was collected
+    for path in (tmp_path / "audio").iterdir():  # other audio than was collected
         wave, rate = soundfile.read(path)
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
     bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")

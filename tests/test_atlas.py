@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY, make_toy
+from conftest import REPOSITORY, make_toy, write_sounds
 from fake_artifacts import write_artifacts
 from PIL import Image
 
@@ -42,9 +42,6 @@ RATE = 16000
 DATA = Path(__file__).parent / "data" / "atlas_v1"  # written by the first version, never to be written again
 SAMPLES = 6400  # of a clip: three patches of time
 rng_of = np.random.default_rng
-
-
-# -- maps -------------------------------------------------------------------------------------------------------
 
 
 def small_m2d(seed: int = 1, name: str = "small") -> Encoder:
@@ -114,9 +111,6 @@ def levels_of(maps: str) -> np.ndarray:
     return np.stack([raw >> 4, raw & 15], 1).reshape(-1)
 
 
-# -- numbers and choices ------------------------------------------------------------------------------------------
-
-
 def test_clips_are_the_extremes_examples_of_each_quarter_and_no_clip_twice():
     rng = rng_of(0)
     for _ in range(50):
@@ -175,9 +169,6 @@ def test_nearest_neurons_are_those_of_the_largest_correlation_over_clips(tmp_pat
     assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[: len(found[0])].tolist()
 
 
-# -- sounds and pictures ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["mp3", "wav"])
 def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
     if kind == "wav":
@@ -205,23 +196,19 @@ def test_a_picture_is_small_whatever_the_length_low_bands_below_and_the_same_at_
     assert sound.picture(spectrogram, 30) == sound.picture(3 * spectrogram - 7, 30)
 
 
-# -- the site -------------------------------------------------------------------------------------------------------
-
 NAMES = ("low", '<b onclick="x">"quoted"</b> & co', "日本語/вода\\")
 
 
 def make_sounds(folder: Path, clips: int = 36, names: tuple[str, ...] = NAMES, name: str = "sounds") -> Task:
     """Rendered tones, noise and clicks of 0.4 s (some shorter), in as many classes as names and in groups of two."""
-    rng, rows, t = rng_of(0), [], np.arange(SAMPLES) / RATE
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rng, waves, rows, t = rng_of(0), [], [], np.arange(SAMPLES) / RATE
     for i in range(clips):
         tone, noise = np.sin(2 * np.pi * (200 + 10 * i) * t), rng.normal(0, 0.3, SAMPLES)
         wave = [tone, noise, np.sign(np.sin(60 * t)) * (t % 0.1 < 0.01)][i % 3]
-        soundfile.write(folder / "audio" / f"{i:03}.wav", 0.3 * wave[: SAMPLES - 1500 * (i % 5 == 0)], RATE)
+        waves.append(0.3 * wave[: SAMPLES - 1500 * (i % 5 == 0)])
         c = i % len(names)
-        rows.append((f"{i:03}.wav", names[c], ("train", "test")[i % 4 == 0], f"g{i // 6}{c}"))
-    table = pd.DataFrame(rows, columns=["file_name", "label", "split", "group"])
-    table.to_csv(folder / "clips.csv", index=False)
+        rows.append((names[c], ("train", "test")[i % 4 == 0], f"g{i // 6}{c}"))
+    write_sounds(folder, waves, RATE, rows, ["label", "split", "group"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return from_metadata(folder / "clips.csv", folder / "audio", clip_seconds=SAMPLES / RATE, name=name)
@@ -464,13 +451,10 @@ def test_without_a_grid_there_are_no_maps_and_without_counts_no_clips(site: Site
 
 @pytest.mark.parametrize("classes", [3, 1251])
 def test_one_clip_a_class_very_many_classes_and_nothing_selected(tmp_path, classes):
-    toy, rng, audio = make_toy(), rng_of(0), tmp_path / "audio"
-    audio.mkdir()
-    for i in range(classes):
-        soundfile.write(audio / f"{i}.wav", rng.normal(0, 0.2, 300), 1000)
-    rows = [f"{i}.wav,class {i},train" for i in range(classes)]
-    (tmp_path / "c.csv").write_text("\n".join(["file_name,label,split", *rows]))
-    task = from_metadata(tmp_path / "c.csv", audio, clip_seconds=0.3, name="many")
+    toy, rng = make_toy(), rng_of(0)
+    waves, rows = rng.normal(0, 0.2, (classes, 300)), [(f"class {i}", "train") for i in range(classes)]
+    path = write_sounds(tmp_path, waves, 1000, rows, ["label", "split"])
+    task = from_metadata(path, tmp_path / "audio", clip_seconds=0.3, name="many")
     site = Site(collect(toy, task, tmp_path / "study" / "made", batch_size=128), toy, task, tmp_path / "atlas")
     site.build(selection=select(site.artifacts, rate=0.5, quantile=0.5))
     check_site(site.out)

@@ -45,16 +45,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
     environment.pop("MPLBACKEND", None)
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        "lab",
-        "--no-browser",
-        "--allow-root",
-        "--ServerApp.port=0",
-        "--ip=127.0.0.1",
-    ]
+    options = ("--no-browser", "--allow-root", "--ServerApp.port=0", "--ip=127.0.0.1")
+    command = [sys.executable, "-m", "jupyter", "lab", *options]
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:

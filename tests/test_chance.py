@@ -49,9 +49,8 @@ def sums_of(counts, labels, groups=None, **settings):
 
 def null_of(counts, labels, groups=None, **settings):
     rule = Rule(settings.pop("rate", 0.05), weak_filter=settings.pop("weak_filter", "lape"))
-    return permutation_null(
-        sums_of(counts, labels, groups), rule, **{"permutations": 99, "seed": 3, "progress": False} | settings
-    )
+    settings = {"permutations": 99, "seed": 3, "progress": False} | settings
+    return permutation_null(sums_of(counts, labels, groups), rule, **settings)
 
 
 def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
@@ -121,9 +120,8 @@ def test_mean_and_variance_under_permutation_are_exact(crossed):
     counts = (rng.integers(0, 40, (36, 1, 4)) + 20 * (np.arange(36) // 6 % 2)[:, None, None]).astype(np.uint8)
     sums = sums_of(counts, labels, groups)
     scale = _Scale(sums)
-    drawn = np.concatenate(
-        [active[:, 1].copy() for _, active in sums.by_class(permuted_labels(sums.units, 20000, seed=0))]
-    )
+    labellings = permuted_labels(sums.units, 20000, seed=0)
+    drawn = np.concatenate([active[:, 1].copy() for _, active in sums.by_class(labellings)])
     drawn -= 12 * TOKENS * scale.rate
     assert drawn.mean(axis=0) == pytest.approx(scale.mean[1], abs=5 * float(drawn.std(axis=0).max()) / 141)
     assert drawn.std(axis=0) == pytest.approx(1 / (Z_STEP * scale.inverse[1]), rel=0.03)

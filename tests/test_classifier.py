@@ -73,9 +73,8 @@ def test_a_group_on_both_sides_and_one_tested_group_are_said() -> None:
     ],
 )
 def test_splits_that_cannot_work(splits: list[str], message: str) -> None:
-    _, labels = blobs()
     with pytest.raises(ValueError, match=message):
-        folds(splits, labels, CLASSES)
+        folds(splits, blobs()[1], CLASSES)
 
 
 def test_learns_and_reports_by_class() -> None:
@@ -141,20 +140,17 @@ def test_refits_draw_whole_groups_by_seed() -> None:
     for ours, theirs in zip(outputs, second, strict=True):
         assert np.array_equal(ours, theirs.log_probabilities(embeddings[fold.test]))
     assert not np.allclose(outputs[0], outputs[1])
-    # One group a class: every bootstrap but few loses a class; a single group for all is never drawn apart.
     alone = refits(classifier, embeddings, labels, ["all"] * 150, fold, count=1, seed=0)[0]
     same = classifier.log_probabilities(embeddings[fold.test])
     np.testing.assert_allclose(alone.log_probabilities(embeddings[fold.test]), same, atol=1e-6)
 
 
 def test_refits_that_always_lose_a_class() -> None:
-    rng = np.random.default_rng(0)
-    embeddings, labels = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 30
-    names = [str(i) for i in range(30)]
+    embeddings, labels = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 30
     fold = Fold("test", np.arange(30), np.arange(30), np.arange(30, 60), np.arange(30))
-    classifier = Classifier(tuple(names), np.zeros((30, 3)), np.zeros(30), 1.0)
+    judge = Classifier(tuple(map(str, range(30))), np.zeros((30, 3)), np.zeros(30), 1.0)
     with pytest.raises(ValueError, match="all lost a class"):
-        refits(classifier, embeddings, labels, [str(i) for i in range(60)], fold, count=1, seed=0)
+        refits(judge, embeddings.astype(np.float32), labels, list(map(str, range(60))), fold, count=1, seed=0)
 
 
 def test_nearest_mean_by_hand() -> None:

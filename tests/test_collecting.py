@@ -422,9 +422,6 @@ def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard
     assert shared.classes == ("class0", "class1")
 
 
-# --- artifacts that are not what they should be --------------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path: Path, toy, task) -> Path:
     return collect(toy, task, tmp_path / "out", batch_size=8).path

@@ -45,11 +45,8 @@ WAVE = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
 @torch.no_grad()
 def test_both_contracts_give_the_same_counts_as_the_blocks_by_hand():
     model = Frames()
-    hear = types.SimpleNamespace(
-        load_model=lambda path="": model,
-        get_scene_embeddings=lambda audio, m: m(audio).mean(dim=1),
-        __name__="toy.hear",
-    )
+    hear = types.ModuleType("toy.hear")
+    hear.load_model, hear.get_scene_embeddings = (lambda path="": model), (lambda audio, m: m(audio).mean(dim=1))
     counts, embedding = by_hand(model, WAVE)
     for encoder in (from_hear(hear, clip_seconds=0.5), from_xares(model, clip_seconds=0.5)):
         assert encoder.layers == ("blocks.0.1", "blocks.1.1") and encoder.sample_rate == 1000

@@ -75,9 +75,8 @@ def test_probe_weights_are_those_of_the_ridge_that_leaving_one_out_chooses(artif
     y = 2.0 * (LABELS[SPLITS == "train"][:, None] == np.arange(4)) - 1
     errors = []
     for alpha in ALPHAS:
-        left_out = [
-            Ridge(alpha).fit(np.delete(x, i, 0), np.delete(y, i, 0)).predict(x[i : i + 1])[0] for i in range(54)
-        ]
+        without = [Ridge(alpha).fit(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(54)]
+        left_out = [model.predict(x[i : i + 1])[0] for i, model in enumerate(without)]
         errors.append(((np.array(left_out) - y) ** 2).mean())
     expected = Ridge(ALPHAS[int(np.argmin(errors))]).fit(x, y).coef_.T
     assert found == pytest.approx(expected, abs=1e-4 * np.abs(expected).max())
@@ -164,9 +163,9 @@ def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_bas
     fold, x = cross_folds(artifacts, np.arange(72)), artifacts.counts[:, 1, 7] / TOKENS
     said, areas, mine = np.zeros(72, dtype=bool), [], LABELS == 1
     for f in range(5):
-        threshold = max(
-            sorted(set(x[fold != f]), reverse=True), key=lambda t, f=f: f1_score(mine[fold != f], x[fold != f] >= t)
-        )
+        others = fold != f
+        reached = {t: f1_score(mine[others], x[others] >= t) for t in sorted(set(x[others]), reverse=True)}
+        threshold = max(reached, key=reached.__getitem__)
         said[fold == f] = x[fold == f] >= threshold
         areas.append(average_precision_score(mine[fold == f], x[fold == f]))
     assert one.f1 == pytest.approx(f1_score(mine, said)) and one.iou == pytest.approx(jaccard_score(mine, said))

@@ -40,8 +40,6 @@ def build(task: str, root: Path, tmp_path: Path, **options):
     return report, pd.read_csv(report["csv"], keep_default_na=False, dtype=str)
 
 
-# --- datasets with splits of their own: the CSV that comes out, word for word -----------------------------------------
-
 ESC50 = {
     "meta/esc50.csv": "filename,fold,target,category,esc10,src_file,take\n1-100032-A-0.wav,1,0,dog,True,100032,A\n"
     "1-100032-B-0.wav,1,0,dog,True,100032,B\n5-9-A-10.wav,5,10,rain,True,9,A\n"
@@ -105,9 +103,6 @@ def test_published_splits(tmp_path, task, texts, clips, expected):
     assert [",".join(row) for row in table.to_numpy()] == expected.split()
     assert report["comparable"] and not report["as_published"] and not report["invalid"]
     assert table.columns[0] == "file_name"
-
-
-# --- where no split is at hand, one of ours by whole groups ----------------------------------------------------------
 
 
 def cremad_tree(root: Path) -> Path:
@@ -180,9 +175,6 @@ def test_seeded_split_keeps_groups_whole_and_every_stratum_in_every_split():
     assert table.g.is_unique
     counts = table.groupby("s").split.value_counts().to_dict()
     assert counts == {(s, k): v for s in "ab" for k, v in {"train": 7, "valid": 1, "test": 2}.items()}
-
-
-# --- what is said of the data ----------------------------------------------------------------------------------------
 
 
 def test_files_are_found_in_other_cases_containers_and_folders(tmp_path):

@@ -31,9 +31,6 @@ def width_of(encoder: Encoder, layers) -> int:
     return common_width(encoder, layers, dry_run(encoder)[0])
 
 
-# --- counting ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("neurons", [24, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_count_active_equals_a_plain_sum_over_more_tokens_than_a_byte_holds(neurons: int, dtype: torch.dtype):
@@ -84,9 +81,6 @@ def test_counts_of_other_types_are_those_of_the_type(dtype: torch.dtype):
         x = layer.act(layer.fc(x))
         assert torch.equal(counted.counts[:, i], (x > 0).sum(dim=1).int())
     assert encoder.dtype == str(dtype).removeprefix("torch.") and counted.embeddings.dtype == torch.float32
-
-
-# --- hooks, identity, tokens -------------------------------------------------------------------------------------
 
 
 def test_what_a_hook_returns_takes_the_place_of_the_activations_and_no_hook_stays():
@@ -259,8 +253,6 @@ def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern
     with pytest.raises(ValueError, match=message):
         bare(module, pattern)
 
-
-# --- M2D ---------------------------------------------------------------------------------------------------------
 
 FOLDER = "small-80x64p16x16-0"
 

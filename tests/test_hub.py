@@ -333,9 +333,6 @@ def test_pooled_outputs_are_the_models_own(encoders):
         np.testing.assert_allclose(silence.numpy(), 4.2677393 / (2 * 4.5689974), rtol=1e-6)
 
 
-# --- what cannot be had ------------------------------------------------------------------------------------------
-
-
 def test_models_that_are_none_of_these_get_the_lines_to_write(tmp_path):
     folder = write_model(tmp_path / "photos-here", "timm")
     colours = json.loads((folder / "config.json").read_text()) | {"model_args": TIMM | {"in_chans": 3}}
@@ -446,9 +443,6 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
             from_hub(folder)
         (folder / gone).unlink(missing_ok=True)
 >>>>>>> 273b8b5 (Tests: smaller imitations, tables of refusals, shared set-up)
-
-
-# --- real weights ------------------------------------------------------------------------------------------------
 
 
 def test_whisper_with_silenced_neurons_is_the_same_in_stages(encoders):

@@ -21,6 +21,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, needs_evar
 from sklearn.preprocessing import LabelBinarizer, StandardScaler
+from timm.layers import Mlp
 from torch import nn
 
 from aape.selection import select
@@ -28,6 +29,7 @@ from add_to_evar import bridge
 from benchmarks import numpy_weights
 
 TASKS = {"three": ("cat dog owl", 1), "two": ("cat dog", 1), "folds": ("7 8 60", 3)}  # classes, folds
+SPLITS = ("train", "valid", "test")
 PLAIN = {"audio_repr": "ar_m2d.AR_M2D", "weight_file": "external/m2d.pth", "mean": 0.0, "batch_size": 8}
 
 
@@ -53,34 +55,21 @@ def get_defs(cfg, task):
     return f"evar/metadata/{task}.csv", "work/16k", TASKS[task][1], 0.5, False
 
 
-class Clips(torch.utils.data.Dataset):
-    def __init__(self, cfg, split, fold):
-        df = pd.read_csv(cfg.task_metadata)
-        self.classes = sorted(df.label.unique())
-        splits = df.split if "split" in df else np.where(df.fold == fold, "test", "train")
-        self.df = df[splits == split].reset_index(drop=True)
-
-    def __len__(self):
-        return len(self.df)
-
-    def __getitem__(self, i):
-        label = self.classes.index(self.df.label[i])
-        return wave_of(int(self.df.file_name[i].split(".")[0]), label), label
-
-
 def create_dataloader(cfg, fold=1, **_):
-    sets = [Clips(cfg, split, fold) for split in ("train", "valid", "test")]
-    return (*(torch.utils.data.DataLoader(d, 8, shuffle=d is sets[0]) if len(d) else [] for d in sets), False)
+    table = pd.read_csv(cfg.task_metadata)
+    splits = table.split if "split" in table else np.where(table.fold == fold, "test", "train")
+    sets = [types.SimpleNamespace(df=table[splits == s], classes=sorted(set(table.label))) for s in SPLITS]
+    return (*(types.SimpleNamespace(dataset=d) for d in sets), False)
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.act, self.mlp.fc2 = nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)
-
-    def forward(self, x):
-        return x + self.mlp.fc2(self.mlp.act(self.mlp.fc1(x)))
+def to_embeddings(emb_ar, loader, device, _id, fold):
+    data = loader.dataset
+    labels = [data.classes.index(label) for label in data.df.label]
+    waves = [wave_of(int(name.split(".")[0]), label) for name, label in zip(data.df.file_name, labels, strict=True)]
+    if not waves:
+        return None, None
+    with torch.no_grad():
+        return emb_ar(torch.stack(waves)).numpy(), np.array(labels)
 
 
 class AR_M2D(nn.Module):
@@ -88,14 +77,17 @@ class AR_M2D(nn.Module):
         super().__init__()
         self.runtime = nn.Module()
         self.runtime.backbone = nn.Module()
-        self.runtime.backbone.blocks = nn.Sequential(*[Block() for _ in range(12)])
-        self.load_state_dict(torch.load(cfg.weight_file, weights_only=True))
+        self.runtime.backbone.blocks = nn.ModuleList(nn.ModuleDict({"mlp": Mlp(16, 24)}) for _ in range(12))
+        if cfg:
+            self.load_state_dict(torch.load(cfg.weight_file, weights_only=True))
 
     def precompute(self, device, loader):
         pass
 
     def forward(self, x):
-        return self.runtime.backbone.blocks(x)
+        for block in self.runtime.backbone.blocks:
+            x = x + block["mlp"](x)
+        return x
 
 
 class AR_M2D_Steering_Neurons(AR_M2D):
@@ -104,7 +96,7 @@ class AR_M2D_Steering_Neurons(AR_M2D):
         for layer in {pair[0] for pair in cfg.int_neurons} & set(range(12)):
             gains = torch.ones(24)
             gains[[n for at, n in cfg.int_neurons if at == layer and n < 24]] = cfg.int_gain
-            self.runtime.backbone.blocks[layer].mlp.act.register_forward_hook(lambda m, a, out, g=gains: out * g)
+            self.runtime.backbone.blocks[layer]["mlp"].act.register_forward_hook(lambda m, a, out, g=gains: out * g)
 
 
 class MLP(nn.Module):
@@ -152,14 +144,6 @@ def make_cfg(config_file, task, options=""):
     cfg.task_metadata, cfg.task_data, folds, seconds, balanced = get_defs(cfg, task)
     cfg.unit_samples, cfg.id, cfg.task_name = int(seconds * 16000), f"run_{task}", task
     return cfg, folds, balanced
-
-
-def to_embeddings(emb_ar, loader, device, _id, fold):
-    if len(loader) == 0:
-        return None, None
-    with torch.no_grad():
-        pairs = [(emb_ar(x).numpy(), y.numpy()) for x, y in loader]
-    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
 
 
 def report_classwise_accuracy(df, last_score):
@@ -214,15 +198,14 @@ def evaluate(tmp_path, monkeypatch):
     for folder in ("evar/metadata", "config", "external"):
         Path(folder).mkdir(parents=True)
     part = np.arange(72) // 12
-    split = np.array(["train", "train", "train", "valid", "test", "test"])[part]
+    split = np.repeat(SPLITS, [3, 1, 2])[part]
     for task, (classes, folds) in TASKS.items():
         table = {"file_name": [f"{i}.wav" for i in range(72)], "label": np.resize(classes.split(), 72)}
         table |= {"fold": part % 3 + 1} if folds > 1 else {"split": split}
         pd.DataFrame(table).to_csv(f"evar/metadata/{task}.csv", index=False)
     Path("config/plain.yaml").write_text(yaml.safe_dump(PLAIN))
     torch.manual_seed(1)
-    blocks = nn.Sequential(*[Block() for _ in range(12)])
-    torch.save({f"runtime.backbone.blocks.{k}": v for k, v in blocks.state_dict().items()}, "external/m2d.pth")
+    torch.save(AR_M2D(None).state_dict(), "external/m2d.pth")
     return runpy.run_path(str(REPOSITORY / "add_to_evar" / "le_eval_only.py"))["le_eval_only"]
 
 
@@ -330,9 +313,6 @@ def test_bad_input_is_named(evaluate):
     refused("runtime_cfg")
 
 
-# --- configurations and tasks ------------------------------------------------------------------------------------
-
-
 def test_a_configuration_from_a_selection(tmp_path):
     p = np.full((2, 50, 3), 0.2) + np.random.RandomState(0).random_sample((2, 50, 3)) * 0.01
     p[1, 7, 2], p[0, 3, 2] = 0.9, 0.95
@@ -375,8 +355,6 @@ def test_tasks_are_registered_once_and_taken_out_without_a_trace(tmp_path):
     register("--remove")
     assert table.read_bytes() == original
 
-
-# --- the real one ------------------------------------------------------------------------------------------------
 
 REAL = """
 import sys

@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import torch
-from conftest import one_thread
+from conftest import one_thread, write_sounds
 from safetensors.torch import load_file
 
 from aape.encoders import m2d
@@ -83,28 +82,23 @@ def test_crops_avoid_silence():
     assert (drawn.max(axis=(1, 2)) > -4.0).all()
 
 
-def test_training_on_the_folds_given_from_a_cache_that_repairs_itself(tmp_path, monkeypatch):
+def test_training_takes_the_folds_given_and_never_the_test_fold(tmp_path, monkeypatch):
     rng, esc50 = np.random.default_rng(1), tmp_path / "esc50"
-    rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for folder in ("audio", "meta"):
-        (esc50 / folder).mkdir(parents=True)
-    for i in range(6):
-        soundfile.write(esc50 / "audio" / f"{i}.wav", rng.normal(0, 0.05 * (1 + i % 2), 48_000), 16_000)
-        rows.append(f"{i}.wav,{i % 3 + 1},{i % 2},class{i % 2},False,{i},A")
-    (esc50 / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
+    waves = [rng.normal(0, 0.05 * (1 + i % 2), 48_000) for i in range(6)]
+    rows = [(i % 3 + 1, i % 2, f"class{i % 2}", False, i, "A") for i in range(6)]
+    table = write_sounds(esc50, waves, 16_000, rows, ["fold", "target", "category", "esc10", "src_file", "take"])
+    (esc50 / "meta").mkdir()
+    (esc50 / "meta" / "esc50.csv").write_text(table.read_text().replace("file_name", "filename"))
     first = train.load_crops(esc50, (1, 2), tmp_path / "cache")
     assert first.logmels.shape == (4, 80, 501) and first.labels.tolist() == [0, 1, 1, 0]
     (stored,) = (tmp_path / "cache").glob("*.npy")
-    whole = stored.read_bytes()
-    stored.write_bytes(whole[: len(whole) // 2])
-    again = train.load_crops(esc50, (1, 2), tmp_path / "cache")
-    assert stored.read_bytes() == whole and np.array_equal(first.logmels, again.logmels)
-    assert train.load_crops(esc50, (3,), tmp_path / "cache").digest != first.digest
+    stored.write_bytes(stored.read_bytes()[:1000])
+    assert np.array_equal(train.load_crops(esc50, (1, 2), tmp_path / "cache").logmels, first.logmels)
     monkeypatch.setattr(train, "Settings", functools.partial(train.Settings, width=64, depth=1, heads=1))
     command = ["sl", "--esc50", str(esc50), "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4"]
     train.main([*command, "--folds", "1", "2"])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"].startswith("ESC-50 folds 1, 2, 4 clips")
-    with pytest.raises(SystemExit):  # the test fold is refused
+    with pytest.raises(SystemExit):
         train.main([*command, "--folds", "4", "5"])
 
 

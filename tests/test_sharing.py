@@ -130,9 +130,8 @@ def test_matched_p_is_uniform_where_likeness_means_nothing():
         across = rng.random((12, 15)) + rng.random(15)  # some classes have more neurons
         own = rng.random((14, 14)) + np.add.outer(*[rng.random(14)] * 2)
         settings = {"permutations": 199, "seed": seed}
-        p.append(
-            (matched(across, alike, **settings).p, matched(own + own.T, octaves, beside, within=True, **settings).p)
-        )
+        both = matched(across, alike, **settings), matched(own + own.T, octaves, beside, within=True, **settings)
+        p.append([found.p for found in both])
     for values in np.transpose(p):
         for level in (0.5, 0.2, 0.05):
             assert (values <= level).mean() == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 300))

@@ -16,11 +16,15 @@ from aape.cliplist import clips_of_names
 from aape.task import BadClip, from_datasets, from_folder, from_metadata
 
 
-def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav"), **options):
-    (folder / "audio").mkdir(exist_ok=True)
+def sounds(folder: Path, *names: str, seconds: float = 0.5) -> Path:
     for name in names:
-        (folder / "audio" / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / "audio" / name, np.full(1000, 0.1), 1000, subtype="FLOAT")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, np.full(int(1000 * seconds), 0.1), 1000)
+    return folder
+
+
+def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav"), **options):
+    sounds(folder / "audio", *names)
     (folder / "m.csv").write_text(text)
     return from_metadata(folder / "m.csv", folder / "audio", clip_seconds=1.0, name="t", **options)
 
@@ -64,21 +68,18 @@ def test_clips_are_cut_at_the_end_and_padded_with_zeros(tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "AIFF"])
 def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
-    (tmp_path / "audio").mkdir()
     time = np.arange(44100) / 44100
     stereo = np.stack([np.sin(2 * np.pi * 440 * time), np.zeros_like(time)], axis=1) * 0.5
-    soundfile.write(tmp_path / "audio" / f"a b.{suffix}", stereo, 44100)
+    soundfile.write(tmp_path / f"a b.{suffix}", stereo, 44100)
     (tmp_path / "m.csv").write_text(f"file_name,label,split\na b.{suffix},x,train\n")
-    task = from_metadata(tmp_path / "m.csv", tmp_path / "audio", clip_seconds=1.0, name="t")
+    task = from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
     wave, valid = task.read(0, 16000)
     expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000) * 0.25  # mean of a tone and silence
     assert abs(valid - 16000) <= 1
     likeness = correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()  # codecs shift in time
     assert likeness == pytest.approx(1.0, abs=0.05)
-    cached = list((cache_dir() / "resampled").rglob("*.npz"))
-    assert cached
-    again, _ = task.read(0, 16000)
-    assert np.array_equal(wave, again)
+    assert list((cache_dir() / "resampled").rglob("*.npz"))
+    assert np.array_equal(wave, task.read(0, 16000)[0])
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     ],
 )
 def test_bad_metadata(tmp_path: Path, text: str | bytes, message: str):
-    (tmp_path / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    for name in "ab":
-        soundfile.write(tmp_path / f"{name}.wav", np.zeros(10), 1000)
+    (sounds(tmp_path, "a.wav", "b.wav") / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=rf"m\.csv.*{message}"):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
 
@@ -176,16 +175,6 @@ def test_bad_audio_is_named(tmp_path: Path, content: bytes | np.ndarray, message
         soundfile.write(path, content, 1000, subtype="FLOAT")
     with pytest.raises(BadClip, match=f"bad.wav.*{message}"):
         read_mono(path, 1000, 1.0)
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
-
-
-def sounds(folder: Path, *names: str, seconds: float = 0.5) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / name, np.full(int(1000 * seconds), 0.1), 1000)
-    return folder
 
 
 def test_class_folders(tmp_path: Path):
