@@ -24,9 +24,8 @@ def heard(tmp_path):
     return encoder, task, collect(encoder, task, tmp_path / "out")
 
 
-def slope(encoder, task, artifacts, clip, judge, layer, neuron, value, step=0.002):
-    """d ln p of the clip's class when the neuron moves from its activations towards a value, by central differences."""
-    wave, _ = task.read(task.files.index(artifacts.files[clip]), encoder.sample_rate)
+def slopes(encoder, waves, labels, judges, layer, neuron, value, step=0.002):
+    """d ln p of each clip's class when the neuron moves from its activations towards a value, by central differences."""
 
     def log_p(share):
         def see(_place, output):
@@ -35,8 +34,9 @@ def slope(encoder, task, artifacts, clip, judge, layer, neuron, value, step=0.00
             return moved
 
         with hooked(encoder, [encoder.layers[layer]], see), torch.no_grad():
-            embedding = encoder.embed(torch.from_numpy(wave)[None])
-        return judge.log_probabilities(embedding.numpy())[0, artifacts.labels[clip]]
+            embeddings = encoder.embed(waves).numpy()
+        rows = zip(judges, embeddings[:, None], labels, strict=True)
+        return np.array([judge.log_probabilities(one)[0, label] for judge, one, label in rows])
 
     return (log_p(step) - log_p(-step)) / (2 * step)
 
@@ -45,28 +45,26 @@ def slope(encoder, task, artifacts, clip, judge, layer, neuron, value, step=0.00
 def test_equals_finite_differences_clip_by_clip(heard, replace_by):
     encoder, task, artifacts = heard
     found = attribute(encoder, task, artifacts, replace_by=replace_by, batch_size=7, progress=False)
-    assert found.shape == artifacts.over_zero.shape
-    labels, means = artifacts.labels, np.zeros((3, 8))
-    tokens = np.zeros(3)
+    assert found.shape == artifacts.over_zero.shape and artifacts.files.tolist() == list(task.files)
+    labels, means, tokens = artifacts.labels, np.zeros((3, 8)), np.zeros(3)
 
     def see(place, output):
         means[place] += output.double().sum(dim=(0, 1)).numpy()
         tokens[place] += output.shape[0] * output.shape[1]
 
-    waves = np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))])
+    waves = torch.from_numpy(np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))]))
     with hooked(encoder, encoder.layers, see), torch.no_grad():
-        encoder.embed(torch.from_numpy(waves))
-    parts = folds(artifacts.splits, labels, artifacts.classes)
-    judge = {}
-    for part in parts:
+        encoder.embed(waves)
+    judges = [None] * 30
+    for part in folds(artifacts.splits, labels, artifacts.classes):
         fitted = fit(artifacts.embeddings(), labels, artifacts.classes, part)
-        judge |= dict.fromkeys(part.test.tolist(), fitted)
+        for clip in part.test:
+            judges[clip] = fitted
     for layer, neuron in [(0, 1), (0, 6), (1, 3), (2, 0), (2, 5)]:
         value = means[layer, neuron] / tokens[layer] if replace_by == "mean" else 0.0
-        slopes = [slope(encoder, task, artifacts, i, judge[i], layer, neuron, value) for i in range(30)]
+        moved = slopes(encoder, waves, labels, judges, layer, neuron, value)
         for c in range(3):
-            expected = np.mean([s for s, label in zip(slopes, labels, strict=True) if label == c])
-            assert found[layer, neuron, c] == pytest.approx(expected, rel=0.01, abs=5e-5)
+            assert found[layer, neuron, c] == pytest.approx(moved[labels == c].mean(), rel=0.01, abs=5e-5)
     assert np.abs(found).max() > 1e-3
 
 

@@ -141,7 +141,7 @@ def test_missing_metadata_and_files(tmp_path: Path):
 def test_audio_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200_000), 44100)
-    assert read_mono(path, 44100, 1.0)[1] == 44100
+    assert len(read_mono(path, 44100, 1.0)) >= 44100
     content = path.read_bytes()
     for end in (len(content) // 8, len(content) // 2, *([-7] if suffix == "ogg" else [])):  # inside the last page
         path.write_bytes(content[:end])
