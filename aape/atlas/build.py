@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from aape.study import Study, load_encoder, load_study, load_task
 from aape.task import Task
 
 PAGE = ("index.html", "app.js", "app.css")
-MODELS_AT_ONCE = 2  # of a study: a pass, and the making of sounds and pictures, leave one core idle in turns
+PAIRS_AT_ONCE = 2  # of different models: a pass, and the making of sounds and pictures, leave one core idle in turns
 
 
 def build_atlas(
@@ -109,30 +110,52 @@ def build_study(
     }
     if not any(found.values()):
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
-    # every other model goes from the last task to the first, so that two do not make the same sounds at once
-    jobs = [(model, names[:: (-1) ** i]) for i, (model, names) in enumerate(found.items()) if names]
-    stop, threads = threading.Event(), torch.get_num_threads()
+    pending = [(model, task) for model, names in found.items() for task in names]
+    busy: list[tuple[str, str]] = []
+    encoders: dict[str, Encoder] = {}
+    guard, threads = threading.Lock(), torch.get_num_threads()
+    at_once = min(PAIRS_AT_ONCE, sum(map(bool, found.values())))
 
-    def of_model(job: tuple[str, Sequence[str]]) -> None:
-        torch.set_num_threads(max(1, threads // min(len(jobs), MODELS_AT_ONCE)))
-        spec, encoder = study.encoder(job[0]), load_encoder(study, job[0]).to(choose_device())
-        for name in job[1]:
-            if not stop.is_set():
-                title, artifacts = study.task(name).title, load_artifacts(study.artifacts_directory(name, job[0]))
-                about = About(study.name, job[0], name, spec.label, title, spec.role, study.note, study.stand_in)
-                rule = study.selection.model_copy(update={"rate": study.rate(name)}).model_dump()
-                selection = select(artifacts, **rule)
-                add(artifacts, encoder, load_task(study, name), about, selection, None, strongest, 20, attribute)
+    def take() -> tuple[str, str] | None:
+        """The next pair of a model that nobody is at, if possible on other sounds, of the model that has most left."""
+        with guard:
+            models, tasks = ({pair[i] for pair in busy} for i in (0, 1))
+            free = [pair for pair in pending if pair[0] not in models]
+            if not free:
+                return None
+            left = Counter(model for model, _ in pending)
+            pair = min(free, key=lambda pair: (pair[1] in tasks, -left[pair[0]]))
+            pending.remove(pair)
+            busy.append(pair)
+            return pair
+
+    def work() -> None:
+        torch.set_num_threads(max(1, threads // at_once))  # of this thread
+        while pair := take():
+            model, task = pair
+            spec, loaded = study.encoder(model), load_task(study, task)
+            if model not in encoders:
+                encoders[model] = load_encoder(study, model).to(choose_device())
+            artifacts = load_artifacts(study.artifacts_directory(task, model))
+            title = study.task(task).title
+            about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
+            rule = study.selection.model_copy(update={"rate": study.rate(task)}).model_dump()
+            add(artifacts, encoders[model], loaded, about, select(artifacts, **rule), None, strongest, 20, attribute)
+            with guard:
+                busy.remove(pair)
 
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     whole = About(study.name, "", "", "", "", None, study.note, study.stand_in)
     order = [(model, task) for model in study.encoders for task in study.tasks]
-    with _opened(out, whole, order) as add, full_precision(), ThreadPoolExecutor(MODELS_AT_ONCE) as pool:
+    with _opened(out, whole, order) as add, full_precision(), ThreadPoolExecutor(at_once) as pool:
+        working = [pool.submit(work) for _ in range(at_once)]
         try:
-            list(pool.map(of_model, jobs))
+            wait(working, return_when=FIRST_EXCEPTION)
         finally:
-            stop.set()
+            pending.clear()  # after an error the other ends with its pair
             torch.set_num_threads(threads)
+        for worker in working:
+            worker.result()
     return out / "index.html"
 
 
