@@ -100,22 +100,31 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         BadClip: unreadable, cut off, zero-length, or not finite.
     """
     with opened(path) as file:
-        rate, stat = file.samplerate, path.stat()
+        rate = file.samplerate
+        if rate == sample_rate:
+            return _samples(file, path, seconds)
+        stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
-        found = cache.get(name, key) if rate != sample_rate else None
+        found = cache.get(name, key)
         if found is not None:
             return found["wave"]
-        # A little more than is needed, so that the resampler's edge lies behind the cut.
-        wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
-        wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+        wave = _samples(file, path, seconds)
+    wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
+    cache.put(name, key, {"wave": wave})
+    return wave
+
+
+def _samples(file: soundfile.SoundFile, path: Path, seconds: float) -> np.ndarray:
+    """The first samples of an opened file, mono, float32. Raises as `read_mono`."""
+    # A little more than is needed, so that a resampler's edge lies behind the cut.
+    wanted = min(math.ceil((seconds + 0.1) * file.samplerate), file.frames)
+    wave = file.read(wanted, dtype="float32")
     if len(wave) < wanted - _SLACK["MP3"]:
         raise BadClip(f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it")
+    wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).argmax())
-        raise BadClip(f"{path}: sample {bad} (at {bad / rate:.3f} s) is {wave[bad]}, expected numbers")
-    if rate != sample_rate:
-        wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
-        cache.put(name, key, {"wave": wave})
+        raise BadClip(f"{path}: sample {bad} (at {bad / file.samplerate:.3f} s) is {wave[bad]}, expected numbers")
     return wave

@@ -113,6 +113,7 @@ def build_study(
     pending = [(model, task) for model, names in found.items() for task in names]
     busy: list[tuple[str, str]] = []
     encoders: dict[str, Encoder] = {}
+    sounds = {name: load_task(study, name) for name in dict.fromkeys(task for _, task in pending)}
     guard, threads = threading.Lock(), torch.get_num_threads()
     at_once = min(PAIRS_AT_ONCE, sum(map(bool, found.values())))
 
@@ -133,14 +134,24 @@ def build_study(
         torch.set_num_threads(max(1, threads // at_once))  # of this thread
         while pair := take():
             model, task = pair
-            spec, loaded = study.encoder(model), load_task(study, task)
+            spec = study.encoder(model)
             if model not in encoders:
                 encoders[model] = load_encoder(study, model).to(choose_device())
             artifacts = load_artifacts(study.artifacts_directory(task, model))
             title = study.task(task).title
             about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
             rule = study.selection.model_copy(update={"rate": study.rate(task)}).model_dump()
-            add(artifacts, encoders[model], loaded, about, select(artifacts, **rule), None, strongest, 20, attribute)
+            add(
+                artifacts,
+                encoders[model],
+                sounds[task],
+                about,
+                select(artifacts, **rule),
+                None,
+                strongest,
+                20,
+                attribute,
+            )
             with guard:
                 busy.remove(pair)
 
