@@ -76,14 +76,12 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8 (a spreadsheet's CSV UTF-8)") from None
     except csv.Error as error:
-        raise ValueError(f"{path}, line {max(rows) + 1}: {error}; is a quote left open there?") from None
+        raise ValueError(f"{path}, line {max(rows, default=0) + 1}: {error}; is a quote left open there?") from None
     header = [name.strip() for name in rows.pop(min(rows, default=0), [])]
     for line, row in rows.items():
         if len(row) not in (0, len(header)):
-            raise ValueError(
-                f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; remove what is too much, or "
-                "put quotes around a field that holds a comma"
-            )
+            found = f"{len(row)} fields, but the header has {len(header)}"
+            raise ValueError(f"{path}, line {line}: {found}; put quotes around a field that holds a comma")
     if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"{path}: the column {twice[0]!r} stands there twice; rename or remove one of them")
     if not {*columns} <= {*header}:
@@ -105,38 +103,33 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     if "file_name" not in table and {"filename", "category", "fold"} <= {*table}:
         table = table.rename(columns={"filename": "file_name"})
         label = "category" if label == "label" else label
-    columns = list(map(str, table))
-    split = "split" if "split" in columns else "fold"
-    if not {"file_name", label, split, group or label} <= {*columns}:
-        wanted = f"file_name, {label} and split (or fold)" + (f", and {group}" if group else "")
-        raise ValueError(f"{path}: expected columns {wanted}, found {', '.join(columns)}")
-    if table.empty:
-        raise ValueError(f"{path}: no rows, expected one a clip")
-    group = group or next((column for column in _GROUPS if column in columns), None)
+    split = "split" if "split" in table else "fold"
+    group = group or next((column for column in _GROUPS if column in table), None)
+    wanted = ["file_name", label, split, *filter(None, [group])]
+    if not {*wanted} <= {*table} or table.empty:
+        found = f"{', '.join(table)} with {len(table)} rows"
+        raise ValueError(f"{path}: expected columns {', '.join(wanted)} (split or fold), a row a clip, found {found}")
     if group is None:
-        warn_of_groups(path, [column for column in columns if column not in ("file_name", label, split, "fold")])
-    clips = table[["file_name", label, split]].set_axis(["file", "label", "split"], axis=1)
-    clips["file"] = [posixpath.normpath(name) if name else "" for name in clips["file"]]
-    clips["group"] = None if group is None else table[group]
+        warn_of_groups(path, table.columns.difference(wanted))
+    clips = table[wanted].set_axis(Clip._fields[: len(wanted)], axis=1)
+    clips["file_name"] = [posixpath.normpath(name) if name else "" for name in clips["file_name"]]
     clips["split"] = clips["split"].str.strip().replace(_ALIASES)
     without = clips["split"] == ""
     if without.any() and not without.all():  # EVAR's gtzan.csv lists 70 clips outside the fault-filtered ones
         warnings.warn(f"{path}: {without.sum()} row(s) without a {split} are left out", stacklevel=3)
         clips = clips[~without].copy()
     expected, regex = ("a whole number", r"\d+(\.0+)?") if split == "fold" else (", ".join(SPLITS), "|".join(SPLITS))
+    outside = r"/|\\|\.\.(/|$)|[A-Za-z]:"
     complaints = {
-        "no file_name; name the file, or remove the line": clips["file"] == "",
-        "file_name {file!r} leaves the audio folder; write it relative to that folder": clips["file"].str.match(
-            r"/|\\|\.\.(/|$)|[A-Za-z]:"
-        ),
-        "{file!r} is a file that an earlier line has; list each clip once": clips["file"].duplicated(),
+        "no file_name; name the file, or remove the line": clips["file_name"] == "",
+        "{file_name!r} leaves the audio folder; write it relative to that": clips["file_name"].str.match(outside),
+        "{file_name!r} is a file that an earlier line has; list each clip once": clips["file_name"].duplicated(),
         "no label; give one, or remove the line": clips["label"].str.strip() == "",
-        "label {label!r} names several classes, and p is defined for one class a clip; keep clips of a single label": (
-            clips["label"].str.contains(",")
-        ),
+        "label {label!r} names several classes, expected one a clip": clips["label"].str.contains(","),
         f"{split} {{split!r}}, expected {expected}": ~clips["split"].str.fullmatch(regex),
-        "no group; name it, or drop the column of the groups": clips["group"].astype(str).str.strip() == "",
     }
+    if group is not None:
+        complaints["no group; name it, or drop the column"] = clips["group"].str.strip() == ""
     for complaint, bad in complaints.items():
         if bad.any():
             row = clips[bad].iloc[0]
@@ -225,10 +218,8 @@ def split_clips(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, s
     groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
     known = sorted(set(groups))
     if len(known) < len(shares):
-        raise ValueError(
-            f"{source}: {len(known)} group(s) ({', '.join(known[:3])}) cannot fill the splits {', '.join(shares)} "
-            "without standing in two of them; give another {group}, or split={...} with fewer"
-        )
+        found = f"{len(known)} group(s) ({', '.join(known[:3])}) cannot fill the splits {', '.join(shares)}"
+        raise ValueError(f"{source}: {found}, each in one only; give another {{group}}, or split={{...}} with fewer")
     straddle = len({*zip(groups, (clip.label for clip in clips), strict=True)}) > len(known)
     drawn = seeded_split(groups, ["" if straddle else clip.label for clip in clips], shares, seed)
     return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
@@ -244,8 +235,7 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
         ValueError: no class folders, or a pattern that is none or that no file matches.
     """
     if pattern is None:
-        flat = [f for f in files if "/" not in f]
-        if flat:
+        if flat := [f for f in files if "/" not in f]:
             raise ValueError(
                 f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}; move "
                 "them, or say how names are made: pattern='{label}_{group}_{take}.wav'"
@@ -254,25 +244,22 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
         pattern = "{split}/{label}/**/*" if splits else "{label}/**/*"
     pieces = [piece for piece in re.split(r"(\{\w*\}|\*\*/|\*)", pattern) if piece]
     if pieces.count("{label}") != 1 or max(pieces.count("{group}"), pieces.count("{split}")) > 1:
-        raise ValueError(
-            f"the pattern {pattern!r} needs {{label}}, which names the class, and {{group}} and {{split}} at most once"
-        )
+        raise ValueError(f"the pattern {pattern!r} needs {{label}} once, and {{group}} and {{split}} at most once")
     whole = pattern.lower().endswith(SUFFIXES)
-    regex = re.compile(_regex(pieces))
     clips, strangers = [], []
     for file in files:
         path = file if "/" in pattern else posixpath.basename(file)
-        match = regex.fullmatch(path if whole else posixpath.splitext(path)[0])
+        match = re.fullmatch(_regex(pieces), path if whole else posixpath.splitext(path)[0])
         if match is None:
             strangers.append(f"{file} (fits {_as_far_as(path, pieces)})")
         else:
             found = match.groupdict()
             clips.append(Clip(file, found["label"], _split_name(found.get("split", "")), found.get("group")))
+    shown = f"{len(strangers):,} of {len(files):,} files do not fit the pattern {pattern!r}: {'; '.join(strangers[:3])}"
     if not clips:
-        raise ValueError(f"none of the {len(files):,} files fits the pattern {pattern!r}: {'; '.join(strangers[:3])}")
+        raise ValueError(shown)
     if strangers:
-        shown = f"{len(strangers):,} file(s) do not fit {pattern!r} and are left out: {'; '.join(strangers[:3])}"
-        warnings.warn(shown, stacklevel=3)
+        warnings.warn(f"{shown}; they are left out", stacklevel=3)
     return clips
 
 
@@ -284,11 +271,10 @@ def _split_name(name: str) -> str:
 
 def _regex(pieces: Sequence[str]) -> str:
     """The regular expression of a pattern's pieces."""
-    wild = {"**/": r"(?:[^/]+/)*?", "*": "[^/]*?"} | {
-        f"{{{n}}}": f"(?P<{n}>[^/]+?)" for n in ("label", "group", "split")
-    }
-    free = {piece: "[^/]+?" for piece in pieces if re.fullmatch(r"\{\w*\}", piece)}
-    return "".join((free | wild).get(piece) or re.escape(piece) for piece in pieces)
+    known = {"**/": r"(?:[^/]+/)*?", "*": "[^/]*?"}
+    known |= {piece: "[^/]+?" for piece in pieces if re.fullmatch(r"\{\w*\}", piece)}
+    known |= {f"{{{name}}}": f"(?P<{name}>[^/]+?)" for name in ("label", "group", "split")}
+    return "".join(known.get(piece) or re.escape(piece) for piece in pieces)
 
 
 def _as_far_as(path: str, pieces: Sequence[str]) -> str:

@@ -113,7 +113,7 @@ def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> tuple[np.nd
 
 
 def prefetched(
-    task: Task, batches: Sequence[np.ndarray], sample_rate: int, ahead: int = 3
+    task: Task, batches: Sequence[np.ndarray], sample_rate: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """`read_clips` of each batch of indices, decoded in background threads while the model works."""
     pool = ThreadPoolExecutor(max_workers=2)
@@ -121,7 +121,7 @@ def prefetched(
     try:
         for indices in batches:
             waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-            if len(waiting) > ahead:
+            if len(waiting) > 3:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -159,10 +159,8 @@ def from_metadata(
     clips, column = cliplist.read_clips_csv(csv_path, label, group)
     absent = [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]
     if absent:
-        raise FileNotFoundError(
-            f"{len(absent)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}, "
-            f"e.g. {', '.join(absent[:5])}. Complete the data, or take the lines out of the metadata."
-        )
+        found = f"{len(absent)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}"
+        raise FileNotFoundError(f"{found}, e.g. {', '.join(absent[:5])}. Complete the data, or take out the lines.")
     return _task(clips, name, clip_seconds, audio_dir, csv_path, column)
 
 
@@ -186,18 +184,13 @@ def _task(
     pairs = set(zip(labels, splits, strict=True))
     gaps = [f"{c} in {s}" for c in classes for s in dict.fromkeys(splits) if (c, s) not in pairs]
     if gaps:
-        warnings.warn(
-            f"{source}: {len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}. Counting goes on; a "
-            "classifier cannot be trained or tested on what is not there.",
-            stacklevel=3,
-        )
+        found = f"{len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}"
+        warnings.warn(f"{source}: {found}. They are counted; no classifier can learn or test them there.", stacklevel=3)
     index = {label: i for i, label in enumerate(classes)}
     indices = np.array([index[label] for label in labels], dtype=np.int64)
     groups = tuple(str(i) if group is None else group for i, group in enumerate(groups))
-    seconds = float(clip_seconds)
-    return Task(
-        name, seconds, audio_dir, source, files, indices, tuple(classes), splits, groups, grouped_by, tuple(notes)
-    )
+    seconds, names = float(clip_seconds), tuple(classes)
+    return Task(name, seconds, audio_dir, source, files, indices, names, splits, groups, grouped_by, tuple(notes))
 
 
 def from_folder(
@@ -239,10 +232,8 @@ def from_folder(
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
     for field, found in (("class", {clip.label for clip in clips}), ("group", {clip.group for clip in clips})):
         if len(found) == 1 and found != {None}:
-            raise ValueError(
-                f"{folder}: all {len(clips):,} clips are of one {field}, {found.pop()!r}, and two or more are needed. "
-                "Give the folder above, or another pattern"
-            )
+            alone = f"all {len(clips):,} clips are of one {field}, {found.pop()!r}, expected two or more"
+            raise ValueError(f"{folder}: {alone}. Give the folder above, or another pattern")
     seconds = np.array([seconds_of(folder / clip.file_name) for clip in clips])
     clip_seconds, note = _length(seconds, clip_seconds, folder)
     notes, grouped = [note], clips[0].group is not None
@@ -306,10 +297,9 @@ def from_datasets(
     loaded: Any = datasets.load_dataset(repository, config, revision=revision)
     columns = next(iter(loaded.values())).features
     audio = next((name for name, feature in columns.items() if isinstance(feature, datasets.Audio)), None)
-    lacking = [c for c in (label, group) if c is not None and c not in columns]
+    lacking = {label, group or label} - {*columns} if audio else {"of audio"}
     if audio is None or lacking:
-        what = "a column of audio" if audio is None else f"a column {lacking[0]!r}"
-        raise ValueError(f"{repository}: expected {what}, found {', '.join(columns)}")
+        raise ValueError(f"{repository}: expected a column {lacking.pop()!r}, found {', '.join(columns)}")
     if group is None:
         warn_of_groups(repository, columns)
     names = getattr(columns[label], "names", None)

@@ -317,13 +317,19 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     less = {k: v for k, v in tensors.items() if k != "blocks.1.attn.qkv.bias"}
     for content, words in (
         ({"conv1.weight": torch.zeros(2)}, "is no M2D encoder.*patch_embed"),
-        (less, r"1 tensors missing \(blocks.1.attn.qkv.bias"),
-        (tensors | {"blocks.1.norm1.weight": torch.zeros(3)}, r"blocks.1.norm1.weight is \(3,\), expected \(64,\)"),
-        (tensors | {"blocks.999999999.norm1.weight": torch.zeros(64)}, "12 tensors missing"),
+        (less, r"Missing key.*blocks.1.attn.qkv.bias"),
+        (
+            tensors | {"blocks.1.norm1.weight": torch.zeros(3)},
+            r"size mismatch for blocks.1.norm1.weight.*\[3\].*\[64\]",
+        ),
+        (tensors | {"blocks.999999999.norm1.weight": torch.zeros(64)}, "Missing key.*blocks.2.norm1.weight"),
         (tensors | {"pos_embed": torch.zeros(21)}, r"'pos_embed': \(21,\)"),
         (tensors | {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**9, 64)}, r"says \[1, 1000000000, 64\]"),
         (tensors | {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "no ViT of M2D's kind"),
-        (tensors | {"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, r"is \(64, 3, 16, 16\), expected"),
+        (
+            tensors | {"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)},
+            r"size mismatch for patch_embed.proj.weight",
+        ),
         (tensors | {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias holds .* not finite"),
         (tensors | {"norm.bias": torch.zeros(64, dtype=torch.int64)}, "norm.bias holds whole numbers"),
     ):

@@ -86,7 +86,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     ("text", "message"),
     [
         ("file_name,label\na.wav,x", "expected columns"),
-        ("file_name,label,split", "no rows"),
+        ("file_name,label,split", "with 0 rows"),
         ("file_name,label,split\na.wav,x,train\na.wav,y,test", "line 3: .a.wav. is a file that an earlier line has"),
         ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
         ("file_name,label,split\na.wav,,train", "line 2: no label"),
@@ -122,7 +122,7 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
         task = task_of(tmp_path, text, label="animal", group=column)
         task_of(tmp_path, text.replace(column, "take"), label="animal")
     assert task.classes == ("x",) and task.groups == ("s1", "s1") and task.group_column == column
-    with pytest.raises(ValueError, match="expected columns .*speakr, found"):
+    with pytest.raises(ValueError, match="expected columns .*speakr .*found"):
         task_of(tmp_path, text, label="animal", group="speakr")
 
 
@@ -230,7 +230,7 @@ def test_patterns(pattern: str, file: str, found: tuple):
         ("x_ann_1.wav y_ann_1.wav", "{label}_{group}_{}", "all 2 clips are of one group, 'ann'"),
         ("x_ann_1.wav y_ann_1.wav y_bob_1.wav", "{label}_{group}_{}", "2 group.s. .ann, bob. cannot fill the splits train,"),
         ("x_x_1.wav", "{label}_{label}.wav", "needs {label}"),
-        ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "none of the 2 files .*ann-1.wav .fits as far as '{label}'"),
+        ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "2 of 2 files do not fit .*ann-1.wav .fits as far as '{label}'"),
         ("x/1.wav y/empty.wav", None, "y/empty.wav: cannot be read as audio .*0 bytes"),
     ],
 )  # fmt: skip
@@ -243,7 +243,7 @@ def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | Non
 
 def test_files_that_do_not_fit_a_pattern_are_named(tmp_path: Path):
     names = [f"{label}_{i}.wav" for label in "xy" for i in range(3)]
-    with pytest.warns(UserWarning, match=r"1 file.s. do not fit .*z-1.wav .fits as far as '{label}'"):
+    with pytest.warns(UserWarning, match=r"1 of 7 files do not fit .*z-1.wav .fits as far as '{label}'"):
         assert len(from_folder(sounds(tmp_path, *names, "z-1.wav"), pattern="{label}_{}.wav")) == 6
 
 

@@ -31,8 +31,8 @@ def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tenso
         tensors = {key: value for key, value in state.get("model", state).items() if isinstance(value, Tensor)}
     except Exception as error:  # a damaged or foreign file can raise anything that zipfile, pickle and torch know
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely: {str(error)[:300]} "
-            "Expected a torch or safetensors file of tensors; a damaged download should be fetched again."
+            f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely, expected a torch or "
+            f"safetensors file of tensors; fetch it again. {str(error)[:300]}"
         ) from error
     for key, value in tensors.items():
         if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -47,15 +47,11 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         ValueError: tensors missing, of another shape, of whole numbers where weights are expected, or not finite; named.
     """
     wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(tensors))
-    odd = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
-    if missing or odd:
-        found = f"; {odd[0]} is {tuple(tensors[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}" if odd else ""
-        raise ValueError(
-            f"{path} does not hold a whole {type(model).__name__} of this shape: {len(missing)} tensors missing "
-            f"({', '.join(missing[:3])}){found}"
-        )
-    weights = [key for key, value in wanted.items() if value.is_floating_point()]
-    if wrong := [k for k in weights if not (tensors[k].is_floating_point() and tensors[k].isfinite().all())]:
-        raise ValueError(f"{path}: {wrong[0]} holds whole numbers, or values that are not finite; fetch it again")
-    model.load_state_dict({k: tensors[k].float() for k in wanted})
+    held = {key: tensors[key] for key in wanted if key in tensors}
+    for key, value in held.items():
+        if wanted[key].is_floating_point() and not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"{path}: {key} holds whole numbers, or values that are not finite; fetch it again")
+    try:
+        model.load_state_dict({key: value.float() for key, value in held.items()})
+    except RuntimeError as error:  # torch names what is missing or of another shape
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:500]}") from error

@@ -43,10 +43,8 @@ def ears_of(
     rate = extractor.sampling_rate
     window = min(ears.limit, WINDOW * rate) if clip_seconds is None else clip_seconds * rate
     if not ears.least <= round(window) <= ears.limit:
-        raise ValueError(
-            f"clip_seconds={clip_seconds}: this {family} model takes {ears.least / rate:g} to {ears.limit / rate:g} s at "
-            "once (longer waves are cut into such pieces)"
-        )
+        takes = f"{ears.least / rate:g} to {ears.limit / rate:g} s at once (longer waves are cut into such pieces)"
+        raise ValueError(f"clip_seconds={clip_seconds}: this {family} model takes {takes}")
     ears.window = round(window)
     return ears
 
@@ -101,20 +99,18 @@ class TimeEars:
         """Samples of a piece -> number of tokens in the blocks."""
         raise NotImplementedError
 
-    def _pieces(self, samples: int) -> list[tuple[int, int, int]]:
-        """First sample, samples, and samples as the model gets them, of each piece of a wave."""
-        starts = [(start, min(self.window, samples - start)) for start in range(0, samples, self.window)]
-        return [(start, length, max(length, self.least)) for start, length in starts]
+    def _pieces(self, samples: int) -> list[tuple[int, int]]:
+        """First sample and samples of each piece of a wave; the model gets at least `least`."""
+        return [(start, min(self.window, samples - start)) for start in range(0, samples, self.window)]
 
     def _parts(self, wave: Tensor) -> list[tuple[list[np.ndarray], int, Tensor]]:
         """Of each piece: the clips up to their last sound, samples as the model gets them, tokens [batch] that heard."""
-        samples = wave.shape[1]
+        samples, parts = wave.shape[1], []
         values = wave.detach().float().cpu()
         last = torch.where(values != 0, torch.arange(1, samples + 1), 0).amax(dim=1)
         last = torch.where(last == 0, samples, last)  # [batch], last sound
-        parts = []
-        for start, length, given in self._pieces(samples):
-            sound = (last - start).clamp(0, length)
+        for start, length in self._pieces(samples):
+            sound, given = (last - start).clamp(0, length), max(length, self.least)
             piece = nn.functional.pad(values[:, start : start + length], (0, given - length)).numpy()
             clips = [row[: max(int(n), self.least)] for row, n in zip(piece, sound, strict=True)]
             # A clip that is too short for a whole token still has its first one.
@@ -123,13 +119,12 @@ class TimeEars:
 
     def _mean(self, sequences: list[Tensor], parts: list[tuple[list[np.ndarray], int, Tensor]]) -> Tensor:
         """Mean [batch, dim] over the tokens that heard sound, of the tokens [batch, tokens, dim] of each piece."""
-        total, count = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        sums, counts = [], []
         for tokens, (_, _, heard) in zip(sequences, parts, strict=True):
-            mine = heard.clamp(max=tokens.shape[1])
-            mask = (torch.arange(tokens.shape[1]) < mine[:, None]).to(tokens.device)
-            total = total.to(tokens.device) + (tokens * mask[:, :, None]).sum(dim=1)
-            count = count + mine
-        return total / count[:, None].to(total.device)
+            counts.append(heard.clamp(max=tokens.shape[1]).to(tokens.device))
+            mask = torch.arange(tokens.shape[1], device=tokens.device) < counts[-1][:, None]
+            sums.append((tokens * mask[:, :, None]).sum(dim=1))
+        return sum(sums) / sum(counts)[:, None]  # type: ignore[index]
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
@@ -139,14 +134,15 @@ class TimeEars:
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
         """Tokens behind those that heard sound, one mask [batch, tokens] a piece; the model's own padding too."""
         masks = []
-        for start, length, given in self._pieces(samples):
+        for start, length in self._pieces(samples):
             heard = -(-self.heard((valid_samples - start).clamp(0, length)) // self.squeeze)
-            masks.append(torch.arange(self.tokens(given), device=valid_samples.device)[None, :] >= heard[:, None])
+            tokens = torch.arange(self.tokens(max(length, self.least)), device=valid_samples.device)
+            masks.append(tokens[None, :] >= heard[:, None])
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time counted on across pieces."""
-        return in_time([self.tokens(given) for _, _, given in self._pieces(samples)])
+        return in_time([self.tokens(max(length, self.least)) for _, length in self._pieces(samples)])
 
 
 class Convolutions(TimeEars):
@@ -231,7 +227,7 @@ class Whisper(TimeEars):
     def log_mel(self, wave: Tensor) -> Tensor:
         """The spectrogram of each piece, one after the other [batch, bands, frames]."""
         values = wave.detach().float().cpu().numpy()
-        pieces = [(values[:, start : start + n], n) for start, n, _ in self._pieces(wave.shape[1])]
+        pieces = [(values[:, start : start + n], n) for start, n in self._pieces(wave.shape[1])]
         return torch.cat([self._features(list(piece), n)[:, :, : -(-n // self.hop)] for piece, n in pieces], dim=2)
 
 

@@ -86,10 +86,9 @@ def from_hub(
     origin = {"source": source, "family": family, "front_end": ears.note, "sha256": sha256_of_state(model)}
     origin |= ({"revision": commit} if commit else {}) | ({} if seed is None else {"drawn": "at random", "seed": seed})
     names = {name for name, _ in model.named_modules()}
-    pattern = next(p for p in FAMILIES[family] if p.replace("*", "0").replace("[12]", "1") in names)
     encoder = from_module(
         model,
-        activations=pattern,
+        activations=next(p for p in FAMILIES[family] if p.replace("*", "0").replace("[12]", "1") in names),
         embed=ears,
         sample_rate=extractor.sampling_rate,
         clip_seconds=ears.window / extractor.sampling_rate,
@@ -98,19 +97,17 @@ def from_hub(
         chunks=True,
         padding_masks=ears.padding_masks,
         token_grid=ears.token_grid,
+        stages=ears.stages,
+        cell_seconds=ears.cell_samples / extractor.sampling_rate,
+        log_mel=ears.log_mel,
     )
-    step = ears.cell_samples / encoder.sample_rate
-    chosen = encoder.activations if layers is None else _chosen(encoder, layers)
-    stages = ears.stages if layers is None else None
-    return replace(encoder, activations=chosen, cell_seconds=step, log_mel=ears.log_mel, stages=stages)
-
-
-def _chosen(encoder: Encoder, layers: Sequence[str | int]) -> dict[str, nn.Module]:
-    """Some of an encoder's layers, in the order of depth."""
+    if layers is None:
+        return encoder
     have = dict(enumerate(encoder.layers))
     if not layers or not {*layers} <= {*have, *have.values()}:
         raise ValueError(f"{encoder.name} has not all of layers={list(layers)}, expected names or places of {have}")
-    return {n: m for place, (n, m) in enumerate(encoder.activations.items()) if n in layers or place in layers}
+    chosen = {name: encoder.activations[name] for place, name in have.items() if {place, name} & {*layers}}
+    return replace(encoder, activations=chosen, stages=None)
 
 
 # --- finding and loading -----------------------------------------------------------------------------------------
