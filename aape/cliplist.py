@@ -107,7 +107,7 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     group = group or next((column for column in _GROUPS if column in table), None)
     wanted = ["file_name", label, split, *filter(None, [group])]
     if not {*wanted} <= {*table} or table.empty:
-        found = f"{', '.join(table)} with {len(table)} rows"
+        found = f"{', '.join(map(str, table))} with {len(table)} rows"
         raise ValueError(f"{path}: expected columns {', '.join(wanted)} (split or fold), a row a clip, found {found}")
     if group is None:
         warn_of_groups(path, table.columns.difference(wanted))
