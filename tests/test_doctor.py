@@ -83,9 +83,9 @@ def test_packages(monkeypatch):
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)
     found = {f.subject: f for f in doctor.packages()}
     lacking = found["requirements"]
-    assert lacking.state == "missing" and f"numpy>=999 (found {np.__version__})" in lacking.detail
+    assert lacking.state == "missing" and f"numpy (now {np.__version__})" in lacking.detail
     assert lacking.next_step == "python -m pip install 'numpy>=999' 'no-such-package>=1'"
-    assert "no-such-tool==1.* (found none)" in found["extra dev"].detail and found["extra dev"].state == "note"
+    assert found["extra dev"].detail == "without no-such-tool" and found["extra dev"].state == "note"
     for have, need, meets in (("2.14.0+cpu", ">=2.2", True), ("2.1", ">=2.2", False), ("0.18.0", "==0.17.*", False)):
         assert doctor._meets(have, need) is meets
 
@@ -96,7 +96,7 @@ def test_on_a_python_without_any_package(program):
     command = [sys.executable, "-I", "-S", "-c", code]
     bare = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert bare.returncode == 1, bare.stderr
-    assert "missing requirements: lacking torch>=" in bare.stdout and "numpy>=1.26 (found none)" in bare.stdout
+    assert "missing requirements: without torch, numpy, " in bare.stdout
     assert "device: not known before torch is installed" in bare.stdout
     assert bare.stdout.splitlines()[-1].startswith("1 missing. Next: python -m pip install 'torch>=")
     needed = doctor.requirements()[""]

@@ -78,11 +78,11 @@ def packages() -> Iterator[Finding]:
             if installed is not None and _meets(installed, line.removeprefix(name)):
                 fine.append(f"{name} {installed}")
             else:
-                lacking[line] = f"{line} (found {installed or 'none'})"
+                lacking[line] = f"{name} (now {installed})" if installed else name
         if lacking:
             state, subject = ("note", f"extra {extra}") if extra else ("missing", "requirements")
             step = f"python -m pip install {shlex.join(lacking)}"
-            yield Finding(state, subject, f"lacking {', '.join(lacking.values())}", step)
+            yield Finding(state, subject, f"without {', '.join(lacking.values())}", step)
     yield Finding("ok", "installed", ", ".join(fine) or "none of the requirements")
     if _version("evar") is not None:
         what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
@@ -141,9 +141,8 @@ def _clips(name: str, from_metadata: Callable, options: dict[str, Any]) -> Findi
             step = f"{_typed('download', '--help', dataset.name)} says how to get it"
         return Finding("missing", name, f"no audio at {audio}", step)
     if not metadata.is_file():
-        step = "write a CSV with columns file_name, label, split or fold, and group"
-        if dataset is not None:
-            step = _typed("metadata", name, audio, metadata)
+        by_hand = "write a CSV with columns file_name, label, split or fold, and group"
+        step = by_hand if dataset is None else _typed("metadata", name, audio, metadata)
         return Finding("missing", name, f"audio at {audio}, no metadata at {metadata}", step)
     try:
         return Finding("ok", name, f"{len(from_metadata(**options)):,} clips at {audio}")
@@ -206,10 +205,7 @@ def _print(title: str, findings: Iterable[Finding]) -> list[str]:
     """Print a section; returns the next step for each thing that is missing."""
     print(f"\n{title}")
     steps = []
-    for finding in findings:
-        print(f"  {finding.state:<8}{finding.subject}: {finding.detail}")
-        if finding.next_step:
-            print(f"  {'':<8}-> {finding.next_step}")
-        if finding.state == "missing":
-            steps.append(finding.next_step)
+    for state, subject, detail, step in findings:
+        print(f"  {state:<8}{subject}: {detail}" + (f"\n  {'':<8}-> {step}" if step else ""))
+        steps += [step] if state == "missing" else []
     return steps

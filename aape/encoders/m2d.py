@@ -92,10 +92,6 @@ class M2DViT(VisionTransformer):
         class_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(sequence), -1, -1)
         return torch.cat((class_token, sequence), dim=1)
 
-    def encode(self, spectrogram: Tensor) -> Tensor:
-        """Log-mel of one chunk -> normalised tokens after the last block [batch, 1 + patches, width]."""
-        return self.norm(self.blocks(self.tokens(spectrogram)))
-
 
 class M2DAudio(nn.Module):
     """LogMel and M2DViT: wave [batch, samples] -> clip embedding [batch, mel patches * width]."""
