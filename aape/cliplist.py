@@ -162,67 +162,66 @@ def csv_text(clips: Iterable[Clip]) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def class_order(labels: Iterable[str]) -> list[str]:
+def class_order(labels: Iterable[str], source: str | Path) -> list[str]:
     """Class names sorted, numbers as numbers (EVAR).
 
     Raises:
-        ValueError: one number written in two ways, such as 1 and 01.
+        ValueError: one number written in two ways, such as 1 and 01; names the source.
     """
     names = sorted(set(labels))
     try:
-        values = {name: float(name) for name in names}
+        names.sort(key=float)
     except ValueError:
-        return names
-    names.sort(key=values.__getitem__)
+        return sorted(names)
     for one, other in itertools.pairwise(names):
-        if values[one] == values[other]:
-            raise ValueError(f"the labels {one!r} and {other!r} are one number written in two ways; write it one way")
+        if float(one) == float(other):
+            raise ValueError(f"{source}: the labels {one!r} and {other!r} are one number; write it one way")
     return names
 
 
-def seeded_split(groups: Sequence[str], strata: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split of our own: whole groups, drawn at random within each stratum.
+def split_clips(
+    clips: Sequence[Clip],
+    shares: Mapping[str, float],
+    seed: int,
+    source: str | Path,
+    strata: Sequence[str] | None = None,
+) -> list[Clip]:
+    """The clips with a split of our own: whole groups, drawn at random within each stratum.
 
     Args:
-        groups: of each clip; a group never straddles two splits.
-        strata: of each clip; each stratum (a language, say) is divided by itself. A group belongs to its first clip's.
+        clips: a group never straddles two splits; a clip without one is its own.
         shares: split -> share of the groups; the first one takes what rounding leaves.
         seed: of numpy's default generator.
+        source: what errors name.
+        strata: of each clip; each stratum (a language, say) is divided by itself, and a group belongs to its first
+            clip's. None: the classes, where no group has clips of two of them.
 
-    Returns:
-        The split of each clip.
+    Raises:
+        ValueError: fewer groups than splits.
     """
     import numpy as np
 
+    groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
+    known = sorted(set(groups))
+    if len(known) < len(shares):
+        found = f"{len(known)} group(s) ({', '.join(known[:3])}) cannot fill the splits {', '.join(shares)}"
+        raise ValueError(f"{source}: {found}, each in one only; give another {{group}}, or split={{...}} with fewer")
+    if strata is None:
+        straddle = len({(group, clip.label) for group, clip in zip(groups, clips, strict=True)}) > len(known)
+        strata = ["" if straddle else clip.label for clip in clips]
     stratum_of = dict(reversed(list(zip(groups, strata, strict=True))))
     generator = np.random.default_rng(seed)
     split_of: dict[str, str] = {}
     first, *rest = shares
     for stratum in sorted(set(stratum_of.values())):
-        members = sorted(g for g, s in stratum_of.items() if s == stratum)
+        members = [group for group in known if stratum_of[group] == stratum]
         order = [members[i] for i in generator.permutation(len(members))]
         for name in rest:  # every split should know every stratum
             count = round(shares[name] * len(members)) or int(len(members) >= len(shares))
             split_of |= dict.fromkeys(order[:count], name)
             order = order[count:]
         split_of |= dict.fromkeys(order, first)
-    return [split_of[g] for g in groups]
-
-
-def split_clips(clips: Sequence[Clip], shares: Mapping[str, float], seed: int, source: str | Path) -> list[Clip]:
-    """A seeded split by whole groups, within each class where groups do not straddle classes.
-
-    Raises:
-        ValueError: fewer groups than splits.
-    """
-    groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
-    known = sorted(set(groups))
-    if len(known) < len(shares):
-        found = f"{len(known)} group(s) ({', '.join(known[:3])}) cannot fill the splits {', '.join(shares)}"
-        raise ValueError(f"{source}: {found}, each in one only; give another {{group}}, or split={{...}} with fewer")
-    straddle = len({*zip(groups, (clip.label for clip in clips), strict=True)}) > len(known)
-    drawn = seeded_split(groups, ["" if straddle else clip.label for clip in clips], shares, seed)
-    return [clip._replace(split=split) for clip, split in zip(clips, drawn, strict=True)]
+    return [clip._replace(split=split_of[group]) for group, clip in zip(groups, clips, strict=True)]
 
 
 def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:

@@ -194,7 +194,7 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
-    if isinstance(module, nn.MultiheadAttention) or any(True for _ in module.children()):
+    if any(True for _ in module.children()):
         return False
     known = re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I)
     return type(module).__module__ == "torch.nn.modules.activation" or known is not None

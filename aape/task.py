@@ -176,10 +176,7 @@ def _task(
     """The clips as a Task. Raises ValueError; warns where a class has no clip in a split."""
     if not 0 < clip_seconds <= _LONGEST:
         raise ValueError(f"task {name}: clip_seconds must be between 0 and {_LONGEST:g}, found {clip_seconds:g}")
-    try:
-        classes = cliplist.class_order(clip.label for clip in clips)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    classes = cliplist.class_order((clip.label for clip in clips), source)
     files, labels, splits, groups = zip(*clips, strict=True)
     pairs = set(zip(labels, splits, strict=True))
     gaps = [f"{c} in {s}" for c in classes for s in dict.fromkeys(splits) if (c, s) not in pairs]

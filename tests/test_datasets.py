@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from aape.cli import main
-from aape.cliplist import seeded_split
+from aape.cliplist import Clip, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Source, evar_metadata
 from aape.datasets.check import build_metadata, look, shown
@@ -165,15 +165,14 @@ def test_the_real_ravdess(ravdess, tmp_path):
 
 
 def test_seeded_split_keeps_groups_whole_and_every_stratum_in_every_split():
-    groups = [f"{s}{i}" for s in "ab" for i in range(10) for _ in range(3)]
-    strata = [g[0] for g in groups]
+    clips = [Clip(f"{i}.wav", s, "", f"{s}{i}") for s in "ab" for i in range(10) for _ in range(3)]
     shares = {"train": 0.7, "valid": 0.1, "test": 0.2}
-    splits = seeded_split(groups, strata, shares, 1)
-    assert splits == seeded_split(groups, strata, shares, 1)
-    assert splits != seeded_split(groups, strata, shares, 2)
-    table = pd.DataFrame({"g": groups, "s": strata, "split": splits}).drop_duplicates()
-    assert table.g.is_unique
-    counts = table.groupby("s").split.value_counts().to_dict()
+    drawn = split_clips(clips, shares, 1, "x")
+    assert drawn == split_clips(clips, shares, 1, "x", [clip.label for clip in clips])
+    assert drawn != split_clips(clips, shares, 2, "x")
+    table = pd.DataFrame(drawn).drop(columns="file_name").drop_duplicates()
+    assert table.group.is_unique
+    counts = table.groupby("label").split.value_counts().to_dict()
     assert counts == {(s, k): v for s in "ab" for k, v in {"train": 7, "valid": 1, "test": 2}.items()}
 
 

@@ -24,7 +24,6 @@ class Remote(NamedTuple):
     name: str
     url: str
     checksum: str | None = None
-    into: str = ""  # folder below the dataset's
 
 
 class Rows(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from aape.audio import BadClip, opened, read_mono
-from aape.cliplist import csv_text, read_clips_csv, seeded_split
+from aape.cliplist import csv_text, read_clips_csv, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
 from aape.files import write_json, write_text
@@ -108,19 +108,17 @@ def build_metadata(
     source, out_csv = Source(Path(root).expanduser(), dataset.name, clone), Path(out_csv).expanduser()
     theirs = evar_metadata(task, clone)
     rows = facts.rows(source) if theirs is None else _evar_rows(task, theirs)
-    listed, notes = rows.clips, list(rows.notes)
-    if rows.shares is not None:
-        groups, strata = [str(clip.group) for clip in listed], [clip.split for clip in listed]
-        drawn = seeded_split(groups, strata, rows.shares, seed)
-        listed = [clip._replace(split=split) for clip, split in zip(listed, drawn, strict=True)]
-    found = [(clip, source.find(clip.file_name)) for clip in listed]
+    notes = list(rows.notes)
+    found = [(clip, source.find(clip.file_name)) for clip in rows.clips]
     clips = [clip._replace(file_name=path) for clip, path in found if path is not None]
     if not clips:
-        expected = listed[0].file_name if listed else f"what `aape download --help {dataset.name}` says"
+        expected = rows.clips[0].file_name if rows.clips else f"what `aape download --help {dataset.name}` says"
         raise FileNotFoundError(
             f"no clip of {task} under {source.root}: expected {expected}, found "
             f"{', '.join(source.files[:3]) or 'no audio file'}"
         )
+    if rows.shares is not None:
+        clips = split_clips(clips, rows.shares, seed, source.root, [clip.split for clip in clips])
     others = sorted(set(source.files) - {clip.file_name for clip in clips})
     if others:
         notes.append(f"{len(others):,} other audio files lie there and are left out, e.g. {others[0]}")

@@ -58,7 +58,7 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
 def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     """One file to its place, whole, unpacked and recorded."""
     archive = remote.name.endswith((".zip", ".tar", ".tar.gz"))
-    store, ledger = folder / "archives" if archive else into / remote.into, folder / "checksums.json"
+    store, ledger = folder / "archives" if archive else into, folder / "checksums.json"
     target = store / remote.name
     try:
         recorded = json.loads(ledger.read_text("utf-8")) if ledger.is_file() else {}

@@ -22,10 +22,7 @@ _SHA256 = {
 }
 _AUDIO = "http://opihi.cs.uvic.ca/sound/genres.tar.gz"
 REMOTES = (
-    *(
-        Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{_SHA256[s]}", "GTZAN_split")
-        for s in _SHA256
-    ),
+    *(Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{_SHA256[s]}") for s in _SHA256),
     Remote("genres.tar.gz", _AUDIO, "md5:5b3d6dddb579ab49814ab86dba69e7c7"),
 )
 COUNTS = {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}

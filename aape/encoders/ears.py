@@ -316,12 +316,9 @@ class PatchEars:
 
 def _of_ast(model: Any, extractor: Any) -> PatchEars:
     """AST (Gong et al. 2021, arXiv 2104.01778); the clip embedding is its own: the mean of class and distillation token."""
-    config = model.config
-    if int(extractor.max_length) != config.max_length:
-        raise ValueError(f"the front end pads to {extractor.max_length} frames, the model takes {config.max_length}")
-    rows, columns = model.embeddings.get_shape(config)  # frequency, time
+    rows, columns = model.embeddings.get_shape(model.config)  # frequency, time
     cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # frequency outermost
-    return PatchEars(extractor, lambda features: model(features).pooler_output, cells, config.time_stride, 2)
+    return PatchEars(extractor, lambda features: model(features).pooler_output, cells, model.config.time_stride, 2)
 
 
 def _of_timm(model: Any, extractor: Any) -> PatchEars:
