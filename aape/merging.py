@@ -131,11 +131,10 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
         return rows
 
     task, numbers = plan.task, range(len(plan.batches))
-    small = ("clips", "tokens", "padding_tokens", "unmarked", "bad", "reasons")
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     kinds: dict[str, np.dtype] = {}
     for rows in map(saved, numbers):
-        for name in small:
+        for name in ("clips", "tokens", "padding_tokens", "unmarked", "bad", "reasons"):
             columns[name].append(rows[name])
         kinds |= {name: values.dtype for name, values in rows.items() if f"{name}.npy" in ARRAYS}
         dim = rows["embeddings"].shape[1]
@@ -149,24 +148,18 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     order = sorted(set(splits.tolist()), key=lambda s: ("train valid test".find(s), s))
     final = progress.folder / "final"
     final.mkdir(exist_ok=True)
-    embedded = {split: progress.folder / f"embeddings-{i}.npy" for i, split in enumerate(order)}
+    embedded = {f"embeddings-{i}": split for i, split in enumerate(order)}
+    arrays = {name: ((int(kept.sum()), *plan.shape), kind) for name, kind in kinds.items()}
+    arrays |= {name: ((int((splits == s).sum()), dim), np.dtype(np.float32)) for name, s in embedded.items()}
     sums = np.zeros((len(task.classes), *plan.shape), dtype=np.int64)
     with contextlib.ExitStack() as stack:
-
-        def writer(path: Path, shape: tuple[int, ...], kind: np.dtype) -> ArrayWriter:
-            return ArrayWriter(stack.enter_context(whole_file(path)), shape, kind)
-
-        shape = (int(kept.sum()), *plan.shape)
-        writers = {name: writer(final / f"{name}.npy", shape, kind) for name, kind in kinds.items()}
-        by_split = {
-            s: writer(path, (int((splits == s).sum()), dim), np.dtype(np.float32)) for s, path in embedded.items()
-        }
+        files = {name: stack.enter_context(whole_file(final / f"{name}.npy")) for name in arrays}
+        writers = {name: ArrayWriter(file, *arrays[name]) for name, file in files.items()}
         for rows in map(saved, numbers):
             mine = plan.clips[rows["clips"]]
-            for split, array in by_split.items():
-                array.append(rows["embeddings"][split_of[mine] == split])
-            for name, array in writers.items():
-                array.append(rows.get(name, np.zeros_like(rows["clip_counts"])))
+            rows |= {name: rows["embeddings"][split_of[mine] == split] for name, split in embedded.items()}
+            for name, writer in writers.items():
+                writer.append(rows.get(name, np.zeros_like(rows["clip_counts"])))
             if plan.kept.all():
                 add_by_class(sums, task.labels[mine], rows["clip_counts"])
     if not plan.kept.all():
@@ -175,10 +168,11 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
     save_tensors(final / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
     write_text(final / "classes.txt", "".join(f"{c}\n" for c in task.classes))
-    maps = {split: np.load(path, mmap_mode="c") for split, path in embedded.items()}  # private: nothing is written
-    save_tensors(final / "features.pt", {split: torch.from_numpy(values) for split, values in maps.items()})
+    # mapped as private: nothing is held, nothing is written
+    features = {split: np.load(final / f"{name}.npy", mmap_mode="c") for name, split in embedded.items()}
+    save_tensors(final / "features.pt", {split: torch.from_numpy(values) for split, values in features.items()})
     save_tensors(final / "gts.pt", {s: torch.from_numpy(labels[splits == s]) for s in order})
-    files = (*(f"{name}.npy" for name in kinds), "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
+    names = (*(f"{name}.npy" for name in kinds), "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
     unmarked = "unknown" if known["unmarked"].any() else "none"
     manifest = {
         "format": 3,
@@ -200,7 +194,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
         "notes": list(task.notes),
         "cut": plan.cut,
         "padding": "counted" if "padding_counts" in kinds else unmarked,
-        "checksums": {name: sha256_of(final / name) for name in files},
+        "checksums": {name: sha256_of(final / name) for name in names},
         **plan.settings,
         **facts,
     }
@@ -211,7 +205,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
             raise ValueError(
                 f"{out_dir}/{name} appeared during the pass and is not of it.\nMove it away and call again."
             )
-    for name in files:
+    for name in names:
         os.replace(final / name, out_dir / name)
     sync_folder(out_dir)
     write_manifest(out_dir / "manifest.json", manifest)
