@@ -94,10 +94,10 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
             axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
             for text, targeted in zip(axis.get_xticklabels(), here.targeted, strict=True):
                 text.set_fontweight("bold" if targeted else "normal")
-    shown = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*shown, loc="outside lower right", ncols=3, frameon=False, fontsize=7)
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
-    figure.supxlabel(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}", fontsize=7)
+    shown = axes[0, 0].get_legend_handles_labels()
+    legend = figure.legend(*shown, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    legend.set_title(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}", {"size": 7})
     return figure
 
 
