@@ -116,10 +116,8 @@ def plan_pass(
         identity = beside.submit(lambda: encoder.identity)
         seen, probe = dry_run(encoder)
     digests, seconds = _survey(task, clips)
-    data = hashlib.sha256()
-    for i, digest in zip(clips.tolist(), digests, strict=True):
-        row = (task.files[i], task.classes[task.labels[i]], task.splits[i], task.groups[i], digest)
-        data.update(json.dumps(row).encode())
+    columns = (task.files, [task.classes[label] for label in task.labels], task.splits, task.groups)
+    rows = ((*(column[i] for column in columns), digest) for i, digest in zip(clips.tolist(), digests, strict=True))
     settings = {
         "encoder": encoder.name,
         "identity": identity.result(),
@@ -131,7 +129,7 @@ def plan_pass(
         "clip_seconds": task.clip_seconds,
         "sample_rate": encoder.sample_rate,
         "splits": wanted,
-        "data": data.hexdigest(),
+        "data": hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest(),
         "kept": None if kept.all() else f"{int(kept.sum())} by seed {seed}",
         **run,
     }
