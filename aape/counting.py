@@ -118,14 +118,9 @@ def count_batch(
     if masks and (speaks := [m.shape[1] for m in masks]) != made:
         raise ValueError(f"{encoder.name}: padding_masks speaks of {speaks} tokens a call, embed made {made}")
     found = [embeddings, counts, sums / max(sum(made), 1), *([] if padding is None else [padding])]
-    found = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
+    embeddings, counts, means, *inside = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
     if wave.is_cuda:
         torch.cuda.current_stream(wave.device).synchronize()  # the one wait of a batch
-    return BatchCounts(
-        embeddings=found[0],
-        counts=found[1],
-        means=found[2],
-        tokens=torch.full((batch,), sum(made)),
-        padding=None if padding is None else found[3],
-        padding_tokens=sum((m.sum(dim=1) for m in masks), torch.zeros(batch, dtype=torch.int64)),
-    )
+    tokens = torch.full((batch,), sum(made))
+    padding_tokens = sum((mask.sum(dim=1) for mask in masks), torch.zeros_like(tokens))
+    return BatchCounts(embeddings, counts, means, tokens, inside[0] if inside else None, padding_tokens)

@@ -149,6 +149,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     final = progress.folder / "final"
     final.mkdir(exist_ok=True)
     embedded = {f"embeddings-{i}": split for i, split in enumerate(order)}
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype]]
     arrays = {name: ((int(kept.sum()), *plan.shape), kind) for name, kind in kinds.items()}
     arrays |= {name: ((int((splits == s).sum()), dim), np.dtype(np.float32)) for name, s in embedded.items()}
     sums = np.zeros((len(task.classes), *plan.shape), dtype=np.int64)

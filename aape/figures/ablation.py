@@ -96,8 +96,8 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
                 text.set_fontweight("bold" if targeted else "normal")
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
     shown = axes[0, 0].get_legend_handles_labels()
-    legend = figure.legend(*shown, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
-    legend.set_title(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}", {"size": 7})
+    legend = figure.legend(*shown, loc="outside lower center", ncols=3, frameon=False, fontsize=7, title_fontsize=7)
+    legend.set_title(f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}")
     return figure
 
 
