@@ -56,11 +56,11 @@ def machine() -> Iterator[Finding]:
 
 def requirements() -> dict[str, list[str]]:
     """Extra ("" for what is always needed) -> requirements: of the clone's pyproject.toml, else of the installation."""
-    project, found = _CLONE / "pyproject.toml", {}
+    project = _CLONE / "pyproject.toml"
     if project.is_file():  # by hand, for Python 3.10 brings no reader of TOML
-        for name, body in re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S):
-            found["" if name == "dependencies" else name] = re.findall(r'^ +"([^"]+)"', body, re.M)
-        return found
+        lists = re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S)
+        return {name.replace("dependencies", ""): re.findall(r'^ +"([^"]+)"', body, re.M) for name, body in lists}
+    found: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("aape") or []:
         requirement, _, extra = line.partition("; extra == ")
         found.setdefault(extra.strip("\"'"), []).append(requirement)

@@ -75,8 +75,7 @@ class M2DViT(VisionTransformer):
             img_size=input_size, patch_size=patch_size, in_chans=1, num_classes=0, embed_dim=width, depth=depth,
             num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )  # fmt: skip
-        self.input_size = (int(input_size[0]), int(input_size[1]))  # mels, frames of a chunk
-        self.patch = (int(patch_size[0]), int(patch_size[1]))
+        self.input_size, self.patch = tuple(input_size), tuple(patch_size)  # mels and frames, of a chunk and of a patch
         self.grid = (input_size[0] // patch_size[0], input_size[1] // patch_size[1])
         self.norm_stats = nn.Parameter(torch.tensor(NORM_STATS), requires_grad=False)
 
@@ -215,7 +214,7 @@ def load(
     if str(weights_path) == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vit = M2DViT(tuple(input_size), tuple(patch_size), width, depth, max(1, width // 64))  # type: ignore[arg-type]
+            vit = M2DViT(input_size, patch_size, width, depth, max(1, width // 64))
         usual, sample_rate = "M2D (untrained)", 16000
         provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
     else:
