@@ -107,10 +107,8 @@ def plan_pass(
         json.dumps(written, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"a name in {task.name}, or in the weights of {encoder.name}: {error}") from error
-    kept = np.ones(len(clips), dtype=bool)
-    if keep_clips is not None and keep_clips < len(clips):
-        kept[:] = False
-        kept[np.random.default_rng(seed).choice(len(clips), keep_clips, replace=False)] = True
+    keep = len(clips) if keep_clips is None else min(keep_clips, len(clips))
+    kept = np.isin(np.arange(len(clips)), np.random.default_rng(seed).choice(len(clips), keep, replace=False))
     names = list(encoder.layers if layers is None else layers)
     with ThreadPoolExecutor(max_workers=1) as beside:  # hashing leaves the interpreter free for the dry run
         identity = beside.submit(lambda: encoder.identity)
