@@ -459,9 +459,10 @@ def test_one_clip_a_class_very_many_classes_and_nothing_selected(tmp_path, class
     site.build(selection=select(site.artifacts, rate=0.5, quantile=0.5))
     check_site(site.out)
     assert site.records("toy-many") and all(len(r["clips"]) >= min(classes, 18) for r in site.records("toy-many"))
-    none = site.but(out=tmp_path / "none")
-    none.build(selection=select(site.artifacts, quantile=1.0))
-    assert read_script(none.out, "index")["pairs"][0]["best"] is None
+    if classes == 3:
+        none = site.but(out=tmp_path / "none")
+        none.build(selection=select(site.artifacts, quantile=1.0))
+        assert read_script(none.out, "index")["pairs"][0]["best"] is None
 
 
 def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are_not_believed(site: Site, tmp_path):

@@ -153,50 +153,48 @@ def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
         count_batch(lying, WAVE, WHOLE, lying.layers, 8)
 
 
-class Halving(nn.Module):
-    """Three layers of 8 neurons; the last sees half the tokens, or `how` says what else goes wrong."""
+def odd(how: str) -> Encoder:
+    """The toy, whose last layer sees half the tokens, is called twice, ...: `how` says what."""
+    module = make_toy().module
+    one, two, three = module.layers
 
-    def __init__(self, how: str = "halves") -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.how = how
-        self.fc = nn.ModuleList([nn.Linear(n, 8) for n in (100, 8, 8)])
-        self.act = nn.ModuleList([nn.ReLU() for _ in range(3)])
-        self.conv = nn.Conv1d(1, 8, 10, 10)
-
-    def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        x = wave.unflatten(1, (-1, 100))
-        x = self.act[1](self.fc[1](self.act[0](self.fc[0](x))))
-        if self.how == "halves":
+    def embed(wave: torch.Tensor) -> torch.Tensor:
+        x = two.act(two.fc(one.act(one.fc(wave.unflatten(1, (-1, 100))))))
+        if how == "halves":
             x = x[:, ::2]
-        if self.how == "channels first":
-            return self.act[2](self.conv(wave[:, None])).mean(dim=2)
-        if self.how == "twice":
-            x = self.act[2](self.fc[2](x))
-        if self.how == "loud":  # one clip overflows behind the first layer
+        if how == "twice":
+            x = three.act(three.fc(x))
+        if how == "loud":  # one clip overflows behind the second layer
             x = x + torch.where(wave.amax(dim=1) > 5, torch.nan, 0.0)[:, None, None]
-        return self.act[2](self.fc[2](x)).nan_to_num().mean(dim=1)
+        if how == "channels first":
+            return three.act(wave.unflatten(1, (-1, 10)).mT).mean(dim=2)
+        return three.act(three.fc(x)).nan_to_num().mean(dim=1)
+
+    return bare(module, "layers.*.act", embed=embed)
 
 
 @pytest.mark.parametrize(
     ("how", "words", "tokens"),
-    [("halves", "10 tokens in act.0, act.1; 5 tokens in act.2", 5), ("twice", r"10 \+ 10 tokens in act.2", 20)],
+    [
+        ("halves", "10 tokens in layers.0.act, layers.1.act; 5 tokens in", 5),
+        ("twice", r"10 \+ 10 tokens in layers.2", 20),
+    ],
 )
 def test_layers_with_different_tokens_are_refused_and_named_and_right_by_themselves(how, words, tokens):
-    encoder = bare(Halving(how), "act.*")
+    encoder = odd(how)
     with pytest.raises(ValueError, match=f"{words}.*layers="):
         width_of(encoder, encoder.layers)
     with pytest.raises(ValueError, match=words):
         count_batch(encoder, WAVE, WHOLE, encoder.layers, 8)
     with torch.no_grad():
-        encoder.module.fc[2].bias.fill_(100.0)  # every token of the last layer is active
-    assert width_of(encoder, ["act.2"]) == width_of(encoder, ["act.0", "act.1"]) == 8
-    last = count_batch(encoder, WAVE, WHOLE, ["act.2"], 8)
+        encoder.module.layers[2].fc.bias.fill_(1000.0)  # every token of the last layer is active
+    assert width_of(encoder, encoder.layers[2:]) == width_of(encoder, encoder.layers[:2]) == 8
+    last = count_batch(encoder, WAVE, WHOLE, encoder.layers[2:], 8)
     assert (last.counts == last.tokens[:, None, None]).all() and last.tokens.tolist() == [tokens] * 3
 
 
 def test_what_is_not_finite_in_a_layer_shows_in_the_means_of_that_clip_and_layer():
-    encoder, wave = bare(Halving("loud"), "act.*"), WAVE.clone()
+    encoder, wave = odd("loud"), WAVE.clone()
     wave[2, 17] = 9.0
     counted = count_batch(encoder, wave, WHOLE, encoder.layers, 8)
     assert counted.embeddings.isfinite().all()  # nothing is to be seen of it at the end
@@ -212,7 +210,7 @@ DAMAGED[0].weight.data.fill_(torch.nan)
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        (bare(Halving("channels first"), "act.*"), r"'act\.2' has \[50, 100\] channels, by the length of the wave"),
+        (odd("channels first"), r"'layers\.2\.act' has \[50, 100\] channels, by the length of the wave"),
         (bare(UNEVEN, "[13]"), "1 has 8, 3 has 16"),
         (bare(DAMAGED, "1"), "damaged weights"),
         (dataclasses.replace(make_toy(), embed=ModelOutput), "embed gave a ModelOutput.*last_hidden_state"),
@@ -306,13 +304,11 @@ class Payload:
 def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys):
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*Install.md"):
         m2d.load(tmp_path / "nothing.pth")
-    whole = save(tmp_path / FOLDER / "a.pth", {"model": tensors})
-    for name, content in (("cut", whole.read_bytes()[:5000]), ("text", b"<html>not found</html>")):
-        (tmp_path / FOLDER / f"{name}.pth").write_bytes(content)
-    save(tmp_path / FOLDER / "evil.pth", {"model": tensors, "args": Payload()})
-    for name in ("cut", "text", "evil"):
-        with pytest.raises(ValueError, match=f"{name}.pth.* is not a checkpoint that can be read safely"):
-            m2d.load(tmp_path / FOLDER / f"{name}.pth")
+    path = save(tmp_path / FOLDER / "a.pth", {"model": tensors, "args": Payload()})
+    for content in (path.read_bytes(), path.read_bytes()[:5000], b"<html>not found</html>"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.pth.* is not a checkpoint that can be read safely"):
+            m2d.load(path)
     assert "code ran" not in capsys.readouterr().out
     less = {k: v for k, v in tensors.items() if k != "blocks.1.attn.qkv.bias"}
     for content, words in (
