@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from dataclasses import replace
 
+import librosa
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ pytest.importorskip("espeakng_loader")
 
 from aape.files import FolderBusy, folder_lock
 from aape.task import from_metadata
-from miniature import midi, tasks
+from miniature import midi, speech, tasks
 from miniature.sentences import NEUTRAL, SENTENCES, share
 
 RATE = midi.SAMPLE_RATE
@@ -100,6 +101,20 @@ def test_pitch_is_the_label(plans, task):
         assert harmonics(pitch) > 3 * max(harmonics(pitch - 1), harmonics(pitch + 1)), group
 
 
+def test_women_speak_higher_than_men_and_feelings_move_the_voice():
+    def f0(wave: np.ndarray) -> float:
+        """Median fundamental frequency, Hz."""
+        return float(np.median(librosa.yin(wave, fmin=64, fmax=400, sr=RATE, frame_length=1024)))
+
+    text, voices = "We have to go there again.", tasks.VOICES["test"]
+    women, men = ([f0(speech.speak(text, f"en-us+{v}")) for v in voices[sex]] for sex in ("female", "male"))
+    assert min(women) > 150 > 130 > max(men)
+    said = {e: {"rate": r, "pitch": p} for e, (r, p, *_) in tasks.EMOTIONS.items()}
+    waves = {e: speech.speak(text, "en-us+m4", pitch_range=20, **how) for e, how in said.items()}
+    assert max(len(waves[e]) for e in ("FEA", "ANG")) < len(waves["NEU"]) < min(len(waves[e]) for e in ("DIS", "SAD"))
+    assert f0(waves["FEA"]) > 1.2 * f0(waves["SAD"])
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory, plans):
     """A small mixed set rendered by two worker processes."""
@@ -146,3 +161,10 @@ def test_a_damaged_cache_is_rebuilt_to_the_same_bytes(rendered, damage):
     stamp = manifest.stat().st_mtime_ns
     tasks.build(folder, clips, {"mixed": clips})  # a whole cache is left alone
     assert manifest.stat().st_mtime_ns == stamp
+
+
+def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
+    bad = tasks.Clip("a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"})
+    with pytest.raises(RuntimeError, match="no voice 'xx-no"):
+        tasks.build(tmp_path / "bad", [bad], {})
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [".lock"]
