@@ -145,14 +145,19 @@ def unfinished(out_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: `.partial` is not ours.
     """
-    partial, settings = out_dir / ".partial", None
+    partial, damaged = out_dir / ".partial", False
     if not os.path.lexists(partial):
         return None
-    with contextlib.suppress(OSError, ValueError):
-        settings = json.loads((partial / "settings.json").read_bytes())
-    if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
-        return settings
-    if any(partial.glob("batch-*.npz")):
+    with contextlib.suppress(OSError):  # without settings, nothing there is ours
+        text = (partial / "settings.json").read_bytes()
+        try:
+            settings = json.loads(text)
+            if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
+                return settings
+            damaged = any(partial.glob("batch-*.npz"))
+        except ValueError:  # cut off, in the first moments too
+            damaged = True
+    if damaged:
         warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
     elif not partial.is_dir() or any(path.name[0] != "." for path in partial.iterdir()):  # else cut off right here
         raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
@@ -206,9 +211,11 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
                 good = [i for i in range(len(mine)) if i not in complaints]
                 add_by_class(own["sums"], task.labels[mine[good]], counted.counts.numpy()[good])
                 own["done"][b] = 1
-                if own["done"].sum() % 32 == 0 or b == todo[-1]:
+                if own["done"].sum() % 32 == 0:
                     progress.save_sums(rank, own)
             bar.update(len(mine))
+    if missing.any():
+        progress.save_sums(rank, own)
 
 
 def _not_finite(counted: BatchCounts, settings: Mapping[str, Any]) -> dict[int, str]:

@@ -84,7 +84,7 @@ def sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
     ours = plan.settings
     same = [k for k in (*ENCODER, "clip_seconds", "means", "device", "batch_size") if k != "probe"]
     for path in sorted(out_dir.parent.glob("*/manifest.json")):
-        with contextlib.suppress(ValueError):  # not ours, or damaged
+        with contextlib.suppress(ValueError, FileNotFoundError):  # not ours, damaged, or not whole
             theirs = read_manifest(path)
             other = other_encoder(theirs, ours["identity"], ours["probe"]) or any(theirs[k] != ours[k] for k in same)
             if other or theirs["task"] == plan.task.name or "kept_clips" in theirs:

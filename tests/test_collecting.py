@@ -23,7 +23,8 @@ from aape import manifest
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
 from aape.encoder import from_module, hooked
-from aape.files import FolderBusy, folder_lock
+from aape.files import Cache, FolderBusy, folder_lock
+from aape.merging import add_by_class
 from aape.task import BadClip, from_metadata
 
 
@@ -129,7 +130,11 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     assert contents(out) == before and not heard
 
 
-FOREIGN = (*manifest.FILES, "manifest.json", ".partial", ".partial/notes.txt", ".partial/settings.json")
+FOREIGN = (
+    *manifest.FILES,
+    "manifest.json",
+    *(f".partial{name}" for name in ("", "/notes.txt", "/settings.json", "/batch-1.npz")),
+)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -407,6 +412,29 @@ def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatc
     assert contents(out) == contents(whole.path)
 
 
+def test_settings_cut_off_before_the_first_batch_are_written_anew(tmp_path: Path, toy, task):
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "settings.json").write_text("")
+    with pytest.warns(UserWarning, match="settings.json was damaged and is written anew"):
+        assert len(collect(toy, task, tmp_path).files) == 24
+
+
+def test_sums_are_kept_whichever_batch_comes_last(tmp_path: Path, toy, task, monkeypatch):
+    whole, out = collect(toy, task, tmp_path / "w" / "whole", batch_size=4), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(toy, task, out, batch_size=4, keep_clips=9)
+    with np.load(out / ".partial" / "sums-0.npz") as file:
+        key, sums = json.loads(str(file["__key__"])), np.zeros_like(file["sums"])
+    add_by_class(sums, task.labels[20:], whole.counts[20:])  # of the last batch, by a second process
+    Cache(out / ".partial").put("sums-1", key, {"sums": sums, "done": np.array([0, 0, 0, 0, 0, 1])})
+    for name in ("sums-0", "batch-000005"):
+        (out / ".partial" / f"{name}.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be used"):
+        assert torch.equal(collect(toy, task, out, batch_size=4, keep_clips=9).over_zero, whole.over_zero)
+
+
 def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard):
     rows = [i for i in reversed(range(24)) if task.groups[i] != "g5"]
     coarse = rows_of(task, rows, "coarse", lambda line: line.replace("class2", "class0"))
@@ -420,6 +448,9 @@ def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard
     assert np.allclose(shared.means, alone.means, rtol=1e-3)
     assert np.allclose(shared.embeddings(), alone.embeddings(), atol=1e-6)
     assert shared.classes == ("class0", "class1")
+    (tmp_path / "both" / "noise_analysis" / "gts.pt").unlink()  # no business of another task's
+    shutil.rmtree(shared.path)
+    assert "pass_of" not in collect(toy, coarse, shared.path, batch_size=24).manifest
 
 
 @pytest.fixture
