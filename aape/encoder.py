@@ -231,6 +231,7 @@ def from_module(
         ValueError: nothing matches, a match is neither an activation nor a linear layer, two names share one module,
             or both `samples_per_token` and what it would give.
     """
+    more = {field: value for field, value in more.items() if value is not None}
     named = ((n, m) for n, m in module.named_modules(remove_duplicate=False) if fnmatch.fnmatchcase(n, activations))
     found = {n: m for n, m in named if n and n.count(".") == activations.count(".")}  # so no * stands for a dot
     if not found:

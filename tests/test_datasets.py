@@ -210,6 +210,12 @@ def test_only_a_full_reading_finds_samples_that_are_no_numbers(tmp_path):
     assert "expected numbers" in look(tmp_path / "nan.wav", "read")[1]
 
 
+@pytest.mark.parametrize(("task", "check"), [("gtzam", "read"), ("gtzan", "Read")])
+def test_a_task_or_a_check_that_is_none_is_named(tmp_path, task, check):
+    with pytest.raises(ValueError, match="'gtzam', expected one of esc50|'Read', expected one of header, read, none"):
+        build_metadata(task, tmp_path, tmp_path / "clips.csv", check=check)
+
+
 def test_evars_rows_without_a_split_are_left_out(tmp_path):
     rows = "blues/blues.00029.wav,blues,train\njazz/jazz.00054.wav,jazz,\njazz/jazz.00001.wav,jazz,train\n"
     root = tree(tmp_path / "g", "blues/blues.00029.wav", "jazz/jazz.00001.wav",

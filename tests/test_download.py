@@ -146,9 +146,10 @@ def test_the_first_checksum_of_an_archive_is_recorded_and_held_to(server, tmp_pa
     with pytest.raises(ValueError, match=r"is not the file it should be: .*on purpose, tell us"):
         download(["m2d"], tmp_path, items=item(server, "sha256:" + "0" * 64))
     assert not target.exists()
-    (tmp_path / "checksums.json").write_text("{garbled")
-    with pytest.raises(ValueError, match=r"checksums.json is damaged"):
-        download(["m2d"], tmp_path, items=items)
+    for garbled in ("{garbled", "[1]", '{"an address": "a checksum"}'):
+        (tmp_path / "checksums.json").write_text(garbled)
+        with pytest.raises(ValueError, match=r"checksums.json is damaged"):
+            download(["m2d"], tmp_path, items=items)
 
 
 def test_archives_are_unpacked_once_and_again_when_they_change(server, tmp_path):

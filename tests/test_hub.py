@@ -393,6 +393,10 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             from_hub(folders[kind], **options)
+    folder = write_model(tmp_path / "ast", "audio-spectrogram-transformer")
+    transformers.ASTFeatureExtractor(max_length=96).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"preprocessor_config.json gives \(96, 128\).*takes \(64, 128\)"):
+        from_hub(folder)
     folder = write_model(tmp_path / "less-of-it-here", "hubert")
     tensors = load_file(folder / "model.safetensors")
     del tensors[next(k for k in tensors if k.endswith("layers.1.feed_forward.intermediate_dense.bias"))]

@@ -163,7 +163,8 @@ def build_study(
         try:
             wait(working, return_when=FIRST_EXCEPTION)
         finally:
-            pending.clear()  # after an error the other ends with its pair
+            with guard:
+                pending.clear()  # after an error the other ends with its pair
             torch.set_num_threads(threads)
         for worker in working:
             worker.result()

@@ -99,9 +99,12 @@ def build_metadata(
         but shorter than the dataset's clips: kept, padded when read); notes (what a reader of results must know).
 
     Raises:
-        ValueError: a list is not what it should be.
+        ValueError: unknown task or check; a list is not what it should be.
         FileNotFoundError: the folder, a list, or every file is missing.
     """
+    for value, known in ((task, [*TASKS]), (check, ["header", "read", "none"])):
+        if value not in known:
+            raise ValueError(f"{value!r}, expected one of {', '.join(known)}")
     dataset, facts = TASKS[task], TASKS[task].tasks[task]
     evar = evar or os.environ.get("EVAR")
     clone = Path(evar).expanduser() if evar else None

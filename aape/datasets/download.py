@@ -61,8 +61,9 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     store, ledger = folder / "archives" if archive else into, folder / "checksums.json"
     target = store / remote.name
     try:
-        recorded = json.loads(ledger.read_text("utf-8")) if ledger.is_file() else {}
-    except ValueError as error:
+        content = json.loads(ledger.read_text("utf-8")) if ledger.is_file() else {}
+        recorded = {url: dict(entry) for url, entry in content.items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{ledger} is damaged ({error}); mend it, or delete it to start over") from None
     checksum = remote.checksum or recorded.get(remote.url, {}).get("sha256")
     pup = pooch.create(store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=2)
