@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from torch import nn
 from aape.collecting import collect
 from aape.encoder import from_module
 from aape.task import from_metadata
+from benchmarks.chance import anonymous_gib
 
 
 class Wide(nn.Module):
@@ -64,11 +64,10 @@ def disk(clips: int, folder: Path) -> None:
         float(artifacts.means[i : i + 512].sum(dtype=np.float64)) for i in range(0, clips, 512)
     )
     reading = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{clips} clips: {size / 1e9:.2f} GB of counts and means, collected in {seconds:.0f} s "
         f"({size / 1e6 / seconds:.0f} MB/s), read back in {reading:.1f} s ({size / 1e6 / reading:.0f} MB/s, "
-        f"sum {total:.6g}), peak resident memory {peak:.2f} GiB"
+        f"sum {total:.6g}), peak memory of its own {anonymous_gib():.2f} GiB"
     )
 
 
