@@ -258,8 +258,7 @@ def causal_checks(
     """
     labels, order = artifacts.labels, np.random.default_rng(seed).permutation(len(artifacts.labels))
     rows = np.sort(order[pd.Series(labels[order]).groupby(labels[order]).cumcount() < clips])
-    layer, neuron, c = np.nonzero(selection.members)
-    neurons, at = np.unique(layer * artifacts.over_zero.shape[1] + neuron, return_inverse=True)
+    neurons, at, c = _places(artifacts, selection.table())
     size = np.bincount(labels[rows], minlength=len(artifacts.classes)).astype(float)
     threshold = kth_smallest(selection.probabilities, selection.rule.quantile)
     encoder.to(choose_device(device))
