@@ -81,7 +81,8 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     for line, row in rows.items():
         if len(row) not in (0, len(header)):
             found = f"{len(row)} fields, but the header has {len(header)}"
-            raise ValueError(f"{path}, line {line}: {found}; put quotes around a field that holds a comma")
+            how = "complete it" if len(row) < len(header) else "remove what is too much, or quote a field with a comma"
+            raise ValueError(f"{path}, line {line}: {found}; {how}")
     if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"{path}: the column {twice[0]!r} stands there twice; rename or remove one of them")
     if not {*columns} <= {*header}:

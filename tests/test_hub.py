@@ -393,6 +393,14 @@ def test_bad_arguments_and_damaged_folders(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             from_hub(folders[kind], **options)
+    folder = write_model(tmp_path / "cut", "hubert")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(OSError, match="cut: its weights are damaged"):
+        from_hub(folder)
+    for text in ("{", "[1]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"cut/config\.json does not hold the settings of a model"):
+            from_hub(folder)
     folder = write_model(tmp_path / "ast", "audio-spectrogram-transformer")
     transformers.ASTFeatureExtractor(max_length=96).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"preprocessor_config.json gives \(96, 128\).*takes \(64, 128\)"):

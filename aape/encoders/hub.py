@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from aape.encoder import Encoder, from_module, sha256_of_state
@@ -80,7 +81,10 @@ def from_hub(
     with _quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         load = _from_timm if family == "timm" else _from_transformers
-        model, extractor = load(source, family, revision, seed is None)
+        try:
+            model, extractor = load(source, family, revision, seed is None)
+        except SafetensorError as error:
+            raise OSError(f"{source}: its weights are damaged ({error}); fetch them again") from error
     model.float().eval().requires_grad_(False)
     ears = ears_of(model, extractor, family, clip_seconds, full_window)
     origin = {"source": source, "family": family, "front_end": ears.note, "sha256": sha256_of_state(model)}
@@ -145,7 +149,10 @@ def _config(source: str, revision: str) -> tuple[dict[str, Any], str | None]:
     if path is None:
         raise ValueError(_write_it_yourself(source, "has no config.json"))
     commit = None if Path(source).is_dir() else extract_commit_hash(str(path), None)
-    return json.loads(Path(path).read_text(encoding="utf-8")), commit
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))), commit
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the settings of a model ({error}); fetch it again") from error
 
 
 @contextlib.contextmanager
