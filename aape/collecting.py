@@ -197,7 +197,7 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
                 on_device = on_device.pin_memory()
             on_device = on_device.to(device, non_blocking=True)
             counted = count_batch(encoder, on_device, torch.from_numpy(valid), settings["layers"], settings["neurons"])
-            for i, where in _not_finite(counted, settings).items():
+            for i, where in _not_finite(counted, settings["layers"]).items():
                 what = f"{task.files[mine[i]]}: {encoder.name} makes values of it that are not finite, in {where}."
                 complaints.setdefault(i, what)  # of a clip that cannot be read, that is the complaint
             if complaints and settings["on_bad_clip"] == "stop":
@@ -218,12 +218,10 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
         progress.save_sums(rank, own)
 
 
-def _not_finite(counted: BatchCounts, settings: Mapping[str, Any]) -> dict[int, str]:
+def _not_finite(counted: BatchCounts, layers: Sequence[str]) -> dict[int, str]:
     """The clips of which infinities or NaN are made, which would count as inactive: where the first of them are."""
-    means = counted.means.half() if settings["means"] else counted.means  # as they are written
-    fine = torch.cat([means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
-    beyond = " (beyond 65,504? Then collect with means=False)" if settings["means"] else ""
-    places = [*(f"layer {name}{beyond}" for name in settings["layers"]), "the embedding"]
+    fine = torch.cat([counted.means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
+    places = [*(f"layer {name}" for name in layers), "the embedding"]
     return {int(i): places[int(fine[i].int().argmin())] for i in (~fine.all(dim=1)).nonzero()[:, 0]}
 
 
@@ -245,7 +243,13 @@ def _entry(
     if counted.padding is not None:
         entry["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:
-        entry["clip_means"] = counted.means.numpy()[kept].astype(np.float16)
+        means = counted.means.numpy()[kept]
+        entry["clip_means"] = means.astype(np.float16)
+        if np.isinf(entry["clip_means"]).any():  # of a sound clip, which leaving out would move p
+            raise ValueError(
+                f"{plan.settings['encoder']}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in "
+                "which clip_means.npy is written (65,504). Collect with means=False."
+            )
     return entry
 
 

@@ -213,6 +213,15 @@ def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, 
     assert [s["file"] for s in skipped.manifest["skipped"]] == [task.files[worst]] and len(skipped.files) == 23
 
 
+def test_a_mean_that_cannot_be_written_leaves_no_clip_out(tmp_path: Path, task):
+    module = Toy()
+    with torch.no_grad():
+        module.layers[1].fc.weight *= 1e7
+    with pytest.raises(ValueError, match="beyond float16.*means=False"):
+        collect(bare(module, embed=module), task, tmp_path / "out", on_bad_clip="skip")
+    assert collect(bare(module, embed=module), task, tmp_path / "other" / "out", means=False).has_all_counts
+
+
 def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task):
     module = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Dropout(0.5))
     encoder = bare(module, lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1), activations="2")

@@ -26,7 +26,7 @@ SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves the server's `files`, breaks `cut` transfers off half-way, and puts what was sent into `log`."""
 
-    def do_GET(self):
+    def do_HEAD(self):
         content = self.server.files.get(self.path)
         if content is None:
             return self.send_error(404)
@@ -34,6 +34,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.length:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        return content
+
+    def do_GET(self):
+        if (content := self.do_HEAD()) is None:
+            return
         if self.server.cut:
             self.server.cut -= 1
             content = content[: len(content) // 2]
@@ -66,6 +71,13 @@ def zipped(name, content):
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(name, content)
     return buffer.getvalue()
+
+
+def test_what_does_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: module.shutil._ntuple_diskusage(0, 0, 1000))
+    with pytest.raises(OSError, match="needs 1,024,000 bytes, .* has 1,000 free"):
+        download(["m2d"], tmp_path, items=item(server))
+    assert not server.log
 
 
 def tarred(mode, size=50_000, names=("a.txt", "b.txt")):

@@ -154,6 +154,8 @@ def build_study(
             )
             with guard:
                 busy.remove(pair)
+                if model not in dict(pending):
+                    encoders.pop(model)
 
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     whole = About(study.name, "", "", "", "", None, study.note, study.stand_in)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -41,9 +43,10 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
     Raises:
         ValueError: an unknown name, a file that is not what its checksum says, an archive that does not open.
         ConnectionError: the server could not be reached or kept breaking off.
-        OSError: the disk is full.
+        OSError: the disk has not the space that the server announces.
     """
     folder = Path(folder).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     wanted = [find(name, items) for name in names]
     for item in wanted:
         if not item.remotes:
@@ -68,8 +71,15 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     checksum = remote.checksum or recorded.get(remote.url, {}).get("sha256")
     pup = pooch.create(store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=2)
     # With Content-Encoding, lengths would count compressed bytes.
-    options = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}
+    options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}
     try:
+        if not target.is_file():
+            reply = requests.head(remote.url, allow_redirects=True, **options)
+            needed, free = int(reply.headers.get("Content-Length", 0)), shutil.disk_usage(folder).free
+            if needed > free:
+                raise OSError(
+                    f"{remote.url} needs {needed:,} bytes, {folder} has {free:,} free; give --folder elsewhere"
+                )
         pup.fetch(remote.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options))
     except requests.RequestException as error:
         raise ConnectionError(
