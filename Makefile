@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m notebooks_src.report miniature
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=10
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab
