@@ -213,6 +213,8 @@ def _opened(out: Path, about: About, order: Sequence[tuple[str, str]] = ()) -> I
         index = _read_index(out, about)
         write_script(out, "index", index)  # from here on the folder is known as an atlas
         yield add
+        with contextlib.suppress(OSError):  # a pair was cut off, or nothing was begun
+            (out / ".partial").rmdir()
         for name in PAGE:
             write_text(out / name, resources.files("aape.atlas").joinpath(name).read_text())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -151,8 +150,6 @@ class Pair:
         classes = self._classes()
         write_script(self.out, f"{name}/pair", self._content(neurons, classes, shown, files))
         shutil.rmtree(self.out / ".partial" / name, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another pair was cut off, or nothing was begun
-            (self.out / ".partial").rmdir()
         complaints = [complaint for *_, complaint in files if complaint]
         if complaints:
             warnings.warn(f"{name}: {len(complaints)} clips are shown without sound: {complaints[0]}", stacklevel=3)
