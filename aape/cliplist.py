@@ -246,10 +246,11 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
     if pieces.count("{label}") != 1 or max(pieces.count("{group}"), pieces.count("{split}")) > 1:
         raise ValueError(f"the pattern {pattern!r} needs {{label}} once, and {{group}} and {{split}} at most once")
     whole = pattern.lower().endswith(SUFFIXES)
+    regex = re.compile(_regex(pieces))
     clips, strangers = [], []
     for file in files:
         path = file if "/" in pattern else posixpath.basename(file)
-        match = re.fullmatch(_regex(pieces), path if whole else posixpath.splitext(path)[0])
+        match = regex.fullmatch(path if whole else posixpath.splitext(path)[0])
         if match is None:
             strangers.append(f"{file} (fits {_as_far_as(path, pieces)})")
         else:

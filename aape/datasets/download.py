@@ -7,6 +7,7 @@ been unpacked to its end.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -46,7 +47,6 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
         OSError: the disk has not the space that the server announces.
     """
     folder = Path(folder).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [find(name, items) for name in names]
     for item in wanted:
         if not item.remotes:
@@ -72,14 +72,15 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     pup = pooch.create(store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=2)
     # With Content-Encoding, lengths would count compressed bytes.
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}
-    try:
-        if not target.is_file():
+    if not target.is_file():
+        store.mkdir(parents=True, exist_ok=True)
+        needed, free = 0, shutil.disk_usage(store).free
+        with contextlib.suppress(requests.RequestException, ValueError):  # the download itself will say what is wrong
             reply = requests.head(remote.url, allow_redirects=True, **options)
-            needed, free = int(reply.headers.get("Content-Length", 0)), shutil.disk_usage(folder).free
-            if needed > free:
-                raise OSError(
-                    f"{remote.url} needs {needed:,} bytes, {folder} has {free:,} free; give --folder elsewhere"
-                )
+            needed = int(reply.headers.get("Content-Length", 0))
+        if needed > free:
+            raise OSError(f"{remote.url} needs {needed:,} bytes, {store} has {free:,} free; give --folder elsewhere")
+    try:
         pup.fetch(remote.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options))
     except requests.RequestException as error:
         raise ConnectionError(
