@@ -306,7 +306,8 @@ def _disagreements(artifacts: Artifacts) -> Iterator[tuple[str, bool]]:
     rows = len(m.get("kept_clips", m["clips"]["file"]))
     for name in set(ARRAYS) & set(m["checksums"]):
         values = np.load(path / name, mmap_mode="r", allow_pickle=False)
-        yield name, values.shape != (rows, *shape) or values.dtype.kind != ("f" if name == "clip_means.npy" else "u")
+        wrong_type = values.dtype != np.float16 if name == "clip_means.npy" else values.dtype.kind != "u"
+        yield name, values.shape != (rows, *shape) or wrong_type
     labels = {split: artifacts.labels[artifacts.splits == split].tolist() for split in set(artifacts.splits)}
     for name in ("gts.pt", "features.pt"):
         found = load_tensors(path / name, mmap=True)
