@@ -220,7 +220,7 @@ class Artifacts(Shown):
                 "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
                 "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)) + cut,
-                "groups": f"{len(set(self.groups))}, {m['group_column'] or 'every clip its own'}",
+                "groups": f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own",
                 "tokens": f"{self.tokens.sum():,}, of zero padding {padded}",
             } | {f"note {i}": note for i, note in enumerate(m["notes"], 1)}
         return facts | {
