@@ -214,13 +214,15 @@ class Artifacts(Shown):
         if m:
             splits, clips = np.unique(self.splits, return_counts=True)
             cut = f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""
+            by = m["group_column"]
+            grouped = f"{len(set(self.groups))} by {by}" if by else "every clip its own"
             padded = "unknown" if m["padding"] == "unknown" else f"{self.padding_tokens.sum() / self.tokens.sum():.1%}"
             facts = {
                 "model": f"{m['encoder']}, {m['dtype']} on {m['device']}",
                 "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
                 "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)) + cut,
-                "groups": f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own",
+                "groups": grouped,
                 "tokens": f"{self.tokens.sum():,}, of zero padding {padded}",
             } | {f"note {i}": note for i, note in enumerate(m["notes"], 1)}
         return facts | {
