@@ -7,12 +7,13 @@ no sample heard in a test clip is heard in a training clip: instruments of other
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import io
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +103,20 @@ def write_midi(parts: Sequence[Part], tail: float = 1.0) -> bytes:
     return buffer.getvalue()
 
 
+def _until(end: float, notes: Iterable[Note]) -> Iterator[Note]:
+    for note in notes:
+        if note.onset < end:
+            yield dataclasses.replace(note, seconds=min(note.seconds, end - note.onset))
+
+
 def play(parts: Sequence[Part], seconds: float) -> np.ndarray:
     """Render the parts: float32 [samples] mono at 16 kHz, not normalised, at most ``seconds`` long."""
     import midirenderer
 
-    wav = midirenderer.render_wave_from(soundfont_bytes(), write_midi(parts))
+    end = seconds + 0.2  # what would sound later is not rendered
+    parts = [dataclasses.replace(part, notes=tuple(_until(end, part.notes))) for part in parts]
+    last = max(note.onset + note.seconds for part in parts for note in part.notes)
+    wav = midirenderer.render_wave_from(soundfont_bytes(), write_midi(parts, tail=min(1.0, end - last)))
     wave, rate = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
     wave = wave[: round((seconds + 0.1) * rate)].mean(axis=1)
     return soxr.resample(wave, rate, SAMPLE_RATE)[: round(seconds * SAMPLE_RATE)].astype(np.float32)
