@@ -27,12 +27,16 @@ def _collect(parser: argparse.ArgumentParser, words: list[str]) -> None:
     """One model on one task of a study."""
     for name in ("study", "model", "task"):
         parser.add_argument(name)
-    parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
-    parser.add_argument("--batch-size", type=int, help="clips at a time (default: the study's)")
+    _add_pass(parser)
     options = parser.parse_args(words)
     from aape.collecting import collect_study
 
     print(collect_study(**vars(options)))
+
+
+def _add_pass(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
+    parser.add_argument("--batch-size", type=int, help="clips at a time")
 
 
 def _doctor(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -72,7 +76,6 @@ def _metadata(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument("out_csv", help="metadata to write; the report goes beside it as .json")
     parser.add_argument("--evar", help="clone of EVAR (default: the environment variable EVAR)")
     parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where no other exists")
-    parser.add_argument("--check", choices=("header", "read", "none"), default="header", help="how closely to look")
     options = parser.parse_args(words)
     from aape.datasets.check import build_metadata, shown
 
@@ -105,8 +108,7 @@ def _dissect(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--rate", type=float, default=0.01, help="share of neurons that are kept (default: 0.01)")
     parser.add_argument("--permutations", type=int, default=1000, help="of the labels (default: 1000)")
     parser.add_argument("--controls", type=int, default=99, help="random sets that are silenced (default: 99)")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: CUDA if there, else the CPU)")
-    parser.add_argument("--batch-size", type=int, help="clips at a time")
+    _add_pass(parser)
     options = vars(parser.parse_args(words))
     table, task, seconds = options.pop("table"), options.pop("folder"), options["clip_seconds"]
     if table and seconds is None:

@@ -47,7 +47,7 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
         return shown, shown.splitlines()[-1]
 
     shown, last = told(1)
-    assert f"missing ssl (ssl): weights_path: no file {tmp_path / WEIGHTS}" in shown and "(stand-ins)" in shown
+    assert f"missing ssl (ssl): weights_path: nothing at {tmp_path / WEIGHTS}" in shown
     assert last == f"2 missing. Next: aape download m2d --folder {tmp_path}"
     (tmp_path / WEIGHTS).parent.mkdir()
     (tmp_path / WEIGHTS).touch()
@@ -92,11 +92,11 @@ def test_packages(monkeypatch):
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)
     found = {f.subject: f for f in doctor.packages()}
     lacking = found["requirements"]
-    assert lacking.state == "missing" and f"numpy (now {np.__version__})" in lacking.detail
+    assert lacking.state == "missing" and "numpy>=999" in lacking.detail
     assert lacking.next_step == "python -m pip install 'numpy>=999' 'no-such-package>=1'"
-    assert found["extra dev"].detail == "without no-such-tool" and found["extra dev"].state == "note"
-    for have, need, meets in (("2.14.0+cpu", ">=2.2", True), ("2.1", ">=2.2", False), ("0.18.0", "==0.17.*", False)):
-        assert doctor._meets(have, need) is meets
+    assert found["extra dev"].detail == "without no-such-tool==1.*" and found["extra dev"].state == "note"
+    for have, line, meets in (("2.14.0+cpu", "x>=2.2", True), ("2.1", "x>=2.2", False), ("0.18.0", "x==0.17.*", False)):
+        assert doctor._meets(have, line) is meets
 
 
 @pytest.mark.parametrize("program", ["runpy.run_path('common.py'", "runpy.run_module('aape', alter_sys=True"])
@@ -105,7 +105,7 @@ def test_on_a_python_without_any_package(program):
     command = [sys.executable, "-I", "-S", "-c", code]
     bare = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert bare.returncode == 1, bare.stderr
-    assert "missing requirements: without torch, numpy, " in bare.stdout
+    assert "missing requirements: without torch>=" in bare.stdout
     assert "device: not known before torch is installed" in bare.stdout
     assert bare.stdout.splitlines()[-1].startswith("1 missing. Next: python -m pip install 'torch>=")
     needed = doctor.requirements()[""]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,27 +57,23 @@ class Source:
 
     @cached_property
     def files(self) -> list[str]:
-        """Every audio file under the root, relative to it."""
-        return audio_files(self.root)
+        """Every audio file under the root, relative to it; of several of one clip the better container first."""
+        order = lambda file: (SUFFIXES.index(PurePosixPath(file).suffix.lower()), file.count("/"), file)  # noqa: E731
+        return sorted(audio_files(self.root), key=order)
 
     @cached_property
-    def _endings(self) -> dict[tuple[str, ...], list[str]]:
+    def _endings(self) -> dict[tuple[str, ...], str]:
         """Files by the last parts of their path, at every depth."""
-        found = defaultdict(list)
+        found: dict[tuple[str, ...], str] = {}
         for file in self.files:
             parts = _parts(file)
             for start in range(len(parts)):
-                found[parts[start:]].append(file)
+                found.setdefault(parts[start:], file)
         return found
 
     def find(self, name: str) -> str | None:
-        """The file whose path ends in what a list calls `name`.
-
-        Another case (`.WAV`), another container (`.flac`, `.ogg`) and folders above count as the same clip; the file
-        that is most like the name is taken.
-        """
-        same = self._endings.get(_parts(name), ())
-        return min(same, key=lambda file: (not file.endswith(name), *_preference(file)), default=None)
+        """The file whose path ends in what a list calls `name`, in any case, container and folders above."""
+        return self._endings.get(_parts(name))
 
     def clips(self, pattern: str) -> list[Clip]:
         """The files whose path without suffix ends as a regular expression says, each clip once.
@@ -87,9 +82,8 @@ class Source:
             pattern: names `label`, and where it can `group` and `split`.
         """
         regex, clips = re.compile(f"(?:.*/)?({pattern})", re.IGNORECASE), dict[str, Clip]()
-        for file in sorted(self.files, key=_preference):
-            match = regex.fullmatch(os.path.splitext(file)[0])
-            if match is not None:
+        for file in self.files:
+            if match := regex.fullmatch(os.path.splitext(file)[0]):
                 found = match.groupdict()
                 clips.setdefault(match[1], Clip(file, found["label"], found.get("split", ""), found.get("group")))
         return sorted(clips.values())
@@ -100,24 +94,18 @@ class Source:
         Raises:
             FileNotFoundError: it does not.
         """
-        places = (path for folder in ("", "meta/", "*/", "*/meta/") for path in sorted(self.root.glob(folder + name)))
-        found = next(places, None)
-        if found is None:
-            raise FileNotFoundError(
-                f"no {name} in {self.root} or its meta/; `aape download --help {self.dataset}` says where it comes from"
-            )
-        return found
+        for folder in ("", "meta/", "*/", "*/meta/"):
+            if found := sorted(self.root.glob(folder + name)):
+                return found[0]
+        raise FileNotFoundError(
+            f"no {name} in {self.root} or its meta/; `aape download --help {self.dataset}` says where it comes from"
+        )
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """Parts of a path, without case and audio suffix (`jazz.00054` keeps its number)."""
     path = PurePosixPath(name.casefold())
     return path.with_suffix("").parts if path.suffix in SUFFIXES else path.parts
-
-
-def _preference(file: str) -> tuple[int, int, str]:
-    """Which of several files of one clip is taken: the better container, less deep."""
-    return SUFFIXES.index(PurePosixPath(file).suffix.lower()), file.count("/"), file
 
 
 @dataclass(frozen=True)
@@ -207,15 +195,9 @@ def parent_of(name: str, levels: int = 1) -> str:
 
 
 def evar_metadata(task: str, evar: Path | None) -> Path | None:
-    """An EVAR user's own metadata file of a task, or None.
-
-    EVAR's make_metadata.py writes `nspitch.csv.csv`, because it adds the suffix to a name that has one; both names
-    are accepted, the right one first.
-    """
-    if evar is None:
-        return None
-    places = (evar / f / f"{task}.csv{more}" for f in ("evar/metadata", "metadata") for more in ("", ".csv"))
-    return next((path for path in places if path.is_file()), None)
+    """An EVAR user's own metadata file of a task, or None."""
+    path = None if evar is None else evar / "evar" / "metadata" / f"{task}.csv"
+    return path if path is not None and path.is_file() else None
 
 
 def listing(datasets: Mapping[str, Dataset]) -> str:

@@ -12,53 +12,42 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+import pandas as pd
+from tqdm.contrib.concurrent import thread_map
 
-from aape.audio import BadClip, opened, read_mono
+from aape.audio import BadClip, seconds_of
 from aape.cliplist import csv_text, read_clips_csv, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
 from aape.files import write_json, write_text
+from aape.nearest import nearest
 
 
-def look(path: Path, check: str = "header") -> tuple[float, str]:
-    """Length of a recording, s, and what is wrong with it ("" where nothing is); `check` as in `build_metadata`."""
-    if check == "none":
-        return float("inf"), ""
+def look(path: Path) -> tuple[float, str]:
+    """Length of a recording by its header and its last sample, s, and what is wrong with it ("": nothing)."""
     try:
-        with opened(path) as file:
-            rate, seconds = file.samplerate, file.frames / file.samplerate
-        if check == "read":
-            read_mono(path, rate, seconds)
-        return seconds, ""
+        return seconds_of(path), ""
     except BadClip as error:
         return 0.0, str(error).removeprefix(f"{path}: ")
 
 
 def shown(report: Mapping[str, Any]) -> str:
     """A report of `build_metadata` as text."""
-    seed = "" if report["seed"] is None else f", seed {report['seed']}"
+    seed = "" if report["seed"] is None else f", seed {report['seed']}: NOT COMPARABLE with published results"
+    counts = pd.DataFrame({"found": report["counts"], "published": report["published"]})
     lines = [
-        f"{report['dataset']}: {report['counts']['clips']:,} clips of {report['clip_seconds']:g} s -> {report['csv']}",
-        f"  splits   {report['origin']}{seed}",
-        *([] if report["comparable"] else ["  NOT COMPARABLE with published results: the split is ours"]),
-        f"  {'count':<10}{'found':>10}{'published':>12}   ({report['published_source']})",
+        f"{report['dataset']}: clips of {report['clip_seconds']:g} s -> {report['csv']}, with a report as .json beside it",
+        f"splits: {report['origin']}{seed}",
+        f"published: {report['published_source']}",
+        counts.to_string(na_rep="-", float_format="{:,.0f}".format),
     ]
-    for key in {**report["published"], **report["counts"]}:
-        found, published = report["counts"].get(key, 0), report["published"].get(key)
-        differs = "" if published in (None, found) else "  differs"
-        lines.append(f"  {key:<10}{found:>10}{published or '-':>12}{differs}")
-    for key, kept in (("missing", "left out"), ("invalid", "left out"), ("short", "kept")):
-        items = [item if isinstance(item, str) else ": ".join(item) for item in report[key]]
-        if items:
-            lines += [f"  {key}, {kept}: {len(items):,}", *(f"    {item}" for item in items[:10])]
-    lines += [f"  note: {note}" for note in report["notes"]]
-    return "\n".join([*lines, f"  all of this in {Path(report['csv']).with_suffix('.json')}"])
+    for key in ("missing", "invalid", "short"):
+        left_out = "" if key == "short" else ", left out"
+        lines += [f"{key}{left_out}: {len(report[key]):,}, e.g. {report[key][:5]}"] if report[key] else []
+    return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
 
 
 def _evar_rows(task: str, path: Path) -> Rows:
@@ -72,13 +61,7 @@ def _evar_rows(task: str, path: Path) -> Rows:
 
 
 def build_metadata(
-    task: str,
-    root: str | Path,
-    out_csv: str | Path,
-    evar: str | Path | None = None,
-    *,
-    seed: int = 0,
-    check: str = "header",
+    task: str, root: str | Path, out_csv: str | Path, evar: str | Path | None = None, *, seed: int = 0
 ) -> dict[str, Any]:
     """Write a task's metadata and its report, which says what the clips were made from and what was wrong with them.
 
@@ -89,7 +72,6 @@ def build_metadata(
         out_csv: the CSV to write; the report goes beside it with suffix .json.
         evar: a clone of EVAR. None: the environment variable EVAR, where set.
         seed: of a split of ours.
-        check: "header" (size, header and last sample), "read" (decode everything), "none" (only whether files exist).
 
     Returns:
         The report: dataset (the task's name), csv, root; origin (where labels and splits come from), seed (where the
@@ -99,12 +81,11 @@ def build_metadata(
         but shorter than the dataset's clips: kept, padded when read); notes (what a reader of results must know).
 
     Raises:
-        ValueError: unknown task or check; a list is not what it should be.
+        ValueError: unknown task; a list is not what it should be.
         FileNotFoundError: the folder, a list, or every file is missing.
     """
-    for value, known in ((task, [*TASKS]), (check, ["header", "read", "none"])):
-        if value not in known:
-            raise ValueError(f"{value!r}, expected one of {', '.join(known)}")
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; {nearest(task, TASKS)}")
     dataset, facts = TASKS[task], TASKS[task].tasks[task]
     evar = evar or os.environ.get("EVAR")
     clone = Path(evar).expanduser() if evar else None
@@ -116,19 +97,15 @@ def build_metadata(
     clips = [clip._replace(file_name=path) for clip, path in found if path is not None]
     if not clips:
         expected = rows.clips[0].file_name if rows.clips else f"what `aape download --help {dataset.name}` says"
-        raise FileNotFoundError(
-            f"no clip of {task} under {source.root}: expected {expected}, found "
-            f"{', '.join(source.files[:3]) or 'no audio file'}"
-        )
+        raise FileNotFoundError(f"no clip of {task} under {source.root}: expected {expected}, found {source.files[:3]}")
     if rows.shares is not None:
         clips = split_clips(clips, rows.shares, seed, source.root, [clip.split for clip in clips])
     others = sorted(set(source.files) - {clip.file_name for clip in clips})
     if others:
         notes.append(f"{len(others):,} other audio files lie there and are left out, e.g. {others[0]}")
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        looked = pool.map(partial(look, check=check), [source.root / clip.file_name for clip in clips])
-        looked = tqdm(looked, total=len(clips), desc=f"checking {task}", unit="file", disable=None)
-        states = [(clip, *state) for clip, state in zip(clips, looked, strict=True)]
+    paths = [source.root / clip.file_name for clip in clips]
+    looked = thread_map(look, paths, max_workers=8, desc=f"checking {task}", unit="file", disable=None)
+    states = [(clip, *state) for clip, state in zip(clips, looked, strict=True)]
     clips = [clip for clip, _, complaint in states if not complaint]
     counts = {"clips": len(clips), "classes": len({clip.label for clip in clips})}
     if all(clip.group is not None for clip in clips):

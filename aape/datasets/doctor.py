@@ -10,9 +10,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aape.datasets import DATASETS, TASKS
 from aape.datasets.base import evar_metadata
@@ -57,35 +57,28 @@ def machine() -> Iterator[Finding]:
 def requirements() -> dict[str, list[str]]:
     """Extra ("" for what is always needed) -> requirements: of the clone's pyproject.toml, else of the installation."""
     project = _CLONE / "pyproject.toml"
-    if project.is_file():  # by hand, for Python 3.10 brings no reader of TOML
-        lists = re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S)
-        return {name.replace("dependencies", ""): re.findall(r'^ +"([^"]+)"', body, re.M) for name, body in lists}
-    found: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires("aape") or []:
-        requirement, _, extra = line.partition("; extra == ")
-        found.setdefault(extra.strip("\"'"), []).append(requirement)
-    return found
+    if not project.is_file():
+        return {"": [line for line in importlib.metadata.requires("aape") or () if "extra ==" not in line]}
+    # by hand, for Python 3.10 brings no reader of TOML
+    lists = re.findall(r"^([\w-]+) = \[\n(.*?)^\]", project.read_text("utf-8"), re.M | re.S)
+    return {name.replace("dependencies", ""): re.findall(r'^ +"([^"]+)"', body, re.M) for name, body in lists}
 
 
 def packages() -> Iterator[Finding]:
     """Every requirement against what is installed, and a package known to clash."""
-    fine = []
+    there = []
     for extra, lines in requirements().items():
-        lacking = {}
-        for line in lines:
-            name = re.split("[<>=]", line)[0]
-            installed = _version(name)
-            if installed is not None and _meets(installed, line.removeprefix(name)):
-                fine.append(f"{name} {installed}")
-            else:
-                lacking[line] = f"{name} (now {installed})" if installed else name
+        versions = {line: _version(re.split("[<>=]", line)[0]) for line in lines}
+        there += [f"{re.split('[<>=]', line)[0]} {version}" for line, version in versions.items() if version]
+        lacking = [line for line, version in versions.items() if not version or not _meets(version, line)]
         if lacking:
             state, subject = ("note", f"extra {extra}") if extra else ("missing", "requirements")
-            step = f"python -m pip install {shlex.join(lacking)}"
-            yield Finding(state, subject, f"without {', '.join(lacking.values())}", step)
-    yield Finding("ok", "installed", ", ".join(fine) or "none of the requirements")
-    if _version("evar") is not None:
-        what = f"version {_version('evar')} from PyPI is an unrelated e-book tool, and hides a clone of EVAR"
+            yield Finding(
+                state, subject, f"without {', '.join(lacking)}", f"python -m pip install {shlex.join(lacking)}"
+            )
+    yield Finding("ok", "installed", ", ".join(there) or "none of the requirements")
+    if _version("evar"):
+        what = "the package of that name is an unrelated e-book tool, and hides a clone of EVAR"
         yield Finding("note", "evar", what, "python -m pip uninstall evar")
 
 
@@ -96,70 +89,54 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _meets(installed: str, wanted: str) -> bool:
-    """Whether a version meets `>=1.2` or `==1.2.*`, the two forms that pyproject.toml uses."""
-    have, need = ([int(n) for n in re.findall(r"\d+", v.split("+")[0])] for v in (installed, wanted))
-    return have[: len(need)] == need if wanted.startswith("==") else have >= need
+def _meets(installed: str, line: str) -> bool:
+    """Whether a version meets `name>=1.2` or `name==1.2.*`, the two forms that pyproject.toml uses."""
+    versions = installed.split("+")[0], line.partition("=")[2]
+    have, need = ([int(n) for n in re.findall(r"\d+", version)] for version in versions)
+    return have[: len(need)] == need if "==" in line else have >= need
 
 
 def entry(study: Study, name: str, spec: Loader) -> Finding:
     """A model or task of the study: its loader and options as the loader would find them, and the files they name."""
     from aape.study import prepare
 
-    label = getattr(spec, "label", "")  # of a model
-    title = f"{name} ({label})" if label else name
+    title = f"{name} ({getattr(spec, 'label', None) or getattr(spec, 'title', None)})"
     try:
         made, options = prepare(study, name, spec)
-    except ValueError as error:
-        return Finding("missing", title, str(error), "install or set what is named, or correct the study's entry")
+        paths = {key: value for key, value in options.items() if isinstance(value, Path)}
+        for key, path in sorted(paths.items()):  # audio_dir before csv_path
+            if not path.exists():
+                return Finding("missing", title, f"{key}: nothing at {path}", _how_to_get(name, key, paths))
+        if spec.loader in ("aape.task:from_metadata", "aape.task:from_folder"):
+            return Finding("ok", title, f"{len(made(**options)):,} clips")
     except Exception as error:  # whatever a module raises while it is imported is what the doctor is here to tell
-        found = f"{spec.loader}: {type(error).__name__}: {error}"
-        return Finding("missing", title, found, "mend that module or its packages")
-    if spec.loader == "aape.task:from_metadata":
-        return _clips(name, made, options)
-    paths = {key: value for key, value in options.items() if isinstance(value, Path)}
-    for key, path in paths.items():
-        if not path.exists():
-            step = "put it there, or the right path into the study"
-            for weights in (DATASETS["m2d"], DATASETS["m2d_enconly"]):
-                if path.parent.name == weights.remotes[0].name.removesuffix(".zip"):
-                    step = _typed("download", weights.name, "--folder", path.parent.parent)
-            return Finding("missing", title, f"{key}: no file {path}", step)
+        return Finding("missing", title, f"{type(error).__name__}: {error}", f"mend that, or {name} in the study")
     return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.loader}")
 
 
-def _clips(name: str, from_metadata: Callable, options: dict[str, Any]) -> Finding:
-    """A task's CSV and audio on disk."""
-    metadata, audio, dataset = options["csv_path"], options["audio_dir"], TASKS.get(name)
-    if not audio.is_dir() or not any(audio.iterdir()):
-        step = "point audio_dir to the audio"
-        if dataset is not None and dataset.remotes:
-            step = _typed("download", dataset.name, "--folder", audio.parent)
-            if audio.name != dataset.name:
-                step += f", and write {audio.parent / dataset.name} into the study as audio_dir"
-        elif dataset is not None:
-            step = f"{_typed('download', '--help', dataset.name)} says how to get it"
-        return Finding("missing", name, f"no audio at {audio}", step)
-    if not metadata.is_file():
-        by_hand = "write a CSV with columns file_name, label, split or fold, and group"
-        step = by_hand if dataset is None else _typed("metadata", name, audio, metadata)
-        return Finding("missing", name, f"audio at {audio}, no metadata at {metadata}", step)
-    try:
-        return Finding("ok", name, f"{len(from_metadata(**options)):,} clips at {audio}")
-    except (ValueError, OSError) as error:
-        return Finding("missing", name, str(error), f"mend {metadata}, or make it again")
+def _how_to_get(name: str, key: str, paths: Mapping[str, Path]) -> str:
+    """The next step where an option of an entry names a file or folder that is not there."""
+    for weights in (DATASETS["m2d"], DATASETS["m2d_enconly"]):
+        if paths[key].parent.name == weights.remotes[0].name.removesuffix(".zip"):
+            return _typed("download", weights.name, "--folder", paths[key].parent.parent)
+    dataset = TASKS.get(name)
+    if dataset and key == "audio_dir" and dataset.remotes:
+        return _typed("download", dataset.name, "--folder", paths[key].parent)
+    if dataset and key == "audio_dir":
+        return f"{_typed('download', '--help', dataset.name)} says how to get it"
+    if dataset and key == "csv_path":
+        return _typed("metadata", name, paths["audio_dir"], paths[key])
+    return f"put it there, or the right {key} into the study"
 
 
 def evar(study: Study) -> Finding:
     """The EVAR clone, if any, and what it offers the study's tasks."""
-    if not os.environ.get("EVAR"):
-        why = "not set; a clone has the published splits of CREMA-D, VoxForge and Surge"
-        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
-        return Finding("note", "environment variable EVAR", why, step)
-    root = Path(os.environ["EVAR"]).expanduser()
+    root = Path(os.environ.get("EVAR") or "no EVAR").expanduser()
     if not (root / "evar").is_dir():
-        return Finding("missing", "EVAR", f"{root} is no clone of EVAR: it has no folder evar/", "correct or unset it")
-    offered = [name for name in study.tasks if name in TASKS and evar_metadata(name, root)]
+        what = f"{root} is no clone of EVAR; one has the published splits of CREMA-D, VoxForge and Surge"
+        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
+        return Finding("missing" if os.environ.get("EVAR") else "note", "environment variable EVAR", what, step)
+    offered = [name for name in study.tasks if evar_metadata(name, root)]
     return Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
 
 
@@ -173,31 +150,25 @@ def doctor(study_name: str | Path | None = None) -> int:
         FileNotFoundError, ValueError: no such study, or it is not valid.
     """
     steps = _print("machine", machine()) + _print("packages", packages())
-    done = _typed("dissect") + " MODEL FOLDER"
+    then = _typed("dissect") + " MODEL FOLDER"
     study_name = study_name or ("paper" if (_CLONE / "studies").is_dir() else None)
-    try:
+    if study_name is not None and steps:
+        print("\nThe study is looked at when the packages are installed.")
+    elif study_name is not None:
         from aape.study import load_study
-    except ImportError as error:
-        print(f"\nA study can be examined when the packages are installed ({error}).")
-        study_name = None
-    if study_name is not None:
+
         study = load_study(study_name)
-        print(f"\nstudy {study.name}: {study.description}" + (" (stand-ins)" if study.stand_in else ""))
-        print(f"results go to {study.directory}")
+        print(f"\n{study}")
         for title, specs in (("models", study.encoders), ("tasks", study.tasks)):
             steps += _print(title, (entry(study, name, spec) for name, spec in specs.items()))
         steps += _print("EVAR (optional)", [evar(study)])
-        print("\ncollected")
-        todo = []
-        for model in study.encoders:
-            left = [t for t in study.tasks if not (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
-            rest = f"; not yet: {', '.join(left)}" if left else ""
-            print(f"  {model}: {len(study.tasks) - len(left)} of {len(study.tasks)} tasks{rest}")
-            todo += [(model, task) for task in left]
-        done = "everything is collected; the analysis notebooks"
+        pairs = [(model, task) for model in study.encoders for task in study.tasks]
+        todo = [(m, t) for m, t in pairs if not (study.artifacts_directory(t, m) / "over_zero.pt").is_file()]
+        print(f"\ncollected: {len(pairs) - len(todo)} of {len(pairs)} pairs of model and task")
+        then = "everything is collected; the analysis notebooks"
         if todo:
-            done = f"{_typed('collect', study_name, *todo[0])}, or the notebook of that name"
-    print(f"\n{len(steps)} missing. Next: {steps[0]}" if steps else f"\nNothing is missing. Next: {done}")
+            then = f"{_typed('collect', study_name, *todo[0])}, or the notebook of that name"
+    print(f"\n{len(steps)} missing. Next: {steps[0]}" if steps else f"\nNothing is missing. Next: {then}")
     return int(bool(steps))
 
 

@@ -7,10 +7,8 @@ been unpacked to its end.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import shutil
 import sys
 import tarfile
 import zipfile
@@ -44,7 +42,7 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
     Raises:
         ValueError: an unknown name, a file that is not what its checksum says, an archive that does not open.
         ConnectionError: the server could not be reached or kept breaking off.
-        OSError: the disk has not the space that the server announces.
+        OSError: the disk is full.
     """
     folder = Path(folder).expanduser().absolute()
     wanted = [find(name, items) for name in names]
@@ -64,40 +62,29 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     store, ledger = folder / "archives" if archive else into, folder / "checksums.json"
     target = store / remote.name
     try:
-        content = json.loads(ledger.read_text("utf-8")) if ledger.is_file() else {}
-        recorded = {url: dict(entry) for url, entry in content.items()}
+        recorded = (
+            {url: dict(e) for url, e in json.loads(ledger.read_text("utf-8")).items()} if ledger.is_file() else {}
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{ledger} is damaged ({error}); mend it, or delete it to start over") from None
     checksum = remote.checksum or recorded.get(remote.url, {}).get("sha256")
     pup = pooch.create(store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=2)
-    # With Content-Encoding, lengths would count compressed bytes.
-    options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}
-    if not target.is_file():
-        store.mkdir(parents=True, exist_ok=True)
-        needed, free = 0, shutil.disk_usage(store).free
-        with contextlib.suppress(requests.RequestException, ValueError):  # the download itself will say what is wrong
-            reply = requests.head(remote.url, allow_redirects=True, **options)
-            needed = int(reply.headers.get("Content-Length", 0))
-        if needed > free:
-            raise OSError(f"{remote.url} needs {needed:,} bytes, {store} has {free:,} free; give --folder elsewhere")
+    options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}  # archives as they are
     try:
         pup.fetch(remote.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options))
     except requests.RequestException as error:
-        raise ConnectionError(
-            f"{remote.url} could not be fetched: {error}. Run the same command again, or put the file at {target} "
-            "yourself."
-        ) from error
+        remedy = f"Run the same command again, or put the file at {target} yourself"
+        raise ConnectionError(f"{remote.url} could not be fetched: {error}. {remedy}.") from error
     except ValueError as error:
         remedy = "tell us" if remote.checksum else f"take its entry, of the first download, out of {ledger}"
         raise ValueError(
-            f"{remote.url} is not the file it should be: {error} If it was replaced on purpose, {remedy}; else try "
-            "again later."
+            f"{remote.url} is not the file it should be: {error} If it was replaced on purpose, {remedy}."
         ) from error
     if archive:
         _unpack(target, into)
-        if checksum is None:
-            entry = {"sha256": sha256_of(target), "bytes": target.stat().st_size}
-            write_json(ledger, recorded | {remote.url: entry})
+    if archive and checksum is None:
+        entry = {"sha256": sha256_of(target), "bytes": target.stat().st_size}
+        write_json(ledger, recorded | {remote.url: entry})
 
 
 def _unpack(archive: Path, into: Path) -> None:
@@ -112,9 +99,7 @@ def _unpack(archive: Path, into: Path) -> None:
         (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, into)
     except _BROKEN as error:
         archive.unlink()
-        raise ValueError(
-            f"{archive} does not open as an archive ({error}) and was removed; run the same command again"
-        ) from error
+        raise ValueError(f"{archive} does not open as an archive ({error}) and was removed; fetch it again") from error
     write_text(stamp, key)
 
 
@@ -140,6 +125,4 @@ def _unpack_tar(archive: Path, into: Path) -> None:
 
 def _check_size(archive: Path, unpacked: int) -> None:
     if unpacked > _EXPANSION * archive.stat().st_size + 10_000_000:
-        raise ValueError(
-            f"{archive} would unpack to more than {_EXPANSION} times its size; that is no dataset, look at it"
-        )
+        raise ValueError(f"{archive} would unpack to more than {_EXPANSION} times its size; that is no dataset")

@@ -3,10 +3,9 @@
 S. Yadav, M. E. Foster: "GISE-51: A scalable isolated sound events dataset", 2021, arXiv 2103.12306.
 
 The isolated events and the class map of Zenodo record 4593514; the mixtures are not needed. The layout is the one that
-its authors' generate_mixtures.py and Scaper read: isolated_events/<train|val|eval>/<label>/<clip>. A split folder
-without folders of labels needs a <split>.csv beside it or in meta/: file name first, and a column `label`. The archive
-itself was not seen here: counts are as others quote the record, and the group, the number a clip's name begins with, is
-taken for its Freesound id.
+its authors' generate_mixtures.py and Scaper read: isolated_events/<train|val|eval>/<label>/<clip>. The archive itself
+was not seen here: counts are as others quote the record, and the group, the number a clip's name begins with, is taken
+for its Freesound id.
 
 EVAR does not know this dataset. Clips of 5 s are our choice: the length of the soundscapes that its authors mix from
 these events, and that of ESC-50, its partner in the cross-task figure, so that both count as many tokens a clip.
@@ -17,7 +16,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from aape.cliplist import Clip, read_table
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
 _SPLITS = {"train": "train", "val": "valid", "eval": "test"}
@@ -31,15 +29,8 @@ NOTES = (
 
 
 def rows(source: Source) -> Rows:
-    """`<train|val|eval>/<label>/<clip>`, or `<split>.csv` in place of the folders of labels."""
+    """`<train|val|eval>/<label>/<clip>`."""
     clips = source.clips("(?P<split>train|val|eval)/(?P<label>[^/]+)/[^/]+")
-    if not clips:
-        for split in _SPLITS:
-            table = read_table(source.companion(f"{split}.csv"), "label")
-            names = (Path(name).stem for name in table.iloc[:, 0])
-            clips += [
-                Clip(f"{split}/{name}.wav", label, split) for name, label in zip(names, table["label"], strict=True)
-            ]
     clips = [clip._replace(split=_SPLITS[clip.split], group=freesound_id(clip.file_name)) for clip in clips]
     return Rows(clips, "folders train, val, eval of the dataset", notes=NOTES)
 
