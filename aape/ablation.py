@@ -31,7 +31,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +45,15 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
-from aape.classifier import folds
+from aape.classifier import scores
 from aape.effects import AT, CONTROLS, MODES, Aim, against_controls
 from aape.encoder import Encoder, choose_device
 from aape.files import folder_lock, write_text
 from aape.selection import jaccard_index
 from aape.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
-from aape.targets import identify, label_of, target_classes, target_neurons
+from aape.targets import Job, label_of, target_classes, target_neurons
 from aape.task import Task
-from aape.trials import Bench, Trial, require_clips
+from aape.trials import Bench, Trial
 
 _CHANGE = ("class", "targeted", "measure", "before", "after", "difference", "off_target", "effect")
 TABLES = {  # name -> columns that it has even without a row
@@ -66,97 +66,6 @@ TABLES = {  # name -> columns that it has even without a row
     "neurons": (*AT, "fold", "layer", "neuron", "name"),
 }
 Rows = dict[str, list[dict[str, Any]]]
-
-
-@dataclass(eq=False)
-class _Job:
-    """One model on one task, with the selection by fold as the settings ask, and in the other way where there are counts."""
-
-    model: str
-    name: str
-    task: Task
-    artifacts: Artifacts
-    store: Path
-    selection: Mapping[str, Any]
-    settings: AblationSettings
-    heard: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        require_clips(self.artifacts)
-        splits, labels, how = self.artifacts.splits, self.artifacts.labels, self.settings.identify
-        unknown = sorted(set(self.heard) - set(splits.tolist()))
-        if unknown:
-            known = ", ".join(sorted(set(splits)))
-            raise ValueError(f"models.{self.model}.heard: {self.name} has no split {unknown[0]!r}; it has {known}")
-        self.targets = [target for target in self.settings.targets if target.task == self.name]
-        parts = folds(splits, labels, self.artifacts.classes)
-        tested = labels[np.concatenate([fold.test for fold in parts])]
-        self.tested = np.bincount(tested, minlength=len(self.artifacts.classes))  # clips of each class
-        self.chosen = identify(self.artifacts, parts, how, **self.selection)
-        self.others = None
-        if how == "train" or self.artifacts.has_all_counts:
-            other = "all" if how == "train" else "train"
-            self.others = identify(self.artifacts, parts, other, **self.selection)
-
-    def passes(self) -> int:
-        """At most so many clips are passed through the encoder for the controls."""
-        settings = self.settings
-        sets = settings.controls + settings.layer_matched + settings.rate_matched
-        sets += settings.other_modes * (len(settings.modes) - 1)
-        clips = 0
-        for target in self.targets:
-            mine = target_classes(target, self.artifacts.classes)
-            if any(len(target_neurons(s, target)) for s in self.chosen.values()):
-                clips += int(self.tested[mine].sum()) + settings.panel * (len(self.tested) - len(mine))
-        return sets * clips
-
-
-@dataclass(eq=False)
-class _Experiment:
-    """All that `ablate` was asked for."""
-
-    directory: Path
-    settings: AblationSettings
-    bench: dict[str, Any]  # options of every Bench: seed, batch_size
-    encoders: Mapping[str, Callable[[], Encoder]]
-    jobs: list[_Job]
-    names: dict[str, Any]  # what figures call models and tasks: fields of AblationResult
-
-
-def _names(study: Study) -> dict[str, Any]:
-    labels = {name: spec.label for name, spec in study.encoders.items()}
-    titles = {name: spec.title for name, spec in study.tasks.items()}
-    return {"stand_in": study.stand_in, "labels": labels, "titles": titles}
-
-
-def _of_study(study: Study, settings: AblationSettings) -> _Experiment:
-    if not settings.targets:
-        raise ValueError(
-            f"study {study.name!r} states no ablation targets: list them under ablation.targets, each with task, "
-            "classes and mode (specific, shared, all)"
-        )
-    models = [copy for name in settings.models or study.models for copy in study.copies(name)]
-    tasks = {name: load_task(study, name) for name in dict.fromkeys(t.task for t in settings.targets)}
-    jobs = []
-    for model, (name, task) in itertools.product(models, tasks.items()):
-        spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(name, model))
-        store = study.directory / "ablations" / f"{name}_{spec.folder}"
-        select_by = study.selection.model_dump() | {"rate": study.rate(name)}
-        jobs.append(_Job(model, name, task, artifacts, store, select_by, settings, spec.heard.get(name, [])))
-    encoders = {model: functools.partial(load_encoder, study, model) for model in models}
-    options = {"seed": study.seed, "batch_size": study.collect.batch_size}
-    return _Experiment(study.directory, settings, options, encoders, jobs, _names(study))
-
-
-def _target(target: Any, task: str) -> AblationTarget:
-    """A class name, several names (the neurons that they share), or an AblationTarget or its content."""
-    if isinstance(target, AblationTarget):
-        return target
-    if isinstance(target, str):
-        target = {"classes": [target], "mode": "specific"}
-    elif not isinstance(target, Mapping):
-        target = {"classes": list(target), "mode": "shared"}
-    return AblationTarget(**{"task": task, **target})
 
 
 def ablate(
@@ -204,60 +113,100 @@ def ablate(
         if task is None or artifacts is None or not targets:
             raise ValueError("ablate(encoder, task, artifacts, targets=[...]) needs all four; targets are class names")
         asked = AblationSettings(**changed, targets=[_target(target, task.name) for target in targets])
-        folder = artifacts.path / "ablation" if out_dir is None else Path(out_dir)
+        directory = artifacts.path / "ablation" if out_dir is None else Path(out_dir)
         select_by = {"rate": rate, "quantile": quantile, "weak_filter": weak_filter}
-        job = _Job(subject.name, task.name, task, artifacts, folder / "ablations", select_by, asked)
-        names = {"stand_in": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
-        plan = _Experiment(folder, asked, {"seed": seed}, {subject.name: lambda: subject}, [job], names)
+        of_model = subject.name, task.name, task, artifacts, directory / "ablations", asked, select_by
+        jobs = [Job(*of_model, seed=seed, batch_size=batch_size or 32)]
+        encoders: dict[str, Callable[[], Encoder]] = {subject.name: lambda: subject}
+        names: dict[str, Any] = {
+            "stand_in": False,
+            "labels": {subject.name: subject.name},
+            "titles": {task.name: task.name},
+        }
     else:
         study = subject if isinstance(subject, Study) else load_study(subject)
         changed |= {} if targets is None else {"targets": targets}
-        plan = _of_study(study, AblationSettings(**study.ablation.model_dump() | changed))
-    plan.bench |= {"batch_size": batch_size} if batch_size else {}
-    _say(plan)
-    with folder_lock(plan.directory / "ablations"):
-        rows = _in_threads(plan, choose_device(device))
+        asked = AblationSettings(**study.ablation.model_dump() | changed)
+        directory, jobs, names = study.directory, list(_jobs(study, asked, batch_size)), _names(study)
+        encoders = {job.model: functools.partial(load_encoder, study, job.model) for job in jobs}
+    _say(jobs, asked, len(encoders))
+    with folder_lock(directory / "ablations"):
+        rows = _in_threads(jobs, encoders, choose_device(device))
         tables = {name: pd.DataFrame(new, columns=None if new else list(TABLES[name])) for name, new in rows.items()}
         tables["effects"] = against_controls(tables["effects"], tables["controls"])
         for name, table in tables.items():
-            write_text(plan.directory / f"ablation_{name}.csv", table.to_csv(index=False))
-    return AblationResult(plan.directory, **plan.names, **tables)
+            write_text(directory / f"ablation_{name}.csv", table.to_csv(index=False))
+    return AblationResult(directory, **names, **tables)
 
 
-def _say(plan: _Experiment) -> None:
+def _target(target: Any, task: str) -> AblationTarget:
+    """A class name, several names (the neurons that they share), or an AblationTarget or its content."""
+    if isinstance(target, AblationTarget):
+        return target
+    if isinstance(target, str):
+        target = {"classes": [target], "mode": "specific"}
+    elif not isinstance(target, Mapping):
+        target = {"classes": list(target), "mode": "shared"}
+    return AblationTarget(**{"task": task, **target})
+
+
+def _jobs(study: Study, settings: AblationSettings, batch_size: int | None) -> Iterator[Job]:
+    if not settings.targets:
+        raise ValueError(
+            f"study {study.name!r} states no ablation targets: list them under ablation.targets, each with task, "
+            "classes and mode (specific, shared, all)"
+        )
+    tasks = {name: load_task(study, name) for name in dict.fromkeys(t.task for t in settings.targets)}
+    models = [copy for name in settings.models or study.models for copy in study.copies(name)]
+    for model, (name, task) in itertools.product(models, tasks.items()):
+        spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(name, model))
+        store = study.directory / "ablations" / f"{name}_{spec.folder}"
+        select_by = study.selection.model_dump() | {"rate": study.rate(name)}
+        options: dict[str, Any] = {"heard": spec.heard.get(name, ()), "seed": study.seed}
+        options["batch_size"] = batch_size or study.collect.batch_size
+        yield Job(model, name, task, artifacts, store, settings, select_by, **options)
+
+
+def _names(study: Study) -> dict[str, Any]:
+    labels = {name: spec.label for name, spec in study.encoders.items()}
+    titles = {name: spec.title for name, spec in study.tasks.items()}
+    return {"stand_in": study.stand_in, "labels": labels, "titles": titles}
+
+
+def _say(jobs: Sequence[Job], settings: AblationSettings, models: int) -> None:
     """What it will cost, and what it can tell; a target that is empty in every model is a mistake."""
-    for target in plan.settings.targets:
-        selections = [s for job in plan.jobs if target in job.targets for s in job.chosen.values()]
+    for target in settings.targets:
+        selections = [s for job in jobs if target in job.targets for s in job.chosen.values()]
         if not any([len(target_neurons(selection, target)) for selection in selections]):
             raise ValueError(
                 f"no model has a neuron for the target {label_of(target)!r} of {target.task} ({target.mode}): the set "
                 "is empty. Choose other classes, another mode or a higher selection rate."
             )
-    tests = sum(len(target_classes(t, j.artifacts.classes)) for j in plan.jobs for t in j.targets) // len(plan.encoders)
-    controls, passes = plan.settings.controls, sum(job.passes() for job in plan.jobs)
+    passes, n = sum(job.passes() for job in jobs), settings.controls
     tqdm.write(f"Controls: at most {passes:,} passes of a clip through the layers from the first changed one on.")
-    if controls and tests / (controls + 1) >= 0.05:
+    tests = sum(len(target_classes(t, job.artifacts.classes)) for job in jobs for t in job.targets) // models
+    if n and tests / (n + 1) >= 0.05:
         tqdm.write(
-            f"{controls} controls and {tests} targeted class(es): the smallest p is {1 / (controls + 1):.3g}, so that one "
-            f"class alone has q = {min(1.0, tests / (controls + 1)):.3g} at best. q < 0.05 needs {20 * tests} controls."
+            f"{n} controls and {tests} targeted class(es): the smallest p is {1 / (n + 1):.3g}, so that one class "
+            f"alone has q = {min(1.0, tests / (n + 1)):.3g} at best. q < 0.05 needs {20 * tests} controls."
         )
 
 
-def _in_threads(plan: _Experiment, device: torch.device) -> Rows:
+def _in_threads(jobs: Sequence[Job], encoders: Mapping[str, Callable[[], Encoder]], device: torch.device) -> Rows:
     """Every job; on a CPU of several cores the models side by side, each on its share of them."""
     threads = torch.get_num_threads()
-    workers = min(len(plan.encoders), threads) if device.type == "cpu" else 1
+    workers = min(len(encoders), threads) if device.type == "cpu" else 1
     stop = threading.Event()
 
     def of_model(model: str) -> list[Rows]:
         torch.set_num_threads(max(1, threads // workers))  # of this thread
-        encoder = plan.encoders[model]().to(device)
-        return [_one(plan, job, encoder, stop) for job in plan.jobs if job.model == model]
+        encoder = encoders[model]().to(device)
+        return [_one(job, encoder, stop) for job in jobs if job.model == model]
 
     # One BLAS thread for all: the fits would set and reset it under each other.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         try:
-            found = list(pool.map(of_model, plan.encoders))
+            found = list(pool.map(of_model, encoders))
         except BaseException:
             stop.set()  # what is done is kept; the others end with their batch
             raise
@@ -266,41 +215,39 @@ def _in_threads(plan: _Experiment, device: torch.device) -> Rows:
     return {name: [row for rows in itertools.chain(*found) for row in rows[name]] for name in TABLES}
 
 
-def _one(plan: _Experiment, job: _Job, encoder: Encoder, stop: threading.Event) -> Rows:
+def _one(job: Job, encoder: Encoder, stop: threading.Event) -> Rows:
     """All targets of one task on one model: rows for the tables."""
-    settings, where = plan.settings, {"task": job.name, "model": job.model}
-    options = plan.bench | {"refit_count": settings.refits, "stop": stop}
-    bench = Bench(encoder, job.task, job.artifacts, job.store, **options)
-    in_sample, panel = np.isin(job.artifacts.splits, list(job.heard)), bench.panel(settings.panel)
+    settings, where = job.settings, dict[str, Any](task=job.name, model=job.model)
+    options: dict[str, Any] = {"seed": job.seed, "batch_size": job.batch_size, "stop": stop}
+    bench = Bench(encoder, job.task, job.artifacts, job.store, refit_count=settings.refits, **options)
+    panel = bench.panel(settings.panel)
     rows: Rows = {name: [] for name in TABLES}
-    rows["classifier"] = bench.classifier_scores(in_sample).assign(**where).to_dict("records")
-    (intact,) = bench.run([Trial(None, bench.tested, all_judges=True)])
-    desc = f"{plan.names['labels'].get(job.model, job.model)} on {job.name}, controls"
-    with tqdm(total=job.passes(), unit="pass", desc=desc, disable=None) as bar:
+    log_p = np.full((len(bench.labels), len(bench.classes)), np.nan)
+    for part in bench.folds:
+        log_p[part.test] = bench.judges[part.name][0].log_probabilities(bench.embeddings[part.test])
+    t = bench.tested
+    table = scores(log_p[t], bench.labels[t], bench.classes, job.in_sample[t])
+    rows["classifier"] = table.assign(**where).to_dict("records")
+    with tqdm(total=job.passes(), unit="pass", desc=f"{job.model} on {job.name}, controls", disable=None) as bar:
         for target in job.targets:
-            aim = Aim(bench, target, job.chosen, panel, where)
-            own = aim.effects(job.others, settings, intact, in_sample)
+            aim = Aim(job, bench, target, panel)
+            own = aim.effects()
             rows["effects"] += own
             for fold, neurons in aim.sets.items():
-                layers = job.artifacts.layers
-                rows["neurons"] += [
-                    aim.at | {"fold": fold, "layer": i, "neuron": n, "name": layers[i]} for i, n in neurons.tolist()
-                ]
+                at, layers = aim.at | {"fold": fold}, job.artifacts.layers
+                rows["neurons"] += [at | {"layer": i, "neuron": n, "name": layers[i]} for i, n in neurons.tolist()]
                 if job.others is not None:
-                    pair = [neurons, target_neurons(job.others[fold], target)]
-                    both = _overlap(*(pair if settings.identify == "train" else pair[::-1]))
-                    rows["identification"].append(aim.at | {"fold": fold} | both)
+                    both = {how: target_neurons(found[fold], target) for how, found in job.identified.items()}
+                    rows["identification"].append(at | _overlap(both["train"], both["all"]))
             if aim.neurons:
                 gains = [Trial(aim.sets, aim.here, float(g), at=aim.at | {"gain": g}) for g in settings.gains]
-                rows["gains"] += aim.run(gains, intact[0])
-                rows["controls"] += aim.controls(settings, own, intact[0], bar)
-    if settings.off_target:  # the neurons of each class changed, the panel's clips of every class heard
-        for name in bench.classes:
-            aim = Aim(bench, AblationTarget(task=job.name, classes=[name], mode="specific"), job.chosen, panel, where)
-            if aim.neurons:
-                at = where | {"silenced": name, "neurons": aim.neurons}
-                trial = Trial(aim.sets, panel, MODES[settings.modes[0]], at=at)
-                rows["off_target"] += aim.changes(trial, intact[0], bench.run([trial])[0][0], everywhere=True)
+                rows["gains"] += aim.run(gains)
+                rows["controls"] += aim.controls(own, bar)
+    for name in bench.classes if settings.off_target else ():  # the panel's clips of every class heard
+        aim = Aim(job, bench, AblationTarget(task=job.name, classes=[name], mode="specific"), panel)
+        if aim.neurons:
+            at = where | {"silenced": name, "neurons": aim.neurons}
+            rows["off_target"] += aim.run([Trial(aim.sets, panel, MODES[settings.modes[0]], at=at)], everywhere=True)
     return rows
 
 
@@ -309,9 +256,6 @@ def _overlap(train: np.ndarray, everyone: np.ndarray) -> dict[str, Any]:
     a, b = set(map(tuple, train.tolist())), set(map(tuple, everyone.tolist()))
     jaccard = float(jaccard_index(len(a & b), len(a | b), np.nan))
     return {"training_clips": len(a), "all_clips": len(b), "both": len(a & b), "jaccard": jaccard}
-
-
-# -- the result -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -354,19 +298,18 @@ class AblationResult:
         """A row per task, target, model and class of the target: before, change, effect, controls, p and q."""
         rows = self.effects
         rows = rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)]
-        columns = [
-            "task",
-            "target",
-            "model",
-            "class",
-            "clips",
-            "groups",
-            "in_sample",
-            "neurons",
-            "before",
+        columns = ["task", "target", "model", "class", "clips", "groups", "in_sample", "neurons", "before"]
+        columns += [
             "difference",
+            "low",
+            "high",
+            "off_target",
+            "effect",
+            "effect_low",
+            "effect_high",
+            "rank",
+            "refit_sd",
         ]
-        columns += ["low", "high", "off_target", "effect", "effect_low", "effect_high", "rank", "refit_sd"]
         for short in CONTROLS.values():
             if short == "active" or rows[f"{short}_controls"].gt(0).any():
                 columns += [f"{short}_{what}" for what in ("controls", "mean", "low", "high", "p", "p_two_sided", "q")]
@@ -375,10 +318,9 @@ class AblationResult:
     def table(self, measure: str = "log_probability") -> pd.DataFrame:
         """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last."""
         found = self.summary(measure).sort_values("effect", kind="stable", na_position="last")
-        where = found.task.map(lambda t: self.titles.get(t, t))
-        names = zip(found.target, found["class"], where, strict=True)
-        table = pd.DataFrame({"target": [f"{t}, {w}" if t == c else f"{t} ({c}), {w}" for t, c, w in names]})
-        table["model"] = found.model.map(lambda m: self.labels.get(m, m)).to_numpy()
+        names = zip(found.target, found["class"], found.task, strict=True)
+        targets = [(t if t == c else f"{t} ({c})") + f", {self.titles.get(task, task)}" for t, c, task in names]
+        table = pd.DataFrame({"target": targets, "model": [self.labels.get(m, m) for m in found.model]})
         for name, column, form in (
             ("neurons", "neurons", "{:.4g}"),
             (f"change, {'points' if measure == 'accuracy' else 'nats'}", "difference", "{:+.3g}"),
@@ -415,9 +357,9 @@ class AblationResult:
                 lines.append(line)
         # A classifier no better than always naming one class: its ablation says nothing.
         for (task, model), mine in self.classifier.query("part == 'all'").groupby(["task", "model"], sort=False):
-            every, by_class = mine[mine["class"] == "all classes"].iloc[0], mine[mine["class"] != "all classes"]
-            share = float(by_class.clips.max() / by_class.clips.sum())
-            if binomtest(round(every.accuracy * every.clips), int(every.clips), share, "greater").pvalue > 0.05:
+            every, clips = mine[mine["class"] == "all classes"].iloc[0], mine.clips[mine["class"] != "all classes"]
+            right, share = round(every.accuracy * every.clips), float(clips.max() / clips.sum())
+            if binomtest(right, int(every.clips), share, "greater").pvalue > 0.05:
                 label = self.labels.get(str(model), str(model))
                 lines.append(f"{label} on {task}: the classifier is at chance, so its ablation can answer nothing.")
         return "\n".join(lines)

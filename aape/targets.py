@@ -1,4 +1,4 @@
-"""Which neurons are silenced, and which random ones beside them.
+"""Which neurons are silenced, and which random ones beside them. A `Job` is one model on one task with its targets.
 
 A control is drawn by a rule that does not look at the target beyond the numbers of its neurons: as many in each layer,
 or in each layer and stratum of like activation rate, and it may overlap with the target. So a target that was itself
@@ -8,16 +8,20 @@ neurons out, the more of a layer it fills the less the controls resemble it.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aape.artifacts import Artifacts
-from aape.classifier import Fold
+from aape.classifier import Fold, folds
 from aape.criteria import rank
 from aape.selection import AAPE, Selection, select
-from aape.study import AblationTarget
+from aape.study import AblationSettings, AblationTarget
+from aape.task import Task
 
 STRATUM = 20  # neurons of like rate in a layer among which a rate-matched control draws
 
@@ -33,20 +37,17 @@ def target_classes(target: AblationTarget, classes: Sequence[str]) -> list[int]:
     """Indices of a target's classes.
 
     Raises:
-        ValueError: a class that the task does not have, one class for `shared`, or several for `specific`.
+        ValueError: a class that the task does not have, or a number of classes that does not go with the mode.
     """
     unknown, count = [c for c in target.classes if c not in classes], len(set(target.classes))
-    if unknown:
-        wrong = f"no class {unknown[0]!r}; the task has {', '.join(classes)}"
-    elif target.mode == "specific" and len(target.classes) != 1:
-        wrong = f"'specific' takes one class; several take 'shared' (neurons of each) or 'all' (of any); found {count}"
-    elif target.mode == "shared" and count < 2:
-        wrong = "'shared' takes two classes or more"
-    elif target.mode == "all" and target.exclusive:
-        wrong = "exclusive goes with 'specific' and 'shared', not with 'all'"
-    else:
-        return [classes.index(c) for c in target.classes or classes]
-    raise ValueError(f"target {label_of(target)!r} of task {target.task}: {wrong}")
+    fits = {"specific": count == 1, "shared": count > 1, "all": not target.exclusive}[target.mode]
+    if unknown or not fits:
+        wrong = f"no class {unknown[0]!r}" if unknown else f"{target.mode!r} of {count}, exclusive: {target.exclusive}"
+        raise ValueError(
+            f"target {label_of(target)!r} of task {target.task}: {wrong}. 'specific' takes one class, 'shared' two or "
+            f"more, 'all' any number and not exclusive; the task has {', '.join(classes)}"
+        )
+    return [classes.index(c) for c in target.classes or classes]
 
 
 def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
@@ -105,14 +106,59 @@ def matched(neurons: np.ndarray, width: int, rng: np.random.Generator, rates: np
     return np.array(sorted(found), dtype=np.int64)
 
 
-def index_plus_one(neurons: np.ndarray, width: int) -> np.ndarray:
-    """The paper's control: the neuron beside each one, the first after the last."""
-    return np.stack([neurons[:, 0], (neurons[:, 1] + 1) % width], axis=1)
+@dataclass(eq=False)
+class Job:
+    """One model on one task: what is asked of the two, and the neurons that are chosen for it.
 
+    Attributes:
+        model, name: what tables call the model and the task.
+        store: where what is done is kept.
+        select_by: options of `identify`. heard: splits that the encoder was trained on.
+        targets: those of this task.
+        identified: "train" (where there are counts) and "all" -> the selection by fold.
+        chosen, others: of these the one that the settings ask for, and the other, or None.
+        in_sample: bool [clips], clips that the encoder was trained on.
+    """
 
-def activity(artifacts: Artifacts, fold: Fold, how: str) -> np.ndarray:
-    """Activation rate [layers, neurons] over all tokens, of the training clips or of all (mean over classes then)."""
-    if how == "all" or not artifacts.has_counts:
-        return artifacts.over_zero.double().mean(dim=2).numpy()
-    active = artifacts.counts[fold.fit].sum(axis=0, dtype=np.int64)
-    return active / artifacts.tokens[fold.fit].sum()
+    model: str
+    name: str
+    task: Task
+    artifacts: Artifacts
+    store: Path
+    settings: AblationSettings
+    select_by: Mapping[str, Any]
+    heard: Sequence[str] = ()
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        splits, how = self.artifacts.splits, self.settings.identify
+        if unknown := sorted(set(self.heard) - set(splits.tolist())):
+            known = ", ".join(sorted(set(splits)))
+            raise ValueError(f"models.{self.model}.heard: {self.name} has no split {unknown[0]!r}; it has {known}")
+        self.in_sample = np.isin(splits, list(self.heard))
+        self.targets = [target for target in self.settings.targets if target.task == self.name]
+        self.folds = folds(splits, self.artifacts.labels, self.artifacts.classes)
+        ways = ("train", "all") if how == "train" or self.artifacts.has_all_counts else ("all",)
+        self.identified = {way: identify(self.artifacts, self.folds, way, **self.select_by) for way in ways}
+        self.chosen, self.others = self.identified[how], self.identified.get("all" if how == "train" else "train")
+
+    @functools.cached_property
+    def activity(self) -> dict[str, np.ndarray]:
+        """By fold: activation rate [layers, neurons] over all tokens of the clips that choose the neurons."""
+        if self.settings.identify == "all":  # the mean over classes
+            return dict.fromkeys(self.chosen, self.artifacts.over_zero.double().mean(dim=2).numpy())
+        counts, tokens = self.artifacts.counts, self.artifacts.tokens
+        return {f.name: counts[f.fit].sum(axis=0, dtype=np.int64) / tokens[f.fit].sum() for f in self.folds}
+
+    def passes(self) -> int:
+        """At most so many clips are passed through the encoder for the controls."""
+        settings, labels = self.settings, self.artifacts.labels[np.concatenate([fold.test for fold in self.folds])]
+        sets = settings.controls + settings.layer_matched + settings.rate_matched
+        sets += settings.other_modes * (len(settings.modes) - 1)
+        clips = 0
+        for target in self.targets:
+            mine = target_classes(target, self.artifacts.classes)
+            if any(len(target_neurons(selection, target)) for selection in self.chosen.values()):
+                clips += np.isin(labels, mine).sum() + settings.panel * (len(self.artifacts.classes) - len(mine))
+        return int(sets * clips)

@@ -7,6 +7,7 @@ that was cut off goes on, and one with more trials computes only what is new.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import threading
@@ -16,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, other_encoder
-from aape.classifier import STRENGTHS, Classifier, Fold, fit, fit_nearest_mean, folds, refits, scores
+from aape.classifier import STRENGTHS, Classifier, Fold, fit, fit_nearest_mean, folds, refits
 from aape.encoder import Encoder, full_precision
 from aape.files import Cache
 from aape.silencing import NeuronSet, embed_with_sets, neuron_set
@@ -61,7 +61,7 @@ class Bench:
         judges: fold name -> the classifier, then its refits, or the nearest-mean classifier.
         tested: bool [clips], clips of some fold's test.
 
-    Of several folds, `tested` names those that are used; None: all.
+    Of several folds, `tested` names those that are used; None: all. `stop` ends a run after the batch at hand.
 
     Raises:
         ValueError: artifacts of another model, of other classes, or without embeddings of single clips.
@@ -100,7 +100,6 @@ class Bench:
             nearest = [fit_nearest_mean(*data, self.classes, fold)] if nearest_mean else []
             self.judges[fold.name] = [first, *again, *nearest]
         self.tested = np.isin(np.arange(len(self.labels)), np.concatenate([fold.test for fold in self.folds]))
-        self._means: dict[str, np.ndarray] = {}  # by fold
         self.identity = {  # what the numbers of a batch depend on, but for its clips and sets
             "encoder": encoder.identity,
             "layers": list(artifacts.layers),
@@ -110,14 +109,6 @@ class Bench:
             "judges": [list(STRENGTHS), refit_count, nearest_mean],
             "seed": seed,
         }
-
-    def classifier_scores(self, in_sample: np.ndarray) -> pd.DataFrame:
-        """The classifiers on the artifacts' own embeddings, each clip tested once: `aape.classifier.scores`."""
-        log_p = np.full((len(self.labels), len(self.classes)), np.nan)
-        for fold in self.folds:
-            log_p[fold.test] = self.judges[fold.name][0].log_probabilities(self.embeddings[fold.test])
-        t = self.tested
-        return scores(log_p[t], self.labels[t], self.classes, in_sample[t])
 
     def panel(self, per_class: int) -> np.ndarray:
         """bool [clips]: a seeded choice of tested clips, this many a class where there are, from different groups."""
@@ -130,14 +121,21 @@ class Bench:
             chosen[np.concatenate([of_new_groups, np.setdiff1d(clips, of_new_groups)])[:per_class]] = True
         return chosen
 
-    def means(self, fold: Fold) -> np.ndarray:
-        """Mean activation over the fold's training clips, float32 [layers, neurons], from clip_means.npy."""
-        if fold.name not in self._means:
-            tokens, total = self.artifacts.tokens, np.zeros(self.artifacts.means.shape[1:])
+    @functools.cached_property
+    def intact(self) -> np.ndarray:
+        """What all judges say of the tested clips as they are, [judges, measures, clips]."""
+        return self.run([Trial(None, self.tested, all_judges=True)])[0]
+
+    @functools.cached_property
+    def means(self) -> dict[str, np.ndarray]:
+        """By fold: mean activation over its training clips, float32 [layers, neurons], from clip_means.npy."""
+        tokens, found = self.artifacts.tokens, {}
+        for fold in self.folds:
+            total = np.zeros(self.artifacts.means.shape[1:])
             for clips in np.split(fold.fit, range(256, len(fold.fit), 256)):
                 total += np.tensordot(tokens[clips], self.artifacts.means[clips].astype(np.float64), axes=1)
-            self._means[fold.name] = (total / tokens[fold.fit].sum()).astype(np.float32)
-        return self._means[fold.name]
+            found[fold.name] = (total / tokens[fold.fit].sum()).astype(np.float32)
+        return found
 
     def donors(self, fold: Fold, clips: np.ndarray) -> np.ndarray:
         """A training clip of another class for each clip, the same for every trial."""
@@ -147,33 +145,22 @@ class Bench:
     def _set(self, trial: Trial, fold: Fold) -> tuple[str, NeuronSet | None]:
         """What a trial changes in a fold, None for nothing, and its name by content: no set runs twice over a clip."""
         suffix = "-all" if trial.all_judges else ""
-        neurons = np.empty((0, 2), dtype=np.int64) if trial.neurons is None else trial.neurons[fold.name]
-        if len(neurons) == 0 or trial.change == 1.0:
+        if trial.neurons is None or not len(trial.neurons[fold.name]) or trial.change == 1.0:
             return f"intact{suffix}", None
+        neurons = trial.neurons[fold.name]
         neurons = neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]
-        values = self.means(fold)[neurons[:, 0], neurons[:, 1]] if trial.change == "mean" else None
+        values = self.means[fold.name][neurons[:, 0], neurons[:, 1]] if trial.change == "mean" else None
         theirs = np.stack([self.layer_index[neurons[:, 0]], neurons[:, 1]], axis=1)
         gain = trial.change if isinstance(trial.change, float) else 0.0
         change = neuron_set(self.encoder, theirs, gain, values, resample=trial.change == "resample")
         content = theirs.tobytes() + str(trial.change).encode() + (b"" if values is None else values.tobytes())
         return hashlib.sha256(content).hexdigest()[:24] + suffix, change
 
-    def _batches(self, trials: Sequence[Trial]) -> Iterator[tuple[Fold, np.ndarray, list[int]]]:
-        """(fold, clips [batch], places of the trials that want them): trials over the same clips share their batches.
-
-        So the batches stay the same, and what was computed stays of use, when trials are added.
-        """
-        alike: dict[bytes, list[int]] = {}
-        for i, trial in enumerate(trials):
-            alike.setdefault(trial.clips.tobytes(), []).append(i)
-        for fold, places in itertools.product(self.folds, alike.values()):
-            mine = fold.test[trials[places[0]].clips[fold.test]]
-            for clips in np.split(mine, range(self.batch_size, len(mine), self.batch_size)):
-                if len(clips):
-                    yield fold, clips, places
-
     def run(self, trials: Sequence[Trial], bar: tqdm | None = None) -> list[np.ndarray]:
         """Every trial over its clips. What is on disk already is read, the rest is computed and kept.
+
+        A batch holds clips of one fold, and its file every set that was run over just these clips: so what was
+        computed stays of use when trials are added.
 
         Args:
             trials: what to run. bar: moved on by a clip's pass under a trial.
@@ -186,34 +173,38 @@ class Bench:
             BadClip: a clip that can no longer be read.
             ValueError: the encoder embeds a clip otherwise than the artifacts say.
         """
-        sets = {fold.name: [self._set(trial, fold) for trial in trials] for fold in self.folds}
-        kept: dict[str, dict[str, np.ndarray]] = {}  # file -> key -> values; unlike trials may share a batch
-        work = []
-        for fold, clips, places in self._batches(trials):
-            name = f"{fold.name}-{hashlib.sha256(clips.tobytes()).hexdigest()[:24]}"
-            known = kept[name] = kept.get(name) or self.cache.get(name, self.identity) or {}
-            missing = {key: change for key, change in (sets[fold.name][i] for i in places) if key not in known}
-            donors = self.donors(fold, clips) if any(c is not None and c.resample for c in missing.values()) else ()
-            work.append((fold, clips, places, name, missing, donors))
-            if bar is not None:
-                bar.update((len(places) - len(missing)) * len(clips))
-        todo = [w for w in work if w[4]]
-        waves = read_all(self.task, [self.row_of_clip[[*w[1], *w[5]]] for w in todo], self.encoder.sample_rate)
+        batches: dict[str, tuple[Fold, np.ndarray, dict[str, NeuronSet | None]]] = {}  # with sets by key
+        places = []  # batch, key, trial
+        for (i, trial), fold in itertools.product(enumerate(trials), self.folds):
+            mine, (key, change) = fold.test[trial.clips[fold.test]], self._set(trial, fold)
+            for clips in np.split(mine, range(self.batch_size, len(mine), self.batch_size)) if len(mine) else ():
+                name = f"{fold.name}-{hashlib.sha256(clips.tobytes()).hexdigest()[:24]}"
+                batches.setdefault(name, (fold, clips, {}))[2][key] = change
+                places.append((name, key, i))
+        kept = {name: self.cache.get(name, self.identity) or {} for name in batches}  # by key
+        if bar is not None:
+            bar.update(sum(len(batches[name][1]) for name, key, _ in places if key in kept[name]))
+        todo, heard = [], []
+        for name, (fold, clips, sets) in batches.items():
+            if missing := {key: change for key, change in sets.items() if key not in kept[name]}:
+                resampled = any(change is not None and change.resample for change in missing.values())
+                heard.append(self.row_of_clip[[*clips, *(self.donors(fold, clips) if resampled else ())]])
+                todo.append((name, fold, clips, list(missing.items())))
+        waves = read_all(self.task, heard, self.encoder.sample_rate)
         with full_precision():
-            for (fold, clips, _, name, missing, _), wave in zip(todo, waves, strict=True):
-                keys = list(missing)
-                for some in (keys[i : i + SETS_AT_ONCE] for i in range(0, len(keys), SETS_AT_ONCE)):
+            for (name, fold, clips, missing_sets), wave in zip(todo, waves, strict=True):
+                for start in range(0, len(missing_sets), SETS_AT_ONCE):
                     if self.stop.is_set():
                         raise KeyboardInterrupt
-                    kept[name] |= self._compute(fold, clips, wave, {key: missing[key] for key in some}, not kept[name])
+                    some = dict(missing_sets[start : start + SETS_AT_ONCE])
+                    kept[name] |= self._compute(fold, clips, wave, some, check=not kept[name])
                     self.cache.put(name, self.identity, kept[name])
                     if bar is not None:
                         bar.update(len(some) * len(clips))
         judges = len(self.judges[self.folds[0].name])
         values = [np.full((judges if t.all_judges else 1, len(MEASURES), len(self.labels)), np.nan) for t in trials]
-        for fold, clips, places, name, *_ in work:
-            for i in places:
-                values[i][:, :, clips] = kept[name][sets[fold.name][i][0]]
+        for name, key, i in places:
+            values[i][:, :, batches[name][1]] = kept[name][key]
         return values
 
     def _compute(
@@ -221,26 +212,20 @@ class Bench:
     ) -> dict[str, np.ndarray]:
         """Key -> [judges, measures, batch]. wave: the clips, then their donors, if any. check: the encoder, too."""
         donors = wave[len(clips) :] if len(wave) > len(clips) else None
-        changes = [None, *sets.values()] if check else list(sets.values())
-        embedded = (
-            embed_with_sets(self.encoder, wave[: len(clips)], changes, donors).cpu().numpy()
-        )  # [sets, batch, dim]
-        if check:
-            off = float(np.abs(embedded[0] - self.embeddings[clips]).max())
-            if off > 1e-3 * max(1.0, float(np.abs(self.embeddings[clips]).max())):
-                raise ValueError(
-                    f"{self.artifacts.path}: {self.encoder.name} embeds {self.task.files[self.row_of_clip[clips[0]]]} "
-                    f"and its neighbours up to {off:.3g} away from features.pt. The artifacts are of other weights or "
-                    "of other audio than those in hand: collect again."
-                )
-        found = {}
+        changes = [*([None] if check else []), *sets.values()]
+        embedded = embed_with_sets(self.encoder, wave[: len(clips)], changes, donors).cpu().numpy()
+        known, found = self.embeddings[clips], {}
+        if check and (off := float(np.abs(embedded[0] - known).max())) > 1e-3 * max(1.0, float(np.abs(known).max())):
+            raise ValueError(
+                f"{self.artifacts.path}: {self.encoder.name} embeds {self.task.files[self.row_of_clip[clips[0]]]} and "
+                f"its neighbours up to {off:.3g} away from features.pt. The artifacts are of other weights or of other "
+                "audio than those in hand: collect again."
+            )
         for key, rows in zip(sets, embedded[-len(sets) :], strict=True):
-            judged = []
-            for judge in self.judges[fold.name][: None if key.endswith("-all") else 1]:
-                log_p = judge.log_probabilities(rows)
-                right = log_p.argmax(axis=1) == self.labels[clips]
-                judged.append((100.0 * right, log_p[np.arange(len(clips)), self.labels[clips]]))
-            found[key] = np.array(judged)
+            judges = self.judges[fold.name] if key.endswith("-all") else self.judges[fold.name][:1]
+            log_p = np.stack([judge.log_probabilities(rows) for judge in judges])  # [judges, batch, classes]
+            right = log_p.argmax(axis=2) == self.labels[clips]
+            found[key] = np.stack([100.0 * right, log_p[:, np.arange(len(clips)), self.labels[clips]]], axis=1)
         return found
 
 
@@ -252,33 +237,22 @@ def read_all(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Ite
         yield torch.from_numpy(wave)
 
 
-def require_clips(artifacts: Artifacts) -> None:
-    """Raises ValueError for artifacts of other tools, which know no single clips."""
-    if "clips" not in artifacts.manifest or not (artifacts.path / "features.pt").is_file():
-        raise ValueError(
-            f"{artifacts.path}: the deactivation experiment needs manifest.json and features.pt, which artifacts of "
-            "other tools do not have. Collect them with this repository's notebooks."
-        )
-
-
 def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) -> np.ndarray:
     """Index into the task of each clip of the artifacts, once it is sure that model, task and artifacts fit.
 
     Raises:
-        ValueError: artifacts of other tools, of another model (by its weights and what it embeds), with layers that the encoder
-            does not have, or of other classes, labels or clips than the task's.
+        ValueError: artifacts of other tools, of another model (by its weights and what it embeds), with layers that the
+            encoder does not have, or of other classes, labels or clips than the task's.
     """
-    require_clips(artifacts)
     place = {name: i for i, name in enumerate(task.files)}
     rows = np.array([place.get(name, -1) for name in artifacts.files])
-    other = other_encoder(artifacts.manifest, encoder.identity, encoder.probe)
-    if other:
+    if other := other_encoder(artifacts.manifest, encoder.identity, encoder.probe):
         wrong = f"made by {artifacts.manifest.get('encoder')!r}, not by the {encoder.name!r} in hand: {other}"
     elif strange := sorted(set(artifacts.layers) - set(encoder.layers)):
         wrong = f"layer {strange[0]!r}, {encoder.name} has {', '.join(encoder.layers)}"
     elif artifacts.classes != task.classes:
-        theirs, ours = (f"{len(c)} ({', '.join(c[:4])}, ...)" for c in (artifacts.classes, task.classes))
-        wrong = f"classes {theirs}, task {task.name} has {ours}"
+        theirs, ours = artifacts.classes, task.classes
+        wrong = f"{len(theirs)} classes {theirs[:4]} ..., task {task.name} has {len(ours)}, {ours[:4]} ..."
     elif (rows < 0).any():
         wrong = f"{(rows < 0).sum()} clip(s) that {task.metadata} does not list, e.g. {artifacts.files[rows < 0][0]}"
     elif (task.labels[rows] != artifacts.labels).any():
