@@ -127,14 +127,13 @@ class Encoder(Shown):
         return self
 
     def _facts(self) -> dict[str, str]:
-        ends = " to ".join(dict.fromkeys((self.layers[0], self.layers[-1])))
+        known = {"padding": self.padding_masks, "a map of tokens": self.token_grid}
         return {
-            "layers": f"{len(self.layers)}: {ends}{' (before the activation)' if self.preactivation else ''}",
-            "wave": f"{self.sample_rate} Hz, {self.clip_seconds:g} s{', longer in chunks' if self.chunks else ''}",
+            "layers": f"{len(self.layers)}: {self.layers[0]} ...{' (before the activation)' * self.preactivation}",
+            "wave": f"{self.sample_rate} Hz, {self.clip_seconds:g} s{', longer in chunks' * self.chunks}",
             "weights": ", ".join(f"{k} {str(v)[:60]}" for k, v in self.weights.items()),
             "held as": f"{self.dtype} on {self.device}",
-            "padding": "known" if self.padding_masks else "not known",
-            "map of tokens": "known" if self.token_grid else "not known",
+            "knows": " and ".join(name for name, function in known.items() if function) or "neither padding nor a map",
         }
 
     def _title(self) -> str:
@@ -194,10 +193,9 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
-    if any(True for _ in module.children()):
-        return False
-    known = re.search(r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation", type(module).__name__, re.I)
-    return type(module).__module__ == "torch.nn.modules.activation" or known is not None
+    kind, known = type(module), r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation"
+    told = kind.__module__ == "torch.nn.modules.activation" or re.search(known, kind.__name__, re.I)
+    return bool(told) and not [*module.children()]
 
 
 def from_module(
@@ -231,21 +229,22 @@ def from_module(
         ValueError: nothing matches, a match is neither an activation nor a linear layer, two names share one module,
             or both `samples_per_token` and what it would give.
     """
-    more = {field: value for field, value in more.items() if value is not None}
-    named = ((n, m) for n, m in module.named_modules(remove_duplicate=False) if fnmatch.fnmatchcase(n, activations))
-    found = {n: m for n, m in named if n and n.count(".") == activations.count(".")}  # so no * stands for a dot
+    named = dict(module.named_modules(remove_duplicate=False))
+    found = {n: named[n] for n in fnmatch.filter(named, activations) if n and n.count(".") == activations.count(".")}
     if not found:
         raise ValueError(f"activations={activations!r} matches no module of {type(module).__name__}. {_advice(module)}")
     linear = [n for n, m in found.items() if isinstance(m, nn.Linear)]
-    wrong = [n for n, m in found.items() if n not in linear and not is_activation(m)]
-    if culprits := wrong or (linear if len(linear) < len(found) else []):
+    wrong = [n for n, m in found.items() if not is_activation(m)]
+    if wrong and linear != [*found]:
         raise ValueError(
             f"activations={activations!r} must match activation functions (or only the linear layers before them), but "
-            f"it also matches {culprits[0]!r} ({type(found[culprits[0]]).__name__}). Narrow the pattern."
+            f"it also matches {wrong[0]!r} ({type(found[wrong[0]]).__name__}). Narrow the pattern."
         )
     if len(set(found.values())) != len(found):
         raise ValueError(f"{', '.join(found)} are one and the same module; give every layer its own activation module")
-    if samples_per_token is not None and (samples_per_token <= 0 or {"padding_masks", "token_grid"} & {*more}):
+    if samples_per_token is not None and (
+        samples_per_token <= 0 or more.get("padding_masks") or more.get("token_grid")
+    ):
         raise ValueError(f"samples_per_token={samples_per_token}: expected > 0; it gives padding_masks and token_grid")
     if linear:
         warnings.warn(
@@ -253,6 +252,7 @@ def from_module(
             "ReLU, SiLU), the counts are those of the neurons; silencing there is refused.",
             stacklevel=2,
         )
+    more = {field: value for field, value in more.items() if value is not None}
     more = dict[str, Any](weights={"source": "given by the caller"}, preactivation=bool(linear)) | more
     encoder = Encoder(name, int(sample_rate), float(clip_seconds), module.eval(), found, embed, **more)
     if samples_per_token is None:

@@ -23,7 +23,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,20 +50,25 @@ def _one_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_one_name)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+# Short form of an entry -> the function that it stands for, and which keys of the entry are arguments of what name.
+_SHORT = {
+    "hub": ("aape.encoders.hub:from_hub", {"hub": "name_or_folder"}),
+    "folder": ("aape.task:from_folder", {k: k for k in ("folder", "pattern", "clip_seconds")}),
+    "metadata": ("aape.task:from_metadata", {"metadata": "csv_path"} | {k: k for k in ("audio_dir", "clip_seconds")}),
+}
+_SHORT_KEYS = {key for _, arguments in _SHORT.values() for key in arguments}
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    short: ClassVar[tuple[str, ...]] = ()  # keys of the short forms, written out before
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, content: Any) -> Any:
-        known = [name for name in (*cls.model_fields, *cls.short) if name != "base"]
         for key in content if isinstance(content, dict) else ():
-            if key in cls.short:
-                raise ValueError(f"{key!r} does not go with {content.get('loader')}; what that takes stands in options")
             if key not in cls.model_fields:
-                raise ValueError(f"unknown key {key!r}; {nearest(str(key), known)} (of {', '.join(known)})")
+                known = sorted({*cls.model_fields, *_SHORT_KEYS} - {key, "base"})
+                raise ValueError(f"{key!r} is no key here; {nearest(str(key), known)}")
         return content
 
 
@@ -81,7 +86,6 @@ class ModelSpec(Loader):
     as `options.seed`, into folders of their own, and has one row of a table, mean and range.
     """
 
-    short = ("hub",)
     role: Literal["ssl", "sl", "untrained"] | None = None
     label: str
     folder: Name
@@ -104,41 +108,27 @@ class ModelSpec(Loader):
 class TaskSpec(Loader):
     """A task of the study: how it is loaded, and what tables call it."""
 
-    short = ("folder", "pattern", "metadata", "audio_dir", "clip_seconds")
     title: str
     kind: Literal["event", "pitch", "genre", "language", "gender", "country", "emotion", "other"] = "other"
     rate: Share | None = None  # share of neurons that survive the AAPE rank; None: the study's
 
 
-# Short form of an entry -> the function that it stands for, and which keys of the entry are arguments of what name.
-_SHORT = {
-    "hub": ("aape.encoders.hub:from_hub", {"hub": "name_or_folder"}),
-    "folder": ("aape.task:from_folder", {k: k for k in ("folder", "pattern", "clip_seconds")}),
-    "metadata": (
-        "aape.task:from_metadata",
-        {"metadata": "csv_path", "audio_dir": "audio_dir", "clip_seconds": "clip_seconds"},
-    ),
-}
-
-
-def _written_out(kind: str, name: str, entry: Any) -> Any:
+def _written_out(kind: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of `models` or `tasks` with what follows from its name and its short form written out."""
-    if not isinstance(entry, dict):
-        return entry
     forms = ("loader", "hub") if kind == "models" else ("loader", "folder", "metadata")
     given = [form for form in forms if entry.get(form) is not None]
     if len(given) != 1:
         raise ValueError(f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
     folder = ROLE_FOLDERS.get(str(entry.get("role")), name)
     entry = ({"label": name, "folder": folder} if kind == "models" else {"title": name}) | entry
-    if given != ["loader"]:
-        loader, arguments = _SHORT[given[0]]
-        options = {} if kind == "models" else {"name": name}
-        options |= {argument: entry.pop(key) for key, argument in arguments.items() if key in entry}
-        if "csv_path" in options:
-            options.setdefault("audio_dir", str(Path(options["csv_path"]).parent))
-        entry |= {"loader": loader, "options": options | entry.get("options", {})}
-    return entry
+    if given == ["loader"]:
+        return entry
+    if "metadata" in entry:
+        entry.setdefault("audio_dir", str(Path(entry["metadata"]).parent))
+    loader, arguments = _SHORT[given[0]]
+    options = {} if kind == "models" else {"name": name}
+    options |= {argument: entry.pop(key) for key, argument in arguments.items() if key in entry}
+    return entry | {"loader": loader, "options": options | entry.get("options", {})}
 
 
 class CollectSettings(_Strict):
@@ -233,9 +223,9 @@ class Study(Shown, _Strict):
         """What follows from names: description, output, labels, titles and folders."""
         content = {"description": content.get("name"), "output": content.get("name")} | content
         for kind in ("models", "tasks"):
-            if isinstance(content.get(kind), dict):
-                content[kind] = {name: _written_out(kind, name, entry) for name, entry in content[kind].items()}
-        return {k: v for k, v in content.items() if v is not None}
+            entries = content.get(kind) or {}
+            content[kind] = {name: _written_out(kind, name, entry) for name, entry in entries.items()}
+        return content
 
     @model_validator(mode="after")
     def _references(self) -> Study:
@@ -263,8 +253,8 @@ class Study(Shown, _Strict):
 
     def copies(self, model: str) -> list[str]:
         """The names under which a model is collected: itself, or one a seed. Raises ValueError as `encoder`."""
-        if model in self.models:
-            return [f"{model}-{seed}" for seed in self.models[model].seeds] or [model]
+        if model in self.models and self.models[model].seeds:
+            return [f"{model}-{seed}" for seed in self.models[model].seeds]
         return [model] if self.encoder(model) else []
 
     def artifacts_directory(self, task: str, model: str) -> Path:
@@ -286,21 +276,22 @@ class Study(Shown, _Strict):
 
     def rate(self, task: str) -> float:
         """Share of neurons that survive the AAPE rank on a task."""
-        own = self.task(task).rate
-        return self.selection.rate if own is None else own
+        return self.task(task).rate or self.selection.rate
 
     def heading(self, model: str | None = None, task: str | None = None) -> str:
         """Markdown for the top of a notebook: what it shows, and whether that stands in for something else."""
-        what = self.description
-        if model is not None and task is not None:
-            what = f"{self.encoder(model).label} on {self.task(task).title}"
+        what = f"{self.encoder(model).label} on {self.task(task).title}" if model and task else self.description
         mark = " (stand-in)" if self.stand_in and "stand-in" not in what.lower() else ""
         return f"## {what}{mark}" + f"\n\n{self.note}" * bool(self.note)
 
     def _facts(self) -> dict[str, Any]:
         models = ", ".join(f"{name} ({spec.label})" for name, spec in self.models.items())
-        facts = {"models": models, "tasks": ", ".join(self.tasks), "results in": self.directory}
-        return facts | ({"note": self.note} if self.note else {})
+        return {
+            "models": models,
+            "tasks": ", ".join(self.tasks),
+            "results in": self.directory,
+            "note": self.note or "-",
+        }
 
     def _title(self) -> str:
         return f"Study {self.name!r}: {self.description}"
@@ -317,10 +308,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        for i, (key, _) in enumerate(node.value):
-            if key.value in names[:i]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -340,16 +332,14 @@ def load_study(name_or_path: str | Path) -> Study:
         raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {names}; or give a YAML file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as a study: {error}") from None
-    if not isinstance(content, dict) or "base" in content:  # which is ours to say
-        found = "the key 'base'" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: expected the keys of a study, found {found}")
-    folder = path.resolve().parent
-    try:
-        return Study.model_validate({"name": path.stem} | content | {"base": ROOT if folder == shipped else folder})
+        if not isinstance(content, dict) or "base" in content:  # which is ours to say
+            raise ValueError("expected the keys of a study, of which 'base' is none")
+        base = ROOT if path.resolve().parent == shipped else path.resolve().parent
+        return Study.model_validate({"name": path.stem} | content | {"base": base})
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a study: {error}") from None
 
 
 def _explain(error: Any) -> str:

@@ -84,7 +84,7 @@ def test_evar(study, tmp_path, monkeypatch, capsys):
     (tmp_path / "evar" / "metadata").mkdir(parents=True)
     (tmp_path / "evar" / "metadata" / "gtzan.csv").touch()
     doctor.doctor(study())
-    assert re.search("is no clone of EVAR(?s:.*)metadata of this study's tasks: gtzan", capsys.readouterr().out)
+    assert re.search("no clone of EVAR at(?s:.*)metadata of this study's tasks: gtzan", capsys.readouterr().out)
 
 
 def test_packages(monkeypatch):

@@ -133,7 +133,7 @@ def evar(study: Study) -> Finding:
     """The EVAR clone, if any, and what it offers the study's tasks."""
     root = Path(os.environ.get("EVAR") or "no EVAR").expanduser()
     if not (root / "evar").is_dir():
-        what = f"{root} is no clone of EVAR; one has the published splits of CREMA-D, VoxForge and Surge"
+        what = f"no clone of EVAR at {os.environ.get('EVAR', '')!r}; it has the published splits of CREMA-D, VoxForge and Surge"
         step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
         return Finding("missing" if os.environ.get("EVAR") else "note", "environment variable EVAR", what, step)
     offered = [name for name in study.tasks if evar_metadata(name, root)]

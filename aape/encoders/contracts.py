@@ -26,20 +26,17 @@ def from_hear(
         name: what tables call it; the module's name.
 
     Raises:
-        ValueError: no such functions, another framework, or activations that must be chosen.
+        AttributeError: no such functions, or a model of another framework. ValueError: activations must be chosen.
     """
-    title = getattr(module, "__name__", str(module))
-    _require(module, title, "a module of HEAR's common API", "load_model", "get_scene_embeddings")
-    model: Any = module.load_model(*filter(None, [weights]))
-    _require(model, f"what {title}.load_model gave", "a torch module", "named_modules", "sample_rate")
+    embed, model = module.get_scene_embeddings, module.load_model(*filter(None, [weights]))
     return from_module(
         model,
         activations=activations or _sole_place(model),
-        embed=lambda wave: module.get_scene_embeddings(wave, model),
+        embed=lambda wave: embed(wave, model),
         sample_rate=int(model.sample_rate),
         clip_seconds=clip_seconds,
-        name=name or title,
-        weights={"source": f"{title}, HEAR", "file": weights},
+        name=name or module.__name__,
+        weights={"source": f"{module.__name__}, HEAR", "file": weights},
     )
 
 
@@ -54,11 +51,9 @@ def from_xares(model: Any, *, activations: str | None = None, clip_seconds: floa
         name: what tables call it; the class's name.
 
     Raises:
-        ValueError: not of the contract, or activations that must be chosen.
+        AttributeError: not of the contract. ValueError: activations must be chosen.
     """
-    title = type(model).__name__
-    _require(model, title, "an encoder of X-ARES", "named_modules", "sampling_rate", "hop_size_in_ms")
-    rate = int(model.sampling_rate)
+    title, rate = type(model).__name__, int(model.sampling_rate)
     encoder = from_module(
         model,
         activations=activations or _sole_place(model),
@@ -74,12 +69,6 @@ def from_xares(model: Any, *, activations: str | None = None, clip_seconds: floa
     except ValueError:  # patches or class tokens: the hop is that of the output, not of the tokens
         return replace(encoder, padding_masks=None, token_grid=None, cell_seconds=None)
     return encoder
-
-
-def _require(thing: object, title: str, kind: str, *names: str) -> None:
-    """Raises ValueError where something lacks one of these attributes."""
-    if lacking := [name for name in names if not hasattr(thing, name)]:
-        raise ValueError(f"{title} has no {lacking[0]}: expected {kind}")
 
 
 def _sole_place(model: nn.Module) -> str:

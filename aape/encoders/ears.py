@@ -316,11 +316,6 @@ class PatchEars:
 
 def _of_ast(model: Any, extractor: Any) -> PatchEars:
     """AST (Gong et al. 2021, arXiv 2104.01778); the clip embedding is its own: the mean of class and distillation token."""
-    given, takes = ((int(x.max_length), int(x.num_mel_bins)) for x in (extractor, model.config))
-    if given != takes:
-        raise ValueError(
-            f"preprocessor_config.json gives {given} frames and bands, the model of config.json takes {takes}"
-        )
     rows, columns = model.embeddings.get_shape(model.config)  # frequency, time
     cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # frequency outermost
     return PatchEars(extractor, lambda features: model(features).pooler_output, cells, model.config.time_stride, 2)

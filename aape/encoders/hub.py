@@ -21,9 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import transformers
 from safetensors import SafetensorError
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from transformers.utils import cached_file, logging
 
 from aape.encoder import Encoder, from_module, sha256_of_state
 from aape.encoders.ears import ears_of
@@ -62,7 +66,6 @@ def from_hub(
         seed: draw the weights at random with this seed instead of loading them: the untrained twin.
 
     Raises:
-        ImportError: transformers is not installed.
         OSError: no such model, no access to it, no network; the message says which, and what to do.
         ValueError: no audio Transformer of these families (the message shows what to write instead), weights missing in
             the file, an unknown layer, or a clip longer than the model takes.
@@ -72,8 +75,12 @@ def from_hub(
     if folder.is_dir() and revision is not None:
         raise ValueError(f"revision={revision!r} is of the Hub, {source} is a folder on this machine: leave it out")
     revision = revision or "main"
-    settings, commit = _config(source, revision)
-    family = settings.get("model_type") or ("timm" if "architecture" in settings else None)
+    try:
+        path = Path(cached_file(source, "config.json", revision=revision) or "no config.json")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # transformers says what is the matter, and what to do about it
+        raise OSError(_write_it_yourself(source, f"({revision}): {' '.join(str(error).split())[:400]}")) from error
+    family = "timm" if "architecture" in settings else settings.get("model_type")
     if family not in FAMILIES:
         raise ValueError(_write_it_yourself(source, f"holds a model of type {family!r}"))
     if full_window and family != "whisper":
@@ -88,7 +95,10 @@ def from_hub(
     model.float().eval().requires_grad_(False)
     ears = ears_of(model, extractor, family, clip_seconds, full_window)
     origin = {"source": source, "family": family, "front_end": ears.note, "sha256": sha256_of_state(model)}
-    origin |= ({"revision": commit} if commit else {}) | ({} if seed is None else {"drawn": "at random", "seed": seed})
+    if not folder.is_dir():
+        origin["revision"] = path.parent.name  # .../snapshots/<commit>/config.json
+    if seed is not None:
+        origin |= {"drawn": "at random", "seed": seed}
     names = {name for name, _ in model.named_modules()}
     encoder = from_module(
         model,
@@ -107,11 +117,12 @@ def from_hub(
     )
     if layers is None:
         return encoder
-    have = dict(enumerate(encoder.layers))
-    if not layers or not {*layers} <= {*have, *have.values()}:
-        raise ValueError(f"{encoder.name} has not all of layers={list(layers)}, expected names or places of {have}")
-    chosen = {name: encoder.activations[name] for place, name in have.items() if {place, name} & {*layers}}
-    return replace(encoder, activations=chosen, stages=None)
+    places: dict[Any, str] = dict(enumerate(encoder.layers))
+    chosen = {places.get(layer, str(layer)) for layer in layers}
+    if not chosen or not chosen <= {*encoder.layers}:
+        raise ValueError(f"layers={list(layers)}: expected names or places of {', '.join(encoder.layers)}")
+    counted = {name: module for name, module in encoder.activations.items() if name in chosen}
+    return replace(encoder, activations=counted, stages=None)
 
 
 # --- finding and loading -----------------------------------------------------------------------------------------
@@ -128,52 +139,21 @@ def _write_it_yourself(source: str, found: str) -> str:
     )
 
 
-def _config(source: str, revision: str) -> tuple[dict[str, Any], str | None]:
-    """The model's config.json, and the commit that it is of (None for a folder).
-
-    Raises:
-        OSError, ValueError: it cannot be had; the message says why, and what to do.
-    """
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
-
-    try:
-        path = cached_file(source, "config.json", revision=revision)  # None where a folder has none
-    except OSError as error:  # transformers says what is the matter, and what to do about it
-        if "does not appear to have a file" not in str(error):
-            raise OSError(
-                f"{source} ({revision}): no such folder here, and {' '.join(str(error).split())[:400]}\n"
-                "Or give a folder that save_pretrained wrote, here or on another machine."
-            ) from error
-        path = None
-    if path is None:
-        raise ValueError(_write_it_yourself(source, "has no config.json"))
-    commit = None if Path(source).is_dir() else extract_commit_hash(str(path), None)
-    try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8"))), commit
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not hold the settings of a model ({error}); fetch it again") from error
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' report of tensors: what is missing is an error here, what is left over is of other heads."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(), logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+        logging.enable_progress_bar()
 
 
 def _from_transformers(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
     """Model and feature extractor of one of transformers' families."""
-    import transformers
-
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     config.mask_time_prob = config.mask_feature_prob = 0.0  # of training only, with a tensor that no file need hold
     config.add_adapter = False  # layers behind the last block that shorten the sequence
@@ -197,14 +177,9 @@ def _from_transformers(source: str, family: str, revision: str, trained: bool) -
 
 def _from_timm(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
     """A spectrogram ViT of timm (AudioMAE, say), and the filter bank that it is used with (its authors' AST recipe)."""
-    import timm
-    from transformers import ASTFeatureExtractor
-
     address = f"local-dir:{source}" if Path(source).is_dir() else f"hf_hub:{source}@{revision}"
     model = timm.create_model(address, pretrained=trained, num_classes=0)
-    patches: Any = getattr(model, "patch_embed", None)
-    channels = 0 if patches is None or not hasattr(model, "num_prefix_tokens") else patches.proj.in_channels
-    if channels != 1:
-        raise ValueError(_write_it_yourself(source, f"takes {channels} channels, expected a spectrogram's 1"))
-    frames, mels = patches.img_size
-    return model, ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)
+    if not isinstance(model, VisionTransformer) or model.patch_embed.proj.in_channels != 1:
+        raise ValueError(_write_it_yourself(source, "is no ViT on a spectrogram of 1 channel"))
+    frames, mels = model.patch_embed.img_size
+    return model, transformers.ASTFeatureExtractor(num_mel_bins=mels, max_length=frames)

@@ -22,28 +22,23 @@ from aape.encoders.checkpoint import fill, read_checkpoint
 from aape.files import sha256_of
 
 NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
-_FRONT_ENDS = {  # sample rate, Hz -> n_fft and window, hop (samples), lowest and highest frequency (Hz)  (M2D)
-    16000: (400, 160, 50, 8000),
-    32000: (800, 320, 50, 16000),
-}
+RATE, WINDOW, HOP = 16000, 400, 160  # Hz; samples (M2D)
+_NAMED = re.compile(r"-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+)k)?")  # -80x608p16x16p16k: bands x frames, patches, kHz (M2D)
 _PREFIXES = ("module.ar.runtime.backbone.", "backbone.")  # EVAR's fine-tuning, M2D's runtime
 
 
 class LogMel(nn.Module):
-    """Wave [batch, samples] -> normalised natural-log mel spectrogram [batch, 1, mels, samples // hop + 1]."""
+    """Wave [batch, samples] of 16 kHz -> normalised natural-log mel spectrogram [batch, 1, mels, samples // HOP + 1]."""
 
     norm_stats: Tensor
 
-    def __init__(self, sample_rate: int = 16000, n_mels: int = 80) -> None:
+    def __init__(self, n_mels: int = 80) -> None:
         super().__init__()
         import nnAudio.features  # here: it takes a second, and analyses never need it
 
-        if sample_rate not in _FRONT_ENDS:
-            raise ValueError(f"sample_rate must be one of {sorted(_FRONT_ENDS)} Hz, found {sample_rate}")
-        self.window, self.hop, low, high = _FRONT_ENDS[sample_rate]
         self.mel = nnAudio.features.MelSpectrogram(
-            sample_rate, n_fft=self.window, win_length=self.window, n_mels=n_mels, hop_length=self.hop, fmin=low,
-            fmax=high, center=True, power=2, verbose=False,
+            RATE, n_fft=WINDOW, win_length=WINDOW, n_mels=n_mels, hop_length=HOP, fmin=50, fmax=8000, center=True,
+            power=2, verbose=False,
         )  # fmt: skip
         self.register_buffer("norm_stats", torch.tensor(NORM_STATS), persistent=False)
 
@@ -95,9 +90,9 @@ class M2DViT(VisionTransformer):
 class M2DAudio(nn.Module):
     """LogMel and M2DViT: wave [batch, samples] -> clip embedding [batch, mel patches * width]."""
 
-    def __init__(self, vit: M2DViT, sample_rate: int = 16000) -> None:
+    def __init__(self, vit: M2DViT) -> None:
         super().__init__()
-        self.front_end = LogMel(sample_rate, n_mels=vit.input_size[0])
+        self.front_end = LogMel(vit.input_size[0])
         self.vit = vit
         self.front_end.norm_stats.copy_(vit.norm_stats)
 
@@ -126,7 +121,7 @@ class M2DAudio(nn.Module):
 
         Frames behind the last whole patch of a chunk are not seen.
         """
-        frames = samples // self.front_end.hop + 1
+        frames = samples // HOP + 1
         unit, step = self.vit.input_size[1], self.vit.patch[1]
         starts = range(0, frames, unit)
         return [torch.arange(start, min(start + unit, frames), step)[: self.vit.grid[1]] for start in starts]
@@ -139,7 +134,7 @@ class M2DAudio(nn.Module):
         """
         masks = []
         for first in self._columns(samples):
-            begin = first.to(valid_samples.device) * self.front_end.hop - self.front_end.window // 2  # [columns]
+            begin = first.to(valid_samples.device) * HOP - WINDOW // 2  # [columns]
             silent = (begin[None, :] >= valid_samples[:, None]) & (valid_samples < samples)[:, None]
             masks.append(nn.functional.pad(silent.repeat(1, self.vit.grid[0]), (1, 0)))
         return masks
@@ -151,15 +146,6 @@ class M2DAudio(nn.Module):
         return [nn.functional.pad(torch.cartesian_prod(rows, t), (0, 0, 1, 0), value=-1) for t in times]
 
 
-def sizes_from_name(name: str) -> tuple[tuple[int, int], tuple[int, int], int] | None:
-    """`m2d_vit_base-80x608p16x16-221006-mr7` -> ((80, 608), (16, 16), 16000); None where the name says nothing."""
-    match = re.search(r"-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+)k)?", name)
-    if match is None:
-        return None
-    mels, frames, patch_f, patch_t = (int(g) for g in match.groups()[:4])
-    return (mels, frames), (patch_f, patch_t), int(match.group(5) or 16) * 1000
-
-
 def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Sizes of the ViT that these tensors are of, checked against the folder's (or else the file's) name."""
     keys = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
@@ -168,15 +154,17 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     if [len(kernel), len(positions), len(mlp)] != [4, 3, 2]:
         raise ValueError(f"{path} is no M2D encoder: expected tensors of 4, 3 and 2 axes, found {shapes}")
     width, patch, patches = kernel[0], kernel[2:], positions[1] - 1
-    named = sizes_from_name(path.parent.name) or sizes_from_name(path.stem)
-    (mels, frames), named_patch, sample_rate = named or ((80, 0), patch, 16000)
+    named = _NAMED.search(path.parent.name) or _NAMED.search(path.stem)
+    mels, frames, *named_patch = map(int, named.groups()[:4]) if named else (80, 0, *patch)
     rows = mels // patch[0]
     covered = patches // max(1, rows) * patch[1]  # frames
-    whole = rows * covered == patches * patch[1] and width % max(1, width // 64) == 0
-    if not whole or (named is not None and (frames - frames % patch[1], named_patch) != (covered, patch)):
+    fits = rows * covered == patches * patch[1] and width % max(1, width // 64) == 0
+    if named:
+        fits &= (frames - frames % patch[1], *named_patch) == (covered, *patch) and named[5] in (None, "16")
+    if not fits:
         raise ValueError(
-            f"{path}: its name says input {mels}x{frames} in patches of {named_patch}, its tensors hold {patches} positions "
-            f"for patches of {patch}, width {width}: no ViT of M2D's kind. Rename the folder, or find its checkpoint."
+            f"{path}: its name says {named and named[0]}, its tensors hold {patches} positions for patches of {patch}, "
+            f"width {width}: no ViT of M2D's kind at 16 kHz. Rename the folder, or find its checkpoint."
         )
     return {
         "input_size": (mels, frames or covered),  # 80x1001: of 1,001 frames patches cover the first 992 (M2D)
@@ -185,7 +173,6 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "depth": len({key.split(".")[1] for key in tensors if key.startswith("blocks.")}),
         "heads": max(1, width // 64),
         "mlp_ratio": mlp[0] / width,
-        "sample_rate": sample_rate,
     }
 
 
@@ -215,24 +202,20 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vit = M2DViT(input_size, patch_size, width, depth, max(1, width // 64))
-        usual, sample_rate = "M2D (untrained)", 16000
-        provenance = {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
+        usual, provenance = "M2D (untrained)", {"source": "random", "seed": seed, "sha256": sha256_of_state(vit)}
     else:
         path = Path(weights_path).expanduser()
-        tensors = read_checkpoint(path, _PREFIXES)
-        shape = _shape_of(tensors, path)
-        usual, sample_rate = "M2D", shape.pop("sample_rate")
-        vit = M2DViT(**shape)
-        tensors.setdefault("norm_stats", torch.tensor(NORM_STATS))
+        tensors = {"norm_stats": torch.tensor(NORM_STATS)} | read_checkpoint(path, _PREFIXES)
+        vit = M2DViT(**_shape_of(tensors, path))
         fill(vit, tensors, path)
-        provenance = {"source": str(weights_path), "sha256": sha256_of(path)}
-    model = M2DAudio(vit, sample_rate).eval()
+        usual, provenance = "M2D", {"source": str(weights_path), "sha256": sha256_of(path)}
+    model = M2DAudio(vit).eval()
     model.requires_grad_(False)
     blocks: list[Any] = list(vit.blocks)
     return Encoder(
         name=name or usual,
-        sample_rate=sample_rate,
-        clip_seconds=vit.input_size[1] * model.front_end.hop / sample_rate,
+        sample_rate=RATE,
+        clip_seconds=vit.input_size[1] * HOP / RATE,
         module=model,
         activations={f"blocks.{i}.mlp.act": block.mlp.act for i, block in enumerate(blocks)},
         embed=model,
@@ -241,6 +224,6 @@ def load(
         padding_masks=model.padding_masks,
         token_grid=model.token_grid,
         stages=Stages(lambda wave: (model.begin(wave), model.finish), blocks, [block.mlp.fc2 for block in blocks]),
-        cell_seconds=vit.patch[1] * model.front_end.hop / sample_rate,
+        cell_seconds=vit.patch[1] * HOP / RATE,
         log_mel=lambda wave: model.front_end(wave)[:, 0],
     )
