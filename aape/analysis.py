@@ -54,11 +54,11 @@ class Analysis(Shown):
     results: dict[Place, TaskResult]
     missing: list[Place]
     notes: list[str]
+    sharing: list[Shared]
     statistics: pd.DataFrame
     overview: pd.DataFrame
     classes: pd.DataFrame
     sensitivity: pd.DataFrame
-    sharing: list[Shared]
     sharing_summary: pd.DataFrame
     strongest_pairs: pd.DataFrame
     octaves: pd.DataFrame
@@ -111,36 +111,33 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
         notes.append(f"neurons by {study.selection.criterion}: what permuted labels select is known for AAPE alone")
     with folder_lock(study.directory / ".analysis"):
         results: dict[Place, TaskResult] = {}
-        quiet = None if progress else True
-        for place, found in tqdm(artifacts.items(), desc="tasks", disable=quiet):
+        for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):
             results[place] = _task_result(study, place, found, progress)
             _write(results[place].neurons, found.path / "neurons.csv")
         jobs = [(f, m) for f in study.sharing for m in study.encoders if {(f.rows, m), (f.columns, m)} <= set(results)]
-        sharing = [_shared(study, results, *job) for job in tqdm(jobs, desc="sharing", disable=quiet)]
+        sharing = [_shared(study, results, *job) for job in jobs]
         statistics = pd.DataFrame([{"task": task, "model": model} | r.row for (task, model), r in results.items()])
-        classes, variants = _stacked(results, "classes"), _stacked(results, "sensitivity")
-        summary, empty = pd.DataFrame([shared.summary for shared in sharing]), pd.DataFrame()
-        pairs = pd.concat([shared.pairs for shared in sharing] or [empty], ignore_index=True)
-        curves = [shared.curve for shared in sharing if shared.curve is not None]
-        octaves = pd.concat(curves or [empty], ignore_index=True)
-        values = published_values(study, results, artifacts) if study.reproduces_paper else empty
-        lists = published_lists(study, artifacts) if study.reproduces_paper else empty
-        written = {
-            "class_level_neuron_statistics": classes, "sensitivity": variants, "sharing_summary": summary,
-            "sharing_pairs": pairs, "sharing_by_distance": octaves, "published_comparison": values,
-            "published_neuron_lists": lists,
-        }  # fmt: skip
-        for model, spec in study.models.items():
-            mine = statistics[statistics["model"].isin(study.copies(model))]
-            written[f"task_level_neuron_statistics_{spec.folder}"] = mine if spec.seeds else mine.drop(columns="model")
-        for name, content in written.items():
+        tables = {
+            "class_level_neuron_statistics": _stacked(results, "classes"),
+            "sensitivity": _stacked(results, "sensitivity"),
+            "sharing_summary": pd.DataFrame([shared.summary for shared in sharing]),
+            "sharing_pairs": _under_each_other([shared.pairs for shared in sharing]),
+            "sharing_by_distance": _under_each_other([s.curve for s in sharing if s.curve is not None]),
+            "published_comparison": published_values(study, results, artifacts),
+            "published_neuron_lists": published_lists(study, artifacts),
+        }
+        for name, content in tables.items():
             if len(content):
                 _write(content, study.directory / f"{name}.csv")
-        analysis = Analysis(
-            study, results, missing, notes, statistics, over_seeds(study, statistics, ["task"]), classes,
-            sensitivity_table(study, variants), sharing, over_seeds(study, summary, ["figure"]), pairs, octaves,
-            values, lists,
-        )  # fmt: skip
+        for model, spec in study.models.items():
+            mine = statistics[statistics["model"].isin(study.copies(model))]
+            mine = mine if spec.seeds else mine.drop(columns="model")
+            if len(mine):
+                _write(mine, study.directory / f"task_level_neuron_statistics_{spec.folder}.csv")
+        classes, variants, summary, *others = tables.values()
+        overview, summary = over_seeds(study, statistics, ["task"]), over_seeds(study, summary, ["figure"])
+        shown = [statistics, overview, classes, sensitivity_table(study, variants), summary, *others]
+        analysis = Analysis(study, results, missing, notes, sharing, *shown)
         if draw:
             analysis.figures = _draw(analysis)
     return analysis
@@ -193,25 +190,26 @@ def example(study: Study) -> Place:
 
 def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     """Notes on what is missing or alike. ValueError where one model's or one task's artifacts do not belong together."""
-    of_model: dict[str, Artifacts] = {}
-    of_task: dict[str, Artifacts] = {}
-    same: dict[tuple[str, str | None], str] = {}
+    first: dict[str, Artifacts] = {}  # of each task, and of each model
     notes = set()
     for (task, model), mine in artifacts.items():
-        first, other = of_model.setdefault(model, mine), of_task.setdefault(task, mine)
-        weights = {found.manifest.get("identity") for found in (mine, first)} - {None}
-        if mine.over_zero.shape[:2] != first.over_zero.shape[:2] or len(weights) > 1:
+        of_task, of_model = (
+            first.setdefault(f"{what} {name}", mine) for what, name in (("task", task), ("model", model))
+        )
+        weights = {found.manifest.get("identity") for found in (mine, of_model)} - {None}
+        if mine.over_zero.shape[:2] != of_model.over_zero.shape[:2] or len(weights) > 1:
+            differ = "weights" if len(weights) > 1 else "layers or neurons"
             raise ValueError(
-                f"{mine.path} and {first.path} should be of one model ({model}), but their "
-                f"{'weights' if len(weights) > 1 else 'layers or neurons'} differ. Collect again the one that is out of date."
+                f"{mine.path} and {of_model.path} should be of one model ({model}), but their {differ} differ. "
+                "Collect again the one that is out of date."
             )
-        if other.classes != mine.classes:
-            raise ValueError(f"{mine.path}: of {task!r}, but with different classes or another order than {other.path}")
-        for twin in {same.setdefault((task, identity), model) for identity in weights} - {model}:
-            notes.add(f"{task}: {twin} and {model} have the same weights")
+        if of_task.classes != mine.classes:
+            raise ValueError(
+                f"{mine.path}: of {task!r}, but with different classes or another order than {of_task.path}"
+            )
         if not mine.has_counts:
             notes.add(f"{task}, {model}: no counts per clip, so nothing is known of chance")
-        elif "kept_clips" in mine.manifest:
+        elif not mine.has_all_counts:
             notes.add(f"{task}, {model}: counts of {len(mine.counts)} of {len(mine.labels)} clips were kept")
     return sorted(notes)
 
@@ -234,6 +232,10 @@ def _task_result(study: Study, place: Place, artifacts: Artifacts, progress: boo
 # Tables
 
 
+def _under_each_other(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 def _stacked(results: dict[Place, TaskResult], name: str) -> pd.DataFrame:
     """One of the results' tables over all tasks and encoders, named in front."""
     tables = {place: getattr(result, name) for place, result in results.items()}
@@ -247,26 +249,25 @@ def spread(values: pd.Series) -> Any:
     return f"{three_digits(float(values.mean()))} ({three_digits(values.min())} to {three_digits(values.max())})"
 
 
-def _labels(study: Study) -> dict[str, str]:
-    """Encoder -> its model's label."""
-    return {copy: spec.label for model, spec in study.models.items() for copy in study.copies(model)}
+def _labelled(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """With each encoder's name replaced by its model's label."""
+    labels = {copy: spec.label for model, spec in study.models.items() for copy in study.copies(model)}
+    return rows.assign(model=rows["model"].map(labels))
 
 
 def over_seeds(study: Study, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row a model, under its label: encoders of one model that differ by seed are put together."""
     if not len(rows):
         return rows
-    labelled = rows.assign(model=rows["model"].map(_labels(study)))
-    groups = labelled.groupby([*by, "model"], sort=False)
+    groups = _labelled(study, rows).groupby([*by, "model"], sort=False)
     return pd.DataFrame([{name: spread(same[name]) for name in rows} for _, same in groups])
 
 
 def sensitivity_table(study: Study, variants: pd.DataFrame) -> pd.DataFrame:
     """One row per variant and model: means over the tasks (and seeds); the CSV has the tasks one by one."""
-    names = variants["setting"].where(
-        variants["setting"] == "as stated", variants["setting"] + ": " + variants["value"]
-    )
-    named = variants.assign(variant=pd.Categorical(names, names.unique()), model=variants["model"].map(_labels(study)))
+    stated = variants["setting"] == "as stated"
+    names = variants["setting"].where(stated, variants["setting"] + ": " + variants["value"])
+    named = _labelled(study, variants).assign(variant=pd.Categorical(names, names.unique()))
     columns = {"coverage": "coverage", "per_class_mean": "neurons per class"}
     columns |= {"classes_per_neuron": "classes per neuron", "overlap": "overlap with stated"}
     means = named.groupby(["variant", "model"], sort=True, observed=True)[list(columns)].mean()
@@ -309,12 +310,14 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
     found = against_drawn(rows.members, rows.drawn, *(() if within else (columns.members, columns.drawn)))
     counted = pairs_of(found.observed, within)
     first, second = np.nonzero(counted)
+    pairs = pd.DataFrame(
+        named | {"rows": np.array(rows.class_names)[first], "columns": np.array(columns.class_names)[second]}
+    )
     matrices = {
         "jaccard": found.observed, "shared_neurons": shared_neurons(rows.members, columns.members),
         "chance": found.mean, "chance_high": found.high, "p": found.p, "q": found.q, "q_centred": found.q_centred,
     }  # fmt: skip
-    classes = {"rows": np.array(rows.class_names)[first], "columns": np.array(columns.class_names)[second]}
-    pairs = pd.DataFrame(named | classes | {name: values[counted] for name, values in matrices.items()})
+    pairs = pairs.assign(**{name: values[counted] for name, values in matrices.items()})
     any_class = [result.members.any(axis=2) for result in (rows, columns)]
     null = found.null[:, counted].mean(axis=1) if counted.any() else found.null[:, 0, 0]
     low, high = np.quantile(null, [0.025, 0.975])
@@ -330,19 +333,16 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
         "pairs with q < 0.05": int((pairs["q"] < study.chance.q).sum()),
         "pairs with q < 0.05, centred": int((pairs["q_centred"] < study.chance.q).sum()),
     }
-    pitches, curve = None, None
+    names, pitches, curve = (rows.class_names, columns.class_names), None, None
     if study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch":
-        pitches = [pitch_of(name) for name in rows.class_names], [pitch_of(name) for name in columns.class_names]
+        pitches = [pitch_of(name) for name in names[0]], [pitch_of(name) for name in names[1]]
         curve = by_distance(found.observed, *pitches, within=within, seed=study.seed).assign(**named)
         apart = np.abs(np.subtract.outer(*pitches))
-        what, alike, other = (
-            "an octave apart",
-            (apart > 0) & (apart % 12 == 0),
-            (apart > 1) & np.isin(apart % 12, (1, 11)),
-        )
+        what, alike = "an octave apart", (apart > 0) & (apart % 12 == 0)
+        other = (apart > 1) & np.isin(apart % 12, (1, 11))
     else:
-        names = [np.array([name.lower() for name in result.class_names]) for result in (rows, columns)]
-        what, alike = "same name", (names[0][:, None] == names[1]) & (not within)
+        lower = [np.char.lower(of) for of in names]
+        what, alike = "same name", (lower[0][:, None] == lower[1]) & (not within)
         other = ~alike
     if alike.any() and other.any():
         test = matched(found.observed, alike, other, within=within, seed=study.seed)
@@ -357,26 +357,25 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
 
 def _draw(analysis: Analysis) -> dict[str, Path]:
     study, results = analysis.study, analysis.results
-    mark = "stand-ins" if study.stand_in else ""
+    mark = " [stand-ins]" if study.stand_in else ""
     labels = {study.copies(model)[0]: spec.label for model, spec in study.models.items()}  # a panel a model
     drawn = {}
     for figure in study.sharing:
-        found = {shared.model: shared for shared in analysis.sharing if shared.figure == figure}
-        panels = {label: found.get(model) for model, label in labels.items()}
-        known = next(filter(None, panels.values()), None)
-        if known is None:
+        found = {labels[s.model]: s for s in analysis.sharing if s.figure == figure and s.model in labels}
+        if not found:
             continue
-        names = [results[task, known.model].class_names for task in (figure.rows, figure.columns)]
-        titles = (study.task(figure.rows).title, study.task(figure.columns).title)
-        where = f"within {titles[0]}" if figure.rows == figure.columns else f"{titles[0]} (rows), {titles[1]} (columns)"
+        known, pair = next(iter(found.values())), (figure.rows, figure.columns)
+        tasks = [study.task(task).title for task in pair]
+        where = f"within {tasks[0]}" if known.found.within else f"{tasks[0]} (rows), {tasks[1]} (columns)"
         drawn[figure.name] = sharing_figure(
-            {label: shared.found if shared else None for label, shared in panels.items()}, *names,
-            title=f"Shared neurons, {figure.title}: {where}" + f" [{mark}]" * (bool(mark) and "stand-in" not in where),
-            axes_titles=titles,
-            pitches=known.pitches,
-            curves={label: shared.curve if shared else None for label, shared in panels.items()} if known.pitches else None,
-            level=study.chance.q,
-        )  # fmt: skip
+            {label: found[label].found if label in found else None for label in labels.values()},
+            [results[task, known.model].class_names for task in pair],
+            tasks,
+            f"Shared neurons, {figure.title}: {where}{'' if 'stand-in' in where else mark}",
+            known.pitches,
+            {label: shared.curve for label, shared in found.items() if shared.curve is not None},
+            study.chance.q,
+        )
     drawn["neurons_by_layer"] = activity.layer_figure(results, labels, mark)
     if any("permutations" in result.row for result in results.values()):
         copies = {spec.label: study.copies(model) for model, spec in study.models.items()}

@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from aape.artifacts import Artifacts
 from aape.files import Shown
 from aape.selection import AAPE, Rule, Selection, choose, outside_class
-from aape.units import Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.units import THREADS, Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
@@ -105,7 +105,7 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What each permutation selected, packed.
+    """What each permutation selected, packed; iterated, the neurons it kept, int32 [k], and their classes, bool [classes, k].
 
     Attributes:
         neurons: int32 [permutations, k], index (layer * width + neuron) of each neuron kept, -1 beyond the last.
@@ -115,16 +115,10 @@ class Drawn:
     neurons: np.ndarray
     bits: np.ndarray
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The neurons kept by one permutation, int32 [k], and their classes, bool [classes, k]."""
-        kept = self.neurons[index][self.neurons[index] >= 0]
-        return kept, np.unpackbits(self.bits[index], axis=1, count=len(kept)).astype(bool)
-
-    def __len__(self) -> int:
-        return len(self.neurons)
-
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return map(self.__getitem__, range(len(self)))
+        for neurons, bits in zip(self.neurons, self.bits, strict=True):
+            kept = neurons[neurons >= 0]
+            yield kept, np.unpackbits(bits, axis=1, count=len(kept)).astype(bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,46 +185,43 @@ def permutation_null(
     total, most = 1 + permutations, round(rule.rate * sums.width)  # the labels of the data come first
     below = np.empty((total, sums.width), dtype=np.float32)
     cells = np.empty((total, scale.cells), dtype=np.uint32)
-    per_class = np.empty((total, units.n_classes), dtype=np.int64)
-    selected, mean_aape = np.zeros(total, dtype=np.int64), np.full(total, np.nan)
-    neurons = np.full((total, most), -1, dtype=np.int32)
-    bits = np.zeros((total, units.n_classes, -(-most // 8)), dtype=np.uint8)
+    drawn = Drawn(np.full((total, most), -1, np.int32), np.zeros((total, units.n_classes, -(-most // 8)), np.uint8))
 
-    def one(index: int, labels: np.ndarray, active: np.ndarray) -> None:
+    def one(index: int, labels: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Neurons of each class, classes of a neuron, and mean AAPE of a labelling; the rest goes into the arrays."""
         tokens = sums.class_tokens(labels)[:, None]
         cells[index] = scale.histogram(active, tokens)
         p = np.divide(active, tokens.astype(np.float32), out=active)
         below[index] = _below_uniform(p)
         kept, threshold, _ = choose(p, -below[index], rule)
         members = p[:, kept] > threshold  # [classes, k]
-        neurons[index, : len(kept)] = kept
-        bits[index, :, : -(-len(kept) // 8)] = np.packbits(members, axis=1)
-        per_class[index], selected[index] = members.sum(axis=1), len(kept)
-        if len(kept):
-            mean_aape[index] = np.log(units.n_classes) - below[index, kept].mean(dtype=np.float64)
+        drawn.neurons[index, : len(kept)] = kept
+        drawn.bits[index, :, : -(-len(kept) // 8)] = np.packbits(members, axis=1)
+        if not len(kept):
+            return members.sum(axis=1), np.nan, np.nan
+        mean_aape = np.log(units.n_classes) - below[index, kept].mean(dtype=np.float64)
+        return members.sum(axis=1), members.sum() / len(kept), mean_aape
 
     labellings = itertools.chain([units.label], permuted_labels(units, permutations, seed))
-    done, observed = 0, np.empty(0)
+    selected: list[tuple[np.ndarray, float, float]] = []
     bar = tqdm(total=total, desc="permutations", disable=None if progress else True, leave=False)
-    with threadpool_limits(1), ThreadPoolExecutor(sums.threads) as pool, bar:
+    with threadpool_limits(1), ThreadPoolExecutor(THREADS) as pool, bar:
         for batch, active in sums.by_class(labellings):
-            if not done:
+            if not selected:
                 observed = scale.cell_of_pair(active[0], sums.class_tokens(units.label)[:, None])
-            list(pool.map(one, range(done, done + len(batch)), batch, active))
-            done += len(batch)
+            selected += pool.map(one, itertools.count(len(selected)), batch, active)
             bar.update(len(batch))
 
     pair_p, discoveries = _pair_values(cells, q)
-    p = np.where(observed >= 0, pair_p[observed], np.nan).reshape(-1, *sums.shape)
-    p = np.moveaxis(p, 0, -1)
+    p = np.moveaxis(np.where(observed >= 0, pair_p[observed], np.nan).reshape(-1, *sums.shape), 0, -1)
     neuron_p = pooled_p(below[0], below[1:], scale.bin).reshape(sums.shape)
     found = int(discoveries[0])
-    spread = np.divide(per_class.sum(axis=1), selected, out=np.full(total, np.nan), where=selected > 0)
+    per_class, classes_per_neuron, mean_aape = (np.array(values) for values in zip(*selected[1:], strict=True))
     return Null(
-        per_class=per_class[1:],
-        coverage=(per_class[1:] > 0).mean(axis=1),
-        classes_per_neuron=spread[1:],
-        mean_aape=mean_aape[1:],
+        per_class=per_class,
+        coverage=(per_class > 0).mean(axis=1),
+        classes_per_neuron=classes_per_neuron,
+        mean_aape=mean_aape,
         pair_p=p.astype(np.float32),
         pair_q=benjamini_hochberg(p).astype(np.float32),
         neuron_p=neuron_p,
@@ -238,7 +229,7 @@ def permutation_null(
         discoveries=found,
         null_discoveries=discoveries[1:],
         task_p=one_sided_p(-found, -discoveries[1:]) if found else 1.0,
-        drawn=Drawn(neurons[1:], bits[1:]),
+        drawn=Drawn(drawn.neurons[1:], drawn.bits[1:]),
         units=units,
     )
 
@@ -268,16 +259,14 @@ class _Scale:
         weight = m * (n - m) / n / np.maximum(n - 1, 1)  # [classes, strata]
         by_stratum = csr_array((np.ones(len(units)), (units.stratum, np.arange(len(units)))), (strata, len(units)))
         self.rate = np.empty(width, dtype=np.float32)
-        self.mean = np.zeros((units.n_classes, width), dtype=np.float32)
-        self.inverse = np.zeros((units.n_classes, width), dtype=np.float32)
+        self.mean, self.inverse = np.zeros((2, units.n_classes, width), dtype=np.float32)
         skewness = np.full(width, np.nan)
         for block, found in sums:
             x = found.astype(np.float64)
             self.rate[block] = rate = x.sum(axis=0) / tokens.sum()
             r = x - tokens[:, None] * rate
             centre = (by_stratum @ r) / n[:, None]  # [strata, block]
-            if strata > 1:  # of a single one it is 0
-                self.mean[:, block] = m @ centre
+            self.mean[:, block] = m @ centre
             r -= centre[units.stratum]
             square = by_stratum @ (r * r)
             variance = weight @ square  # [classes, block]
@@ -352,22 +341,17 @@ def _pair_values(cells: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
     cells: uint32 [labellings, cells]: how many pairs fell into each; row 0 has the data's labels. Each labelling is
     tested against all others, so that all are treated alike. Returns float64 [cells], int64 [labellings].
     """
-    total = _at_least(cells.sum(axis=0, dtype=np.int64))
-    tests = int(cells[0].sum(dtype=np.int64))
-    found = np.zeros(len(cells), dtype=np.int64)
-    first = np.ones(cells.shape[1])
-    for index in range(len(cells)):
-        others = total - _at_least(cells[index])  # [bins, cells of z]
+    total, tests = _at_least(cells.sum(axis=0, dtype=np.int64)), int(cells[0].sum(dtype=np.int64))
+    found, p = [], np.ones(cells.shape[1])
+    for own in cells[::-1]:  # the data's labels come last, and their p stays
+        others = total - _at_least(own)  # [bins, cells of z]
         p = ((1 + others) / (1 + others[:, :1])).reshape(-1)
-        if index == 0:
-            first = p
-        small = np.flatnonzero((p <= q) & (cells[index] > 0))  # only these can be discoveries
+        small = np.flatnonzero((p <= q) & (own > 0))  # only these can be discoveries
         order = small[np.argsort(p[small], kind="stable")]
-        count = np.cumsum(cells[index, order], dtype=np.int64)
+        count = np.cumsum(own[order], dtype=np.int64)
         # the last cell of equal p has the full count; the largest count that passes is the same
-        passed = p[order] * tests <= q * count
-        found[index] = count[passed].max(initial=0)
-    return first, found
+        found.append(count[p[order] * tests <= q * count].max(initial=0))
+    return p, np.array(found[::-1])
 
 
 def _at_least(cells: np.ndarray) -> np.ndarray:
@@ -401,14 +385,19 @@ class Calibrated(Shown):
     group_share: np.ndarray
 
     @property
+    def survivors(self) -> Selection:
+        """The selection of the pairs that survive alone."""
+        return replace(self.selection, members=self.members, selected=self.members.any(axis=2))
+
+    @property
     def coverage(self) -> float:
         """Share of the classes with at least one neuron that survives."""
-        return float(self.members.any(axis=(0, 1)).mean())
+        return self.survivors.coverage
 
     @property
     def per_class(self) -> pd.Series:
         """Number of neurons that survive, int64, by class name."""
-        return pd.Series(self.members.sum(axis=(0, 1)), index=self.selection.per_class.index, name="calibrated")
+        return self.survivors.per_class.rename("calibrated")
 
     def with_effect(self, effect: float) -> Calibrated:
         """The same null and level with another least effect."""
@@ -451,21 +440,6 @@ def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None, pa
     return Counted(artifacts.counts, artifacts.labels[clips], tokens, artifacts.groups[clips], without, rows)
 
 
-def _counts_padding(artifacts: Artifacts, selection: Selection, split: str | list[str] | None) -> bool:
-    """Whether the selection's probabilities are over tokens of zero padding too: those of all clips, or not."""
-    if "kept_clips" in artifacts.manifest:  # probabilities of all clips cannot be had
-        return True
-    p, names = selection.probabilities, (artifacts.classes, tuple(map(str, range(len(artifacts.classes)))))
-    for padding in (True, False) if artifacts.manifest["padding"] == "counted" else (True,):
-        found = artifacts.probabilities(split=split, padding=padding)
-        if selection.classes in names and found.shape == p.shape and np.allclose(found, p, rtol=0, atol=1e-6):
-            return padding
-    raise ValueError(
-        f"the selection's classes and probabilities are not those of the clips of {artifacts.path} (split={split}), with "
-        "or without padding: make it from these artifacts, of the same split"
-    )
-
-
 def calibrate(
     artifacts: Artifacts, selection: Selection, *, split: str | list[str] | None = None, **how: Any
 ) -> Calibrated:
@@ -478,14 +452,24 @@ def calibrate(
         selection: made from these artifacts, of the same `split`; its rate, quantile and filter are repeated on every
             permutation, and where its probabilities leave out zero padding the null does too.
         split: the selection's.
-        **how: permutations, seed, q, effect, threads, progress: see `calibrate_counts`.
+        **how: permutations, seed, q, effect, progress: see `calibrate_counts`.
 
     Raises:
         ValueError: the selection is not of these artifacts, or they have no counts per clip.
     """
-    return calibrate_counts(
-        counted_clips(artifacts, split, _counts_padding(artifacts, selection, split)), selection, **how
-    )
+    padding = True
+    if "kept_clips" not in artifacts.manifest:  # else probabilities of all clips cannot be had
+        p, counted = selection.probabilities, artifacts.manifest["padding"] == "counted"
+        for padding in (True, False) if counted else (True,):
+            found = artifacts.probabilities(split=split, padding=padding)
+            if found.shape == p.shape and np.allclose(found, p, rtol=0, atol=1e-6):
+                break
+        else:
+            raise ValueError(
+                f"the selection's probabilities are not those of {artifacts.path} (split={split}), with or without "
+                "padding: make it from these artifacts, of the same split"
+            )
+    return calibrate_counts(counted_clips(artifacts, split, padding), selection, **how)
 
 
 def calibrate_counts(
@@ -496,7 +480,6 @@ def calibrate_counts(
     seed: int = 0,
     q: float = 0.05,
     effect: float = 0.1,
-    threads: int | None = None,
     progress: bool = True,
 ) -> Calibrated:
     """As `calibrate`, from arrays.
@@ -507,18 +490,17 @@ def calibrate_counts(
         permutations, seed: how many, at least 20, and their seed.
         q: level of the false-discovery rate over all (neuron, class) pairs of the task.
         effect: least p in the class minus p outside it, in shares of tokens.
-        threads: default the number of cores, at most 4; it does not change results.
         progress: whether to show a bar.
     """
     p = selection.probabilities
-    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]), threads=threads)
+    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]))
     null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
     if selection.criterion not in AAPE:
-        no = np.full(permutations, np.nan)
-        per_class = np.full(null.per_class.shape, np.nan)
-        null = replace(null, drawn=None, per_class=per_class, coverage=no, classes_per_neuron=no, mean_aape=no)
+        no, of_classes = np.full(permutations, np.nan), np.full((permutations, p.shape[2]), np.nan)
+        null = replace(null, drawn=None, per_class=of_classes, coverage=no, classes_per_neuron=no, mean_aape=no)
     chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)
-    share[chosen] = share_of_groups(data.rates(np.flatnonzero(chosen)), data.labels, data.groups)
+    rates = data.active(np.flatnonzero(chosen)) / np.maximum(data.tokens, 1)[:, None]
+    share[chosen] = share_of_groups(rates, data.labels, data.groups)
     outside = outside_class(p, sums.class_tokens(sums.units.label))
     found = Calibrated(replace(selection, outside=outside), selection.members, null, effect, q, len(data.labels), share)
     return found.with_effect(effect)

@@ -38,6 +38,7 @@ from aape.trials import MEASURES, Bench, Trial
 
 JUDGES = ("linear", "nearest mean")
 FLOORS = {"random, as active": "active", "random, as strong": "strong"}  # name -> what columns call it
+SHOWN = ("effect", "", ""), ("less_active", "less_active_", ", less as active")  # column, its ends', what a table says
 
 
 def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
@@ -72,9 +73,8 @@ class Contest:
         for at, here in of_class.groupby(level=key, sort=False):
             line = dict(zip(key, at, strict=True)) | {"classes": len(here)} | _mean(here[""], "effect", "low", "high")
             for floor, short in FLOORS.items():
-                less = here[""] - here[floor]
-                line |= _mean(less, f"less_{short}", f"less_{short}_low", f"less_{short}_high")
-                line[f"below_{short}"] = int((less < 0).sum())
+                less, name = here[""] - here[floor], f"less_{short}"
+                line |= _mean(less, name, f"{name}_low", f"{name}_high") | {f"below_{short}": int((less < 0).sum())}
             found.append(line)
         return pd.DataFrame(found)
 
@@ -83,14 +83,10 @@ class Contest:
         found = self.summary(measure)
         found = found[found["mode"] == (mode or found["mode"].iloc[0])].sort_values("effect", kind="stable")
         table = pd.DataFrame(index=found[found.judge == JUDGES[0]].criterion)
-        for judge in JUDGES:
+        for judge, (column, ends, what) in itertools.product(JUDGES, SHOWN):
             here = found[found.judge == judge].set_index("criterion")
-            for name, column, ends in (
-                (judge, "effect", ""),
-                (f"{judge}, less as active", "less_active", "less_active_"),
-            ):
-                cells = zip(here[column], here[f"{ends}low"], here[f"{ends}high"], strict=True)
-                table[name] = pd.Series([f"{v:+.3g} [{a:+.2g}, {b:+.2g}]" for v, a, b in cells], index=here.index)
+            cells = zip(here[column], here[f"{ends}low"], here[f"{ends}high"], strict=True)
+            table[judge + what] = pd.Series([f"{v:+.3g} [{a:+.2g}, {b:+.2g}]" for v, a, b in cells], index=here.index)
         return table.reset_index()
 
     def __repr__(self) -> str:
@@ -122,7 +118,6 @@ def compare_criteria(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     out_dir: str | Path | None = None,
     device: str | torch.device | None = None,
-    batch_size: int = 32,
 ) -> Contest:
     """Every criterion's sets and their floors changed, and held-out clips judged.
 
@@ -139,7 +134,6 @@ def compare_criteria(
         options: criterion -> its own options, such as {"aape": {"rate": 0.1}}.
         out_dir: where what is done is kept; None: `contest` in the artifacts' folder.
         device: None: CUDA if there, else CPU.
-        batch_size: clips at once.
 
     Raises:
         ValueError: as `Bench`; a class or fold that is not there; no class for which every criterion has a neuron.
@@ -152,28 +146,27 @@ def compare_criteria(
     names = list(classes or artifacts.classes)
     if unknown := sorted(set(names) - set(artifacts.classes)):
         raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
-    encoder = encoder.to(choose_device(device))
     with folder_lock(folder):
-        settings: dict[str, Any] = {"nearest_mean": True, "tested": tested, "seed": seed, "batch_size": batch_size}
-        bench = Bench(encoder, task, artifacts, folder, **settings)
+        device = choose_device(device)
+        bench = Bench(encoder.to(device), task, artifacts, folder, nearest_mean=True, tested=tested, seed=seed)
         sets = _sets(bench, named, [artifacts.classes.index(name) for name in names], k, options or {})
-        index = sorted({c for _, c in sets})
-        others = bench.panel(panel) & np.isin(bench.labels, index)
+        others = bench.panel(panel) & np.isin(bench.labels, [c for _, c in sets])
         rates = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
         trials = [Trial(None, bench.tested, all_judges=True)]
         for (name, c), chosen in sets.items():
-            size = float(np.mean([len(n) for n in chosen.values()]))
-            at = {"criterion": name, "class": artifacts.classes[c], "neurons": size}
-            clips = bench.tested & (bench.labels == c) | others
+            size, of_class = float(np.mean([len(n) for n in chosen.values()])), bench.labels == c
             for floor, i in [("", 0), *itertools.product(FLOORS, range(draws))]:
-                neurons, number = chosen, list(FLOORS).index(floor) if floor else 0
+                neurons = chosen
                 if floor:
+                    number = list(FLOORS).index(floor)
                     rng = {fold: np.random.default_rng([seed, c, number, i]) for fold in chosen}
-                    of_class = {fold: both[number][:, :, c] for fold, both in rates.items()}
-                    neurons = {f: matched(n, bench.width, rng[f], of_class[f]) for f, n in chosen.items()}
-                for mode in modes:
-                    where = at | {"floor": floor, "draw": i, "mode": mode}
-                    trials.append(Trial(neurons, clips, MODES[mode], all_judges=True, at=where))
+                    alike = {fold: both[number][:, :, c] for fold, both in rates.items()}
+                    neurons = {f: matched(n, bench.width, rng[f], alike[f]) for f, n in chosen.items()}
+                at = {"criterion": name, "class": artifacts.classes[c], "neurons": size, "floor": floor, "draw": i}
+                clips = bench.tested & of_class | others
+                trials += [
+                    Trial(neurons, clips, MODES[mode], all_judges=True, at=at | {"mode": mode}) for mode in modes
+                ]
         total = sum(int(trial.clips.sum()) for trial in trials)
         with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
             intact, *found = bench.run(trials, bar)
@@ -197,23 +190,19 @@ def _sets(
     """(criterion, class) -> fold -> neurons, equally many for every criterion in a class and fold."""
     chosen: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for (name, criterion), fold in itertools.product(criteria.items(), bench.folds):
+        fitting = {"encoder": bench.encoder, "task": bench.task, **options.get(name, {})}
         splits = sorted(set(bench.artifacts.splits[fold.fit].tolist()))
-        fitting = {"encoder": bench.encoder, "task": bench.task, "split": splits, **options.get(name, {})}
-        scores = rank(bench.artifacts, criterion, **fitting)
+        scores = rank(bench.artifacts, criterion, split=splits, **fitting)
         for c in classes:
             chosen.setdefault((name, c), {})[fold.name] = strongest(scores[:, :, c], k)
-    for c in classes:
-        least = {fold.name: min(len(chosen[name, c][fold.name]) for name in criteria) for fold in bench.folds}
-        for name in criteria:
-            chosen[name, c] = {fold: neurons[: least[fold]] for fold, neurons in chosen[name, c].items()}
-        if not min(least.values()):
-            text = f"{bench.classes[c]!r} is left out: some criterion has no neuron for it"
-            warnings.warn(f"{bench.encoder.name} on {bench.task.name}: {text}", stacklevel=3)
-            for name in criteria:
-                del chosen[name, c]
-    if not chosen:
-        raise ValueError(f"{bench.encoder.name} on {bench.task.name}: no class for which every criterion has a neuron")
-    return chosen
+    least = {c: {f.name: min(len(chosen[name, c][f.name]) for name in criteria) for f in bench.folds} for c in classes}
+    where = f"{bench.encoder.name} on {bench.task.name}"
+    if without := [bench.classes[c] for c in classes if not min(least[c].values())]:
+        warnings.warn(f"{where}: left out, some criterion has no neuron: {', '.join(without)}", stacklevel=3)
+    if len(without) == len(classes):
+        raise ValueError(f"{where}: no class for which every criterion has a neuron")
+    sets = {at: of for at, of in chosen.items() if min(least[at[1]].values())}
+    return {at: {fold: neurons[: least[at[1]][fold]] for fold, neurons in of.items()} for at, of in sets.items()}
 
 
 def _strength(bench: Bench, fold: Fold) -> np.ndarray:

@@ -48,6 +48,8 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
 
 def published_values(study: Study, results: Mapping[Place, Any], artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
     """The paper's coverage and neurons per class beside the study's (results: `aape.statistics.TaskResult`)."""
+    if not study.reproduces_paper:
+        return pd.DataFrame()
     ssl, sl = _of_role(study, "ssl"), _of_role(study, "sl")
     wanted = [("coverage", task, ssl, "about 100 %") for task in study.tasks]
     wanted += [("coverage", "vc1_country", sl, "49 %")]
@@ -69,25 +71,26 @@ def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.Da
 
     The row in which ours and the published neurons agree says which definitions the authors used.
     """
-    ssl, table = _of_role(study, "ssl"), []
-    choices = itertools.product(LISTS, WEAK_FILTERS, (False, True))
-    for (task, *names), weak_filter, exclusive in (choice for choice in choices if choice[0][0] in study.tasks):
-        found, theirs = artifacts.get((task, ssl)), published_neurons(task, *names)
-        entry = {
+    table: list[dict[str, Any]] = []
+    for (task, *names), weak_filter, exclusive in itertools.product(LISTS, WEAK_FILTERS, (False, True)):
+        if task not in study.tasks or not study.reproduces_paper:
+            continue
+        found, theirs = artifacts.get((task, _of_role(study, "ssl"))), published_neurons(task, *names)
+        remark, ours = not_comparable(study, found), None
+        if found is not None and not remark:
+            alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
+            if all(alike):
+                by = {"quantile": study.selection.quantile, "weak_filter": weak_filter}
+                chosen = select(found, rate=study.rate(task), **by)
+                ours = set(map(tuple, chosen.shared([first for first, *_ in alike], exclusive=exclusive).tolist()))
+            else:
+                remark = f"no class named {' or '.join(names)}"
+        table.append({
             "task": task, "classes": " and ".join(names), "filter": weak_filter,
             "meaning": "exactly these" if exclusive else "at least these", "published": len(theirs),
-            "ours": None, "in both": None, "remark": not_comparable(study, found) or "comparable",
-        }  # fmt: skip
-        table.append(entry)
-        if found is None or entry["remark"] != "comparable":
-            continue
-        alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
-        if not all(alike):
-            entry["remark"] = f"no class named {' or '.join(names)}"
-            continue
-        chosen = select(found, rate=study.rate(task), quantile=study.selection.quantile, weak_filter=weak_filter)
-        ours = set(map(tuple, chosen.shared([first for first, *_ in alike], exclusive=exclusive).tolist()))
-        entry |= {"ours": len(ours), "in both": len(ours & theirs)}
+            "ours": None if ours is None else len(ours), "in both": None if ours is None else len(ours & theirs),
+            "remark": remark or "comparable",
+        })  # fmt: skip
     return pd.DataFrame(table)
 
 

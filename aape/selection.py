@@ -59,13 +59,11 @@ def checked_probabilities(probabilities: Any) -> np.ndarray:
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 3 or 0 in p.shape:
         raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
-    if np.isnan(p).any():
-        empty = np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist()
+    if empty := np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist():
         raise ValueError(f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out")
     if p.min() < 0 or p.max() > 1:
-        raise ValueError(
-            f"expected probabilities in [0, 1], found {p.min():.6g} to {p.max():.6g} (counts? divide by tokens)"
-        )
+        found = f"{p.min():.6g} to {p.max():.6g}"
+        raise ValueError(f"expected probabilities in [0, 1], found {found} (counts? divide by tokens)")
     return p
 
 
@@ -227,10 +225,9 @@ class Selection(Shown):
         """
         layer, neuron, index = np.nonzero(self.members)
         p, outside = self.probabilities[self.members], self.outside[self.members]
-        names, aape = np.asarray(self.classes, dtype=object)[index], self.entropy[layer, neuron]
-        remark = np.where(p < outside, "less active than outside the class", "")
-        columns = {"layer": layer, "neuron": neuron, "class": names, "p": p, "p_outside": outside, "aape": aape}
-        table = pd.DataFrame(columns | {"remark": remark})
+        table = pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.asarray(self.classes, dtype=object)[index]})
+        table = table.assign(p=p, p_outside=outside, aape=self.entropy[layer, neuron])
+        table["remark"] = np.where(p < outside, "less active than outside the class", "")
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
@@ -279,37 +276,34 @@ def select(
     Raises:
         ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
     """
-    rule = Rule(rate, quantile, weak_filter)
-    tokens, scores = None, None if isinstance(criterion, str) else np.asarray(criterion, dtype=np.float64)
+    rule, tokens = Rule(rate, quantile, weak_filter), None
     if isinstance(found := probabilities, Artifacts):
         classes = classes or found.classes
         if found.manifest:
             tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
-        if isinstance(criterion, str) and criterion not in AAPE:
-            from aape.criteria import rank  # it selects too: by AAPE
-
-            scores = rank(found, criterion, encoder=encoder, task=task, split=sorted(set(found.splits)))
         probabilities = found.probabilities() if found.has_all_counts else found.over_zero
     p = checked_probabilities(probabilities)
     names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
     if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:
         raise ValueError(f"classes: expected {p.shape[2]} different names, found {', '.join(names)}")
-    aape = entropy(p)
-    values, ranked = p, np.round(aape, RANK_DECIMALS)
-    if scores is not None:
+    aape, by, scores = entropy(p), criterion if isinstance(criterion, str) else "scores", p
+    ranked = np.round(aape, RANK_DECIMALS)
+    if by not in AAPE:
+        if isinstance(criterion, str):
+            if not isinstance(found, Artifacts):
+                raise ValueError(
+                    f"criterion {by!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
+                )
+            from aape.criteria import rank  # it selects too: by AAPE
+
+            criterion = rank(found, by, encoder=encoder, task=task, split=sorted(set(found.splits)))
+        scores = np.asarray(criterion, dtype=np.float64)
         if scores.shape != p.shape or np.isnan(scores).any():
             raise ValueError(f"criterion: expected scores {p.shape} without NaN, found {scores.shape}")
-        values, ranked = scores, -scores.max(axis=2)
-    elif criterion not in AAPE:
-        raise ValueError(
-            f"criterion {criterion!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
-        )
-    by_class = values.reshape(-1, len(names)).T  # [classes, layers * neurons]
+        ranked = -scores.max(axis=2)
+    by_class = scores.reshape(-1, len(names)).T  # [classes, layers * neurons]
     kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
     selected = np.isin(np.arange(ranked.size), kept).reshape(ranked.shape)
-    by = criterion if isinstance(criterion, str) else "scores"
-    members, outside = (
-        selected[:, :, None] & (values > threshold),
-        outside_class(p, tokens if tokens is not None else np.ones(len(names))),
-    )
-    return Selection(members, selected, aape, p, outside, threshold, weak, rule, by, values, names)
+    outside = outside_class(p, np.ones(len(names)) if tokens is None else tokens)
+    members = selected[:, :, None] & (scores > threshold)
+    return Selection(members, selected, aape, p, outside, threshold, weak, rule, by, scores, names)

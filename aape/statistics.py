@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,10 +57,9 @@ class TaskResult:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TaskResult:
         """A result from the cache."""
-        tables = json.loads(str(arrays["text"]))
-        row, drawn = tables.pop("row"), Drawn(arrays["neurons"], arrays["bits"]) if "bits" in arrays else None
-        frames = {name: pd.DataFrame(content) for name, content in tables.items()}
-        return cls(arrays["members"], arrays["calibrated"], row, **frames, drawn=drawn)
+        row, *tables = json.loads(str(arrays["text"])).values()
+        drawn = Drawn(arrays["neurons"], arrays["bits"]) if "bits" in arrays else None
+        return cls(arrays["members"], arrays["calibrated"], row, *map(pd.DataFrame, tables), drawn)
 
 
 def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
@@ -72,18 +72,19 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
     if study.selection.criterion.startswith("attribution"):
         runs = {"encoder": load_encoder(study, model), "task": load_task(study, task)}
     chosen = select(artifacts, **settings, **runs)
+    numbers, ln_classes = _numbers(chosen), float(np.log(len(artifacts.classes)))
     row: dict[str, Any] = {
         "title": study.task(task).title,
         "classes": len(artifacts.classes),
         "clips": len(artifacts.labels) if artifacts.manifest else None,
         "tokens": int(artifacts.tokens.sum()) if artifacts.manifest else None,
-        **_numbers(chosen),
+        **numbers,
         "threshold": chosen.threshold,
         "weak_threshold": chosen.weak_threshold,
         **settings,
-        "ln_classes": float(np.log(len(artifacts.classes))),
+        "ln_classes": ln_classes,
+        "aape_share": numbers["mean_aape"] / ln_classes if ln_classes else np.nan,
     }
-    row["aape_share"] = row["mean_aape"] / row["ln_classes"] if len(artifacts.classes) > 1 else np.nan
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
     neurons = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False, group_share=np.nan)
     alive, drawn, variants = np.zeros_like(chosen.members), None, _variants(artifacts, chosen, study)
@@ -106,7 +107,13 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
         )  # fmt: skip
         alive, drawn = found.members, found.null.drawn
         by_layer["calibrated_layer"] = alive.any(axis=2)
-        variants += [_least_effect(found, effect) for effect in sorted({0.0, 0.05, 0.2, study.chance.effect})]
+        for effect in sorted({0.0, 0.05, 0.2, study.chance.effect}):
+            value, survivors = (
+                f"{effect:g}{' (stated)' * (effect == found.effect)}",
+                found.with_effect(effect).survivors,
+            )
+            named = "calibrated, least effect", value, [survivors], "of the calibrated neurons"
+            variants.append(_variant(found.survivors, *named))
     row |= {f"{n}_{i:02d}": int(v) for n, mask in by_layer.items() for i, v in enumerate(mask.sum(axis=1))}
     return TaskResult(chosen.members, alive, row, neurons, classes, pd.DataFrame(variants), drawn)
 
@@ -124,28 +131,25 @@ def _numbers(chosen: Selection) -> dict[str, Any]:
 
 def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
     """Task-level statistics that need the counts: the null of each number, and the calibrated selection."""
-    null, alive, per_class = found.null, found.members.any(axis=2), found.per_class
+    null, survivors = found.null, _numbers(found.survivors)
     draws = pd.DataFrame({name: getattr(null, name) for name in ("coverage", "classes_per_neuron", "mean_aape")})
     draws["per_class_mean"] = null.per_class.mean(axis=1)
     ends = {"mean": draws.mean(), "low": draws.quantile(0.025), "high": draws.quantile(0.975)}
     numbers: dict[str, Any] = {f"{name}_null_{end}": of[name] for name in draws for end, of in ends.items()}
     for name in ("mean_aape", "classes_per_neuron"):
         numbers[f"p_{name}"] = one_sided_p(row[name], draws[name].to_numpy(), slack=1e-6)  # the null is in float32
-    share = found.group_share[found.selection.members.any(axis=2)]
+    kept = ("coverage", "per_class_mean", "per_class_median", "classes_per_neuron")
     return numbers | {
         "permutation": null.units.description,
         "permutations": null.permutations,
         "null_clips": found.clips,
-        "group_share": float(share.mean()) if len(share) else np.nan,
+        "group_share": float(pd.Series(found.group_share[found.selection.members.any(axis=2)]).mean(skipna=False)),
         "neurons_differing": float((null.neuron_q < found.q).mean()),  # of all neurons
         "pairs_differing": null.discoveries,
         "p_task": null.task_p,
         "effect": found.effect,
-        "calibrated_neurons": int(alive.sum()),
-        "calibrated_coverage": found.coverage,
-        "calibrated_per_class_mean": float(per_class.mean()),
-        "calibrated_per_class_median": float(per_class.median()),
-        "calibrated_classes_per_neuron": float(found.members.sum() / alive.sum()) if alive.any() else np.nan,
+        "calibrated_neurons": survivors["neurons_selected"],
+        **{f"calibrated_{name}": survivors[name] for name in kept},
     }
 
 
@@ -157,18 +161,16 @@ def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.Data
     """
     neurons, names = found.table(), ["auprc", "f1", "iou"]
     scores, mixed = pd.DataFrame(np.nan, neurons.index, names), pd.DataFrame(np.nan, [0], names)
-    if artifacts.has_all_counts and len(neurons):
-        units, width = found.null.units, artifacts.over_zero.shape[1]
-        try:
+    with contextlib.suppress(ValueError):  # a class whose clips are all in one fold or group: nothing can be held out
+        if artifacts.has_all_counts and len(neurons):
             scores = held_out_scores(artifacts, neurons)[names]
             if found.null.drawn is not None:
-                permuted = next(permuted_labels(units, 1, seed))[units.of_clip]
-                kept, members = found.null.drawn[0]
-                place, c = kept[np.nonzero(members)[1]], np.array(artifacts.classes)[np.nonzero(members)[0]]
-                pairs = pd.DataFrame({"layer": place // width, "neuron": place % width, "class": c})
+                permuted = next(permuted_labels(found.null.units, 1, seed))[found.null.units.of_clip]
+                kept, members = next(iter(found.null.drawn))
+                c, place = np.nonzero(members)
+                layer, neuron = np.divmod(kept[place], artifacts.over_zero.shape[1])
+                pairs = pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.array(artifacts.classes)[c]})
                 mixed = held_out_scores(artifacts, pairs, permuted)[names]
-        except ValueError:  # a class whose clips are all in one fold or group: nothing can be held out
-            scores = scores * np.nan
     return neurons.join(scores), scores.mean().to_dict() | mixed.mean().add_suffix("_permuted").to_dict()
 
 
@@ -226,7 +228,7 @@ def halves(units: Units, rng: np.random.Generator) -> np.ndarray:
 
 
 def _variants(artifacts: Artifacts, stated: Selection, study: Study) -> list[dict[str, Any]]:
-    """How the numbers move with each choice; overlap: Jaccard of the (neuron, class) pairs with the stated ones."""
+    """How the numbers move with each choice."""
     aape, rule = stated.criterion in AAPE, stated.rule
 
     def again(**changed: Any) -> list[Selection]:
@@ -245,25 +247,15 @@ def _variants(artifacts: Artifacts, stated: Selection, study: Study) -> list[dic
         ("clips per class", "equal", *(_equal_clips(artifacts, stated, study) if whole else unknown)),
         ("zero padding", "left out", *(_without_padding(artifacts, stated) if whole else unknown)),
     ]
-    rows = []
-    for setting, value, chosen, note in found:
-        numbers = pd.DataFrame([_numbers(c) for c in chosen]).mean()
-        overlap = np.mean([_alike(c.members, stated.members) for c in chosen]) if chosen else np.nan
-        rows.append({"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note})
-    return rows
+    return [_variant(stated, *variant) for variant in found]
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> float:
-    return float(jaccard_index((a & b).sum(), (a | b).sum(), empty=1.0))
-
-
-def _least_effect(found: Calibrated, effect: float) -> dict[str, Any]:
-    """The calibrated selection with another least effect, beside the stated one."""
-    members = found.with_effect(effect).members
-    numbers = _numbers(replace(found.selection, members=members, selected=np.any(members, axis=2)))
-    value = f"{effect:g}" + (" (stated)" if effect == found.effect else "")
-    alike = {"overlap": _alike(members, found.members), "note": "of the calibrated neurons"}
-    return {"setting": "calibrated, least effect", "value": value, **numbers, **alike}
+def _variant(stated: Selection, setting: str, value: str, chosen: list[Selection], note: str) -> dict[str, Any]:
+    """A row of the sensitivity table: means over some selections; overlap: Jaccard of their pairs with the stated."""
+    numbers = pd.DataFrame([_numbers(c) for c in chosen]).mean()
+    both = [((c.members & stated.members).sum(), (c.members | stated.members).sum()) for c in chosen]
+    overlap = np.mean([jaccard_index(*sizes, empty=1.0) for sizes in both]) if both else np.nan
+    return {"setting": setting, "value": value, **numbers, "overlap": overlap, "note": note}
 
 
 def _equal_clips(artifacts: Artifacts, stated: Selection, study: Study) -> tuple[list[Selection], str]:

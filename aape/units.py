@@ -18,7 +18,6 @@ but come with these groups and their sizes, all permutations are equally likely 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from scipy.sparse import csc_array, csr_array
 BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
 READ = 2048  # neurons read at a time
 TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
+THREADS = min(os.cpu_count() or 1, 4)  # their number does not change results
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,12 @@ class Counted:
     without: np.ndarray | None = None
     rows: np.ndarray | None = None
 
-    def rates(self, neurons: np.ndarray) -> np.ndarray:
-        """Share of active tokens of some neurons (index in [layers * neurons]), float64 [clips, k]."""
-        tables = [t.reshape(len(t), -1)[:, neurons] for t in (self.counts, self.without) if t is not None]
-        active, *without = tables if self.rows is None else [t[self.rows] for t in tables]
-        return (active.astype(np.float64) - sum(without)) / np.maximum(self.tokens, 1)[:, None]
+    def active(self, neurons: slice | np.ndarray) -> np.ndarray:
+        """Active tokens of some neurons (places in [layers * neurons]), unsigned [clips, k]: read from disk here."""
+        rows = slice(None) if self.rows is None else self.rows
+        tables = [table for table in (self.counts, self.without) if table is not None]
+        counts, *without = [table.reshape(len(table), -1)[:, neurons][rows] for table in tables]
+        return counts - without[0] if without else np.ascontiguousarray(counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +117,12 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
     """
     label = np.asarray(labels, dtype=np.int32)
     n_classes = int(label.max(initial=0)) + 1 if n_classes is None else n_classes
-    if len(label) == 0 or len(groups) != len(label) or label.min() < 0 or label.max() >= n_classes:
-        raise ValueError(
-            f"expected at least one clip, a group for each, and labels from 0 to {n_classes - 1}; found "
+    if not 0 < len(label) == len(groups) or label.min() < 0 or label.max() >= n_classes:
+        found = (
             f"{len(label)} labels{f' from {label.min()} to {label.max()}' if len(label) else ''}, {len(groups)} groups"
+        )
+        raise ValueError(
+            f"expected at least one clip, a group for each, and labels 0 to {n_classes - 1}; found {found}"
         )
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     low, high = pd.Series(label).groupby(group).agg(["min", "max"]).to_numpy().T  # [groups]
@@ -128,12 +131,13 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
     key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
     _, first, of_clip = np.unique(key, return_index=True, return_inverse=True)
     unit_group = group[first]
-    one_class = np.flatnonzero(~is_split)
-    of_size, sizes = _strata_of_size(np.bincount(group)[one_class], low[one_class])
-    stratum = np.where(is_split, len(sizes) + np.arange(len(is_split)), 0)  # [groups]
-    stratum[one_class] = of_size
+    whole = ~is_split
+    of_size, sizes = _strata_of_size(np.bincount(group)[whole], low[whole])
+    stratum = len(sizes) + np.arange(len(is_split))  # [groups]
+    stratum[whole] = of_size
     _, stratum = np.unique(stratum[unit_group], return_inverse=True)
-    return Units(of_clip, label[first], stratum, unit_group, n_classes, _description(is_split, of_size, low, sizes))
+    description = _description(int(is_split.sum()), pd.Series(low[whole]).groupby(of_size), sizes)
+    return Units(of_clip, label[first], stratum, unit_group, n_classes, description)
 
 
 def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -145,27 +149,31 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
     Returns:
         The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
     """
-    found = [({int(s)}, set(label[size == s].tolist())) for s in np.unique(size)]  # sizes, and their classes
-    while len(found) > 1:
-        neighbours = list(enumerate(itertools.pairwise(found)))
-        gaps = [(min(b) / max(a), i) for i, ((a, one), (b, two)) in neighbours if len(one) == 1 or len(two) == 1]
-        if not gaps:
-            break
-        index = min(gaps)[1]
-        found[index : index + 2] = [tuple(one | two for one, two in zip(*found[index : index + 2], strict=True))]
-    sizes = [(min(s), max(s)) for s, _ in found]
+    found = [(int(s), int(s), set(label[size == s].tolist())) for s in np.unique(size)]  # sizes from, to, and classes
+    while len(found) > 1 and min(len(classes) for *_, classes in found) == 1:
+        neighbours = enumerate(itertools.pairwise(found))
+        gaps = [(b[0] / a[1], i) for i, (a, b) in neighbours if len(a[2]) == 1 or len(b[2]) == 1]
+        i = min(gaps)[1]
+        (low, _, one), (_, high, two) = found[i : i + 2]
+        found[i : i + 2] = [(low, high, one | two)]
+    sizes = [(low, high) for low, high, _ in found]
     return np.searchsorted([high for _, high in sizes], size), sizes
 
 
-def _description(is_split: np.ndarray, of_size: np.ndarray, label: np.ndarray, sizes: list[tuple[int, int]]) -> str:
-    """One sentence: what is permuted, and how many groups can move."""
-    whole, split = int((~is_split).sum()), int(is_split.sum())
+def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
+    """One sentence: what is permuted, and how many groups can move.
+
+    Args:
+        split: number of groups of several classes.
+        classes: those of the other groups, by stratum.
+        sizes: as `_strata_of_size`.
+    """
+    of_stratum = classes.size()
+    whole, movable = of_stratum.sum(), of_stratum[classes.nunique() > 1].sum()
     what = [f"within {split} groups of several classes"] if split else []
     if whole and sizes == [(1, 1)] and not split:
         what.append(f"among {whole} clips")
     elif whole:
-        classes = pd.Series(label[~is_split]).groupby(of_size)
-        movable = int(classes.size()[classes.nunique() > 1].sum())
         spans = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in sizes)
         spans = spans if len(sizes) < 10 else f"{len(sizes)} strata"
         what.append(f"among {whole} groups of one class ({movable} can move) of as many clips ({spans})")
@@ -192,39 +200,32 @@ class UnitSums:
     Args:
         data: the counts.
         units: from `exchangeable_units`.
-        threads: default the number of cores, at most 4; it does not change results.
 
     Raises:
-        ValueError: shapes that do not fit, or a class without tokens.
+        ValueError: shapes that do not fit.
     """
 
-    def __init__(self, data: Counted, units: Units, *, threads: int | None = None):
-        clips = len(units.of_clip)
-        self._rows = np.arange(len(data.counts)) if data.rows is None else data.rows
-        if data.counts.ndim != 3 or {len(self._rows), len(data.tokens)} != {clips}:
+    def __init__(self, data: Counted, units: Units):
+        rows = len(data.counts if data.rows is None else data.rows)
+        if data.counts.ndim != 3 or not rows == len(data.tokens) == len(units.of_clip):
             raise ValueError(
-                f"expected counts [{clips} clips, layers, neurons] and as many tokens, "
-                f"found counts {data.counts.shape} and {len(data.tokens)} tokens"
+                f"expected counts [{len(units.of_clip)} clips, layers, neurons] and as many tokens, "
+                f"found counts {data.counts.shape}, {rows} rows of them and {len(data.tokens)} tokens"
             )
         self.units, self.shape, self._data = units, data.counts.shape[1:], data
         self.width = int(np.prod(self.shape))
-        self.threads = threads or min(os.cpu_count() or 1, 4)
         self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
-        clips, units = len(self._rows), len(self.units)
+        clips, units = len(self.units.of_clip), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
         width = int(np.clip(2**24 // units, 16, 1024))  # a block of the sums stays near the processor
-        tables = [t.reshape(len(t), -1) for t in (self._data.counts, self._data.without) if t is not None]
         for start in range(0, self.width, READ):
-            # a copy of some columns: a memory-mapped table is read from disk here and nowhere else
-            raw = [table[:, start : start + READ][self._rows] for table in tables]
-            for first in range(0, raw[0].shape[1], width):
-                counts, *without = [r[:, first : first + width].astype(np.float32) for r in raw]
-                for less in without:
-                    counts -= less
-                yield slice(start + first, start + first + counts.shape[1]), gather @ counts
+            active = self._data.active(slice(start, start + READ))
+            for first in range(0, active.shape[1], width):
+                block = active[:, first : first + width].astype(np.float32)
+                yield slice(start + first, start + first + block.shape[1]), gather @ block
 
     def class_tokens(self, labels: np.ndarray) -> np.ndarray:
         """float64 [classes]: tokens by label (-1: left out)."""
@@ -236,27 +237,25 @@ class UnitSums:
 
         A label of -1 leaves its unit out. The sums' memory is used again for the next batch.
         """
-        n_units, n_classes = len(self.units), self.units.n_classes
-        size = int(np.clip(self._data.counts.nbytes // 4, *BATCH_BYTES)) // (4 * n_classes * self.width)
-        labellings, out = iter(labellings), np.empty((0, n_classes, self.width), np.float32)
+        n_classes, labellings = self.units.n_classes, iter(labellings)
+        room = int(np.clip(self._data.counts.nbytes // 4, *BATCH_BYTES))
+        out = np.empty((max(1, room // (4 * n_classes * self.width)), n_classes, self.width), np.float32)
 
         def member_of(some: list[np.ndarray]) -> csc_array:
             labels = np.stack(some, axis=1)  # [units, labellings]
             row = np.maximum(labels, 0) + np.arange(len(some), dtype=np.int32) * n_classes
             column = np.arange(0, labels.size + 1, len(some), dtype=np.int32)
             used = (labels >= 0).astype(np.float32)
-            return csc_array((used.reshape(-1), row.reshape(-1), column), (len(some) * n_classes, n_units))
+            return csc_array((used.reshape(-1), row.reshape(-1), column), (len(some) * n_classes, len(labels)))
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            while batch := list(itertools.islice(labellings, max(1, size))):
-                out = out if len(out) else np.empty((len(batch), n_classes, self.width), np.float32)
+        def put(start: int, member: csc_array, where: slice, sums: np.ndarray) -> None:
+            found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
+            out[start : start + len(found), :, where] = found
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            while batch := list(itertools.islice(labellings, len(out))):
                 starts = range(0, len(batch), TOGETHER)
                 members = [member_of(batch[start : start + TOGETHER]) for start in starts]
-                for where, sums in self:
-                    list(pool.map(functools.partial(_put, out[:, :, where], sums), starts, members))
+                for block in self:
+                    list(pool.map(put, starts, members, *map(itertools.repeat, block)))
                 yield batch, out[: len(batch)]
-
-
-def _put(out: np.ndarray, sums: np.ndarray, start: int, member: csc_array) -> None:
-    found = (member @ sums).reshape(-1, *out.shape[1:])
-    out[start : start + len(found)] = found

@@ -22,7 +22,7 @@ import numpy as np
 from aape.artifacts import ArrayWriter
 from aape.chance import Calibrated, calibrate_counts, permutation_null
 from aape.selection import Rule, select
-from aape.units import Counted, UnitSums, exchangeable_units
+from aape.units import THREADS, Counted, UnitSums, exchangeable_units
 
 TOKENS = 60
 
@@ -38,7 +38,7 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def speed(permutations: int, threads: int) -> None:
+def speed(permutations: int) -> None:
     rng = np.random.default_rng(0)
     clips, layers, neurons, classes, groups = 2000, 12, 3072, 50, 1524
     label_of_group = rng.permutation(np.arange(groups) % classes)
@@ -60,11 +60,11 @@ def speed(permutations: int, threads: int) -> None:
         reads.append(time.thread_time() - start)
     del table
     start, cpu = time.perf_counter(), time.process_time()
-    sums = UnitSums(Counted(counts, labels, np.full(clips, 155), group), units, threads=threads)
+    sums = UnitSums(Counted(counts, labels, np.full(clips, 155), group), units)
     null = permutation_null(sums, Rule(0.02), permutations=permutations)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     print(
-        f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {threads} threads"
+        f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {THREADS} threads"
     )
     print(f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}")
     print(f"  wall {wall:.1f} s, processor {cpu:.1f} s, peak {peak_gib():.2f} GiB ({before:.2f} GiB before)")
@@ -92,12 +92,10 @@ def pipeline(counts: np.ndarray, labels: np.ndarray, group: np.ndarray, permutat
     classes = int(labels.max()) + 1
     p = np.stack([counts[labels == c].mean(axis=0) / TOKENS for c in range(classes)], axis=-1)
     data = Counted(counts, labels, np.full(len(labels), TOKENS), group)
-    return calibrate_counts(
-        data, select(p, rate=0.05), permutations=permutations, effect=effect, progress=False, threads=1
-    )
+    return calibrate_counts(data, select(p, rate=0.05), permutations=permutations, effect=effect, progress=False)
 
 
-def stream(permutations: int, threads: int, folder: Path, clips: int) -> None:
+def stream(permutations: int, folder: Path, clips: int) -> None:
     layers, neurons, classes, groups = 12, 3072, 112, max(2, round(1006 * clips / 305_979))
     rng = np.random.default_rng(0)
     path = folder / f"counts_of_nsynth_shape_{clips}.npy"
@@ -117,11 +115,11 @@ def stream(permutations: int, threads: int, folder: Path, clips: int) -> None:
     before = peak_gib()
     wall, cpu = time.perf_counter(), time.process_time()
     data = Counted(counts, labels, np.full(clips, 155), group)
-    sums = UnitSums(data, exchangeable_units(labels, group, classes), threads=threads)
+    sums = UnitSums(data, exchangeable_units(labels, group, classes))
     null = permutation_null(sums, Rule(0.01), permutations=permutations)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(
-        f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {threads} threads"
+        f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {THREADS} threads"
     )
     print(f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}")
     print(
@@ -166,15 +164,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10, help="of planted")
     parser.add_argument("--clips", type=int, default=305_979, help="of stream: time goes with clips x permutations")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the counts of stream")
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, numpy {np.__version__}"
     )
     if "speed" in options.what:
-        speed(options.permutations, options.threads)
+        speed(options.permutations)
     if "stream" in options.what:
-        stream(options.permutations, options.threads, options.folder, options.clips)
+        stream(options.permutations, options.folder, options.clips)
     if "planted" in options.what:
         planted(options.runs)
 

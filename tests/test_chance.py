@@ -41,16 +41,15 @@ def noise(seed, clips=240, layers=2, neurons=150, groups=None):
     return counts.reshape(clips, layers, neurons).astype(np.uint8)
 
 
-def sums_of(counts, labels, groups=None, **settings):
-    groups = np.arange(len(labels)) if groups is None else groups
-    data = Counted(counts, labels, np.full(len(labels), TOKENS), groups)
-    return UnitSums(data, exchangeable_units(labels, groups), **settings)
-
-
 def null_of(counts, labels, groups=None, **settings):
+    groups = np.arange(len(labels)) if groups is None else groups
     rule = Rule(settings.pop("rate", 0.05), weak_filter=settings.pop("weak_filter", "lape"))
     settings = {"permutations": 99, "seed": 3, "progress": False} | settings
     return permutation_null(sums_of(counts, labels, groups), rule, **settings)
+
+
+def sums_of(counts, labels, groups):
+    return UnitSums(Counted(counts, labels, np.full(len(labels), TOKENS), groups), exchangeable_units(labels, groups))
 
 
 def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
@@ -81,9 +80,8 @@ def test_neighbouring_sizes_are_joined_until_every_stratum_mixes_classes():
     alone = exchangeable_units(np.zeros(3, int), [0, 1, 1])
     assert "(0 can move)" in alone.description
     assert exchangeable_units([0, 1, 1], [0, 1, 2]).description == "labels permuted among 3 clips"
-    for wrong in (([0, 1, 1], ["a", "b"]), ([], []), ([0, 2], ["a", "b"], 2)):
-        with pytest.raises(ValueError, match="at least one clip, a group for each"):
-            exchangeable_units(*wrong)
+    with pytest.raises(ValueError, match="a group for each"):
+        exchangeable_units([0, 2], ["a", "b"], 2)
 
 
 def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
@@ -91,18 +89,16 @@ def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
     monkeypatch.setattr("aape.units.READ", 5)
     monkeypatch.setattr("aape.units.BATCH_BYTES", (1, 4 * 3 * 14 * 2))
     rng = np.random.default_rng(0)
-    labels, groups = rng.integers(0, 3, 600), rng.integers(0, 200, 600)
+    labels, groups, tokens = (rng.integers(low, high, 600) for low, high in ((0, 3), (0, 200), (1, 300)))
     np.save(tmp_path / "counts.npy", rng.integers(100, 255, (600, 2, 7)).astype(np.uint8))
     counts = np.load(tmp_path / "counts.npy", mmap_mode="r")
     without = rng.integers(0, 100, counts.shape).astype(np.uint8)
-    tokens = rng.integers(1, 300, 600)
     units = exchangeable_units(labels, groups)
     sums = UnitSums(Counted(counts, labels, tokens, groups, without), units)
-    some = np.where(np.arange(len(units)) % 3, units.label, -1)
-    given = [units.label, some, *permuted_labels(units, 3, seed=0)]
-    batches = [(batch, active.copy()) for batch, active in sums.by_class(given)]
-    assert [len(batch) for batch, _ in batches] == [2, 2, 1]
-    for labelling, active in zip(given, np.concatenate([a for _, a in batches]), strict=True):
+    given = [units.label, np.where(np.arange(len(units)) % 3, units.label, -1), *permuted_labels(units, 3, seed=0)]
+    batches = [active.copy() for _, active in sums.by_class(given)]
+    assert [len(active) for active in batches] == [2, 2, 1]
+    for labelling, active in zip(given, np.concatenate(batches), strict=True):
         for label in range(3):
             mine = labelling[units.of_clip] == label
             expected = counts[mine].sum(axis=0) - without[mine].sum(axis=0, dtype=np.int64)
@@ -219,27 +215,16 @@ def test_one_active_clip_is_not_significant_and_planted_neurons_are():
     assert np.isnan(null.neuron_q[0, [0, 15]]).all()
 
 
-def test_results_do_not_depend_on_threads():
-    counts, labels = noise(1), np.arange(240) % 5
-    sums = [sums_of(counts, labels, threads=n) for n in (1, 3)]
-    one, three = (permutation_null(s, Rule(), permutations=50, progress=False) for s in sums)
-    assert np.array_equal(one.pair_q, three.pair_q, equal_nan=True)
-    assert np.array_equal(one.per_class, three.per_class)
-    assert np.array_equal(one.mean_aape, three.mean_aape)
-
-
 def test_edges_have_defined_results():
     counts, labels = noise(2), np.arange(240) % 4
     one_class = null_of(counts, labels * 0)
     assert one_class.discoveries == 0 and one_class.task_p == np.nanmin(one_class.pair_p) == 1
-    labels[0] = 4  # a class with one clip
-    assert not (null_of(counts, labels).pair_q < 0.05).any()
     dead = null_of(np.zeros_like(counts), labels)
     assert np.isnan(dead.pair_p).all() and dead.per_class.sum() == 0 and (dead.coverage == 0).all()
     assert null_of(counts, np.arange(240) // 80, np.arange(240) // 80).discoveries == 0  # there are but 6 labellings
     with pytest.raises(ValueError, match="at least 20"):
         null_of(counts, labels, permutations=5)
-    with pytest.raises(ValueError, match="classes without a clip or token: indices \\[1, 3, 5, 7\\]"):
+    with pytest.raises(ValueError, match="classes without a clip or token: indices \\[1, 3, 5\\]"):
         null_of(counts, labels * 2)
 
 
@@ -265,33 +250,28 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
     chosen = select(artifacts, rate=0.1)
     result = calibrate(artifacts, chosen, permutations=40, effect=0.3, progress=False)
     assert result.members.any() and not (result.members & ~chosen.members).any()
-    gap = chosen.probabilities - result.selection.outside
-    assert gap[result.members].min() >= 0.3
+    assert (chosen.probabilities - result.selection.outside)[result.members].min() >= 0.3
     table = result.table()
     assert result.coverage == 1 and table.calibrated.sum() == result.per_class.sum() == result.members.sum()
-    assert (np.diff(table.p - table.p_outside) <= 0).all()  # strongest first
     row = table.iloc[3]
     assert row.q == pytest.approx(result.null.pair_q[row.layer, row.neuron, "abcdef".index(row["class"])])
-    assert f"of which {result.members.sum()} survive" in repr(result) and "40 permutations" in result._repr_html_()
+    assert f"of which {result.members.sum()} survive" in repr(result)
     train = select(artifacts.probabilities(split="train"), rate=0.1)
     assert calibrate(artifacts, train, split="train", permutations=20, progress=False).clips == 108
-    with pytest.raises(ValueError, match="make it from these artifacts"):
-        calibrate(artifacts, select(artifacts.probabilities()[:, :50]), permutations=20)
+    with pytest.raises(ValueError, match="of the same split"):
+        calibrate(artifacts, train, permutations=20)
 
 
 def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
     artifacts = planted_artifacts(tmp_path, padded=20)
-    chosen = select(artifacts.probabilities(padding=False), rate=0.1)
-    result = calibrate(artifacts, chosen, permutations=20, progress=False)
-    bare = artifacts.counts - artifacts.padding_counts
-    data = Counted(bare, artifacts.labels, artifacts.tokens - artifacts.padding_tokens, artifacts.groups)
-    expected = calibrate_counts(data, chosen, permutations=20, progress=False)
-    assert np.array_equal(result.null.pair_p, expected.null.pair_p, equal_nan=True)
-    assert np.array_equal(result.null.mean_aape, expected.null.mean_aape)
-    with_padding = calibrate(artifacts, select(artifacts, rate=0.1), permutations=20, progress=False)
-    assert not np.array_equal(result.null.mean_aape, with_padding.null.mean_aape)
-    with pytest.raises(ValueError, match="of the same split"):
-        calibrate(artifacts, select(artifacts.probabilities(split="train")), permutations=20)
+    bare, padded = (select(artifacts.probabilities(padding=padding), rate=0.1) for padding in (False, True))
+    without, found = (calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (bare, padded))
+    counts, tokens = artifacts.counts - artifacts.padding_counts, artifacts.tokens - artifacts.padding_tokens
+    data = Counted(counts, artifacts.labels, tokens, artifacts.groups)
+    expected = calibrate_counts(data, bare, permutations=20, progress=False)
+    assert np.array_equal(without.null.pair_p, expected.null.pair_p, equal_nan=True)
+    assert np.array_equal(without.null.mean_aape, expected.null.mean_aape)
+    assert not np.array_equal(without.null.mean_aape, found.null.mean_aape)
 
 
 def test_halves_keep_groups_whole_and_every_class_in_both():
@@ -307,12 +287,12 @@ def test_halves_keep_groups_whole_and_every_class_in_both():
 
 
 def test_stability_is_high_for_planted_neurons_and_low_for_noise():
-    labels = np.arange(240) % 6
+    labels, groups = np.arange(240) % 6, np.arange(240)
     # neurons of equal rate: then it is chance which are selected, and for which class
     counts = np.random.default_rng(0).binomial(TOKENS, 0.2, (240, 2, 150))
-    low = stability(sums_of(counts, labels), Rule(0.05), splits=4)
+    low = stability(sums_of(counts, labels, groups), Rule(0.05), splits=4)
     counts[:, 1, 30:60] = TOKENS // 2 * (labels[:, None] == np.arange(30) // 5)
-    high = stability(sums_of(counts, labels), Rule(0.05), splits=4)
+    high = stability(sums_of(counts, labels, groups), Rule(0.05), splits=4)
     assert high.mean() > low.mean() + 0.2 and high.shape == (6,)
     labels[0] = 6  # a single clip cannot be in both halves
-    assert np.isnan(stability(sums_of(counts, labels), Rule(), splits=2)[6])
+    assert np.isnan(stability(sums_of(counts, labels, groups), Rule(), splits=2)[6])

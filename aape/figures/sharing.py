@@ -12,21 +12,20 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from aape.figures.style import nothing
+from aape.figures.style import nothing, styled
 from aape.sharing import Sharing, pairs_of
 
 ANNOTATED_TO = 12  # up to so many classes numbers stand in the cells; with more the panels stand one above the other
 
 
+@styled
 def sharing_figure(
     panels: Mapping[str, Sharing | None],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
+    names: Sequence[Sequence[str]],
+    tasks: Sequence[str],
     title: str,
-    axes_titles: tuple[str, str],
-    pitches: tuple[list[int], ...] | None = None,
-    curves: Mapping[str, pd.DataFrame | None] | None = None,
+    pitches: Sequence[Sequence[int]] | None = None,
+    curves: Mapping[str, pd.DataFrame] | None = None,
     level: float = 0.05,
 ) -> Figure:
     """Heatmaps of the Jaccard index, one panel a model.
@@ -36,101 +35,93 @@ def sharing_figure(
 
     Args:
         panels: label of the model -> its sharing, None where there are no artifacts.
-        rows, columns: class names. Without pitches they are ordered by clustering, the same way in all panels.
-        title: of the whole figure. axes_titles: of rows and columns.
+        names: of the classes of rows and columns. Without pitches they are ordered by clustering, alike in all panels.
+        tasks: what rows and columns are.
+        title: of the whole figure.
         pitches: MIDI pitch of the classes; then the axes are pitches and `curves` are drawn below.
         curves: label -> what `by_distance` found.
     """
     known = [found for found in panels.values() if found is not None]
-    within, most = known[0].within, max(len(rows), len(columns))
+    count, within, most = len(panels), known[0].within, max(map(len, names))
     few = most <= ANNOTATED_TO
-    order = _clustered(known, within) if pitches is None else tuple(np.argsort(p) for p in pitches)
     seen = np.concatenate([f.observed[pairs_of(f.observed, within)] for f in known])
     # of many pairs, one outlying pair must not flatten the picture
     top = max(float(np.quantile(seen, 1 if few else 0.995)) if len(seen) else 0.0, 1e-3)
     if pitches is not None:
-        down, size = 1, (3.6 * len(panels), 6.0)
+        down, size = 1, (3.6 * count, 6.0)
     else:  # few classes: panels side by side; many: one above the other, with room for names of 6 points
-        down, cell, least = (1, 0.34, 2.0) if few else (len(panels), max(0.125, 4.5 / most), 5.0)
-        across = len(panels) // down
-        size = across * (max(least, cell * len(columns)) + 1.9), down * (cell * len(rows) + 1.9)
+        down, cell, least = (1, 0.34, 2.0) if few else (count, max(0.125, 4.5 / most), 5.0)
+        size = count // down * (max(least, cell * len(names[1])) + 1.9), down * (cell * len(names[0]) + 1.9)
     whole = Figure(figsize=size, layout="constrained")
-    whole.suptitle(title, fontsize=10)
-    parts: Any = whole.subfigures(2, 1, height_ratios=[3.1, 2]) if curves else [whole]
-    grid = parts[0].subplots(down, len(panels) // down, squeeze=False)
-    for axes, (label, found) in zip(grid.flat, panels.items(), strict=True):
+    whole.suptitle(title)
+    parts: Any = whole.subfigures(2, 1, height_ratios=[3.1, 2]) if pitches else [whole]
+    order = _clustered(known, within) if pitches is None else [np.argsort(p) for p in pitches]
+    for axes, (label, found) in zip(
+        parts[0].subplots(down, count // down, squeeze=False).flat, panels.items(), strict=True
+    ):
         if found is None:
             nothing(axes, f"{label}:\nno artifacts")
             axes.set_axis_off()
             continue
-        _heatmap(axes, found, order, top, level, equal=pitches is None)
-        if pitches is not None:
-            _octave_axes(axes, pitches, order, axes_titles)
+        _heatmap(axes, found, order, top, level, few=few and pitches is None)
+        if pitches is None:
+            size_of_text = 7 if few else 6
+            y, x = ([of[i].replace("_", " ") for i in o] for of, o in zip(names, order, strict=True))
+            axes.set_yticks(range(len(y)), y, fontsize=size_of_text)
+            axes.set_xticks(range(len(x)), x, rotation=90, fontsize=size_of_text)
+            axes.set_aspect("equal")
         else:
-            _name_axes(axes, rows, columns, order, found, top)
-        above, more, tested = (
-            int((mask & pairs_of(mask, within)).sum())
-            for mask in (found.q < level, found.q_centred < level, ~np.isnan(found.p))
-        )
+            _octave_axes(axes, [np.asarray(p)[o] for p, o in zip(pitches, order, strict=True)], tasks)
+        masks = found.q < level, found.q_centred < level, ~np.isnan(found.p)
+        above, more, tested = (int((mask & pairs_of(mask, within)).sum()) for mask in masks)
         text = f"\nof {tested} pairs {above} (dots) above permuted labels,\n{more} (rings) above their classes' other pairs"
         axes.set_title(label + text * bool(tested), fontsize=7)
     if curves:
-        for axes, (label, curve) in zip(
-            np.ravel(parts[1].subplots(1, len(curves), sharey=True)), curves.items(), strict=True
-        ):
-            _curve(axes, label, curve)
+        for axes, label in zip(np.ravel(parts[1].subplots(1, count, sharey=True)), panels, strict=True):
+            _curve(axes, label, curves.get(label))
     return whole
 
 
-def _clustered(known: list[Sharing], within: bool) -> tuple[np.ndarray, ...]:
+def _clustered(known: list[Sharing], within: bool) -> list[np.ndarray]:
     """Order of rows and columns, from the panels' mean, by average linkage."""
     mean, orders = np.mean([found.observed for found in known], axis=0), []
-    for profile in (mean,) if within else (mean, mean.T):
+    for profile in (mean, mean.T):
         if len(profile) < 3:  # no order to find
             orders.append(np.arange(len(profile)))
             continue
         distance = squareform((1 - (mean + mean.T) / 2) * (1 - np.eye(len(mean))), checks=False) if within else profile
         orders.append(leaves_list(linkage(distance, "average", optimal_ordering=True)))
-    return tuple(orders * 2 if within else orders)
+    return orders
 
 
-def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *, equal: bool) -> None:
+def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *, few: bool) -> None:
+    """The index with its marks; few: the number in each cell too."""
     same = np.eye(*found.observed.shape) * found.within == 1  # a class with itself
     values = np.where(same, np.nan, found.observed)[np.ix_(*order)]
-    look: dict[str, Any] = {"cmap": "cividis", "aspect": "equal" if equal else "auto", "interpolation": "nearest"}
-    image = axes.imshow(values, vmin=0, vmax=top, **look)
+    image = axes.imshow(values, vmin=0, vmax=top, cmap="cividis", aspect="auto", interpolation="nearest")
     axes.set_facecolor("#DDDDDD")
+    axes.tick_params(length=0)
     n = max(values.shape)
-    lower = 0.28 if equal and n <= ANNOTATED_TO else 0.0  # below the number in the cell
     thin, size = 0.35 if n < 60 else 0.15, min(16.0, 900.0 / n**1.35)
     for q, colour, edge in ((found.q_centred, "none", "white"), (found.q, "white", "black")):
         y, x = np.nonzero(q[np.ix_(*order)] < level)
-        axes.scatter(x, y + lower, s=size, c=colour, edgecolor=edge, linewidth=thin)
+        axes.scatter(x, y + 0.28 * few, s=size, c=colour, edgecolor=edge, linewidth=thin)  # below the number
+    for i, j in np.argwhere(~np.isnan(values) & few):
+        ink = "white" if values[i, j] < 0.6 * top else "black"
+        axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=ink)
     extend = "max" if np.nanmax(np.append(values, 0)) > top else "neither"
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, extend=extend)
     bar.set_label("Jaccard index", fontsize=7)
     bar.ax.tick_params(labelsize=6)
 
 
-def _name_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], order: Any, found: Sharing, top: float) -> None:
-    few = max(len(rows), len(columns)) <= ANNOTATED_TO
-    (y, x), size = order, 7 if few else 6
-    axes.set_yticks(range(len(rows)), [rows[i].replace("_", " ") for i in y], fontsize=size)
-    axes.set_xticks(range(len(columns)), [columns[i].replace("_", " ") for i in x], rotation=90, fontsize=size)
-    axes.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(found.observed[np.ix_(y, x)]) if few else ():
-        if not (found.within and i == j):
-            colour = "white" if value < 0.6 * top else "black"
-            axes.text(j, i - 0.1, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
-
-
-def _octave_axes(axes: Axes, pitches: tuple[list[int], ...], order: Any, titles: tuple[str, str]) -> None:
+def _octave_axes(axes: Axes, pitches: Sequence[np.ndarray], tasks: Sequence[str]) -> None:
     """Ticks at every C, and thin lines where the two pitches are whole octaves apart."""
-    y, x = (np.asarray(pitch)[chosen] for pitch, chosen in zip(pitches, order, strict=True))
-    for axis, ordered, title, gap in ((axes.yaxis, y, titles[0], " "), (axes.xaxis, x, titles[1], "\n")):
-        at = np.flatnonzero(ordered % 12 == 0)
-        axis.set_ticks(at, [f"C{p // 12 - 1}{gap}({p})" for p in ordered[at]], fontsize=6)
-        axis.set_label_text(f"{title}, MIDI pitch", fontsize=7)
+    for axis, pitch, task, gap in zip((axes.yaxis, axes.xaxis), pitches, tasks, (" ", "\n"), strict=True):
+        at = np.flatnonzero(pitch % 12 == 0)
+        axis.set_ticks(at, [f"C{p // 12 - 1}{gap}({p})" for p in pitch[at]], fontsize=6)
+        axis.set_label_text(f"{task}, MIDI pitch", fontsize=7)
+    y, x = pitches
     for octave in range(-12, 13):  # y = x + 12 * octave in pitch, drawn in cells
         axes.axline((0, x[0] + 12 * octave - y[0]), slope=1, color="white", lw=0.4, alpha=0.55, ls=":")
     axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-0.5, len(y) - 0.5))
@@ -145,12 +136,9 @@ def _curve(axes: Axes, label: str, curve: pd.DataFrame | None) -> None:
     axes.fill_between(d.semitones, d.chance_low, d.chance_high, color="#BBBBBB", lw=0, label="pitches dealt anew, 95 %")
     axes.plot(d.semitones, d.mean_jaccard, color="#0072B2", lw=1.1, label="observed")
     octaves = np.arange(0, d.semitones.max() + 1, 12) if len(d) else np.zeros(0)
-    for octave in octaves[1:]:
-        axes.axvline(octave, color="#D55E00", lw=0.6, ls="--", zorder=0)
+    axes.vlines(octaves[1:], 0, 1, transform=axes.get_xaxis_transform(), color="#D55E00", lw=0.6, ls="--", zorder=0)
     axes.set_xticks(octaves)
-    axes.set_title(label, fontsize=8)
-    axes.set_xlabel("distance (semitones; dashed: whole octaves)", fontsize=7)
-    axes.set_ylabel("mean Jaccard index", fontsize=7)
+    axes.set(title=label, xlabel="distance (semitones; dashed: whole octaves)", ylabel="mean Jaccard index")
     axes.label_outer()
     axes.tick_params(labelsize=6)
     axes.set_ylim(0, None)

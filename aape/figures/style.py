@@ -1,11 +1,14 @@
-"""What all figures share: colours and saving."""
+"""What all figures share: colours, sizes of text, panels, and saving."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +16,34 @@ from aape.files import whole_file
 
 # Okabe and Ito's palette: told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+styled = matplotlib.rc_context(  # a decorator of functions that draw
+    {
+        "axes.labelsize": 8,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 8,
+        "figure.titlesize": 10,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "legend.title_fontsize": 7,
+    }
+)
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], title: str, **how: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of some inches with its title, and its axes [rows, columns]; how: see `Figure.subplots`."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False, **how)
+    for axes in grid.flat:
+        axes.tick_params(labelsize=7)
+    return figure, grid
+
+
+def legend_below(figure: Figure, axes: Axes, title: str = "", columns: int = 3) -> None:
+    """What the labelled things in some axes are, below the whole figure."""
+    figure.legend(*axes.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=columns)
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
