@@ -56,7 +56,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
     """In the paper's manner: the change in each class. A column per model.
 
     Bars: the headline's way of changing the neurons, with its interval. Markers: the other ways, and the paper's
-    control (index plus one). Grey points: sets as active in the targeted classes, whose names are bold.
+    control (index plus one). Grey points: sets as active in the targeted classes, whose bars are darker.
     """
     at, head, colour = {"task": task, "target": target, "mode": mode}, result.headline, colours(result.labels)
     mine = _pick(result.effects, **at)
@@ -88,8 +88,6 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
         axis.set_title("" if row else f"{result.labels[models[column]]}\n{here.neurons.max():.4g} neurons")
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}")
         axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        for text, targeted in zip(axis.get_xticklabels(), here.targeted, strict=True):
-            text.set_fontweight("bold" if targeted else "normal")
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
     legend_below(figure, grid[0, 0], f"bars: {KINDS[head]}, 95 % interval; grey: sets as active in the class{cut}")
     return figure
