@@ -387,7 +387,7 @@ class Calibrated(Shown):
     @property
     def survivors(self) -> Selection:
         """The selection of the pairs that survive alone."""
-        return replace(self.selection, members=self.members, selected=self.members.any(axis=2))
+        return replace(self.selection, members=self.members, selected=np.any(self.members, axis=2))
 
     @property
     def coverage(self) -> float:

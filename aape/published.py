@@ -80,8 +80,8 @@ def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.Da
         if found is not None and not remark:
             alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
             if all(alike):
-                by = {"quantile": study.selection.quantile, "weak_filter": weak_filter}
-                chosen = select(found, rate=study.rate(task), **by)
+                by: dict[str, Any] = {"rate": study.rate(task), "quantile": study.selection.quantile}
+                chosen = select(found, weak_filter=weak_filter, **by)
                 ours = set(map(tuple, chosen.shared([first for first, *_ in alike], exclusive=exclusive).tolist()))
             else:
                 remark = f"no class named {' or '.join(names)}"

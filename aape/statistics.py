@@ -58,8 +58,9 @@ class TaskResult:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TaskResult:
         """A result from the cache."""
         row, *tables = json.loads(str(arrays["text"])).values()
+        neurons, classes, sensitivity = map(pd.DataFrame, tables)
         drawn = Drawn(arrays["neurons"], arrays["bits"]) if "bits" in arrays else None
-        return cls(arrays["members"], arrays["calibrated"], row, *map(pd.DataFrame, tables), drawn)
+        return cls(arrays["members"], arrays["calibrated"], row, neurons, classes, sensitivity, drawn)
 
 
 def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
