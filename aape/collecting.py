@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import warnings
+import platform
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aape.artifacts import Artifacts, load_artifacts, other_encoder
+from aape.artifacts import ArrayWriter, Artifacts, load_artifacts, other_encoder, save_tensors
 from aape.counting import BatchCounts, count_batch
 from aape.encoder import Encoder, choose_device, full_precision
-from aape.files import folder_lock, write_json
-from aape.manifest import FILES, read_manifest
-from aape.merging import Progress, add_by_class, clean_up, facts_of, merge, sibling, take_over
-from aape.plan import IDENTITY, RUN, Plan, naming_space, plan_pass, say_what_comes
+from aape.files import Cache, folder_lock, sha256_of, sync_folder, whole_file, write_text
+from aape.manifest import ARRAYS, FILES, read_manifest, write_manifest
+from aape.plan import ENCODER, IDENTITY, RUN, Plan, naming_space, plan_pass, say_what_comes
 from aape.study import load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
+
+_PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "soxr")
 
 
 def collect(
@@ -52,8 +56,7 @@ def collect(
     Args:
         encoder: the model. task: the clips.
         out_dir: one folder for each encoder and task.
-        batch_size: clips at once; 32, or that of the unfinished pass. Another batch size may move a count where
-            |activation| <= 1e-5.
+        batch_size: clips at once; 32. Another batch size may move a count where |activation| <= 1e-5.
         device: "cpu", "cuda", "cuda:1", "mps"; CUDA if there.
         splits: which splits or folds are heard; all.
         layers: names of the layers that are counted; all.
@@ -75,40 +78,100 @@ def collect(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
-    if batch_size is None:
-        batch_size = (unfinished(out_dir) or {}).get("batch_size", 32)
     plan = plan_pass(
-        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, batch_size=batch_size,
-        device=on.type, means=means, on_bad_clip=on_bad_clip,
+        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, means=means,
+        batch_size=32 if batch_size is None else batch_size, device=on.type, on_bad_clip=on_bad_clip,
     )  # fmt: skip
-    partial = out_dir / ".partial"
-    if _is_whole(plan, out_dir) and not partial.exists():
+    progress = Progress(plan, out_dir / ".partial")
+    if _is_whole(plan, out_dir) and not progress.folder.exists():
         return load_artifacts(out_dir)
-    with naming_space(plan, out_dir), _one_writer(out_dir, rank, world):
+    first = rank == 0  # it holds the lock for all processes of the group
+    with naming_space(plan, out_dir), folder_lock(out_dir) if first else contextlib.nullcontext():
+        _barrier(world)
         if not _is_whole(plan, out_dir):  # another process may have been faster
-            if rank == 0:
-                _open(plan, out_dir)
+            if first:
+                _open(plan, progress, out_dir)
             _barrier(world)
-            source = None if plan.settings["kept"] else sibling(plan, out_dir)
-            progress = Progress(plan, partial)
+            source = _sibling(plan, out_dir)
             if source is None:
                 _hear(encoder, plan, progress, on, rank, world)
             _barrier(world)
-            if rank == 0:
-                facts = facts_of(encoder) if source is None else take_over(plan, source, progress)
+            if first:
+                facts = _facts_of(encoder) if source is None else _take_over(plan, source, progress)
                 merge(plan, progress, facts, out_dir)
-        if rank == 0:
-            clean_up(partial)
+        if first:
+            shutil.rmtree(progress.folder)
+        _barrier(world)
     return load_artifacts(out_dir)
 
 
-@contextlib.contextmanager
-def _one_writer(out_dir: Path, rank: int, world: int) -> Iterator[None]:
-    """The folder's lock, for all processes of the group: the first one holds it."""
-    with folder_lock(out_dir) if rank == 0 else contextlib.nullcontext():
-        _barrier(world)
-        yield
-        _barrier(world)
+def collect_study(
+    study: str | Path, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
+) -> Artifacts:
+    """Everything a collecting notebook does: load a study's model and task by name, collect with its settings."""
+    loaded = load_study(study)
+    settings = loaded.collect.model_dump() | ({} if batch_size is None else {"batch_size": batch_size})
+    out_dir = loaded.artifacts_directory(task, model)
+    encoder, clips = load_encoder(loaded, model), load_task(loaded, task)
+    return collect(encoder, clips, out_dir, device=device, seed=loaded.seed, **settings)
+
+
+class Progress:
+    """What a pass has computed so far: an entry for each batch and, where not every clip's own counts are kept, sums.
+
+    An entry holds, of the batch's clips, `embeddings`, `tokens`, `padding_tokens`, `unmarked` (whether there is padding
+    of which nobody knows the tokens) and `complaints` ("" of those that are good), and, of those that are kept, the
+    arrays of the artifacts, padding_counts only where there are any.
+
+    A process's sums are active tokens by class [classes, layers, neurons] over the batches in its `done`; both are
+    saved as one, after the batches themselves, so no batch is counted twice or lost.
+    """
+
+    def __init__(self, plan: Plan, partial: Path) -> None:
+        self.folder, self._cache = partial, Cache(partial)
+        # without the probe, which is equal to rounding only
+        self._key = {k: v for k, v in plan.settings.items() if k != "probe"} | {"entries": 3}
+        self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "done": (len(plan.batches),)}
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """An entry, or None where it is not there or damaged."""
+        return self._cache.get(name, self._key)
+
+    def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep an entry."""
+        self._cache.put(name, self._key, arrays)
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """What all batches left, in order.
+
+        Raises:
+            OSError: one that was whole when the pass began is not any more; the next call computes it anew.
+        """
+        for number in range(*self._sizes["done"]):
+            if (rows := self.get(_entry(number))) is None:
+                raise OSError(f"batch {number} in {self.folder} was damaged just now; call again to compute it anew")
+            yield rows
+
+    def sums(self, rank: int | str = "*") -> dict[str, np.ndarray]:
+        """Sums of a process, or of all, and in how many of them each batch is."""
+        total = {name: np.zeros(size, np.int64) for name, size in self._sizes.items()}
+        for path in self.folder.glob(f"sums-{rank}.npz"):
+            for name, values in (self.get(path.stem) or {}).items():
+                total[name] += values
+        return total
+
+
+def _entry(batch: int) -> str:
+    return f"batch-{batch:06d}"
+
+
+def add_by_class(sums: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
+    """Add counts [clips, layers, neurons] to sums [classes, layers, neurons]."""
+    for label in np.unique(labels):  # np.add.at takes three times as long
+        sums[label] += counts[labels == label].sum(axis=0, dtype=np.int64)
+
+
+# --- whose folder it is -----------------------------------------------------------------------------------------------
 
 
 def _barrier(world: int) -> None:
@@ -123,51 +186,32 @@ def _is_whole(plan: Plan, out_dir: Path) -> bool:
     return there
 
 
-def _open(plan: Plan, out_dir: Path) -> None:
-    """Adopt what a killed run left, or begin: afterwards `.partial/settings.json` is there, and nobody else's files."""
-    partial, settings = out_dir / ".partial", unfinished(out_dir)
+def _open(plan: Plan, progress: Progress, out_dir: Path) -> None:
+    """Adopt what a killed run left, or begin: afterwards `.partial` holds our settings, and nobody else's files."""
+    partial, cache = progress.folder, Cache(progress.folder)
+    settings = cache.get("settings", "of the pass")
     if settings is not None:
-        _refuse_other(settings, plan.settings, out_dir, IDENTITY + RUN)
-    strangers = [name for name in (*FILES, "manifest.json") if os.path.lexists(out_dir / name)]
-    if strangers and not (partial / "final").is_dir():  # else a run was killed that moved its files to their place
+        _refuse_other(json.loads(settings["json"].tobytes()), plan.settings, out_dir, IDENTITY + RUN)
+    strangers = [name for name in FILES if os.path.lexists(out_dir / name)]
+    if (partial / "final").is_dir():  # a run was killed that moved them to their place
+        strangers = []
+    occupied = (partial.exists() and not partial.is_dir()) or any(partial.glob("[!.]*"))
+    if occupied and not cache.path("settings").exists():  # the first file that a pass writes there
+        strangers.append(partial.name)
+    if strangers:
         raise ValueError(
             f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
             "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
         )
-    partial.mkdir(exist_ok=True)
     if settings is None:
-        write_json(partial / "settings.json", plan.settings, sync=False)
-
-
-def unfinished(out_dir: Path) -> dict[str, Any] | None:
-    """Settings of the pass that was cut off in this folder; None where there is none, or they were damaged.
-
-    Raises:
-        ValueError: `.partial` is not ours.
-    """
-    partial, damaged = out_dir / ".partial", False
-    if not os.path.lexists(partial):
-        return None
-    with contextlib.suppress(OSError):  # without settings, nothing there is ours
-        text = (partial / "settings.json").read_bytes()
-        try:
-            settings = json.loads(text)
-            if isinstance(settings, dict) and set(IDENTITY + RUN) <= set(settings):
-                return settings
-            damaged = any(partial.glob("batch-*.npz"))
-        except ValueError:  # cut off, in the first moments too
-            damaged = True
-    if damaged:
-        warnings.warn(f"{partial}/settings.json was damaged and is written anew", stacklevel=2)
-    elif not partial.is_dir() or any(path.name[0] != "." for path in partial.iterdir()):  # else cut off right here
-        raise ValueError(f"{partial} is not of a pass of this version. Move it away, or choose another out_dir.")
-    return None
+        text = json.dumps(plan.settings).encode()
+        cache.put("settings", "of the pass", {"json": np.frombuffer(text, np.uint8)})
 
 
 def _refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
     """Refuse to go on with, or to return, what was made with other settings."""
-    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
-    sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
+    plain = [k for k in keys if k not in ("identity", "probe") and theirs[k] != ours[k]]
+    sides = [f"{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in plain]
     sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
     if sides:
         raise ValueError(
@@ -176,89 +220,212 @@ def _refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: P
         )
 
 
+# --- what the encoder makes of the clips ------------------------------------------------------------------------------
+
+
 def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device, rank: int, world: int) -> None:
     """Every batch of this process that is not on disk yet through the encoder."""
-    task, settings = plan.task, plan.settings
+    task, layers = plan.task, plan.settings["layers"]
     sums, own = progress.sums(), progress.sums(rank)
     missing = (sums["done"] == 0) & (not plan.kept.all())  # in the sums over clips whose own counts are not kept
-    todo = [b for b in range(rank, len(plan.batches), world) if missing[b] or progress.batch(b) is None]
-    clips = [plan.clips[plan.batches[b]] for b in todo]
+    todo = [b for b in range(rank, len(plan.batches), world) if missing[b] or progress.get(_entry(b)) is None]
+    clips = [plan.batches[b] for b in todo]
     if rank == 0 and todo:
         say_what_comes(plan, encoder, progress.folder)
     parent = os.getppid()
-    named: dict[str, Any] = {"desc": f"{encoder.name} on {task.name}", "disable": None if rank == 0 and todo else True}
-    with full_precision(), tqdm(total=sum(map(len, clips)), unit="clip", **named) as bar:
+    total, quiet = sum(map(len, clips)), None if rank == 0 and todo else True
+    with full_precision(), tqdm(total=total, unit="clip", desc=f"{encoder.name} on {task.name}", disable=quiet) as bar:
         waves = prefetched(task, clips, encoder.sample_rate)
-        for b, mine, (wave, valid, complaints) in zip(todo, clips, waves, strict=True):
+        for b, mine, (wave, valid, unreadable) in zip(todo, clips, waves, strict=True):
             if world > 1 and os.getppid() != parent:
                 raise SystemExit("the process that started this one is gone")
             on_device = torch.from_numpy(wave)
             if device.type == "cuda":  # copied while it still works
                 on_device = on_device.pin_memory()
             on_device = on_device.to(device, non_blocking=True)
-            counted = count_batch(encoder, on_device, torch.from_numpy(valid), settings["layers"], settings["neurons"])
-            for i, where in _not_finite(counted, settings["layers"]).items():
-                what = f"{task.files[mine[i]]}: {encoder.name} makes values of it that are not finite, in {where}."
-                complaints.setdefault(i, what)  # of a clip that cannot be read, that is the complaint
-            if complaints and settings["on_bad_clip"] == "stop":
+            counted = count_batch(encoder, on_device, torch.from_numpy(valid), layers, plan.settings["neurons"])
+            complaints = _complaints(plan, mine, counted, unreadable)
+            good = complaints == ""
+            if plan.settings["on_bad_clip"] == "stop" and not good.all():
                 raise BadClip(
-                    f"{next(iter(complaints.values()))} ({len(complaints)} such clip(s) in this batch.) What was "
-                    "computed is kept: mend the file and call again, or collect with on_bad_clip='skip'."
+                    f"{complaints[~good][0]} ({(~good).sum()} such clip(s) in this batch.) What was computed is kept: "
+                    "mend the file and call again, or collect with on_bad_clip='skip'."
                 )
             unmarked = (valid < wave.shape[1]) & (encoder.padding_masks is None)
-            progress.save(b, _entry(plan, plan.batches[b], counted, unmarked, complaints))
+            about = {"complaints": complaints, "unmarked": unmarked}
+            progress.put(_entry(b), about | _arrays(plan, counted, plan.kept[mine], good))
             if missing[b]:
-                good = [i for i in range(len(mine)) if i not in complaints]
                 add_by_class(own["sums"], task.labels[mine[good]], counted.counts.numpy()[good])
                 own["done"][b] = 1
                 if own["done"].sum() % 32 == 0:
-                    progress.save_sums(rank, own)
+                    progress.put(f"sums-{rank}", own)
             bar.update(len(mine))
     if missing.any():
-        progress.save_sums(rank, own)
+        progress.put(f"sums-{rank}", own)
 
 
-def _not_finite(counted: BatchCounts, layers: Sequence[str]) -> dict[int, str]:
-    """The clips of which infinities or NaN are made, which would count as inactive: where the first of them are."""
+def _complaints(plan: Plan, clips: np.ndarray, counted: BatchCounts, unreadable: Mapping[int, str]) -> np.ndarray:
+    """What is wrong with each clip of a batch, str [batch]; "" of those that can be used."""
+    # Infinities and NaN would count as inactive.
     fine = torch.cat([counted.means.isfinite().all(dim=2), counted.embeddings.isfinite().all(dim=1)[:, None]], dim=1)
-    places = [*(f"layer {name}" for name in layers), "the embedding"]
-    return {int(i): places[int(fine[i].int().argmin())] for i in (~fine.all(dim=1)).nonzero()[:, 0]}
+    places = [*(f"layer {name}" for name in plan.settings["layers"]), "the embedding"]
+    found = {}
+    for row in (~fine.all(dim=1)).nonzero()[:, 0].tolist():
+        where = f"values of it that are not finite, in {places[int(fine[row].int().argmin())]}."
+        found[row] = f"{plan.task.files[clips[row]]}: {plan.settings['encoder']} makes {where}"
+    return np.array([(found | dict(unreadable)).get(row, "") for row in range(len(clips))])
 
 
-def _entry(
-    plan: Plan, batch: np.ndarray, counted: BatchCounts, unmarked: np.ndarray, complaints: Mapping[int, str]
-) -> dict[str, np.ndarray]:
-    """A batch as `Progress` keeps it."""
-    bad = np.array(sorted(complaints), dtype=int)
-    good = np.setdiff1d(np.arange(len(batch)), bad)
-    kept = good[plan.kept[batch[good]]]
+def _arrays(plan: Plan, counted: BatchCounts, kept: np.ndarray, good: np.ndarray) -> dict[str, np.ndarray]:
+    """What was counted in a batch as `Progress` keeps it; `kept` and `good` are masks [batch]."""
     dtype = np.min_scalar_type(int(counted.tokens.max()))  # the smallest unsigned integer that holds any count
-    entry = {name: getattr(counted, name).numpy()[good] for name in ("embeddings", "tokens", "padding_tokens")}
-    entry |= {
-        "clips": batch[good],
-        "unmarked": unmarked[good],
-        "clip_counts": counted.counts.numpy()[kept].astype(dtype),
-    }
-    entry |= {"bad": batch[bad], "reasons": np.array([complaints[i] for i in bad], dtype=str)}
+    arrays = {name: getattr(counted, name).numpy() for name in ("embeddings", "tokens", "padding_tokens")}
+    arrays["clip_counts"] = counted.counts.numpy()[kept].astype(dtype)
     if counted.padding is not None:
-        entry["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
+        arrays["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:
-        means = counted.means.numpy()[kept]
-        entry["clip_means"] = means.astype(np.float16)
-        if np.isinf(entry["clip_means"]).any():  # of a sound clip, which leaving out would move p
+        with np.errstate(over="ignore"):
+            arrays["clip_means"] = counted.means.numpy()[kept].astype(np.float16)
+        if np.isinf(arrays["clip_means"][good[kept]]).any():  # of a sound clip, which leaving out would move p
             raise ValueError(
-                f"{plan.settings['encoder']}: a clip's mean activation of {np.abs(means).max():.3g} is beyond float16, in "
-                "which clip_means.npy is written (65,504). Collect with means=False."
+                f"{plan.settings['encoder']}: a clip's mean activation of {counted.means[good].abs().max():.3g} is beyond "
+                "float16, in which clip_means.npy is written (65,504). Collect with means=False."
             )
-    return entry
+    return arrays
 
 
-def collect_study(
-    study: str | Path, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
-) -> Artifacts:
-    """Everything a collecting notebook does: load a study's model and task by name, collect with its settings."""
-    loaded = load_study(study)
-    settings = loaded.collect.model_dump() | ({} if batch_size is None else {"batch_size": batch_size})
-    out_dir = loaded.artifacts_directory(task, model)
-    encoder, clips = load_encoder(loaded, model), load_task(loaded, task)
-    return collect(encoder, clips, out_dir, device=device, seed=loaded.seed, **settings)
+def _facts_of(encoder: Encoder) -> dict[str, Any]:
+    """What the manifest says of a pass besides its settings: provenance, and what the arithmetic ran on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    hardware = {"machine": platform.machine(), "threads": torch.get_num_threads()} | gpu
+    return {"weights": dict(encoder.weights), "hardware": hardware, "versions": versions}
+
+
+# --- what another task's pass has heard -------------------------------------------------------------------------------
+
+
+def _sibling(plan: Plan, out_dir: Path) -> Artifacts | None:
+    """Artifacts of another task beside `out_dir` for which the same encoder has heard all of our clips."""
+    ours = plan.settings
+    same = [k for k in (*ENCODER, "clip_seconds", "means", "device", "batch_size") if k != "probe"]
+    for path in sorted(out_dir.parent.glob("*/manifest.json")) if plan.kept.all() else ():
+        with contextlib.suppress(ValueError, FileNotFoundError):  # not ours, damaged, or not whole
+            theirs = read_manifest(path)
+            other = other_encoder(theirs, ours["identity"], ours["probe"]) or any(theirs[k] != ours[k] for k in same)
+            if other or theirs["task"] == plan.task.name or "kept_clips" in theirs:
+                continue
+            if Counter(plan.digests) <= Counter(theirs["clips"]["sha256"]):
+                return load_artifacts(path.parent, verify=True)
+    return None
+
+
+def _take_over(plan: Plan, source: Artifacts, progress: Progress) -> dict[str, Any]:
+    """Fill the progress from a pass over the same audio for another task, one to one; returns what `_facts_of` would."""
+    rows_of = defaultdict(list)
+    for row, digest in enumerate(source.manifest["clips"]["sha256"]):
+        rows_of[digest].append(row)
+    places = np.array([rows_of[digest].pop(0) for digest in plan.digests])
+    padding = source.manifest["padding"]
+    columns = {
+        "embeddings": source.embeddings(),
+        "tokens": source.tokens,
+        "padding_tokens": source.padding_tokens,
+        "unmarked": np.full(len(source.tokens), padding == "unknown"),
+        "complaints": np.full(len(source.tokens), ""),
+        "clip_counts": source.counts,
+    }
+    columns |= {"clip_means": source.means} if plan.settings["means"] else {}
+    columns |= {"padding_counts": source.padding_counts} if padding == "counted" else {}
+    for number, batch in enumerate(plan.batches):
+        progress.put(_entry(number), {name: values[places[batch]] for name, values in columns.items()})
+    facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
+    return facts | {"pass_of": f"{source.path.name} (task {source.manifest['task']})"}
+
+
+# --- the artifacts ----------------------------------------------------------------------------------------------------
+
+
+def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Path) -> None:
+    """Stream the batches, in order, into the artifacts; move them to their place when all are whole, the manifest last.
+
+    Raises:
+        ValueError: a class of which no clip could be read.
+        OSError: as `Progress.batches`.
+    """
+    task = plan.task
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # of a clip's row in each array, and its type
+    for rows in progress.batches():
+        shapes |= {name: (values.shape[1:], values.dtype) for name, values in rows.items()}
+        for name in ("tokens", "padding_tokens", "unmarked", "complaints"):
+            columns[name].append(rows[name])
+    known = {name: np.concatenate(parts) for name, parts in columns.items()}
+    good = known["complaints"] == ""
+    clips, labels, splits = np.flatnonzero(good), task.labels[good], np.asarray(task.splits)[good]
+    if lost := set(range(len(task.classes))) - set(labels.tolist()):
+        name, first = task.classes[min(lost)], known["complaints"][~good][0]
+        raise ValueError(f"class {name!r} of {task.name} has no clip that can be used; the first complaint: {first}")
+    order = sorted(set(splits.tolist()), key=lambda s: ("train valid test".find(s), s))
+    # file -> what it holds, of which clips that is there, and of which it is written
+    files = {f"{name}.npy": (name, plan.kept, good & plan.kept) for name in shapes if f"{name}.npy" in ARRAYS}
+    names = (*files, "over_zero.pt", "classes.txt", "features.pt", "gts.pt")
+    in_split = {s: good & (np.asarray(task.splits) == s) for s in order}
+    embedded = {s: f"embeddings-{i}.npy" for i, s in enumerate(order)}
+    files |= {embedded[s]: ("embeddings", np.ones_like(good), chosen) for s, chosen in in_split.items()}
+    sums = np.zeros((len(task.classes), *plan.shape), dtype=np.int64)
+    final = progress.folder / "final"
+    final.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for file, (name, _, chosen) in files.items():
+            shape, dtype = shapes[name]
+            opened = stack.enter_context(whole_file(final / file))
+            writers[file] = ArrayWriter(opened, (int(chosen.sum()), *shape), dtype)
+        for mine, rows in zip(plan.batches, progress.batches(), strict=True):
+            rows.setdefault("padding_counts", np.zeros_like(rows["clip_counts"]))
+            for file, (name, there, chosen) in files.items():
+                writers[file].append(rows[name][chosen[mine][there[mine]]])
+            if plan.kept.all():
+                add_by_class(sums, task.labels[mine[good[mine]]], rows["clip_counts"][good[mine]])
+    if not plan.kept.all():
+        sums = progress.sums()["sums"]
+    tokens = np.bincount(labels, weights=known["tokens"][good], minlength=len(task.classes))
+    probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
+    save_tensors(final / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
+    write_text(final / "classes.txt", "".join(f"{c}\n" for c in task.classes))
+    # mapped as private: nothing is held, nothing is written
+    features = {s: torch.from_numpy(np.load(final / file, mmap_mode="c")) for s, file in embedded.items()}
+    save_tensors(final / "features.pt", features)
+    save_tensors(final / "gts.pt", {s: torch.from_numpy(task.labels[chosen]) for s, chosen in in_split.items()})
+    unmarked = "unknown" if known["unmarked"][good].any() else "none"
+    manifest = {
+        "format": 3,
+        "classes": list(task.classes),
+        "group_column": task.group_column,
+        "clips": {
+            "file": [task.files[i] for i in clips],
+            "label": labels.tolist(),
+            "split": splits.tolist(),
+            "group": [task.groups[i] for i in clips],
+            "tokens": known["tokens"][good].tolist(),
+            "padding_tokens": known["padding_tokens"][good].tolist(),
+            "sha256": [plan.digests[i] for i in clips],
+        },
+        "skipped": [{"file": task.files[i], "reason": str(known["complaints"][i])} for i in np.flatnonzero(~good)],
+        "notes": list(task.notes),
+        "cut": plan.cut,
+        "padding": "counted" if "padding_counts" in shapes else unmarked,
+        "checksums": {name: sha256_of(final / name) for name in names},
+        **plan.settings,
+        **facts,
+    }
+    if not plan.kept.all():
+        manifest["kept_clips"] = np.flatnonzero(plan.kept[good]).tolist()
+    for name in names:
+        os.replace(final / name, out_dir / name)
+    sync_folder(out_dir)
+    write_manifest(out_dir / "manifest.json", manifest)

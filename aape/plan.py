@@ -1,8 +1,9 @@
-"""A collecting pass, decided and checked before anything is computed: which clips, which layers."""
+"""A collecting pass, decided and checked before anything is computed: which clips, which layers, what it will take."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -12,7 +13,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,12 @@ IDENTITY = (*ENCODER, "task", "clip_seconds", "splits", "data", "kept", "means")
 RUN = ("batch_size", "device", "on_bad_clip")  # may differ between finished runs, not within one
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """One pass, decided: which clips in which batches, and the settings that identify it."""
+    """One pass, decided: its clips, in which batches, and the settings that identify it."""
 
-    task: Task
-    clips: np.ndarray  # indices into the task, in its order
-    kept: np.ndarray  # bool, of `clips`: counts per clip go to disk
+    task: Task  # only the clips that are heard
+    kept: np.ndarray  # bool [clips]: their own counts go to disk
     settings: dict[str, Any]  # see aape.manifest.Settings
     digests: list[str]  # SHA-256 of each clip's file; "" where it cannot be read
     seconds: np.ndarray  # duration of each clip's file; NaN where it cannot be read
@@ -49,9 +48,9 @@ class Plan:
 
     @functools.cached_property
     def batches(self) -> list[np.ndarray]:
-        """Positions in `clips` of each batch."""
-        size, clips = self.settings["batch_size"], len(self.clips)
-        return np.split(np.arange(clips), range(size, clips, size))
+        """Indices of the clips of each batch."""
+        clips, size = np.arange(len(self.task)), self.settings["batch_size"]
+        return np.split(clips, range(size, len(clips), size))
 
     @property
     def cut(self) -> int:
@@ -81,12 +80,8 @@ def plan_pass(
 
     Args: those of `aape.collecting.collect`; `run` goes into the settings as it is.
     """
-    have = list(dict.fromkeys(task.splits))
-    for what, asked, there in (("split", splits, have), ("layer", layers, encoder.layers)):
-        if isinstance(asked, str) or (asked is not None and not asked):
-            raise ValueError(f"{what}s is a list of names, at least one, found {asked!r}")
-        if unknown := [name for name in asked or () if name not in there]:
-            raise ValueError(f"no {what} {unknown[0]!r}; there are {', '.join(there)}")
+    wanted = _chosen("splits", splits, task.splits)
+    names = _chosen("layers", layers, encoder.layers)
     if keep_clips is not None and keep_clips < 0:
         raise ValueError(f"keep_clips must be a number of clips, found {keep_clips}")
     if task.clip_seconds > encoder.clip_seconds * (1 + 1e-9) and not encoder.chunks:
@@ -94,11 +89,12 @@ def plan_pass(
             f"clips of {task.name} last {task.clip_seconds} s, {encoder.name} takes at most {encoder.clip_seconds} s "
             "at once. Shorten the task's clip_seconds, or let embed cut longer waves and say chunks=True."
         )
-    wanted = have if splits is None else list(splits)
-    clips = np.flatnonzero(np.isin(np.asarray(task.splits), wanted))
-    if empty := sorted(set(range(len(task.classes))) - set(task.labels[clips].tolist())):
+    clips = np.flatnonzero(np.isin(task.splits, wanted))
+    files, groups, of_split = (tuple(c[i] for i in clips) for c in (task.files, task.groups, task.splits))
+    task = dataclasses.replace(task, files=files, labels=task.labels[clips], groups=groups, splits=of_split)
+    if absent := set(range(len(task.classes))) - set(task.labels.tolist()):
         raise ValueError(
-            f"class {task.classes[empty[0]]!r} of {task.name} has no clip in {', '.join(wanted)}: its activation "
+            f"class {task.classes[min(absent)]!r} of {task.name} has no clip in {', '.join(wanted)}: its activation "
             "probability is not defined. Take in another split, or leave the class out of the metadata."
         )
     check_classes(task.classes)
@@ -107,18 +103,15 @@ def plan_pass(
         json.dumps(written, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"a name in {task.name}, or in the weights of {encoder.name}: {error}") from error
-    keep = len(clips) if keep_clips is None else min(keep_clips, len(clips))
-    kept = np.isin(np.arange(len(clips)), np.random.default_rng(seed).choice(len(clips), keep, replace=False))
-    names = list(encoder.layers if layers is None else layers)
-    with ThreadPoolExecutor(max_workers=1) as beside:  # hashing leaves the interpreter free for the dry run
-        identity = beside.submit(lambda: encoder.identity)
-        seen, probe = dry_run(encoder)
-    digests, seconds = _survey(task, clips)
-    columns = (task.files, [task.classes[label] for label in task.labels], task.splits, task.groups)
-    rows = ((*(column[i] for column in columns), digest) for i, digest in zip(clips.tolist(), digests, strict=True))
+    keep = len(task) if keep_clips is None else min(keep_clips, len(task))
+    kept = np.isin(np.arange(len(task)), np.random.default_rng(seed).choice(len(task), keep, replace=False))
+    seen, probe = dry_run(encoder)
+    digests, seconds = _survey(task)
+    classes = [task.classes[label] for label in task.labels]
+    rows = zip(task.files, classes, task.splits, task.groups, digests, strict=True)
     settings = {
         "encoder": encoder.name,
-        "identity": identity.result(),
+        "identity": encoder.identity,
         "probe": probe,
         "dtype": encoder.dtype,
         "layers": names,
@@ -128,19 +121,28 @@ def plan_pass(
         "sample_rate": encoder.sample_rate,
         "splits": wanted,
         "data": hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest(),
-        "kept": None if kept.all() else f"{int(kept.sum())} by seed {seed}",
+        "kept": None if kept.all() else f"{keep} by seed {seed}",
         **run,
     }
     checked(Settings, settings)
-    return Plan(task, clips, kept, settings, digests, seconds)
+    return Plan(task, kept, settings, digests, seconds)
 
 
-def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _chosen(what: str, asked: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+    """What was asked for, or all there is. Raises ValueError where it is not there, or nothing."""
+    there = list(dict.fromkeys(there))
+    chosen = there if asked is None else list(asked)
+    if not chosen or not {*chosen} <= {*there}:
+        raise ValueError(f"{what} must be a list of some of {', '.join(there)}, found {asked!r}")
+    return chosen
+
+
+def _survey(task: Task) -> tuple[list[str], np.ndarray]:
     """SHA-256 and duration [clips], s, of the clips' files, kept for files whose path, size and times do not change."""
 
     def mark(path: Path) -> str:
-        stat = path.stat() if path.exists() else None
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}" if stat else ""
+        stat = path.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
 
     def look(path: Path) -> tuple[str, float]:
         digest = ""
@@ -152,16 +154,15 @@ def _survey(task: Task, clips: np.ndarray) -> tuple[list[str], np.ndarray]:
     folder = task.audio_dir.resolve()
     cache, name = Cache(cache_dir() / "content"), hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     saved = cache.get(name, "sha256, seconds")
-    known = {} if saved is None else json.loads(saved["json"].tobytes())
-    paths = [folder / task.files[i] for i in clips]
-    marks = [mark(path) for path in paths]
-    if new := {m: path for m, path in zip(marks, paths, strict=True) if m not in known}:
+    known = json.loads(saved["json"].tobytes()) if saved else {}
+    paths = {mark(path): path for path in map(folder.joinpath, task.files)}
+    if new := {m: path for m, path in paths.items() if m not in known}:
         with ThreadPoolExecutor(max_workers=8) as pool:
             known |= dict(zip(new, pool.map(look, new.values()), strict=True))
-        kept = json.dumps({m: found for m, found in known.items() if found[0]})
+        readable = json.dumps({m: found for m, found in known.items() if found[0]})
         with contextlib.suppress(OSError):  # they are computed again
-            cache.put(name, "sha256, seconds", {"json": np.frombuffer(kept.encode(), np.uint8)})
-    digests, seconds = zip(*(known[m] for m in marks), strict=True)
+            cache.put(name, "sha256, seconds", {"json": np.frombuffer(readable.encode(), np.uint8)})
+    digests, seconds = zip(*(known[m] for m in paths), strict=True)
     return list(digests), np.array(seconds)
 
 
@@ -171,25 +172,22 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
     Raises:
         OSError: not even the least that will be written fits on the disk.
     """
-    task, seconds = plan.task, plan.seconds
+    name, seconds, length = plan.task.name, plan.seconds, plan.task.clip_seconds
     if plan.cut:
-        warnings.warn(
-            f"{task.name}: {plan.cut:,} of {len(seconds):,} clips last longer than clip_seconds={task.clip_seconds:g} "
-            f"(the longest {np.nanmax(seconds):.1f} s) and are cut there",
-            stacklevel=3,
-        )
-    padded = np.nansum(np.clip(task.clip_seconds - seconds, 0, None)) / (len(seconds) * task.clip_seconds)
+        longest = f"longer than clip_seconds={length:g} (the longest {np.nanmax(seconds):.1f} s)"
+        warnings.warn(f"{name}: {plan.cut:,} of {len(seconds):,} clips last {longest} and are cut there", stacklevel=3)
+    padded = np.nansum(np.clip(length - seconds, 0, None)) / (len(seconds) * length)
     if encoder.padding_masks is None and padded > 1e-4:
         warnings.warn(
-            f"{task.name}: {padded:.1%} of all samples are zero padding, and {encoder.name} does not say which tokens "
-            "that makes, so they count as sound. Give samples_per_token= or padding_masks=, or shorten clip_seconds.",
+            f"{name}: {padded:.1%} of all samples are zero padding, and {encoder.name} does not say which tokens that "
+            "makes, so they count as sound. Give samples_per_token= or padding_masks=, or shorten clip_seconds.",
             stacklevel=3,
         )
     needs, least, free = plan.space(folder)
     if least > free:
         raise OSError(errno.ENOSPC, "not begun")  # `naming_space` says the rest
     if least > 1 << 26:
-        tqdm.write(f"{task.name}: {len(seconds):,} clips to hear, {needs}")
+        tqdm.write(f"{name}: {len(seconds):,} clips to hear, {needs}")
 
 
 @contextlib.contextmanager
