@@ -6,8 +6,8 @@ Imports only the standard library at the top, so that `doctor` runs on a Python 
 from __future__ import annotations
 
 import csv
+import glob
 import itertools
-import os
 import posixpath
 import re
 import warnings
@@ -41,15 +41,11 @@ class Clip(NamedTuple):
 
 
 def audio_files(root: Path) -> list[str]:
-    """Audio files under a folder, relative to it, with /, sorted; without hidden files and macOS's ._ companions."""
+    """Audio files under a folder, relative to it, with /, sorted; without hidden ones, as macOS's ._ companions are."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [s for s in subfolders if not s.startswith((".", "__MACOSX"))]
-        audible = [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
-        found += [(Path(folder).relative_to(root) / name).as_posix() for name in audible]
-    return sorted(found)
+    names = (name for name in glob.iglob("**/*", root_dir=root, recursive=True) if name.lower().endswith(SUFFIXES))
+    return sorted(Path(name).as_posix() for name in names if (root / name).is_file())
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
@@ -68,27 +64,24 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     rows: dict[int, list[str]] = {}  # by the line that they end on
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            tabs = "\t" in file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter="\t" if "\t" in first else ",", strict=True)
-            for row in reader:
+            reader = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
+            for row in filter(None, reader):
                 rows[reader.line_num] = row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8 (a spreadsheet's CSV UTF-8)") from None
     except csv.Error as error:
         raise ValueError(f"{path}, line {max(rows, default=0) + 1}: {error}; is a quote left open there?") from None
     header = [name.strip() for name in rows.pop(min(rows, default=0), [])]
+    if len({*header}) < len(header) or not {*columns} <= {*header}:
+        wanted = f"{', '.join(columns) or 'columns'}, each column once"
+        raise ValueError(f"{path}: expected {wanted}, found {', '.join(header)}; rename, add or remove columns")
     for line, row in rows.items():
-        if len(row) not in (0, len(header)):
+        if len(row) != len(header):
             found = f"{len(row)} fields, but the header has {len(header)}"
-            how = "complete it" if len(row) < len(header) else "remove what is too much, or quote a field with a comma"
-            raise ValueError(f"{path}, line {line}: {found}; {how}")
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise ValueError(f"{path}: the column {twice[0]!r} stands there twice; rename or remove one of them")
-    if not {*columns} <= {*header}:
-        raise ValueError(f"{path}: expected columns {', '.join(columns)}, found {', '.join(header)}")
-    whole = {line: row for line, row in rows.items() if row}
-    return pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype=object)
+            raise ValueError(f"{path}, line {line}: {found}; complete the line, or quote a field that holds a comma")
+    return pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
 
 
 def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -> tuple[list[Clip], str | None]:
@@ -106,7 +99,7 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         label = "category" if label == "label" else label
     split = "split" if "split" in table else "fold"
     group = group or next((column for column in _GROUPS if column in table), None)
-    wanted = ["file_name", label, split, *filter(None, [group])]
+    wanted = ["file_name", label, split, *([group] if group else [])]
     if not {*wanted} <= {*table} or table.empty:
         found = f"{', '.join(map(str, table))} with {len(table)} rows"
         raise ValueError(f"{path}: expected columns {', '.join(wanted)} (split or fold), a row a clip, found {found}")
@@ -122,15 +115,12 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     expected, regex = ("a whole number", r"\d+(\.0+)?") if split == "fold" else (", ".join(SPLITS), "|".join(SPLITS))
     outside = r"/|\\|\.\.(/|$)|[A-Za-z]:"
     complaints = {
-        "no file_name; name the file, or remove the line": clips["file_name"] == "",
+        "a field is empty; complete the line, or remove it": (clips.apply(lambda c: c.str.strip()) == "").any(axis=1),
         "{file_name!r} leaves the audio folder; write it relative to that": clips["file_name"].str.match(outside),
         "{file_name!r} is a file that an earlier line has; list each clip once": clips["file_name"].duplicated(),
-        "no label; give one, or remove the line": clips["label"].str.strip() == "",
         "label {label!r} names several classes, expected one a clip": clips["label"].str.contains(","),
         f"{split} {{split!r}}, expected {expected}": ~clips["split"].str.fullmatch(regex),
     }
-    if group is not None:
-        complaints["no group; name it, or drop the column"] = clips["group"].str.strip() == ""
     for complaint, bad in complaints.items():
         if bad.any():
             row = clips[bad].iloc[0]
@@ -144,11 +134,9 @@ def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:
     """Warn of a column that nobody uses and that seems to say which clips belong together."""
     found = next((c for c in columns if _GROUP_LIKE.fullmatch(c)), None)
     if found is not None:
-        warnings.warn(
-            f"{source}: the column {found!r} seems to say which clips belong together, and is not used. Give "
-            f"group={found!r} if it does: statistics and splits then go by group.",
-            stacklevel=4,
-        )
+        what = f"the column {found!r} seems to say which clips belong together, and is not used"
+        how = f"Give group={found!r} if it does: statistics and splits then go by group."
+        warnings.warn(f"{source}: {what}. {how}", stacklevel=4)
 
 
 def csv_text(clips: Iterable[Clip]) -> str:
@@ -236,9 +224,9 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
     """
     if pattern is None:
         if flat := [f for f in files if "/" not in f]:
+            found = f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}"
             raise ValueError(
-                f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}; move "
-                "them, or say how names are made: pattern='{label}_{group}_{take}.wav'"
+                f"{found}; move them, or say how names are made: pattern='{{label}}_{{group}}_{{take}}.wav'"
             )
         splits = all(f.count("/") > 1 and _split_name(f.split("/")[0]) for f in files)
         pattern = "{split}/{label}/**/*" if splits else "{label}/**/*"

@@ -85,15 +85,15 @@ class Task(Shown):
         return csv_text(map(Clip, self.files, names, self.splits, groups))
 
     def _facts(self) -> dict[str, str]:
-        splits = ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items())
-        groups = "unknown" if self.group_column is None else f"{len(set(self.groups)):,} ({self.group_column})"
         more = f", ... ({len(self.classes)})" if len(self.classes) > 10 else ""
-        return {
+        grouped = f"{len(set(self.groups)):,} ({self.group_column})"
+        facts = {
             "clips": f"{len(self):,} of {self.clip_seconds:g} s in {self.audio_dir}",
             "classes": ", ".join(self.classes[:10]) + more,
-            "splits": splits,
-            "groups": groups,
-        } | {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(self.notes)}
+            "splits": ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items()),
+            "groups": "unknown" if self.group_column is None else grouped,
+        }
+        return facts | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
 
     def _title(self) -> str:
         return f"Task {self.name!r}"
@@ -157,8 +157,7 @@ def from_metadata(
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
     clips, column = cliplist.read_clips_csv(csv_path, label, group)
-    absent = [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]
-    if absent:
+    if absent := [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]:
         found = f"{len(absent)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}"
         raise FileNotFoundError(f"{found}, e.g. {', '.join(absent[:5])}. Complete the data, or take out the lines.")
     return _task(clips, name, clip_seconds, audio_dir, csv_path, column)
@@ -186,8 +185,8 @@ def _task(
     index = {label: i for i, label in enumerate(classes)}
     indices = np.array([index[label] for label in labels], dtype=np.int64)
     groups = tuple(str(i) if group is None else group for i, group in enumerate(groups))
-    seconds, names = float(clip_seconds), tuple(classes)
-    return Task(name, seconds, audio_dir, source, files, indices, names, splits, groups, grouped_by, tuple(notes))
+    clips_of = files, indices, tuple(classes), splits, groups
+    return Task(name, float(clip_seconds), audio_dir, source, *clips_of, grouped_by, tuple(notes))
 
 
 def from_folder(
@@ -227,9 +226,9 @@ def from_folder(
     clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
-    for field, found in (("class", {clip.label for clip in clips}), ("group", {clip.group for clip in clips})):
-        if len(found) == 1 and found != {None}:
-            alone = f"all {len(clips):,} clips are of one {field}, {found.pop()!r}, expected two or more"
+    for field, (first, *others) in (("class", {c.label for c in clips}), ("group", {c.group for c in clips})):
+        if not others and first is not None:
+            alone = f"all {len(clips):,} clips are of one {field}, {first!r}, expected two or more"
             raise ValueError(f"{folder}: {alone}. Give the folder above, or another pattern")
     seconds = np.array([seconds_of(folder / clip.file_name) for clip in clips])
     clip_seconds, note = _length(seconds, clip_seconds, folder)
@@ -271,7 +270,6 @@ def from_datasets(
     label: str = "label",
     group: str | None = None,
     revision: str | None = None,
-    config: str | None = None,
     name: str | None = None,
 ) -> Task:
     """A task from a dataset of the Hugging Face Hub, or a folder that `datasets` reads, with an Audio column.
@@ -280,7 +278,7 @@ def from_datasets(
 
     Args:
         repository: name on the Hub, or a folder. clip_seconds: length of every clip, s.
-        label, group: columns of the classes and the groups. revision: commit to hold to. config: of the dataset.
+        label, group: columns of the classes and the groups. revision: commit to hold to.
         name: short name; None: the repository's.
 
     Raises:
@@ -291,22 +289,22 @@ def from_datasets(
         import datasets
     except ImportError as error:
         raise ImportError("from_datasets needs the package datasets: pip install 'aape[datasets]'") from error
-    loaded: Any = datasets.load_dataset(repository, config, revision=revision)
+    loaded: Any = datasets.load_dataset(repository, revision=revision)
     columns = next(iter(loaded.values())).features
-    audio = next((name for name, feature in columns.items() if isinstance(feature, datasets.Audio)), None)
-    lacking = {label, group or label} - {*columns} if audio else {"of audio"}
-    if audio is None or lacking:
-        raise ValueError(f"{repository}: expected a column {lacking.pop()!r}, found {', '.join(columns)}")
+    audio = [column for column, feature in columns.items() if isinstance(feature, datasets.Audio)]
+    if not audio or not {label, group or label} <= {*columns}:
+        wanted = f"columns {label!r} and {group!r}" if group else f"a column {label!r}"
+        raise ValueError(f"{repository}: expected {wanted} and one of audio, found {', '.join(columns)}")
     if group is None:
         warn_of_groups(repository, columns)
     names = getattr(columns[label], "names", None)
-    marks = [repository, config, revision, *(rows._fingerprint for rows in loaded.values())]
+    marks = [repository, revision, *(rows._fingerprint for rows in loaded.values())]
     folder = cache_dir() / "datasets" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
     clips = []
     for split, rows in loaded.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
-        for i, row in enumerate(rows.cast_column(audio, datasets.Audio(decode=False))):
-            sound = row[audio]
+        for i, row in enumerate(rows.cast_column(audio[0], datasets.Audio(decode=False))):
+            sound = row[audio[0]]
             path = folder / split / f"{i:06d}{Path(sound['path'] or '.wav').suffix}"
             if not path.is_file():
                 with whole_file(path, sync=False) as file:
