@@ -8,6 +8,7 @@ temporary name and renamed when whole; the manifest comes last, so where it stan
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(f"{path} is no whole file of tensors ({str(error)[:200]}); collect again") from error
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An array, memory-mapped."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _of_clips(name: str, doc: str) -> property:
@@ -96,9 +102,6 @@ class Artifacts(Shown):
             raise ValueError(f"{self.path} holds no {file}, which is needed here; collect again, and with it")
         return self.path / file
 
-    def _array(self, file: str) -> np.ndarray:
-        return np.load(self._need(file), mmap_mode="r", allow_pickle=False)
-
     files = _of_clips("file", "File name of each clip, str [clips].")
     splits = _of_clips("split", "Split or fold of each clip, str [clips].")
     groups = _of_clips("group", "Group (recording, speaker, ...) of each clip, str [clips].")
@@ -112,12 +115,12 @@ class Artifacts(Shown):
 
         Where only some clips' counts were kept (`manifest["kept_clips"]`), the rows are those clips.
         """
-        return self._array("clip_counts.npy")
+        return load_array(self._need("clip_counts.npy"))
 
     @functools.cached_property
     def means(self) -> np.ndarray:
         """Mean activation over a clip's tokens, float16 [clips, layers, neurons], memory-mapped; rows as `counts`."""
-        return self._array("clip_means.npy")
+        return load_array(self._need("clip_means.npy"))
 
     @functools.cached_property
     def padding_counts(self) -> np.ndarray | None:
@@ -127,7 +130,7 @@ class Artifacts(Shown):
                 f"{self.path}: some clips are padded, but {self.manifest['encoder']} does not say which tokens that "
                 "makes; give its Encoder padding_masks and collect again"
             )
-        return None if self.manifest.get("padding") == "none" else self._array("padding_counts.npy")
+        return None if self.manifest.get("padding") == "none" else load_array(self._need("padding_counts.npy"))
 
     @functools.cached_property
     def features(self) -> dict[str, Tensor]:
@@ -155,10 +158,9 @@ class Artifacts(Shown):
         """
         chosen = np.ones(len(self.splits), dtype=bool)
         if split is not None:
-            wanted = [split] if isinstance(split, str) else list(split)
-            if unknown := sorted(set(wanted) - set(self.splits)):
-                have = ", ".join(sorted(set(self.splits)))
-                raise ValueError(f"{self.path} has no split {unknown[0]!r}; it has {have}")
+            wanted, have = [split] if isinstance(split, str) else list(split), sorted(set(self.splits))
+            if unknown := sorted({*wanted} - {*have}):
+                raise ValueError(f"{self.path} has no split {unknown[0]!r}; it has {', '.join(have)}")
             chosen &= np.isin(self.splits, wanted)
         if clips is not None:
             chosen &= np.isin(np.arange(len(chosen)), np.arange(len(chosen))[np.asarray(clips)])
@@ -199,12 +201,9 @@ class Artifacts(Shown):
         out = np.empty((*self.counts.shape[1:], len(wanted)), dtype=np.float64)
         for c, (new, old) in enumerate(wanted.items()):
             mine = rows[np.isin(self.labels[rows], [index[o] for o in old])]
-            total = int(tokens[mine].sum())
-            if total == 0:
+            if (total := int(tokens[mine].sum())) == 0:
                 raise ValueError(f"class {new!r} has no clip among the {len(rows)} chosen (split={split})")
-            active = _sum_of_rows(self.counts, mine)
-            if pad is not None:
-                active -= _sum_of_rows(pad, mine)
+            active = _sum_of_rows(self.counts, mine) - (0 if pad is None else _sum_of_rows(pad, mine))
             out[:, :, c] = active / total
         return out
 
@@ -212,17 +211,15 @@ class Artifacts(Shown):
         m, (layers, neurons, classes) = self.manifest, self.over_zero.shape
         facts: dict[str, Any] = {"model": "of another tool"}
         if m:
-            splits, clips = np.unique(self.splits, return_counts=True)
-            cut = f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""
-            by = m["group_column"]
-            grouped = f"{len(set(self.groups))} by {by}" if by else "every clip its own"
+            splits = ", ".join(f"{n:,} {split}" for split, n in sorted(Counter(self.splits.tolist()).items()))
+            groups = f"{len(set(self.groups))} by {m['group_column']}" if m["group_column"] else "every clip its own"
             padded = "unknown" if m["padding"] == "unknown" else f"{self.padding_tokens.sum() / self.tokens.sum():.1%}"
             facts = {
                 "model": f"{m['encoder']}, {m['dtype']} on {m['device']}",
                 "weights": f"{m['weights'].get('source')} (identity {m['identity'][:12]}...)",
                 "task": f"{m['task']}, clips of {m['clip_seconds']} s",
-                "clips": ", ".join(f"{n:,} {split}" for split, n in zip(splits, clips, strict=True)) + cut,
-                "groups": grouped,
+                "clips": splits + (f"; {m['cut']:,} cut at clip_seconds" if m["cut"] else ""),
+                "groups": groups,
                 "tokens": f"{self.tokens.sum():,}, of zero padding {padded}",
             } | {f"note {i}": note for i, note in enumerate(m["notes"], 1)}
         return facts | {
@@ -290,32 +287,34 @@ def load_artifacts(directory: str | Path, *, verify: bool = False) -> Artifacts:
     if not ((over_zero >= 0) & (over_zero <= 1)).all():
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     artifacts = Artifacts(path, classes, over_zero, manifest)
-    for name, contradicts in _disagreements(artifacts) if manifest else ():
-        if contradicts:
-            raise ValueError(
-                f"{path}/{name} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
-                "Restore the folder, or delete it and collect again."
-            )
+    if manifest and (name := next(_disagreeing(artifacts), None)):
+        raise ValueError(
+            f"{path}/{name} and manifest.json do not speak of the same pass: other classes, clips or sizes.\n"
+            "Restore the folder, or delete it and collect again."
+        )
     return artifacts
 
 
-def _disagreements(artifacts: Artifacts) -> Iterator[tuple[str, bool]]:
-    """Files beside the manifest, and whether they contradict it."""
+def _disagreeing(artifacts: Artifacts) -> Iterator[str]:
+    """Files that contradict the manifest beside them."""
     m, path = artifacts.manifest, artifacts.path
-    yield "classes.txt", list(artifacts.classes) != m["classes"]
+    if list(artifacts.classes) != m["classes"]:
+        yield "classes.txt"
     shape = len(m["layers"]), m["neurons"]
-    yield "over_zero.pt", tuple(artifacts.over_zero.shape) != (*shape, len(m["classes"]))
+    if artifacts.over_zero.shape != (*shape, len(m["classes"])):
+        yield "over_zero.pt"
     rows = len(m.get("kept_clips", m["clips"]["file"]))
     for name in set(ARRAYS) & set(m["checksums"]):
-        values = np.load(path / name, mmap_mode="r", allow_pickle=False)
-        wrong_type = values.dtype != np.float16 if name == "clip_means.npy" else values.dtype.kind != "u"
-        yield name, values.shape != (rows, *shape) or wrong_type
+        values = load_array(path / name)
+        right_type = values.dtype == np.float16 if name == "clip_means.npy" else values.dtype.kind == "u"
+        if values.shape != (rows, *shape) or not right_type:
+            yield name
     labels = {split: artifacts.labels[artifacts.splits == split].tolist() for split in set(artifacts.splits)}
-    for name in ("gts.pt", "features.pt"):
-        found = load_tensors(path / name, mmap=True)
-        lengths = {split: len(rows) for split, rows in found.items()} if isinstance(found, dict) else None
-        yield name, lengths != {split: len(rows) for split, rows in labels.items()}
-    yield "gts.pt", any(artifacts.gts[split].tolist() != rows for split, rows in labels.items())
+    if {split: rows.tolist() for split, rows in artifacts.gts.items()} != labels:
+        yield "gts.pt"
+    features = load_tensors(path / "features.pt", mmap=True)
+    if {split: len(rows) for split, rows in features.items()} != {split: len(rows) for split, rows in labels.items()}:
+        yield "features.pt"
 
 
 class ArrayWriter:

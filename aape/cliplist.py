@@ -224,9 +224,9 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
     """
     if pattern is None:
         if flat := [f for f in files if "/" not in f]:
-            found = f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}"
             raise ValueError(
-                f"{found}; move them, or say how names are made: pattern='{{label}}_{{group}}_{{take}}.wav'"
+                f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}; move "
+                "them, or say how names are made: pattern='{label}_{group}_{take}.wav'"
             )
         splits = all(f.count("/") > 1 and _split_name(f.split("/")[0]) for f in files)
         pattern = "{split}/{label}/**/*" if splits else "{label}/**/*"

@@ -121,14 +121,14 @@ class Manifest(Settings):
         return self
 
 
-def checked(schema: type[BaseModel], content: Mapping[str, Any]) -> None:
+def checked(schema: type[BaseModel], content: Any) -> None:
     """Raises ValueError, with the first complaint, where content does not fit the schema."""
     try:
-        schema.model_validate(dict(content))
+        schema.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -149,12 +149,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or "checksums" not in content:
-            raise ValueError("it is not one of ours")
-        seal = content.pop("sha256", None)
-        if content.get("format") == 3 and seal != _digest(content):
-            raise ValueError("its own hash differs: it was edited")
+        seal = content.pop("sha256", None) if isinstance(content, dict) else None
         checked(Manifest, content)
+        if seal != _digest(content):
+            raise ValueError("its own hash differs: it was edited")
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not a manifest of this version ({error}).\nRestore it or collect anew.") from error
     return content

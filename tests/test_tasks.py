@@ -89,8 +89,8 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split", "with 0 rows"),
         ("file_name,label,split\na.wav,x,train\na.wav,y,test", "line 3: .a.wav. is a file that an earlier line has"),
         ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
-        ("file_name,label,split\na.wav,,train", "line 2: no label"),
-        ("file_name,label,split\n,x,train", "line 2: no file_name"),
+        ("file_name,label,split\na.wav,,train", "line 2: a field is empty"),
+        ("file_name,label,split\n,x,train", "line 2: a field is empty"),
         ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
         ("file_name,label,split\na.wav,x,dev", "line 2: split 'dev', expected train, valid, test"),
         ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
@@ -98,11 +98,14 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test", "one number"),
         ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
         ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
-        ("file_name,label,split,label\na.wav,x,train,y", "'label' stands there twice"),
-        ("file_name,label,split\na.wav,x,train,", "line 2: 4 fields, but the header has 3; remove"),
-        ("file_name,label,split\na.wav,x", "line 2: 2 fields, but the header has 3; complete it"),
+        (
+            "file_name,label,split,label\na.wav,x,train,y",
+            "expected columns, each column once, found file_name, label, split, label",
+        ),
+        ("file_name,label,split\na.wav,x,train,", "line 2: 4 fields, but the header has 3"),
+        ("file_name,label,split\na.wav,x", "line 2: 2 fields, but the header has 3; complete the line"),
         ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "line 2: .*quote left open"),
-        ("file_name,label,split,group\na.wav,x,train,", "line 2: no group"),
+        ("file_name,label,split,group\na.wav,x,train,", "line 2: a field is empty"),
         ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
         ("file_name,label,split\nbüro.wav,x,train".encode("latin-1"), "not UTF-8 .*save it as UTF-8"),
     ],
@@ -295,5 +298,7 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
         assert from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal").group_column is None
-    with pytest.raises(ValueError, match="expected a column 'speaker', found sound, animal, who"):
+    with pytest.raises(
+        ValueError, match="expected columns 'animal' and 'speaker' and one of audio, found sound, animal, who"
+    ):
         from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="speaker")
