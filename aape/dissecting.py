@@ -28,14 +28,8 @@ from aape.selection import select
 from aape.task import Task, from_folder
 
 # What the ablation of a first look leaves out for its time; `ablate` by itself does it all.
-FIRST_LOOK: dict[str, Any] = {
-    "modes": ("mean", "zero"),
-    "layer_matched": 0,
-    "rate_matched": 0,
-    "other_modes": 0,
-    "gains": [],
-    "off_target": False,
-}
+FIRST_LOOK: dict[str, Any] = {"modes": ("mean", "zero"), "gains": [], "off_target": False}
+FIRST_LOOK |= dict.fromkeys(("layer_matched", "rate_matched", "other_modes"), 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,9 +16,9 @@ repository's root. Results lie in `outputs/<study>/` at the same place; $AAPE_OU
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
+import pkgutil
 import re
 import threading
 from collections.abc import Callable
@@ -113,8 +113,10 @@ class TaskSpec(Loader):
     rate: Share | None = None  # share of neurons that survive the AAPE rank; None: the study's
 
 
-def _written_out(kind: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _written_out(kind: str, name: str, entry: Any) -> Any:
     """An entry of `models` or `tasks` with what follows from its name and its short form written out."""
+    if not isinstance(entry, dict):
+        return entry
     forms = ("loader", "hub") if kind == "models" else ("loader", "folder", "metadata")
     given = [form for form in forms if entry.get(form) is not None]
     if len(given) != 1:
@@ -223,9 +225,9 @@ class Study(Shown, _Strict):
         """What follows from names: description, output, labels, titles and folders."""
         content = {"description": content.get("name"), "output": content.get("name")} | content
         for kind in ("models", "tasks"):
-            entries = content.get(kind) or {}
-            content[kind] = {name: _written_out(kind, name, entry) for name, entry in entries.items()}
-        return content
+            if isinstance(content.get(kind), dict):
+                content[kind] = {name: _written_out(kind, name, entry) for name, entry in content[kind].items()}
+        return {k: v for k, v in content.items() if v is not None}
 
     @model_validator(mode="after")
     def _references(self) -> Study:
@@ -338,7 +340,7 @@ def load_study(name_or_path: str | Path) -> Study:
         return Study.model_validate({"name": path.stem} | content | {"base": base})
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a study: {error}") from None
 
 
@@ -372,9 +374,8 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
     Raises:
         ValueError: no such module or function, an option that it does not take, a variable that is not set.
     """
-    module, _, function = spec.loader.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)
+        made = pkgutil.resolve_name(spec.loader)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error})") from error
     resolved = {key: resolve(key, value, study.base) for key, value in spec.options.items()}

@@ -96,13 +96,6 @@ def test_a_file_arrives_whole_once_and_after_a_broken_transfer(server, tmp_path)
     assert [p.name for p in places["m2d"].iterdir()] == ["m2d.bin"]
 
 
-def test_a_file_whose_length_nobody_knows_is_never_pinned(server, tmp_path):
-    server.length, server.cut = False, 1
-    download(["m2d"], tmp_path, items=item(server))  # the end of the reply is all there is
-    assert (tmp_path / "weights" / "m2d.bin").stat().st_size == len(CONTENT) // 2
-    assert not (tmp_path / "checksums.json").exists()
-
-
 WHOLE = {"/m.zip": zipped("one", "1" * 1000), "/m.tar": tarred("w"), "/m.tar.gz": tarred("w:gz")}
 
 
@@ -151,24 +144,18 @@ def test_the_first_checksum_of_an_archive_is_recorded_and_held_to(server, tmp_pa
     with pytest.raises(ValueError, match=r"is not the file it should be: .*on purpose, tell us"):
         download(["m2d"], tmp_path, items=item(server, "sha256:" + "0" * 64))
     assert not target.exists()
-    for garbled in ("{garbled", "[1]", '{"an address": "a checksum"}'):
-        (tmp_path / "checksums.json").write_text(garbled)
-        with pytest.raises(ValueError, match=r"checksums.json is damaged"):
-            download(["m2d"], tmp_path, items=items)
+    (tmp_path / "checksums.json").write_text('{"an address": "a checksum"}')
+    with pytest.raises(ValueError, match=r"checksums.json is damaged"):
+        download(["m2d"], tmp_path, items=items)
 
 
-def test_archives_are_unpacked_once_and_again_when_they_change(server, tmp_path):
-    items = item(server, path="/m.zip", folder=".")
+def test_archives_are_unpacked_once(server, tmp_path):
     server.files["/m.zip"] = zipped("model/checkpoint.pth", "one")
+    items = item(server, path="/m.zip", folder=".")
     checkpoint = download(["m2d"], tmp_path, items=items)["m2d"] / "model" / "checkpoint.pth"
     checkpoint.write_text("the user's own")
     download(["m2d"], tmp_path, items=items)
     assert checkpoint.read_text() == "the user's own"
-    (tmp_path / "checksums.json").unlink()
-    (tmp_path / "archives" / "m.zip").unlink()
-    server.files["/m.zip"] = zipped("model/checkpoint.pth", "two!")
-    download(["m2d"], tmp_path, items=items)
-    assert checkpoint.read_text() == "two!"
 
 
 def test_what_cannot_be_fetched(server, tmp_path):

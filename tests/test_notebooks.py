@@ -79,7 +79,6 @@ def test_a_kernel_ends_with_a_runner_that_is_killed_and_takes_no_port():
         "print(k.provisioner.pid, len(glob.glob(k.ip + '-*')), flush=True); time.sleep(60)"
     )
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert runner.stdout is not None
     pid, sockets = map(int, runner.stdout.readline().split())
     assert sockets == 5  # shell, iopub, stdin, control, heartbeat
     state, tries = Path(f"/proc/{pid}/stat"), 0
@@ -181,26 +180,10 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: t
     assert [len(pictures(path)) for path in copies] == [1, 1, 6, 2 + len(list(out.glob("ablation_*.png")))]
     for path in copies:
         check_tables(path)
+        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        assert [c.execution_count for c in code] == [*range(1, len(code) + 1)]  # as a fresh kernel numbers them
     assert headings(copies[0])[0] == "## my toy on my noise"
     assert "0 notebook(s) executed" in run(study, out.parent)
-
-
-def test_a_warm_kernel_leaves_the_copy_that_a_fresh_one_does(own_study: tuple[Path, Path, str], monkeypatch):
-    study, out, _ = own_study
-    warm = out / "notebooks" / "Collect.more.mine.ipynb"  # the second of one kernel
-    monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
-    monkeypatch.setenv("PYTHONPATH", str(study.parent))
-    job = Job("Collect.ipynb", "fresh.ipynb", {"study": str(study), "model": "mine", "task": "more"})
-    with kernel() as fresh:
-        execute(job, load_study(study), fresh)
-
-    def kept(path: Path) -> list[tuple[object, list[object]]]:
-        """Numbers of the cells and what they show, but for the progress bars of the pass itself."""
-        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        bars = "application/vnd.jupyter.widget-view+json"
-        return [(c.execution_count, [o.data for o in c.outputs if bars not in o.get("data", {bars: 0})]) for c in code]
-
-    assert kept(warm) == kept(out / "notebooks" / "fresh.ipynb")
 
 
 def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple[Path, Path, str], monkeypatch):
