@@ -16,7 +16,6 @@ against silencing neurons one by one.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
-from aape.classifier import STRENGTHS, Classifier, Fold, fit
+from aape.classifier import STRENGTHS, Classifier, Fold, are_folds, fit
 from aape.encoder import Encoder, choose_device, full_precision, hooked
 from aape.files import Cache
 from aape.task import Task
@@ -86,17 +85,15 @@ def attribute(
     todo = batches[int(sums["done"]) :]
     judges, judge_of = _judges(artifacts, rows, seed) if todo else ([], rows)
     waves = read_all(task, [position[batch] for batch in todo], encoder.sample_rate)
-    bar = tqdm(total=len(rows), unit="clip", desc=f"attribution, {encoder.name}", disable=None if progress else True)
+    shown = {"unit": "batch", "desc": f"attribution, {encoder.name}", "disable": None if progress else True}
     saved = time.monotonic()
-    with full_precision(), _frozen(encoder), bar:
-        bar.update(len(rows) - sum(map(len, todo)))
-        for batch, wave in zip(todo, waves, strict=True):
+    with full_precision(), _frozen(encoder):
+        for batch, wave in tqdm(zip(todo, waves, strict=True), total=len(todo), **shown):
             _add(sums, encoder, artifacts.layers, wave, artifacts.labels[batch], [judges[j] for j in judge_of[batch]])
             sums["done"] += 1
             if time.monotonic() - saved > SAVE_SECONDS or sums["done"] == len(batches):
                 cache.put(name, key, sums)
                 saved = time.monotonic()
-            bar.update(len(batch))
     return _effect(sums, artifacts.labels[rows], replace_by)
 
 
@@ -147,8 +144,7 @@ def cross_folds(artifacts: Artifacts, rows: np.ndarray, seed: int = 0) -> np.nda
         ValueError: a class with clips of one fold only, so that no classifier can judge them without knowing them.
     """
     splits, labels, groups = artifacts.splits[rows], artifacts.labels[rows], artifacts.groups[rows]
-    names = sorted(set(splits))
-    if len(names) >= 3 and all(re.fullmatch(r"fold\d+", name) for name in names):
+    if are_folds(names := sorted(set(splits))):
         fold = np.searchsorted(names, splits)
     else:
         _, of_clip = np.unique(groups, return_inverse=True)
@@ -235,11 +231,8 @@ def _add(
     finally:
         for handle in handles:
             handle.remove()
-    lost = sorted(set(range(len(layers))) - set(found["product"]))
-    if lost:
-        raise ValueError(
-            f"{encoder.name}: no gradient reaches layer {layers[lost[0]]!r}; is it on the way to the embedding?"
-        )
+    if lost := sorted(set(range(len(layers))) - set(found["product"])):
+        raise ValueError(f"{encoder.name}: no gradient reaches layer {layers[lost[0]]!r}; does the embedding need it?")
     for what, of_layer in found.items():
         by_clip = torch.stack([of_layer[place] for place in range(len(layers))], dim=1).double().cpu().numpy()
         np.add.at(sums[what], labels, by_clip)

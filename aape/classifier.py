@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
 SHARPNESS = tuple(10.0**e for e in range(-5, 0))  # of nearest-mean probabilities; sharper ones saturate and see nothing
-_ATTEMPTS = 100  # to draw bootstrapped groups in which no class is missing
+_ATTEMPTS = 100  # a refit, at most on average, to draw groups in which no class is missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def folds(
     groups = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
     names = sorted(set(splits.tolist()), key=lambda name: (len(name), name))  # fold10 behind fold9
     of = {name: np.flatnonzero(splits == name) for name in names}
-    if len(names) >= 3 and all(re.fullmatch(r"fold\d+", name) for name in names):
+    if are_folds(names):
         found = []
         for name, choosing in zip(names, names[1:] + names[:1], strict=True):
             train, fit = (np.flatnonzero(~np.isin(splits, without)) for without in ([name, choosing], [name]))
@@ -121,9 +121,15 @@ def folds(
         if len(both):
             which = f"{fold.name}: {len(both)} group(s) have clips to train on and to test on, e.g. {str(both[0])!r}"
             warnings.warn(f"{which}; the tested clips are not new to the classifier", stacklevel=2)
-    if len(tested := np.unique(np.concatenate([groups[fold.test] for fold in found]))) == 1:
+    tested = np.unique(groups[np.concatenate([fold.test for fold in found])])
+    if len(tested) == 1:
         warnings.warn(f"all tested clips are of one group ({tested[0]}): nothing is known of others", stacklevel=2)
     return found
+
+
+def are_folds(names: Sequence[str]) -> bool:
+    """Whether splits are those of cross-validation: fold1, fold2, fold3, ..."""
+    return len(names) >= 3 and all(re.fullmatch(r"fold\d+", name) for name in names)
 
 
 def held_out(labels: np.ndarray, groups: np.ndarray, share: float = 0.2, seed: int = 0) -> np.ndarray:
@@ -164,13 +170,24 @@ def _fitted(
     return Classifier(tuple(classes), coefficients, bias - coefficients @ scaler.mean_, strength)
 
 
-def fit(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
+def _best(
+    fitted: Callable[[float, np.ndarray], Classifier],
+    strengths: Sequence[float],
+    data: Sequence[np.ndarray],
     fold: Fold,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> Classifier:
+    """Of the strength that gives validation clips the highest mean log-probability of their class, the first of equals."""
+
+    embeddings, labels = data
+
+    def truth(strength: float) -> float:
+        log_p = fitted(strength, fold.train).log_probabilities(embeddings[fold.valid])
+        return float(log_p[np.arange(len(log_p)), labels[fold.valid]].mean())
+
+    return fitted(max(strengths, key=truth), fold.fit)
+
+
+def fit(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
     """Fit on a fold's training clips, with the regularisation of highest mean log-probability on its validation clips.
 
     Args:
@@ -178,17 +195,18 @@ def fit(
         labels: class indices of all clips, [clips].
         classes: names.
         fold: which clips do what.
-        strengths: inverse regularisations to try; the smallest of equals wins.
     """
-    tried = {s: _fitted(s, embeddings[fold.train], labels[fold.train], classes) for s in strengths}
-    best = max(strengths, key=lambda s: _truth(tried[s], embeddings, labels, fold.valid))
-    return _fitted(best, embeddings[fold.fit], labels[fold.fit], classes)
+
+    def fitted(strength: float, clips: np.ndarray) -> Classifier:
+        return _fitted(strength, embeddings[clips], labels[clips], classes)
+
+    return _best(fitted, STRENGTHS, (embeddings, labels), fold)
 
 
 def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
     """log p_c = -sharpness * |z - mean_c|^2 + constant on standardised z; the sharpness chosen on validation clips."""
 
-    def means(clips: np.ndarray, sharpness: float) -> Classifier:
+    def fitted(sharpness: float, clips: np.ndarray) -> Classifier:
         scaler = StandardScaler()
         z = scaler.fit_transform(embeddings[clips].astype(np.float64))
         mean = np.stack([z[labels[clips] == c].mean(axis=0) for c in range(len(classes))])
@@ -196,13 +214,7 @@ def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequen
         bias = -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_
         return Classifier(tuple(classes), weights, bias, sharpness)
 
-    best = max(SHARPNESS, key=lambda s: _truth(means(fold.train, s), embeddings, labels, fold.valid))
-    return means(fold.fit, best)
-
-
-def _truth(classifier: Classifier, embeddings: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> float:
-    """Mean log-probability of the true class of some clips."""
-    return float(classifier.log_probabilities(embeddings[clips])[np.arange(len(clips)), labels[clips]].mean())
+    return _best(fitted, SHARPNESS, (embeddings, labels), fold)
 
 
 def refits(
@@ -220,23 +232,23 @@ def refits(
     Clips of one group are drawn together. A draw in which a class is missing is drawn again.
 
     Raises:
-        ValueError: no draw in 100 holds every class (a class from a single group, say).
+        ValueError: hardly a draw holds every class (a class from a single group, say).
     """
-    rng = np.random.default_rng(seed)
+    rng, known = np.random.default_rng(seed), len(np.unique(labels[fold.fit]))
     names, of_clip = np.unique(np.asarray(groups)[fold.fit], return_inverse=True)
-    again = []
-    for _ in range(count):
-        for _ in range(_ATTEMPTS):
-            weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of_clip].astype(float)
-            if set(labels[fold.fit]) == set(labels[fold.fit][weights > 0]):
-                break
-        else:
-            raise ValueError(
-                f"{fold.name}: {_ATTEMPTS} bootstraps of {len(names)} training groups all lost a class; expected "
-                "classes that come from more than one group. Set refits to 0."
-            )
+    again: list[Classifier] = []
+    for _ in range(count * _ATTEMPTS):
+        if len(again) == count:
+            break
+        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of_clip].astype(float)
         rows, drawn = fold.fit[weights > 0], weights[weights > 0]
-        again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, drawn))
+        if len(np.unique(labels[rows])) == known:
+            again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, drawn))
+    if len(again) < count:
+        raise ValueError(
+            f"{fold.name}: of {count * _ATTEMPTS} bootstraps of {len(names)} training groups {len(again)} held every "
+            f"class, expected {count}: classes must come from more than one group. Set refits to 0."
+        )
     return again
 
 
@@ -252,7 +264,7 @@ def scores(
         in_sample: bool [clips], clips that the encoder itself was trained on. With any, a second set of rows holds
             the other clips alone, and the column `part` tells "all" from "unseen by the encoder".
     """
-    seen = np.zeros(len(labels), dtype=bool) if in_sample is None else np.asarray(in_sample, dtype=bool)
+    seen = np.zeros(len(labels), dtype=bool) if in_sample is None else in_sample
     columns = {
         "class": np.asarray(classes, dtype=object)[labels],
         "clips": 1,

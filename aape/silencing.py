@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -92,11 +93,7 @@ class _Donor:
 
 
 def neuron_set(
-    encoder: Encoder,
-    neurons: ArrayLike | Tensor,
-    gain: float = 0.0,
-    replace_by: ArrayLike | Tensor | None = None,
-    resample: bool = False,
+    encoder: Encoder, neurons: ArrayLike, gain: float = 0.0, replace_by: ArrayLike | None = None, resample: bool = False
 ) -> NeuronSet:
     """A `NeuronSet` checked against the encoder.
 
@@ -117,31 +114,28 @@ def neuron_set(
             f"{encoder.name}: its counted layers ({encoder.layers[0]!r} ...) are the linear layers before the "
             "activation function. Scaling there is not scaling a neuron: wrap the model with the activation modules."
         )
-    array = np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons)
+    array = np.asarray(neurons)
     if array.ndim != 2 or array.shape[1] != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             "neurons must be integers [k, 2] of (layer index, neuron index), k >= 1: found "
             f"{array.dtype} {list(array.shape)}{'' if array.size else ', an empty set'}"
         )
-    array = array.astype(np.int64)
-    sizes = _sizes(encoder)
-    for layer, neuron in array.tolist():
+    sizes, pairs = _sizes(encoder), list(map(tuple, array.tolist()))
+    for layer, neuron in pairs:
         if not 0 <= layer < len(sizes) or not 0 <= neuron < sizes[layer]:
             raise ValueError(
                 f"neuron [{layer}, {neuron}] is not in {encoder.name}, whose layers 0 to {len(sizes) - 1} have "
                 f"{', '.join(map(str, sizes))} neurons, each from 0"
             )
-    unique, counts = np.unique(array, axis=0, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"neuron {unique[counts > 1][0].tolist()} is in the set {counts.max()} times, expected once")
+    ((pair, times),) = Counter(pairs).most_common(1)
+    if times > 1:
+        raise ValueError(f"neuron {list(pair)} is in the set {times} times, expected once")
     if not math.isfinite(gain) or gain < 0 or (gain and replace_by is not None):
         raise ValueError(f"gain must be 0 or more, and not given beside replace_by; found {gain}")
-    if replace_by is None:
-        return NeuronSet(array, float(gain), resample=resample)
-    values = np.asarray(replace_by.cpu() if isinstance(replace_by, Tensor) else replace_by, dtype=np.float32)
-    if values.shape != (len(array),) or not np.isfinite(values).all():
+    values = None if replace_by is None else np.asarray(replace_by, dtype=np.float32)
+    if values is not None and (values.shape != (len(array),) or not np.isfinite(values).all()):
         raise ValueError(f"replace_by must hold {len(array)} finite values, one a neuron; found {values}")
-    return NeuronSet(array, replace_by=values)
+    return NeuronSet(array.astype(np.int64), float(gain), values, resample)
 
 
 def _sizes(encoder: Encoder) -> list[int]:
@@ -177,7 +171,7 @@ def _applied(
 
 @contextlib.contextmanager
 def silenced(
-    encoder: Encoder, neurons: ArrayLike | Tensor, gain: float = 0.0, replace_by: ArrayLike | Tensor | None = None
+    encoder: Encoder, neurons: ArrayLike, gain: float = 0.0, replace_by: ArrayLike | None = None
 ) -> Iterator[Encoder]:
     """Within the block, `encoder` runs with these neurons changed; after it, as before, also after an error.
 
@@ -229,10 +223,8 @@ def embed_with_sets(
     """
     stages = encoder.stages
     if stages is not None and len(stages.blocks) != len(encoder.layers):
-        raise ValueError(
-            f"{encoder.name}: stages has {len(stages.blocks)} blocks for {len(encoder.layers)} counted layers, "
-            "expected one block a layer"
-        )
+        found = f"{len(stages.blocks)} blocks for {len(encoder.layers)} counted layers"
+        raise ValueError(f"{encoder.name}: stages has {found}, expected one block a layer")
     resampling = [change for change in sets if change is not None and change.resample]
     donor = _Donor(encoder, donors.to(encoder.device), resampling) if donors is not None and resampling else None
     wave = wave.to(encoder.device)

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -69,17 +70,13 @@ def test_gain_of_one_changes_no_bit(vit: Encoder, wave: torch.Tensor) -> None:
             assert torch.equal(vit.embed(wave), before)
 
 
-@pytest.mark.parametrize("staged", [True, False])
-def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, staged: bool, monkeypatch) -> None:
-    embedding = vit.embed(wave)
-
-    def interrupted(_: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt
-
+def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, change = vit.embed(wave), [neuron_set(vit, [[0, 1], [2, 4]])]
     with monkeypatch.context() as patch:
-        patch.setattr(vit.module.vit.blocks[3], "forward", interrupted)  # type: ignore[union-attr, index]
-        with pytest.raises(KeyboardInterrupt):
-            embed_with_sets(vit if staged else replace(vit, stages=None), wave, [neuron_set(vit, [[0, 1], [2, 4]])])
+        patch.setattr(vit.module.vit.blocks[3], "forward", Mock(side_effect=KeyboardInterrupt))  # type: ignore
+        for encoder in (vit, replace(vit, stages=None)):
+            with pytest.raises(KeyboardInterrupt):
+                embed_with_sets(encoder, wave, change)
         with pytest.raises(KeyboardInterrupt), silenced(vit, [[0, 1], [3, 4]]):
             vit.embed(wave)
     assert not hooks_left(vit) and torch.equal(vit.embed(wave), embedding)
@@ -90,14 +87,11 @@ def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, sta
     [
         ([], {}, "empty"),
         ([[4, 0]], {}, r"neuron \[4, 0\] is not in .* layers 0 to 3 have 256"),
-        ([[-1, 0]], {}, r"neuron \[-1, 0\]"),
         ([[1, 2], [0, 5], [1, 2]], {}, r"\[1, 2\] is in the set 2 times"),
-        ([1, 2, 3], {}, r"\[k, 2\]"),
         (np.ones((4, 256), dtype=bool), {}, "integers"),
         ([[0, 1]], {"gain": -0.5}, "0 or more"),
         ([[0, 1]], {"gain": 0.5, "replace_by": [1.0]}, "not given beside"),
         ([[0, 1]], {"replace_by": [1.0, 2.0]}, "1 finite values"),
-        ([[0, 1]], {"replace_by": [float("inf")]}, "1 finite values"),
     ],
 )
 def test_bad_sets_are_refused(vit: Encoder, neurons: object, options: dict, message: str) -> None:
@@ -160,14 +154,11 @@ def test_staged_and_full_passes_equal_hooks_by_hand(vit: Encoder, wave: torch.Te
         assert change is None or not torch.equal(full[1], full[s])  # it does something
 
 
-def test_lower_blocks_run_once_for_all_sets(vit: Encoder, wave: torch.Tensor) -> None:
-    calls = [0, 0, 0, 0]
-    with contextlib.ExitStack() as hooks:
-        for i, block in enumerate(vit.module.vit.blocks):  # type: ignore[union-attr, arg-type]
-            count = lambda *_, i=i: calls.__setitem__(i, calls[i] + 1)  # noqa: E731
-            hooks.enter_context(block.register_forward_hook(count))
-        embed_with_sets(vit, wave[:, :32000], [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)])  # one chunk
-    assert calls == [1, 1, 1, 5]  # layer 2 is corrected by its projection, not run again
+def test_lower_blocks_run_once_for_all_sets(vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [Mock(wraps=block) for block in vit.stages.blocks]  # type: ignore[union-attr]
+    counted = replace(vit, stages=replace(vit.stages, blocks=blocks))  # type: ignore[type-var]
+    embed_with_sets(counted, wave[:, :32000], [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)])  # one chunk
+    assert [block.call_count for block in blocks] == [1, 1, 1, 5]  # layer 2 is corrected by its projection
 
 
 def test_stages_that_do_not_fit_are_refused(vit: Encoder, wave: torch.Tensor) -> None:
