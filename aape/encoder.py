@@ -71,7 +71,8 @@ class Encoder(Shown):
         stages: the model taken apart at its blocks, or None; only speeds deactivation up.
         cell_seconds: sound between two neighbouring time cells of the grid, s; None: they share the clip evenly.
         log_mel: wave [batch, samples] -> the spectrogram that the model sees of it, from the first to the last sample
-            [batch, bands, frames], lowest band first; only for pictures. None: not known for this model.
+            [batch, bands, frames], lowest band first, an axis of 1 may precede them; only for pictures. A module that
+            `embed` calls with the whole wave is not run again for them. None: not known for this model.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from aape.encoder import Encoder, hooked
 
 BATCH = 32  # clips at once
 LEVELS = 15  # of a picked-up map, beside nothing
+
+
+class _Heard(Exception):
+    """Everything that was asked for has been seen."""
 
 
 def token_maps(encoder: Encoder, neurons: Any, waves: Any) -> np.ndarray:
@@ -33,20 +38,31 @@ def token_maps(encoder: Encoder, neurons: Any, waves: Any) -> np.ndarray:
     waves = torch.as_tensor(waves, dtype=torch.float32)
     if waves.ndim != 2:
         raise ValueError(f"waves: expected [clips, samples], found shape {tuple(waves.shape)}")
-    batches = [batch_maps(encoder, neurons, waves[i : i + BATCH]) for i in range(0, len(waves), BATCH)]
-    return np.concatenate(batches) if batches else np.zeros((0, len(neurons), 0, 0), np.float32)
+    neurons, found = np.asarray(neurons, dtype=np.int64).reshape(-1, 2), []
+    for batch in waves.split(BATCH):
+        clips = np.arange(len(batch)).repeat(len(neurons))
+        maps = maps_of_pairs(encoder, batch, clips, np.tile(neurons, (len(batch), 1)))
+        found.append(maps.reshape(len(batch), len(neurons), *maps.shape[1:]))
+    return np.concatenate(found)
 
 
-def batch_maps(encoder: Encoder, neurons: Any, waves: Tensor) -> np.ndarray:
-    """`token_maps` of clips that go through the model together."""
-    neurons = np.asarray(neurons, dtype=np.int64).reshape(-1, 2)
+def maps_of_pairs(
+    encoder: Encoder, waves: Tensor, clips: np.ndarray, neurons: np.ndarray, stop: bool = False
+) -> np.ndarray:
+    """Maps [pairs, frequency, time] as those of `token_maps`, for each of some pairs of a clip and a neuron.
+
+    Args:
+        waves: of the clips that go through the model together [batch, samples]. clips: int [pairs], of these.
+        neurons: int [pairs, 2]. stop: leave the model behind the last layer that is looked at; what calls it makes
+            then is not checked against the grid.
+    """
     cells, (rows, columns) = grid_of(encoder, waves.shape[1])
     wrong = neurons[(neurons < 0).any(axis=1) | (neurons[:, 0] >= len(encoder.layers))]
     if len(wrong):
         raise ValueError(f"{encoder.name} has no layer {wrong[0, 0]}; it has 0 to {len(encoder.layers) - 1}")
     used = np.unique(neurons[:, 0])
-    places = [np.flatnonzero(neurons[:, 0] == layer) for layer in used]  # of each used layer, among the neurons
-    maps = torch.zeros(len(waves), len(neurons), rows * columns, device=encoder.device)
+    places = [np.flatnonzero(neurons[:, 0] == layer) for layer in used]  # among the pairs
+    maps = torch.zeros(len(neurons), rows * columns, device=encoder.device)
     calls = [0] * len(used)
 
     def see(place: int, output: Tensor) -> None:
@@ -58,19 +74,22 @@ def batch_maps(encoder: Encoder, neurons: Any, waves: Tensor) -> np.ndarray:
                 f"{encoder.name}: token_grid speaks of {len(cells)} calls with {[len(c) for c in cells]} tokens, call "
                 f"{call} of layer {encoder.layers[used[place]]!r} has {values.shape[1]}; make it agree with embed"
             )
-        mine = neurons[places[place], 1]
+        at = places[place]
+        mine = neurons[at, 1]
         if mine.max() >= values.shape[2]:
             raise ValueError(f"{encoder.name}: no neuron {mine.max()} in layer {used[place]}, of {values.shape[2]}")
         on_map = cells[call] >= 0
-        picked = values[:, :, torch.from_numpy(mine).to(values.device)].float()  # [batch, tokens, mine]
-        at = torch.from_numpy(places[place]).to(values.device)
-        maps[:, at[:, None], cells[call][on_map].to(values.device)] = picked[:, on_map].transpose(1, 2)
+        picked = values[torch.from_numpy(clips[at]), :, torch.from_numpy(mine)].float()  # [pairs of the layer, tokens]
+        maps[torch.from_numpy(at)[:, None], cells[call][on_map]] = picked[:, on_map]
+        if stop and all(done == len(cells) for done in calls):
+            raise _Heard
 
-    with hooked(encoder, [encoder.layers[layer] for layer in used], see), torch.inference_mode():
+    layers = [encoder.layers[layer] for layer in used]
+    with contextlib.suppress(_Heard), hooked(encoder, layers, see), torch.inference_mode():
         encoder.embed(waves.to(encoder.device))
     if set(calls) != {len(cells)}:
         raise ValueError(f"{encoder.name}: token_grid speaks of {len(cells)} calls, embed made {calls} of the layers")
-    return maps.reshape(*maps.shape[:2], rows, columns).cpu().numpy()
+    return maps.reshape(-1, rows, columns).cpu().numpy()
 
 
 def grid_of(encoder: Encoder, samples: int) -> tuple[list[Tensor], tuple[int, int]]:

@@ -9,7 +9,8 @@ import re
 import shutil
 import unicodedata
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 import aape
 from aape.artifacts import Artifacts
-from aape.atlas.maps import BATCH, batch_maps, grid_of, pooled
+from aape.atlas.maps import BATCH, grid_of, maps_of_pairs, pooled
 from aape.atlas.record import POOL, SCHEMA, Heard, b64, bytes_of, choose_clips, records
 from aape.atlas.sound import Pictures, encoded, keep, sound_format, wave_hash
 from aape.atlas.tables import SCORES, class_chance, effects, rounded, study_tables, task_chance
@@ -183,10 +184,12 @@ class Pair:
         wanted: dict[int, list[tuple[int, int]]] = {}  # clip -> its neurons, and where each one's map goes
         for at, (k, clip) in enumerate((k, clip) for k, chosen in enumerate(choices) for clip, _ in chosen):
             wanted.setdefault(clip, []).append((k, at))
-        shown, size = sorted(wanted), BATCH
-        maps = None
+        depth = {clip: max(neurons[k, 0] for k, _ in of) for clip, of in wanted.items()}
+        shown = sorted(wanted, key=lambda clip: (-depth[clip], clip))  # a batch leaves the model behind its last layer
+        maps, size = None, BATCH
         if self.grid is not None and shown:
-            size = int(np.clip(MAP_VALUES // (len(neurons) * math.prod(self.grid)), 1, BATCH))
+            most = max(map(len, wanted.values()))  # maps of a clip
+            size = int(np.clip(MAP_VALUES // (most * math.prod(self.grid)), 1, BATCH))
             maps = np.zeros((sum(map(len, choices)), *self.shape), np.float16)
         batches = [shown[i : i + size] for i in range(0, len(shown), size)]
         cache = Cache(self.out / ".partial" / self.about.folder)
@@ -194,23 +197,36 @@ class Pair:
         todo = [i for i, arrays in enumerate(done) if not arrays]
         rows = [self.task_row[self.heard.rows[batches[i]]] for i in todo]
         bar = tqdm(total=len(shown), unit="clip", desc=f"atlas, {self.about.folder}", disable=None)
+
+        def finish(i: int, heard: Any, arrays: dict[str, np.ndarray], log_mels: list[np.ndarray]) -> None:
+            files = self._files(batches[i], *heard, log_mels)
+            done[i] = arrays | {"files": np.array(json.dumps(files))}
+            cache.put(str(i), [identity, batches[i]], done[i])
+            bar.update(len(batches[i]))
+
+        finishing: deque[Future[None]] = deque()  # sounds and pictures are made while the model hears the next clips
         with bar, full_precision(), ThreadPoolExecutor(1) as beside:
             bar.update(len(shown) - sum(map(len, rows)))
             for i, heard in zip(todo, prefetched(self.task, rows, self.encoder.sample_rate), strict=True):
-                files = beside.submit(self._files, batches[i], *heard)
-                arrays = {}
-                if self.grid is not None:
-                    found = batch_maps(self.encoder, neurons, torch.from_numpy(heard[0]))[..., : self.grid[1]]
-                    found = pooled(found, *self.shape)
-                    each = [found[b, [k for k, _ in wanted[clip]]] for b, clip in enumerate(batches[i])]
-                    arrays = {"maps": np.concatenate(each).astype(np.float16)}
-                done[i] = arrays | {"files": np.array(json.dumps(files.result()))}
-                cache.put(str(i), [identity, batches[i]], done[i])
-                bar.update(len(batches[i]))
+                arrays: dict[str, np.ndarray] = {}
+                with self.pictures.overheard() as log_mels:
+                    if maps is not None:
+                        asked = np.array([(b, k) for b, clip in enumerate(batches[i]) for k, _ in wanted[clip]])
+                        stop = i != todo[0]  # the first pass also checks the grid
+                        waves = torch.from_numpy(heard[0])
+                        found = maps_of_pairs(self.encoder, waves, asked[:, 0], neurons[asked[:, 1]], stop)
+                        arrays["maps"] = pooled(found[..., : self.grid[1]], *self.shape).astype(np.float16)
+                finishing.append(beside.submit(finish, i, heard, arrays, log_mels))
+                if len(finishing) > 2:
+                    finishing.popleft().result()
+            for rest in finishing:
+                rest.result()
         for batch, arrays in zip(batches, done, strict=True):
             if maps is not None:
                 maps[[at for clip in batch for _, at in wanted[clip]]] = arrays["maps"]
-        return shown, [file for arrays in done for file in json.loads(str(arrays["files"]))], maps
+        files = [file for arrays in done for file in json.loads(str(arrays["files"]))]
+        by_clip = np.argsort(shown).tolist()
+        return [shown[i] for i in by_clip], [files[i] for i in by_clip], maps
 
     def _kept(self, arrays: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """A batch that was done before, if its files are still there and nothing was amiss."""
@@ -221,7 +237,12 @@ class Pair:
         return arrays if there else {}
 
     def _files(
-        self, batch: list[int], waves: np.ndarray, valid: np.ndarray, complaints: dict[int, str]
+        self,
+        batch: list[int],
+        waves: np.ndarray,
+        valid: np.ndarray,
+        complaints: dict[int, str],
+        log_mels: list[np.ndarray],
     ) -> list[list[Any]]:
         """Write sounds and pictures of a batch: of each clip their names, seconds of sound, and what is wrong with it."""
         rate, folder, found = self.encoder.sample_rate, self.out / "clips", []
@@ -236,7 +257,9 @@ class Pair:
                 name = wave_hash(wave, rate)
                 look = hashlib.sha256(f"{name} {len(waves[b])} {self.pictures.identity}".encode()).hexdigest()[:16]
                 sound = keep(folder / f"{name}.{sound_format(rate)}", partial(encoded, wave, rate))
-                image = keep(folder / f"{look}.png", partial(self.pictures.of, waves[b]))
+                image = keep(
+                    folder / f"{look}.png", partial(self.pictures.of, waves[b], log_mels[0][b] if log_mels else None)
+                )
             found.append([sound, image, round(int(valid[b]) / rate, 3), said])
         return found
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from torch import nn
 
 from aape.encoder import Encoder, noise
 from aape.files import whole_file
@@ -80,7 +82,7 @@ class Pictures:
         if self.encoder.log_mel is not None:
             with torch.inference_mode():
                 found = self.encoder.log_mel(torch.from_numpy(wave[None]).to(self.encoder.device))
-            return found[0].float().cpu().numpy()
+            return found.flatten(0, -3)[0].float().cpu().numpy()
         import nnAudio.features  # here: it takes a second
 
         hop = max(rate // 100, len(wave) // COLUMNS)
@@ -89,9 +91,20 @@ class Pictures:
         )
         return (mel(torch.from_numpy(wave[None]))[0] + 1e-8).log().numpy()
 
-    def of(self, wave: np.ndarray) -> bytes:
-        """The PNG of a wave [samples]."""
-        return picture(self.log_mel(wave), len(wave) / self.encoder.sample_rate)
+    @contextlib.contextmanager
+    def overheard(self) -> Iterator[list[np.ndarray]]:
+        """While it lasts, the log-mels [batch, bands, frames] of what the model hears, if it makes them by a module."""
+        found: list[np.ndarray] = []
+        module, keep = self.encoder.log_mel, lambda _, __, made: found.append(made.flatten(0, -3).float().cpu().numpy())
+        with contextlib.ExitStack() as stack:
+            if isinstance(module, nn.Module):
+                stack.callback(module.register_forward_hook(keep).remove)
+            yield found
+
+    def of(self, wave: np.ndarray, log_mel: np.ndarray | None = None) -> bytes:
+        """The PNG of a wave [samples], of which the log-mel may be known already."""
+        log_mel = self.log_mel(wave) if log_mel is None else log_mel
+        return picture(log_mel, len(wave) / self.encoder.sample_rate)
 
 
 def wave_hash(wave: np.ndarray, sample_rate: int) -> str:

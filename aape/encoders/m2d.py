@@ -225,5 +225,5 @@ def load(
         token_grid=model.token_grid,
         stages=Stages(lambda wave: (model.begin(wave), model.finish), blocks, [block.mlp.fc2 for block in blocks]),
         cell_seconds=vit.patch[1] * HOP / RATE,
-        log_mel=lambda wave: model.front_end(wave)[:, 0],
+        log_mel=model.front_end,
     )
