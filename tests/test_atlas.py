@@ -361,15 +361,15 @@ def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
 
 def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(site: Site, monkeypatch):
     monkeypatch.setattr(pair_room, "BATCH", 4)
-    whole, calls = pair_room.batch_maps, []
+    whole, calls = pair_room.maps_of_pairs, []
 
-    def breaks(encoder, neurons, waves):
+    def breaks(encoder, waves, *rest):
         calls.append(len(waves))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return whole(encoder, neurons, waves)
+        return whole(encoder, waves, *rest)
 
-    monkeypatch.setattr(pair_room, "batch_maps", breaks)
+    monkeypatch.setattr(pair_room, "maps_of_pairs", breaks)
     with pytest.raises(KeyboardInterrupt):
         site.build()
     assert read_script(site.out, "index")["pairs"] == []
@@ -381,7 +381,7 @@ def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(s
     straight = site.but(out=site.out.parent / "straight")
     straight.build()
     assert site.files() == straight.files(), "the same bytes as without a kill"
-    monkeypatch.setattr(pair_room, "batch_maps", None)  # a second call needs no model
+    monkeypatch.setattr(pair_room, "maps_of_pairs", None)  # a second call needs no model
     site.build()
     assert site.files() == straight.files()
 
