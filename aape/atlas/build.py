@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from aape.study import Study, load_encoder, load_study, load_task
 from aape.task import Task
 
 PAGE = ("index.html", "app.js", "app.css")
-PAIRS_AT_ONCE = 2  # of different models: a pass, and the making of sounds and pictures, leave one core idle in turns
+PAIRS_AT_ONCE = 2  # a pass, and the making of sounds and pictures, leave one core idle in turns
 
 
 def build_atlas(
@@ -77,8 +77,11 @@ def build_atlas(
         FolderBusy: another process is building there.
     """
     about = about or About(artifacts.path.resolve().parent.name, encoder.name, task.name, encoder.name, task.name)
+    selection = select(artifacts) if selection is None else selection
     with _opened(Path(out_dir), about) as add:
-        add(artifacts, encoder, task, about, selection or select(artifacts), neurons, strongest, clips, attribute)
+        if attribute:
+            attribution.attribute(encoder, task, artifacts)
+        add(Pair(artifacts, encoder, task, selection, about, Path(out_dir), clips), neurons, strongest)
     return Path(out_dir) / "index.html"
 
 
@@ -110,66 +113,35 @@ def build_study(
     }
     if not any(found.values()):
         raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
-    pending = [(model, task) for model, names in found.items() for task in names]
-    busy: list[tuple[str, str]] = []
-    encoders: dict[str, Encoder] = {}
-    sounds = {name: load_task(study, name) for name in dict.fromkeys(task for _, task in pending)}
-    guard, threads = threading.Lock(), torch.get_num_threads()
-    at_once = min(PAIRS_AT_ONCE, sum(map(bool, found.values())))
-
-    def take() -> tuple[str, str] | None:
-        """The next pair of a model that nobody is at, if possible on other sounds, of the model that has most left."""
-        with guard:
-            models, tasks = ({pair[i] for pair in busy} for i in (0, 1))
-            free = [pair for pair in pending if pair[0] not in models]
-            if not free:
-                return None
-            left = Counter(model for model, _ in pending)
-            pair = min(free, key=lambda pair: (pair[1] in tasks, -left[pair[0]]))
-            pending.remove(pair)
-            busy.append(pair)
-            return pair
-
-    def work() -> None:
-        torch.set_num_threads(max(1, threads // at_once))  # of this thread
-        while pair := take():
-            model, task = pair
-            spec = study.encoder(model)
-            if model not in encoders:
-                encoders[model] = load_encoder(study, model).to(choose_device())
-            artifacts = load_artifacts(study.artifacts_directory(task, model))
-            title = study.task(task).title
-            about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
-            rule = study.selection.model_copy(update={"rate": study.rate(task)}).model_dump()
-            add(
-                artifacts,
-                encoders[model],
-                sounds[task],
-                about,
-                select(artifacts, **rule),
-                None,
-                strongest,
-                20,
-                attribute,
-            )
-            with guard:
-                busy.remove(pair)
-                if model not in dict(pending):
-                    encoders.pop(model)
-
+    sounds = {name: load_task(study, name) for name in dict.fromkeys(chain.from_iterable(found.values()))}
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
+    mine = threading.local()  # a model at a time for each of the threads, since hooks of two passes would mix
+
+    def build(model: str, task: str) -> None:
+        if getattr(mine, "model", None) != model:
+            mine.model, mine.encoder = model, load_encoder(study, model).to(choose_device())
+        spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(task, model))
+        title = study.task(task).title
+        about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
+        selection = select(artifacts, **study.selection.model_copy(update={"rate": study.rate(task)}).model_dump())
+        if attribute:
+            attribution.attribute(mine.encoder, sounds[task], artifacts)
+        add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)
+
     whole = About(study.name, "", "", "", "", None, study.note, study.stand_in)
     order = [(model, task) for model in study.encoders for task in study.tasks]
-    with _opened(out, whole, order) as add, full_precision(), ThreadPoolExecutor(at_once) as pool:
-        working = [pool.submit(work) for _ in range(at_once)]
+    threads = max(1, torch.get_num_threads() // PAIRS_AT_ONCE)
+    with (
+        _opened(out, whole, order) as add,
+        full_precision(),
+        ThreadPoolExecutor(PAIRS_AT_ONCE, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+    ):
+        building = [pool.submit(build, model, task) for model, tasks in found.items() for task in tasks]
         try:
-            wait(working, return_when=FIRST_EXCEPTION)
+            for pair in as_completed(building):
+                pair.result()
         finally:
-            with guard:
-                pending.clear()  # after an error the other ends with its pair
-            torch.set_num_threads(threads)
-        for worker in working:
-            worker.result()
+            pool.shutdown(cancel_futures=True)  # after an error the other thread ends with its pair
     return out / "index.html"
 
 
@@ -188,27 +160,16 @@ def _opened(out: Path, about: About, order: Sequence[tuple[str, str]] = ()) -> I
         raise ValueError(
             f"{out} holds {min(strangers)!r} and is no atlas; give a folder of its own, e.g. {out / 'atlas'}"
         )
-    writing = threading.Lock()
+    writing, place = threading.Lock(), {pair: i for i, pair in enumerate(order)}
 
-    def add(
-        artifacts: Artifacts, encoder: Encoder, task: Task, about: About, selection: Selection, neurons: Any,
-        strongest: int, clips: int, attribute: bool,
-    ) -> None:  # fmt: skip
-        if not 10 <= clips <= 60:
-            raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
-        if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
-            raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
-        if attribute:
-            attribution.attribute(encoder, task, artifacts)
-        pair = Pair(artifacts, encoder, task, selection, about, out, clips)
-        there = {entry["folder"]: entry for entry in index["pairs"]}.get(about.folder)
+    def add(pair: Pair, neurons: Any, strongest: int) -> None:
+        there = {entry["folder"]: entry for entry in index["pairs"]}.get(pair.about.folder)
         entry = pair.build(there, with_pages(pair.heard, neurons, strongest))
         with writing:
-            pairs = {e["folder"]: e for e in index["pairs"]} | {about.folder: entry}
+            pairs = {e["folder"]: e for e in index["pairs"]} | {pair.about.folder: entry}
             index["pairs"] = sorted(pairs.values(), key=lambda e: place.get((e["m"], e["t"]), 0))
             write_script(out, "index", index)
 
-    place = {pair: i for i, pair in enumerate(order)}
     with folder_lock(out):
         index = _read_index(out, about)
         write_script(out, "index", index)  # from here on the folder is known as an atlas

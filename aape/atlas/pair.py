@@ -39,6 +39,7 @@ CELLS = 8192  # of all maps of a record together, which keeps it below 8 kB
 MAP_VALUES = 1 << 26  # activations that a batch's maps hold at once
 WHOLE_TABLE = 6_000_000  # probabilities by neuron and class in pair.js; of more, the TOP largest of each neuron
 TOP = 16
+Batch = tuple[np.ndarray, np.ndarray, dict[int, str]]  # waves [batch, samples], valid samples, complaints
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,12 @@ class Pair:
         selection: Selection,
         about: About,
         out: Path,
-        clips: int,
+        clips: int = 20,
     ) -> None:
+        if not 10 <= clips <= 60:
+            raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
+        if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
+            raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
         self.encoder, self.task, self.about, self.out, self.clips = encoder, task, about, out, clips
         self.artifacts, self.heard = artifacts, Heard.of(artifacts, selection)
         self.task_row = check_belong_together(encoder, task, artifacts) if artifacts.has_counts else np.zeros(0, int)
@@ -198,8 +203,8 @@ class Pair:
         rows = [self.task_row[self.heard.rows[batches[i]]] for i in todo]
         bar = tqdm(total=len(shown), unit="clip", desc=f"atlas, {self.about.folder}", disable=None)
 
-        def finish(i: int, heard: Any, arrays: dict[str, np.ndarray], log_mels: list[np.ndarray]) -> None:
-            files = self._files(batches[i], *heard, log_mels)
+        def finish(i: int, heard: Batch, arrays: dict[str, np.ndarray], log_mels: list[np.ndarray]) -> None:
+            files = self._files(batches[i], heard, log_mels)
             done[i] = arrays | {"files": np.array(json.dumps(files))}
             cache.put(str(i), [identity, batches[i]], done[i])
             bar.update(len(batches[i]))
@@ -210,7 +215,7 @@ class Pair:
             for i, heard in zip(todo, prefetched(self.task, rows, self.encoder.sample_rate), strict=True):
                 arrays: dict[str, np.ndarray] = {}
                 with self.pictures.overheard() as log_mels:
-                    if maps is not None:
+                    if self.grid is not None:
                         asked = np.array([(b, k) for b, clip in enumerate(batches[i]) for k, _ in wanted[clip]])
                         stop = i != todo[0]  # the first pass also checks the grid
                         waves = torch.from_numpy(heard[0])
@@ -236,15 +241,9 @@ class Pair:
         there = all(not said and all((self.out / "clips" / n).is_file() for n in (a, b)) for a, b, _, said in files)
         return arrays if there else {}
 
-    def _files(
-        self,
-        batch: list[int],
-        waves: np.ndarray,
-        valid: np.ndarray,
-        complaints: dict[int, str],
-        log_mels: list[np.ndarray],
-    ) -> list[list[Any]]:
+    def _files(self, batch: list[int], heard: Batch, log_mels: list[np.ndarray]) -> list[list[Any]]:
         """Write sounds and pictures of a batch: of each clip their names, seconds of sound, and what is wrong with it."""
+        waves, valid, complaints = heard
         rate, folder, found = self.encoder.sample_rate, self.out / "clips", []
         for b, row in enumerate(self.heard.rows[batch].tolist()):
             sound = image = None
