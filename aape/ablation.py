@@ -46,7 +46,7 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts, load_artifacts
 from aape.classifier import scores
-from aape.effects import AT, CONTROLS, MODES, Aim, against_controls
+from aape.effects import AT, MODES, Aim, against_controls
 from aape.encoder import Encoder, choose_device
 from aape.files import folder_lock, write_text
 from aape.selection import jaccard_index
@@ -141,13 +141,11 @@ def ablate(
 
 def _target(target: Any, task: str) -> AblationTarget:
     """A class name, several names (the neurons that they share), or an AblationTarget or its content."""
-    if isinstance(target, AblationTarget):
-        return target
     if isinstance(target, str):
         target = {"classes": [target], "mode": "specific"}
-    elif not isinstance(target, Mapping):
+    elif isinstance(target, (list, tuple)):
         target = {"classes": list(target), "mode": "shared"}
-    return AblationTarget(**{"task": task, **target})
+    return AblationTarget(**{"task": task, **dict(target)})
 
 
 def _jobs(study: Study, settings: AblationSettings, batch_size: int | None) -> Iterator[Job]:
@@ -295,25 +293,9 @@ class AblationResult:
         return self.table().to_html(index=False)
 
     def summary(self, measure: str = "log_probability") -> pd.DataFrame:
-        """A row per task, target, model and class of the target: before, change, effect, controls, p and q."""
+        """The headline's effects: a row per task, target, model and class of the target."""
         rows = self.effects
-        rows = rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)]
-        columns = ["task", "target", "model", "class", "clips", "groups", "in_sample", "neurons", "before"]
-        columns += [
-            "difference",
-            "low",
-            "high",
-            "off_target",
-            "effect",
-            "effect_low",
-            "effect_high",
-            "rank",
-            "refit_sd",
-        ]
-        for short in CONTROLS.values():
-            if short == "active" or rows[f"{short}_controls"].gt(0).any():
-                columns += [f"{short}_{what}" for what in ("controls", "mean", "low", "high", "p", "p_two_sided", "q")]
-        return rows[columns].reset_index(drop=True)
+        return rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)].reset_index(drop=True)
 
     def table(self, measure: str = "log_probability") -> pd.DataFrame:
         """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last."""
@@ -334,27 +316,27 @@ class AblationResult:
 
     def verdict(self, q: float = 0.05) -> str:
         """Plain sentences: for each encoder, whether its targets' classes fall further than with sets as active."""
-        lines = []
-        for measure, unit in (("accuracy", "points of accuracy"), ("log_probability", "nats of log-probability")):
-            for model, mine in self.summary(measure).groupby("model", sort=False):
-                label, tested = self.labels.get(str(model), str(model)), mine[mine.active_p.notna()]
-                if tested.empty:
-                    lines.append(f"{label}: nothing to test (no target has neurons, or no controls).")
-                    continue
-                best = tested.iloc[tested.active_p.argmin()]
-                line = (
-                    f"{label}, {unit}: {(tested.active_q < q).sum()} of {len(tested)} targeted classes fall further than "
-                    f"with random sets as active in them, other classes' change taken off (q < {q:g}); on average "
-                    f"{tested.effect.mean():+.3g} against {tested.active_mean.mean():+.3g}; smallest p = "
-                    f"{best.active_p:.3g} (q = {best.active_q:.3g}, {best['class']} in {best.task}: {best.effect:+.3g} "
-                    f"against {best.active_mean:+.3g})."
+        lines, units = [], {"accuracy": "points of accuracy", "log_probability": "nats of log-probability"}
+        for measure, model in itertools.product(units, self.effects.model.unique()):
+            label, rows = self.labels.get(model, model), self.summary(measure)
+            tested = rows[(rows.model == model) & rows.active_p.notna()]
+            if tested.empty:
+                lines.append(f"{label}: nothing to test (no target has neurons, or no controls).")
+                continue
+            best = tested.iloc[tested.active_p.argmin()]
+            line = (
+                f"{label}, {units[measure]}: {(tested.active_q < q).sum()} of {len(tested)} targeted classes fall further "
+                f"than with random sets as active in them, other classes' change taken off (q < {q:g}); on average "
+                f"{tested.effect.mean():+.3g} against {tested.active_mean.mean():+.3g}; smallest p = {best.active_p:.3g} "
+                f"(q = {best.active_q:.3g}, {best['class']} in {best.task}: {best.effect:+.3g} against "
+                f"{best.active_mean:+.3g})."
+            )
+            for _, row in tested[(tested.effect > tested.active_mean) & (tested.active_p_two_sided < q)].iterrows():
+                line += (
+                    f" {row['class']} in {row.task} rises beside them: {row.effect:+.3g} against {row.active_mean:+.3g} "
+                    f"(two-sided p = {row.active_p_two_sided:.3g}, not corrected)."
                 )
-                for _, row in tested[(tested.effect > tested.active_mean) & (tested.active_p_two_sided < q)].iterrows():
-                    line += (
-                        f" {row['class']} in {row.task} rises beside them: {row.effect:+.3g} against "
-                        f"{row.active_mean:+.3g} (two-sided p = {row.active_p_two_sided:.3g}, not corrected)."
-                    )
-                lines.append(line)
+            lines.append(line)
         # A classifier no better than always naming one class: its ablation says nothing.
         for (task, model), mine in self.classifier.query("part == 'all'").groupby(["task", "model"], sort=False):
             every, clips = mine[mine["class"] == "all classes"].iloc[0], mine.clips[mine["class"] != "all classes"]

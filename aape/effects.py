@@ -204,7 +204,7 @@ class Aim:
                 clips = self.panel | self.here & np.isin(self.bench.labels, undecided)
                 for number in range(start, min(start + ROUND, n)) if undecided else ():
                     at = self.at | {"kind": mode, "control": control, "number": number}
-                    trials.append(Trial(self._draw(control, rates[control], number), clips, MODES[mode], at=at))
+                    trials.append(Trial(self._drawn(control, rates[control], number), clips, MODES[mode], at=at))
             for row in self.run(trials, bar):
                 more = row["effect"] - mine[row["kind"], row["class"], row["measure"]]
                 of_class = sides[row["kind"], row["control"], row["class"]]
@@ -212,14 +212,13 @@ class Aim:
                 rows.append(row)
         return rows
 
-    def _draw(self, control: str, rates: Mapping[str, np.ndarray] | None, number: int) -> Sets:
-        members = dict(self.sets)
+    def _drawn(self, control: str, rates: Mapping[str, np.ndarray] | None, number: int) -> Sets:
+        found = {}
         for fold, neurons in self.sets.items():
-            if len(neurons):
-                name = f"{self.bench.task.name}|{self.at['target']}|{self.target.mode}|{control}|{fold}"
-                rng = np.random.default_rng([self.bench.seed, zlib.crc32(name.encode()), number])
-                members[fold] = matched(neurons, self.bench.width, rng, None if rates is None else rates[fold])
-        return members
+            name = f"{self.bench.task.name}|{self.at['target']}|{self.target.mode}|{control}|{fold}"
+            rng = np.random.default_rng([self.bench.seed, zlib.crc32(name.encode()), number])
+            found[fold] = matched(neurons, self.bench.width, rng, None if rates is None else rates[fold])
+        return found
 
 
 def _size(sets: Sets) -> float:

@@ -62,9 +62,7 @@ class NeuronSet:
 
     def changed(self, layer: int, activations: Tensor, donor: _Donor | None = None, call: int = 0) -> Tensor:
         """What takes the place of the activations [..., n] of one layer's neurons, in its call number `call`."""
-        if self.resample:
-            if donor is None:
-                raise ValueError("a set that resamples needs the clips to take the activations from: give `donors`")
+        if donor is not None and self.resample:
             return donor.activations(layer, call, self.neurons_of(layer))
         if self.replace_by is None:
             return activations * self.gain
@@ -225,8 +223,11 @@ def embed_with_sets(
     if stages is not None and len(stages.blocks) != len(encoder.layers):
         found = f"{len(stages.blocks)} blocks for {len(encoder.layers)} counted layers"
         raise ValueError(f"{encoder.name}: stages has {found}, expected one block a layer")
-    resampling = [change for change in sets if change is not None and change.resample]
-    donor = _Donor(encoder, donors.to(encoder.device), resampling) if donors is not None and resampling else None
+    resampling, donor = [change for change in sets if change is not None and change.resample], None
+    if resampling:
+        if donors is None:
+            raise ValueError("a set that resamples needs the clips to take the activations from: give `donors`")
+        donor = _Donor(encoder, donors.to(encoder.device), resampling)
     wave = wave.to(encoder.device)
     if stages is not None:
         return _staged(encoder, stages, wave, sets, donor)

@@ -103,7 +103,7 @@ def matched(neurons: np.ndarray, width: int, rng: np.random.Generator, rates: np
             stratum[np.argsort(rates[layer], kind="stable")] = np.arange(width) // STRATUM
         for s, needed in zip(*np.unique(stratum[neurons[neurons[:, 0] == layer, 1]], return_counts=True), strict=True):
             found += [(layer, n) for n in rng.choice(np.flatnonzero(stratum == s), needed, replace=False)]
-    return np.array(sorted(found), dtype=np.int64)
+    return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(eq=False)
