@@ -51,10 +51,10 @@ def _doctor(parser: argparse.ArgumentParser, words: list[str]) -> int:
 def _download(parser: argparse.ArgumentParser, words: list[str]) -> None:
     """Checkpoints and datasets that may be fetched freely; without a name, a list of them."""
     from aape.datasets import DATASETS
-    from aape.datasets.base import data_folder, find, listing
+    from aape.datasets.base import find, listing
 
     parser.add_argument("names", nargs="*", metavar="name", help="what to fetch; with --help, its page")
-    parser.add_argument("--folder", type=Path, default=data_folder(), help="where to (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("data"), help="where to (default: %(default)s)")
     names = [word for word in words if not word.startswith("-")]
     if names and {"-h", "--help"} & set(words):
         print("\n\n".join(find(name, DATASETS).page() for name in names))

@@ -78,15 +78,6 @@ def test_a_studys_options_are_checked_as_the_loader_would(study, capsys, options
     assert message in capsys.readouterr().out
 
 
-def test_evar(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("EVAR", str(tmp_path))
-    doctor.doctor(study())
-    (tmp_path / "evar" / "metadata").mkdir(parents=True)
-    (tmp_path / "evar" / "metadata" / "gtzan.csv").touch()
-    doctor.doctor(study())
-    assert re.search("no clone of EVAR at(?s:.*)metadata of this study's tasks: gtzan", capsys.readouterr().out)
-
-
 def test_packages(monkeypatch):
     wanted = {"": ["torch>=2.0", "numpy>=999", "no-such-package>=1"], "dev": ["pytest>=8", "no-such-tool==1.*"]}
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)

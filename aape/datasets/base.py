@@ -137,7 +137,6 @@ class Dataset:
         size, licence: as its source states them.
         tasks: by name; none where these are weights.
         remotes: files that may be fetched freely. Archives are unpacked.
-        shortest: no clip is shorter, s.
         evar_group: file name -> group, for rows of EVAR's own metadata.
     """
 
@@ -147,7 +146,6 @@ class Dataset:
     licence: str
     tasks: Mapping[str, TaskFacts]
     remotes: Sequence[Remote] = ()
-    shortest: float = 0.0
     evar_group: Callable[[str], str | None] = lambda name: None
     folder: str | None = None
 
@@ -207,9 +205,3 @@ def listing(datasets: Mapping[str, Dataset]) -> str:
         how = "" if item.remotes else "; not fetched from here"
         lines.append(f"{name:<12} {item.text.splitlines()[0]}\n{'':<12} {item.size}; licence: {item.licence}{how}")
     return "\n".join(lines)
-
-
-def data_folder() -> Path:
-    """Where downloads go: `data/` of the clone, where the study `paper` looks, else of the current folder."""
-    root = Path(__file__).resolve().parents[2]
-    return (root if (root / "studies").is_dir() else Path.cwd()) / "data"

@@ -3,13 +3,12 @@
 Where an EVAR clone already holds a task's metadata, those labels and splits are used as they are and only the groups
 are added. Otherwise official splits are read from the dataset; where none exists, a seeded split of ours is drawn and
 marked as not comparable in the report beside the CSV (`<name>.json`). The report tells missing files from invalid ones;
-neither gets a row. Whole but short clips are kept and named.
+neither gets a row.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
-from aape.audio import BadClip, seconds_of
+from aape.audio import BadClip, opened
 from aape.cliplist import csv_text, read_clips_csv, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
@@ -26,12 +25,13 @@ from aape.files import write_json, write_text
 from aape.nearest import nearest
 
 
-def look(path: Path) -> tuple[float, str]:
-    """Length of a recording by its header and its last sample, s, and what is wrong with it ("": nothing)."""
+def complaint_of(path: Path) -> str:
+    """What is wrong with a recording, by its header and its last sample; "" where nothing is."""
     try:
-        return seconds_of(path), ""
+        with opened(path):
+            return ""
     except BadClip as error:
-        return 0.0, str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{path}: ")
 
 
 def shown(report: Mapping[str, Any]) -> str:
@@ -44,20 +44,17 @@ def shown(report: Mapping[str, Any]) -> str:
         f"published: {report['published_source']}",
         counts.to_string(na_rep="-", float_format="{:,.0f}".format),
     ]
-    for key in ("missing", "invalid", "short"):
-        left_out = "" if key == "short" else ", left out"
-        lines += [f"{key}{left_out}: {len(report[key]):,}, e.g. {report[key][:5]}"] if report[key] else []
+    for key in ("missing", "invalid"):
+        lines += [f"{key}, left out: {len(report[key]):,}, e.g. {report[key][:5]}"] if report[key] else []
     return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
 
 
 def _evar_rows(task: str, path: Path) -> Rows:
-    """EVAR's metadata as it is, with groups; what its reader warns of are notes."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        clips, column = read_clips_csv(path)
+    """EVAR's metadata as it is, with groups."""
+    clips, column = read_clips_csv(path)
     if column is None:
         clips = [clip._replace(group=TASKS[task].evar_group(clip.file_name)) for clip in clips]
-    return Rows(clips, f"EVAR's {path.name}, used as it is", notes=[str(found.message) for found in caught])
+    return Rows(clips, f"EVAR's {path.name}, used as it is")
 
 
 def build_metadata(
@@ -77,8 +74,8 @@ def build_metadata(
         The report: dataset (the task's name), csv, root; origin (where labels and splits come from), seed (where the
         split is ours), comparable (whether results may be put beside published ones); counts (clips, classes, groups,
         clips a split) and published, published_source, as_published (whether every count was met); missing (files that
-        a list names and that are not there), invalid ((file, reason), there and of no use), short ((file, length), whole
-        but shorter than the dataset's clips: kept, padded when read); notes (what a reader of results must know).
+        a list names and that are not there), invalid ((file, reason), there and of no use); notes (what a reader of
+        results must know).
 
     Raises:
         ValueError: unknown task; a list is not what it should be.
@@ -104,9 +101,9 @@ def build_metadata(
     if others:
         notes.append(f"{len(others):,} other audio files lie there and are left out, e.g. {others[0]}")
     paths = [source.root / clip.file_name for clip in clips]
-    looked = thread_map(look, paths, max_workers=8, desc=f"checking {task}", unit="file", disable=None)
-    states = [(clip, *state) for clip, state in zip(clips, looked, strict=True)]
-    clips = [clip for clip, _, complaint in states if not complaint]
+    looked = thread_map(complaint_of, paths, max_workers=8, desc=f"checking {task}", unit="file", disable=None)
+    states = list(zip(clips, looked, strict=True))
+    clips = [clip for clip, complaint in states if not complaint]
     counts = {"clips": len(clips), "classes": len({clip.label for clip in clips})}
     if all(clip.group is not None for clip in clips):
         counts["groups"] = len({clip.group for clip in clips})
@@ -124,8 +121,7 @@ def build_metadata(
         "published": facts.published,
         "published_source": facts.source,
         "missing": [clip.file_name for clip, path in found if path is None],
-        "invalid": [(clip.file_name, complaint) for clip, _, complaint in states if complaint],
-        "short": [(clip.file_name, f"{s:.2f} s") for clip, s, bad in states if not bad and s < dataset.shortest],
+        "invalid": [(clip.file_name, complaint) for clip, complaint in states if complaint],
         "notes": notes,
     }
     out_csv.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from aape.datasets import DATASETS, TASKS
-from aape.datasets.base import evar_metadata
 
 if TYPE_CHECKING:
     from aape.study import Loader, Study
@@ -50,8 +49,7 @@ def machine() -> Iterator[Finding]:
     import torch
 
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    apple = "; Apple MPS is there and used on request (device='mps')" if torch.backends.mps.is_available() else ""
-    yield Finding("ok", "device", f"cuda: {', '.join(cards)}" if cards else f"cpu (torch sees no CUDA device){apple}")
+    yield Finding("ok", "device", f"cuda: {', '.join(cards)}" if cards else "cpu: torch sees no CUDA device")
 
 
 def requirements() -> dict[str, list[str]]:
@@ -129,17 +127,6 @@ def _how_to_get(name: str, key: str, paths: Mapping[str, Path]) -> str:
     return f"put it there, or the right {key} into the study"
 
 
-def evar(study: Study) -> Finding:
-    """The EVAR clone, if any, and what it offers the study's tasks."""
-    root = Path(os.environ.get("EVAR") or "no EVAR").expanduser()
-    if not (root / "evar").is_dir():
-        what = f"no clone of EVAR at {os.environ.get('EVAR', '')!r}; it has the published splits of CREMA-D, VoxForge and Surge"
-        step = "git clone https://github.com/nttcslab/eval-audio-repr.git evar && export EVAR=$PWD/evar"
-        return Finding("missing" if os.environ.get("EVAR") else "note", "environment variable EVAR", what, step)
-    offered = [name for name in study.tasks if evar_metadata(name, root)]
-    return Finding("ok", "EVAR", f"{root}; metadata of this study's tasks: {', '.join(offered) or 'none yet'}")
-
-
 def doctor(study_name: str | Path | None = None) -> int:
     """Print what is installed, found and missing for a study; 0 when it can be collected, 1 when not.
 
@@ -161,7 +148,6 @@ def doctor(study_name: str | Path | None = None) -> int:
         print(f"\n{study}")
         for title, specs in (("models", study.encoders), ("tasks", study.tasks)):
             steps += _print(title, (entry(study, name, spec) for name, spec in specs.items()))
-        steps += _print("EVAR (optional)", [evar(study)])
         pairs = [(model, task) for model in study.encoders for task in study.tasks]
         todo = [(m, t) for m, t in pairs if not (study.artifacts_directory(t, m) / "over_zero.pt").is_file()]
         print(f"\ncollected: {len(pairs) - len(todo)} of {len(pairs)} pairs of model and task")

@@ -32,6 +32,4 @@ def recording_of(name: str) -> str:
 
 
 TASK = TaskFacts(rows, 5.0, COUNTS, "Piczak 2015", splits="official, 5 folds", group="Freesound recording (1,524)")
-DATASET = Dataset(
-    "esc50", __doc__, "about 600 MB", "CC BY-NC 3.0", {"esc50": TASK}, REMOTES, shortest=4.9, evar_group=recording_of
-)
+DATASET = Dataset("esc50", __doc__, "about 600 MB", "CC BY-NC 3.0", {"esc50": TASK}, REMOTES, evar_group=recording_of)

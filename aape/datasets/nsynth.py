@@ -41,4 +41,4 @@ def instrument_of(note: str) -> str:
 _SOURCE = "Engel et al. 2017; total also EVAR, make_metadata.py"
 TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
 _TASKS, _SIZE = {"nspitch": TASK}, "not verified here"
-DATASET = Dataset("nsynth", __doc__, _SIZE, "CC BY 4.0", _TASKS, REMOTES, shortest=3.99, evar_group=instrument_of)
+DATASET = Dataset("nsynth", __doc__, _SIZE, "CC BY 4.0", _TASKS, REMOTES, evar_group=instrument_of)

@@ -46,6 +46,4 @@ TASKS = {
     "ravdess": TaskFacts(emotion, 4.0, COUNTS | {"classes": 8}, **_FACTS),
     "ravdess_gender": TaskFacts(gender, 4.0, COUNTS | {"classes": 2}, **_FACTS),
 }
-DATASET = Dataset(
-    "ravdess", __doc__, size="208,468,073 bytes", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES, shortest=2.9
-)
+DATASET = Dataset("ravdess", __doc__, size="208,468,073 bytes", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES)
