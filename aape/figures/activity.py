@@ -21,9 +21,9 @@ MEASURES = {  # column -> title, and the column that it is a share of
 }
 
 
-@styled
 def activity_by_layer(artifacts: Artifacts) -> Figure:
     """Share of active tokens of every neuron by layer: median, quartiles and 5 to 95 % of the neurons."""
+    # Not `styled`: pyplot switches Jupyter's display on when it is first used, and leaving the style would undo that.
     share = artifacts.over_zero.double().mean(dim=2).numpy()  # [layers, neurons], classes weigh the same
     layers = np.arange(len(share))
     low, first, median, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
