@@ -220,21 +220,18 @@ def nearest(heard: Heard, flat: np.ndarray, seed: int = 0) -> list[list[tuple[in
         spread = np.sqrt((rates**2).sum(axis=0))
         return np.divide(rates, spread, out=np.zeros_like(rates), where=spread > 1e-6)
 
-    mine = standardised(flat)
-    best_r = np.full((len(flat), NEAREST), -2, dtype=np.float32)
-    best = np.zeros((len(flat), NEAREST), dtype=np.int64)
+    mine, found = standardised(flat), []
     for start in range(0, len(heard.aape), 4096):
         others = np.arange(start, min(start + 4096, len(heard.aape)))
         r = mine.T @ standardised(others)  # [k, others]
         r[np.equal.outer(flat, others)] = -2
-        r = np.concatenate([best_r, r], axis=1)
-        index = np.concatenate([best, np.broadcast_to(others, (len(flat), len(others)))], axis=1)
-        top = np.argpartition(-r, NEAREST, axis=1)[:, :NEAREST] if r.shape[1] > NEAREST else np.argsort(-r, axis=1)
-        best_r, best = np.take_along_axis(r, top, axis=1), np.take_along_axis(index, top, axis=1)
-    order = np.argsort(-best_r, axis=1)
-    best_r, best = np.take_along_axis(best_r, order, axis=1), np.take_along_axis(best, order, axis=1)
+        top = np.argpartition(-r, min(NEAREST, r.shape[1]) - 1, axis=1)[:, :NEAREST]
+        found.append((others[top], np.take_along_axis(r, top, axis=1)))
+    near, r = (np.concatenate(blocks, axis=1) for blocks in zip(*found, strict=True))
+    order = np.argsort(-r, axis=1)[:, :NEAREST]
+    near, r = np.take_along_axis(near, order, axis=1), np.take_along_axis(r, order, axis=1)
     return [
-        [(int(i), float(r)) for i, r in zip(*pair, strict=True) if r > 0] for pair in zip(best, best_r, strict=True)
+        [(n, x) for n, x in zip(*pair, strict=True) if x > 0] for pair in zip(near.tolist(), r.tolist(), strict=True)
     ]
 
 
