@@ -15,13 +15,13 @@ permuted among clips that are as loud, and what is suspected is changed in the s
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import librosa
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -30,15 +30,14 @@ from tqdm.auto import tqdm
 
 from aape.artifacts import Artifacts
 from aape.attribution import cross_folds
-from aape.audio import BadClip
-from aape.chance import benjamini_hochberg
-from aape.counting import count_batch
+from aape.chance import benjamini_hochberg, counted_clips
+from aape.collecting import collect
 from aape.criteria import Clips, in_and_out
-from aape.encoder import Encoder, choose_device, full_precision
+from aape.encoder import Encoder
 from aape.selection import Selection, kth_smallest, outside_class
-from aape.task import Task, prefetched
+from aape.task import Task
 from aape.trials import check_belong_together
-from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.units import UnitSums, exchangeable_units, permuted_labels, share_of_groups
 
 RATE = 16_000  # Hz, of the analysis
 FRAME, HOP = 1024, 512  # samples
@@ -92,9 +91,8 @@ def descriptors(task: Task, artifacts: Artifacts, *, progress: bool = True) -> n
     """
     place = pd.Index(task.files).get_indexer(pd.Index(artifacts.files))
     if (place < 0).any():
-        raise ValueError(
-            f"{artifacts.path} knows clip {artifacts.files[place < 0][0]}, which task {task.name} does not list"
-        )
+        clip = artifacts.files[place < 0][0]
+        raise ValueError(f"{artifacts.path} knows clip {clip}, which task {task.name} does not list")
     heard = (task.read(index, RATE) for index in tqdm(place, desc="descriptors", disable=None if progress else True))
     return np.stack([describe(wave[:valid]) for wave, valid in heard])
 
@@ -135,20 +133,19 @@ def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> 
         they say nothing. d_prime, d_prime_adjusted: both effects in standard deviations within classes of the raw and
         of the remaining share. groups: `share_of_groups`.
     """
-    rows = np.arange(len(artifacts.labels))
-    fold, labels, clips = cross_folds(artifacts, rows), artifacts.labels, Clips(artifacts, rows)
+    rows, labels = np.arange(len(artifacts.labels)), artifacts.labels
     neurons, at, which = _places(artifacts, pairs)
+    clips, out = Clips(artifacts, rows), pd.DataFrame(index=pairs.index)
     rates = clips.values(neurons)
-    rest = rates - explained(heard, rates, fold)
-    r2 = 1 - (rest**2).sum(axis=0) / np.maximum(((rates - rates.mean(axis=0)) ** 2).sum(axis=0), 1e-12)
-    out = {}
-    for name, values in (("effect", rates), ("adjusted", rest)):
+    rest = rates - explained(heard, rates, cross_folds(artifacts, rows))
+    for end, values in (("", rates), ("_adjusted", rest)):
         inside, outside = in_and_out(values, clips.members)  # [classes, neurons]
-        out[name] = (inside - outside)[which, at]
-        spread = np.sqrt(((values - inside[labels]) ** 2).mean(axis=0))[at]
-        out["d_prime" if name == "effect" else "d_prime_adjusted"] = out[name] / np.maximum(spread, 1e-9)
+        gain, spread = (inside - outside)[which, at], np.sqrt(((values - inside[labels]) ** 2).mean(axis=0))[at]
+        out[end.removeprefix("_") or "effect"] = gain
+        out[f"d_prime{end}"] = gain / np.maximum(spread, 1e-9)
+    r2 = 1 - (rest**2).sum(axis=0) / np.maximum(((rates - rates.mean(axis=0)) ** 2).sum(axis=0), 1e-12)
     groups = share_of_groups(rates, labels, artifacts.groups)
-    return pd.DataFrame(out | {"r2": r2[at], "groups": groups[at]}, index=pairs.index)
+    return out.assign(r2=r2[at], groups=groups[at])
 
 
 def within_loudness(
@@ -173,15 +170,14 @@ def within_loudness(
         float64 columns p (one-sided, of p in the class minus p outside it) and q (over the pairs), rows as in `pairs`.
     """
     neurons, at, which = _places(artifacts, pairs)
-    counts = artifacts.counts.reshape(len(artifacts.labels), -1)[:, neurons]
-    units = exchangeable_units(artifacts.labels, artifacts.groups, len(artifacts.classes))
+    data = counted_clips(artifacts)
+    units = exchangeable_units(data.labels, data.groups, len(artifacts.classes))
     loudness = pd.Series(heard[:, NAMES.index("log_rms")]).groupby(units.of_clip).mean()
     ranked = loudness.groupby(units.stratum).rank(method="first", pct=True).to_numpy()
     most = np.clip(np.bincount(units.stratum) // LEAST_IN_BIN, 1, bins)[units.stratum]
     cell = np.stack([units.stratum, np.ceil(ranked * most)], axis=1)
     units = replace(units, stratum=np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1))
-    sums = UnitSums(Counted(counts[:, None], artifacts.labels, artifacts.tokens, artifacts.groups), units)
-    gains = []
+    sums, gains = UnitSums(replace(data, counts=data.active(neurons)[:, None], rows=None), units), []
     for batch, active in sums.by_class(itertools.chain([units.label], permuted_labels(units, permutations, seed))):
         for labels, found in zip(batch, active, strict=True):
             tokens = sums.class_tokens(labels)
@@ -203,31 +199,6 @@ class Changed(Task):
         wave, valid = super().read(index, sample_rate)
         sound = self.change(wave[:valid], sample_rate)[: len(wave)]
         return np.pad(sound, (0, len(wave) - len(sound))), len(sound)
-
-
-def rates_of(
-    encoder: Encoder, task: Task, artifacts: Artifacts, rows: np.ndarray, neurons: np.ndarray, batch_size: int = 32
-) -> np.ndarray:
-    """Share of active tokens of some neurons (index in [layers * neurons]) in clips heard again, float64 [clips, k].
-
-    Tokens of zero padding are left out where the encoder knows them.
-
-    Raises:
-        ValueError: encoder, task and artifacts that do not belong together.
-        BadClip: a clip that cannot be read.
-    """
-    position, out = check_belong_together(encoder, task, artifacts)[rows], []
-    batches = np.split(position, range(batch_size, len(rows), batch_size))
-    for wave, valid, complaints in prefetched(task, batches, encoder.sample_rate):
-        if complaints:
-            raise BadClip(next(iter(complaints.values())))
-        batch = torch.from_numpy(wave).to(encoder.device), torch.from_numpy(valid)
-        with full_precision():
-            found = count_batch(encoder, *batch, artifacts.layers, artifacts.over_zero.shape[1])
-        active = found.counts if found.padding is None else found.counts - found.padding
-        tokens = (found.tokens - found.padding_tokens).clamp(min=1).double()
-        out.append((active.flatten(1)[:, torch.from_numpy(neurons)] / tokens[:, None]).numpy())
-    return np.concatenate(out)
 
 
 def causal_checks(
@@ -258,17 +229,21 @@ def causal_checks(
     """
     labels, order = artifacts.labels, np.random.default_rng(seed).permutation(len(artifacts.labels))
     rows = np.sort(order[pd.Series(labels[order]).groupby(labels[order]).cumcount() < clips])
+    some = check_belong_together(encoder, task, artifacts)[rows]
+    columns = {name: tuple(np.array(getattr(task, name))[some]) for name in ("files", "splits", "groups")}
+    part = vars(task) | columns | {"labels": task.labels[some]}
     neurons, at, c = _places(artifacts, selection.table())
-    size = np.bincount(labels[rows], minlength=len(artifacts.classes)).astype(float)
     threshold = kth_smallest(selection.probabilities, selection.rule.quantile)
-    encoder.to(choose_device(device))
     found: list[dict[str, object]] = []
     intact = np.zeros(0)
-    for name, change in tqdm(CHANGES.items(), desc="changed clips", disable=None):
-        rates = rates_of(encoder, Changed(**vars(task), change=change), artifacts, rows, neurons)
-        p = (
-            pd.DataFrame(rates).groupby(labels[rows]).mean().reindex(range(len(size))).to_numpy().T
-        )  # [neurons, classes]
+    for name, change in CHANGES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            how = {"layers": list(artifacts.layers), "means": False, "device": device}
+            heard = collect(encoder, Changed(**part, change=change), f"{folder}/{task.name}", **how)
+            data = counted_clips(heard, padding=heard.manifest["padding"] == "unknown")
+            rates = data.active(neurons) / np.maximum(data.tokens, 1)[:, None]
+        mean = pd.DataFrame(rates).groupby(data.labels).mean().reindex(range(len(task.classes)))
+        p, size = mean.to_numpy().T, np.bincount(data.labels, minlength=len(task.classes)).astype(float)
         in_order, above = (p > outside_class(p, size))[at, c], p[at, c] > threshold
         intact = intact if found else in_order & above
         kept = (in_order & above)[intact].mean() if intact.any() else np.nan
