@@ -238,8 +238,8 @@ def causal_checks(
     intact = np.zeros(0)
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
-            how = {"layers": list(artifacts.layers), "means": False, "device": device}
-            heard = collect(encoder, Changed(**part, change=change), f"{folder}/{task.name}", **how)
+            sounds, out_dir = Changed(**part, change=change), f"{folder}/{task.name}"
+            heard = collect(encoder, sounds, out_dir, layers=artifacts.layers, means=False, device=device)
             data = counted_clips(heard, padding=heard.manifest["padding"] == "unknown")
             rates = data.active(neurons) / np.maximum(data.tokens, 1)[:, None]
         mean = pd.DataFrame(rates).groupby(data.labels).mean().reindex(range(len(task.classes)))

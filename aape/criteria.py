@@ -87,11 +87,10 @@ class Clips:
             statistic: (values [clips, k], members [classes, clips]) -> [classes, k].
             what: the values, see `values`.
         """
-        layers, neurons = self.artifacts.over_zero.shape[:2]
-        starts = range(0, layers * neurons, NEURONS_AT_ONCE)
-        members = self.members
+        shape, members = tuple(self.artifacts.over_zero.shape), self.members
+        starts = range(0, shape[0] * shape[1], NEURONS_AT_ONCE)
         blocks = [statistic(self.values(slice(s, s + NEURONS_AT_ONCE), what), members) for s in starts]
-        return np.concatenate(blocks, axis=1).T.reshape(layers, neurons, -1)
+        return np.concatenate(blocks, axis=1).T.reshape(shape)
 
 
 def in_and_out(x: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,12 +157,11 @@ def probeless(clips: Clips) -> np.ndarray:
 
 def probe_weights(clips: Clips) -> np.ndarray:
     """Weights of a ridge classifier (one against the rest) on the standardised mean activations of all neurons."""
-    layers, neurons = clips.artifacts.over_zero.shape[:2]
     x = clips.values(slice(None), "means").astype(np.float32)
     spread = x.std(axis=0)
     x = np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 1e-9)
     model = RidgeCV(alphas=ALPHAS).fit(x, 2 * clips.members.T.astype(np.float32) - 1)
-    return np.moveaxis(model.coef_.reshape(-1, layers, neurons), 0, -1).astype(np.float64)
+    return model.coef_.T.reshape(tuple(clips.artifacts.over_zero.shape)).astype(np.float64)
 
 
 def attribution_zero(clips: Clips, replace_by: Any = "zero") -> np.ndarray:
@@ -218,17 +216,16 @@ def rank(
     Raises:
         ValueError: an unknown criterion, artifacts without what it needs, or a result of another shape.
     """
-    criterion = "aape" if criterion == "lape" else criterion
-    if isinstance(criterion, str) and criterion not in CRITERIA:
+    if isinstance(criterion, str) and criterion not in (*CRITERIA, "lape"):
         raise ValueError(f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips")
     if not artifacts.has_all_counts:
         raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy with every clip; collect with all counts")
     if split is None and "train" in artifacts.splits:
         split = "train"
-    clips = Clips(artifacts, artifacts.rows(split), encoder, task, options)
-    found = (CRITERIA[criterion] if isinstance(criterion, str) else criterion)(clips)
-    if found.shape != tuple(artifacts.over_zero.shape):
-        raise ValueError(f"the criterion gave {found.shape}, expected {tuple(artifacts.over_zero.shape)}")
+    score = criterion if callable(criterion) else (CRITERIA | {"lape": aape})[criterion]
+    found, expected = score(Clips(artifacts, artifacts.rows(split), encoder, task, options)), artifacts.over_zero.shape
+    if found.shape != tuple(expected):
+        raise ValueError(f"the criterion gave {found.shape}, expected {tuple(expected)}")
     return found
 
 
@@ -275,15 +272,12 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
     """
     from aape.attribution import cross_folds
 
-    own = artifacts.labels if labels is None else labels
-    rows = np.arange(len(own))
+    own, rows = artifacts.labels if labels is None else labels, np.arange(len(artifacts.labels))
     clips, fold = Clips(artifacts, rows), cross_folds(artifacts, rows)
     out = pd.DataFrame(0.0, index=pairs.index, columns=["auprc", "f1", "iou", "base"])
     for name, mine in pairs.groupby("class", sort=False):
         x = clips.values((mine["layer"] * artifacts.over_zero.shape[1] + mine["neuron"]).to_numpy())
-        positive = own == artifacts.classes.index(str(name))
-        said = np.zeros(x.shape, dtype=bool)
-        areas = []
+        positive, said, areas = own == artifacts.classes.index(str(name)), np.zeros(x.shape, dtype=bool), []
         for number in np.unique(fold):
             test = fold == number
             said[test] = x[test] >= curve(x[~test], positive[~test])[1]

@@ -113,27 +113,26 @@ def against_drawn(
     1 / permutations. Where a task's permutations are not known (None), nothing but `observed` is: NaN.
     """
     within = b is None
-    observed = jaccard(a, a if b is None else b)
-    if drawn_a is None or not (within or drawn_b):
+    observed, drawn_b = jaccard(a, a if b is None else b), drawn_a if within else drawn_b
+    if drawn_a is None or drawn_b is None:
         no = np.full(observed.shape, np.nan)
         return Sharing(observed, no, no, no, no, no, no, no, no[None], within)
     draws = []
-    for one, two in zip(drawn_a, drawn_b or drawn_a, strict=False):  # as many as both have
-        _, here, there = np.intersect1d(one[0], two[0], assume_unique=True, return_indices=True)
-        shared = one[1][:, here].astype(np.float32) @ two[1][:, there].T.astype(np.float32)
-        draws.append(jaccard_index(shared, one[1].sum(axis=1)[:, None] + two[1].sum(axis=1) - shared))
+    for (kept_a, one), (kept_b, two) in zip(drawn_a, drawn_b, strict=False):  # as many as both have
+        _, here, there = np.intersect1d(kept_a, kept_b, assume_unique=True, return_indices=True)
+        shared = one[:, here].astype(np.float32) @ two[:, there].T.astype(np.float32)
+        draws.append(jaccard_index(shared, one.sum(axis=1)[:, None] + two.sum(axis=1) - shared))
     null = np.array(draws, dtype=np.float32)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    mean = null.mean(axis=0, dtype=np.float64)
-    p, q = _pair_p(observed, null, within)
-    p_centred, q_centred = _pair_p(centred(observed, within), centred(null, within), within)
-    return Sharing(observed, mean, low, high, p, q, p_centred, q_centred, null, within)
+    p_and_q = _pair_p(observed, null, within)
+    of_centred = _pair_p(centred(observed, within), centred(null, within), within)
+    return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, *p_and_q, *of_centred, null, within)
 
 
 def _pair_p(observed: np.ndarray, null: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
     """p and q of every pair, [classes_a, classes_b]; pooled over pairs of like expectation."""
     tested = pairs_of(observed, within)
-    p, q = np.full(observed.shape, np.nan), np.full(observed.shape, np.nan)
+    p, q = np.full((2, *observed.shape), np.nan)
     if tested.any():
         expected = null.mean(axis=0)[tested]
         bins = max(1, min(10, expected.size // 20))  # of at least 20 pairs; equal values share a bin
@@ -221,13 +220,7 @@ def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
 
 
 def by_distance(
-    observed: np.ndarray,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    *,
-    within: bool = False,
-    permutations: int = 1000,
-    seed: int = 0,
+    observed: np.ndarray, rows: Sequence[int], columns: Sequence[int], *, within: bool = False, seed: int = 0
 ) -> pd.DataFrame:
     """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, beside pitches dealt anew (`matched`).
 
@@ -235,7 +228,7 @@ def by_distance(
         observed: Jaccard [classes_a, classes_b], of two pitch tasks, or of one.
         rows, columns: pitch of the classes of a and of b, in semitones (MIDI).
         within: the two are the same task: a class is not paired with itself, so distance 0 has no pairs.
-        permutations, seed: of the matching.
+        seed: of the matching.
 
     Returns:
         A row for each distance: semitones; pairs; mean_jaccard, NaN without pairs; chance, chance_low, chance_high: of the
@@ -247,7 +240,7 @@ def by_distance(
     distance = np.arange(apart.max() + 1)
     pairs = np.bincount(apart[r, c], minlength=len(distance))
     at = csr_array((np.ones(len(r)), (np.arange(len(r)), apart[r, c])), (len(r), len(distance)))
-    orders = _matchings(len(columns), permutations, seed)
+    orders = _matchings(len(columns), 1000, seed)
     means = observed[orders[:, r] if within else r, orders[:, c]] @ at  # [orders, distances]
     means = np.divide(means, pairs, out=np.full(means.shape, np.nan), where=pairs > 0)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)

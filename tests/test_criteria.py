@@ -1,11 +1,14 @@
 """Criteria against literal references, selection by any of them, scores of neurons on clips held out."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from fake_artifacts import TOKENS, planted_counts, write_artifacts
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from aape.artifacts import load_artifacts
 from aape.attribution import attribute, cross_folds
@@ -17,6 +20,7 @@ from aape.selection import kth_smallest, select
 
 LABELS = np.repeat(np.arange(4), 18)
 SPLITS = np.where(np.arange(72) % 4 == 0, "test", "train")
+TRAIN = SPLITS == "train"
 
 
 @pytest.fixture(scope="module")
@@ -35,50 +39,36 @@ def artifacts(tmp_path_factory):
     return load_artifacts(path)
 
 
-def literal(name, rates, means, labels, c):
-    """[layers, neurons] of one class, one neuron at a time."""
-    mine = labels == c
-    out = np.empty(rates.shape[1:])
-    for place in np.ndindex(*out.shape):
-        x, m = rates[(slice(None), *place)], means[(slice(None), *place)].astype(float)
-        if name == "p":
-            out[place] = x[mine].mean()
-        elif name == "p_difference":
-            out[place] = x[mine].mean() - x[~mine].mean()
-        elif name == "mean_difference":
-            out[place] = m[mine].mean() - m[~mine].mean()
-        elif name == "d_prime":
-            spread = np.sqrt((x[mine].var() + x[~mine].var()) / 2)
-            out[place] = (x[mine].mean() - x[~mine].mean()) / spread if spread else 0
-        elif name == "auroc":
-            a, b = x[mine, None], x[~mine]
-            out[place] = (a > b).mean() + (a == b).mean() / 2
-        elif name == "probeless":
-            out[place] = sum(abs(m[mine].mean() - m[labels == other].mean()) for other in range(4))
-    return out
+LITERAL = {  # of one neuron: share of active tokens and mean activation of the class's clips, and of the others
+    "p": lambda x, m, mine: x[mine].mean(),
+    "p_difference": lambda x, m, mine: x[mine].mean() - x[~mine].mean(),
+    "mean_difference": lambda x, m, mine: m[mine].mean() - m[~mine].mean(),
+    "d_prime": lambda x, m, mine: (x[mine].mean() - x[~mine].mean()) / np.sqrt((x[mine].var() + x[~mine].var()) / 2),
+    "auroc": lambda x, m, mine: np.mean([(a > b) + (a == b) / 2 for a in x[mine] for b in x[~mine]]),
+    "probeless": lambda x, m, mine: sum(abs(m[mine].mean() - m[LABELS[TRAIN] == c].mean()) for c in range(4)),
+}
 
 
-@pytest.mark.parametrize("name", ["p", "p_difference", "mean_difference", "d_prime", "auroc", "probeless"])
+@pytest.mark.parametrize("name", LITERAL)
 def test_criteria_equal_literal_references(artifacts, name, monkeypatch):
     monkeypatch.setattr("aape.criteria.NEURONS_AT_ONCE", 70)
     found = rank(artifacts, name)  # of the training clips
-    train = SPLITS == "train"
-    rates, means = artifacts.counts[train] / TOKENS, np.asarray(artifacts.means)[train]
-    for c in range(4):
-        assert found[:, :, c] == pytest.approx(literal(name, rates, means, LABELS[train], c), abs=1e-9)
+    rates, means = artifacts.counts[TRAIN] / TOKENS, np.asarray(artifacts.means)[TRAIN].astype(float)
+    for layer, neuron, c in itertools.product(range(3), range(0, 100, 3), range(4)):
+        x, m = rates[:, layer, neuron], means[:, layer, neuron]
+        if x.std():
+            expected = LITERAL[name](x, m, LABELS[TRAIN] == c)
+            assert found[layer, neuron, c] == pytest.approx(expected, abs=1e-9)
 
 
 def test_probe_weights_are_those_of_the_ridge_that_leaving_one_out_chooses(artifacts):
     found = rank(artifacts, "probe_weights", split="train").reshape(300, 4)
-    x = np.asarray(artifacts.means)[SPLITS == "train"].reshape(54, 300).astype(np.float64)
+    x = np.asarray(artifacts.means)[TRAIN].reshape(54, 300).astype(np.float64)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
-    y = 2.0 * (LABELS[SPLITS == "train"][:, None] == np.arange(4)) - 1
-    errors = []
-    for alpha in ALPHAS:
-        without = [Ridge(alpha).fit(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(54)]
-        left_out = [model.predict(x[i : i + 1])[0] for i, model in enumerate(without)]
-        errors.append(((np.array(left_out) - y) ** 2).mean())
-    expected = Ridge(ALPHAS[int(np.argmin(errors))]).fit(x, y).coef_.T
+    y = 2.0 * (LABELS[TRAIN][:, None] == np.arange(4)) - 1
+    left_out = [cross_val_predict(Ridge(alpha), x, y, cv=LeaveOneOut()) for alpha in ALPHAS]
+    best = ALPHAS[int(np.argmin([((predicted - y) ** 2).mean() for predicted in left_out]))]
+    expected = Ridge(best).fit(x, y).coef_.T
     assert found == pytest.approx(expected, abs=1e-4 * np.abs(expected).max())
 
 
