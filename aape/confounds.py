@@ -45,7 +45,8 @@ EDGES = (0, 250, 500, 1000, 2000, 4000, 8000)  # Hz, of the bands
 QUIET = 40.0  # dB below the loudest frame: silence
 BANDS = tuple(f"band_{low}_{high}" for low, high in itertools.pairwise(EDGES))
 NAMES = ("log_rms", "silence", "variation", "centroid", *BANDS)
-LEAST_IN_BIN = 6  # units of one stratum in a bin of loudness
+LOUDNESS_BINS, LEAST_IN_BIN = 5, 6  # bins of loudness at most, and units of one stratum in each
+PERMUTATIONS = 999  # of labels within the bins
 CHANGES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {  # (wave, Hz) -> wave
     "as it is": lambda wave, rate: wave,
     "12 dB louder": lambda wave, rate: wave * np.float32(10 ** (12 / 20)),
@@ -82,7 +83,7 @@ def describe(wave: np.ndarray) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def descriptors(task: Task, artifacts: Artifacts, *, progress: bool = True) -> np.ndarray:
+def descriptors(task: Task, artifacts: Artifacts) -> np.ndarray:
     """Descriptors of every clip of the artifacts, float64 [clips, len(NAMES)].
 
     Raises:
@@ -93,7 +94,7 @@ def descriptors(task: Task, artifacts: Artifacts, *, progress: bool = True) -> n
     if (place < 0).any():
         clip = artifacts.files[place < 0][0]
         raise ValueError(f"{artifacts.path} knows clip {clip}, which task {task.name} does not list")
-    heard = (task.read(index, RATE) for index in tqdm(place, desc="descriptors", disable=None if progress else True))
+    heard = (task.read(index, RATE) for index in tqdm(place, desc="descriptors", disable=None))
     return np.stack([describe(wave[:valid]) for wave, valid in heard])
 
 
@@ -148,23 +149,16 @@ def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> 
     return out.assign(r2=r2[at], groups=groups[at])
 
 
-def within_loudness(
-    artifacts: Artifacts,
-    heard: np.ndarray,
-    pairs: pd.DataFrame,
-    *,
-    bins: int = 5,
-    permutations: int = 999,
-    seed: int = 0,
-) -> pd.DataFrame:
+def within_loudness(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Do class-specific pairs survive when labels are permuted only among clips that are about as loud?
+
+    Clips are about as loud in one of at most LOUDNESS_BINS bins within each stratum of `exchangeable_units`.
 
     Args:
         artifacts: with counts per clip.
         heard: from `descriptors`.
         pairs: columns layer, neuron, class.
-        bins: of loudness, at most, within each stratum of `exchangeable_units`.
-        permutations, seed: how many, and their seed.
+        seed: of the permutations.
 
     Returns:
         float64 columns p (one-sided, of p in the class minus p outside it) and q (over the pairs), rows as in `pairs`.
@@ -174,11 +168,11 @@ def within_loudness(
     units = exchangeable_units(data.labels, data.groups, len(artifacts.classes))
     loudness = pd.Series(heard[:, NAMES.index("log_rms")]).groupby(units.of_clip).mean()
     ranked = loudness.groupby(units.stratum).rank(method="first", pct=True).to_numpy()
-    most = np.clip(np.bincount(units.stratum) // LEAST_IN_BIN, 1, bins)[units.stratum]
+    most = np.clip(np.bincount(units.stratum) // LEAST_IN_BIN, 1, LOUDNESS_BINS)[units.stratum]
     cell = np.stack([units.stratum, np.ceil(ranked * most)], axis=1)
     units = replace(units, stratum=np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1))
     sums, gains = UnitSums(replace(data, counts=data.active(neurons)[:, None], rows=None), units), []
-    for batch, active in sums.by_class(itertools.chain([units.label], permuted_labels(units, permutations, seed))):
+    for batch, active in sums.by_class(itertools.chain([units.label], permuted_labels(units, PERMUTATIONS, seed))):
         for labels, found in zip(batch, active, strict=True):
             tokens = sums.class_tokens(labels)
             p = (found / tokens[:, None]).T  # [neurons, classes]
@@ -202,14 +196,7 @@ class Changed(Task):
 
 
 def causal_checks(
-    encoder: Encoder,
-    task: Task,
-    artifacts: Artifacts,
-    selection: Selection,
-    *,
-    clips: int = 20,
-    seed: int = 0,
-    device: str | None = None,
+    encoder: Encoder, task: Task, artifacts: Artifacts, selection: Selection, *, clips: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """Do class-specific pairs stand when the same clips are louder, quieter, without silence at the ends, or shifted?
 
@@ -220,7 +207,6 @@ def causal_checks(
         encoder, task, artifacts: what belongs together.
         selection: made from the artifacts.
         clips: of each class at most, drawn by `seed`.
-        device: as in `collect`.
 
     Returns:
         A row for each of `CHANGES`: pairs; in_order, those with p in the class above p outside it; above, those with p in
@@ -239,7 +225,7 @@ def causal_checks(
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
             sounds, out_dir = Changed(**part, change=change), f"{folder}/{task.name}"
-            heard = collect(encoder, sounds, out_dir, layers=artifacts.layers, means=False, device=device)
+            heard = collect(encoder, sounds, out_dir, layers=artifacts.layers, means=False)
             data = counted_clips(heard, padding=heard.manifest["padding"] == "unknown")
             rates = data.active(neurons) / np.maximum(data.tokens, 1)[:, None]
         mean = pd.DataFrame(rates).groupby(data.labels).mean().reindex(range(len(task.classes)))

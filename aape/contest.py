@@ -40,6 +40,8 @@ JUDGES = ("linear", "nearest mean")
 FLOORS = {"random, as active": "active", "random, as strong": "strong"}  # name -> what columns call it
 SHOWN = ("effect", "", ""), ("less_active", "less_active_", ", less as active")  # column, its ends', what a table says
 
+Sets = dict[tuple[str, int], dict[str, np.ndarray]]  # (criterion, class) -> fold -> neurons [k, 2]
+
 
 def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
     """A seeded choice of classes, in their order. without: those that were seen already."""
@@ -181,14 +183,10 @@ def compare_criteria(
 
 
 def _sets(
-    bench: Bench,
-    criteria: Mapping[str, str | Criterion],
-    classes: Sequence[int],
-    k: int,
-    options: Mapping[str, Mapping[str, Any]],
-) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """(criterion, class) -> fold -> neurons, equally many for every criterion in a class and fold."""
-    chosen: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    bench: Bench, criteria: Mapping[str, Any], classes: Sequence[int], k: int, options: Mapping[str, Any]
+) -> Sets:
+    """Neurons by every criterion, equally many in a class and fold."""
+    chosen: Sets = {}
     for (name, criterion), fold in itertools.product(criteria.items(), bench.folds):
         fitting = {"encoder": bench.encoder, "task": bench.task, **options.get(name, {})}
         splits = sorted(set(bench.artifacts.splits[fold.fit].tolist()))
