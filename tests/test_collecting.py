@@ -21,9 +21,9 @@ from torch import nn
 import aape.collecting as collecting
 from aape import manifest
 from aape.artifacts import load_artifacts
-from aape.collecting import add_by_class, collect
+from aape.collecting import collect
 from aape.encoder import from_module, hooked
-from aape.files import Cache, FolderBusy, folder_lock
+from aape.files import FolderBusy, folder_lock
 from aape.task import BadClip, from_metadata
 
 
@@ -61,18 +61,21 @@ def literal_counts(encoder, task):
     means, padding, tokens = np.zeros(counts.shape), np.zeros_like(counts), np.zeros(len(task), dtype=int)
     for clip in range(len(task)):
         wave, valid = task.read(clip, encoder.sample_rate)
-        kept: dict[int, np.ndarray] = {}
-        see = lambda i, x, kept=kept: kept.__setitem__(i, x[0].numpy())  # noqa: E731
-        with hooked(encoder, encoder.layers, see), torch.no_grad():
-            encoder.embed(torch.from_numpy(wave)[None])
-        for layer, values in kept.items():
-            means[clip, layer] = values.mean(axis=0)
+        for layer, values in activations(encoder, wave).items():
+            tokens[clip], means[clip, layer] = len(values), values.mean(axis=0)
             for token, row in enumerate(values):
                 counts[clip, layer] += row > 0
                 if token * 100 >= valid:
                     padding[clip, layer] += row > 0
-        tokens[clip] = len(kept[0])
     return counts, padding, tokens, means
+
+
+def activations(encoder, wave: np.ndarray) -> dict[int, np.ndarray]:
+    """[tokens, neurons] of each layer, of one clip alone."""
+    kept: dict[int, np.ndarray] = {}
+    with hooked(encoder, encoder.layers, lambda i, x: kept.__setitem__(i, x[0].numpy())), torch.no_grad():
+        encoder.embed(torch.from_numpy(wave)[None])
+    return kept
 
 
 def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
@@ -87,18 +90,17 @@ def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
         expected = counts[mine].sum(axis=0) / tokens[mine].sum()
         assert np.allclose(artifacts.probabilities()[:, :, c], expected, atol=0, rtol=1e-15)
         assert np.array_equal(artifacts.over_zero[:, :, c].numpy(), expected.astype(np.float32))
-    assert (artifacts.path / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
-    assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(task.groups)
-    assert list(artifacts.features) == list(artifacts.gts) == [f"fold{i}" for i in range(1, 6)]
-    waves = torch.stack([torch.from_numpy(task.read(clip, 1000)[0]) for clip in range(len(task))])
-    assert np.allclose(artifacts.embeddings(), toy.embed(waves).detach(), atol=1e-6)
-    assert artifacts.gts["fold2"].tolist() == task.labels[np.asarray(task.splits) == "fold2"].tolist()
+        sound = (counts - padding)[mine].sum(axis=0) / (tokens - artifacts.padding_tokens)[mine].sum()
+        assert np.allclose(artifacts.probabilities(padding=False)[:, :, c], sound)
     by_fold = artifacts.probabilities(split=["fold2", "fold3"], classes={"both": ["class0", "class2"]})
     rows = np.isin(task.splits, ["fold2", "fold3"]) & (task.labels != 1)
     assert np.allclose(by_fold[:, :, 0], counts[rows].sum(axis=0) / tokens[rows].sum())
-    mine = task.labels == 0
-    sound = (counts - padding)[mine].sum(axis=0) / (tokens - artifacts.padding_tokens)[mine].sum()
-    assert np.allclose(artifacts.probabilities(padding=False)[:, :, 0], sound)
+    assert (artifacts.path / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
+    assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(task.groups)
+    waves = torch.stack([torch.from_numpy(task.read(clip, 1000)[0]) for clip in range(len(task))])
+    assert np.allclose(artifacts.embeddings(), toy.embed(waves).detach(), atol=1e-6)
+    for fold, labels in artifacts.gts.items():
+        assert labels.tolist() == task.labels[np.asarray(task.splits) == fold].tolist()
     said = artifacts.manifest
     assert said["weights"]["sha256"] == "toy-0" and said["group_column"] == "group" and said["padding"] == "counted"
 
@@ -108,10 +110,7 @@ def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(tmp_p
     assert contents(first.path) == contents(collect(toy, task, tmp_path / "b", batch_size=7).path)
     third = collect(toy, task, tmp_path / "elsewhere" / "c", batch_size=24)
     for clip, layer, neuron in np.argwhere(np.asarray(third.counts) != np.asarray(first.counts)):
-        seen = {}
-        with hooked(toy, toy.layers, lambda i, x: seen.__setitem__(i, x)), torch.no_grad():  # noqa: B023
-            toy.embed(torch.from_numpy(task.read(int(clip), 1000)[0])[None])
-        assert seen[layer][0, :, neuron].abs().min() <= 1e-5
+        assert np.abs(activations(toy, task.read(int(clip), 1000)[0])[layer][:, neuron]).min() <= 1e-5
 
 
 def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, heard):
@@ -119,14 +118,17 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     collect(toy, task, out, batch_size=8)
     before = contents(out)
     heard.clear()
-    assert collect(toy, task, out).has_counts and not heard
-    assert collect(toy, task, out, batch_size=3).has_counts  # of a finished run the batch size no longer matters
+    with folder_lock(out):  # what is whole can be read while another holds the folder
+        assert collect(toy, task, out, batch_size=3).has_counts  # and the batch size no longer matters
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
     with pytest.raises(ValueError, match="data is '[0-9a-f]{64}' there"):
         collect(toy, task, out)
     assert contents(out) == before and not heard
+    with folder_lock(tmp_path / "b"), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
+        collect(toy, task, tmp_path / "b")
+    assert not (tmp_path / "b" / ".partial").exists()
 
 
 FOREIGN = (
@@ -185,15 +187,10 @@ def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
 
 def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, task):
     module = Toy()
-    real = module.layers[1].fc.forward
-    module.layers[1].fc.forward = lambda x: real(x) / (x.amax(dim=(1, 2), keepdim=True) < loudest)
-    loudest = torch.inf
+    peaks = [activations(bare(module), task.read(i, 1000)[0])[0].max() for i in range(len(task))]
+    real, worst = module.layers[1].fc.forward, int(np.argmax(peaks))
+    module.layers[1].fc.forward = lambda x: real(x) / (x.amax(dim=(1, 2), keepdim=True) < max(peaks))
     encoder = bare(module, embed=lambda wave: module(wave).nan_to_num())
-    peaks = []
-    with hooked(encoder, ["layers.0.act"], lambda layer, x: peaks.append(x.amax().item())), torch.no_grad():
-        for i in range(len(task)):
-            encoder.embed(torch.from_numpy(task.read(i, 1000)[0])[None])
-    loudest, worst = max(peaks), int(np.argmax(peaks))
     with pytest.raises(BadClip, match=f"{task.files[worst]}: toy makes .* not finite, in layer layers.1.act"):
         collect(encoder, task, tmp_path / "out")
     skipped = collect(encoder, task, tmp_path / "skip" / "out", on_bad_clip="skip")
@@ -205,8 +202,8 @@ def test_a_mean_that_cannot_be_written_leaves_no_clip_out(tmp_path: Path, task):
     with torch.no_grad():
         module.layers[1].fc.weight *= 1e7
     with pytest.raises(ValueError, match="beyond float16.*means=False"):
-        collect(bare(module, embed=module), task, tmp_path / "out", on_bad_clip="skip")
-    assert collect(bare(module, embed=module), task, tmp_path / "other" / "out", means=False).has_all_counts
+        collect(bare(module), task, tmp_path / "out", on_bad_clip="skip")
+    assert collect(bare(module), task, tmp_path / "other" / "out", means=False).has_all_counts
 
 
 def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task):
@@ -243,16 +240,6 @@ def test_class_names_that_could_not_be_read_back_are_refused_before_the_pass(tmp
     with pytest.raises(ValueError, match="line break|Unicode normalisation"):
         collect(toy, dataclasses.replace(task, classes=names), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_only_one_writer(tmp_path: Path, toy, task):
-    out = tmp_path / "out"
-    with folder_lock(out), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
-        collect(toy, task, out)
-    assert not (out / ".partial").exists()
-    whole = collect(toy, task, out)
-    with folder_lock(out):  # what is whole can be read while another holds the folder
-        assert collect(toy, task, out).path == whole.path
 
 
 SCRIPT = f"""
@@ -408,29 +395,6 @@ def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatc
     assert contents(out) == contents(whole.path)
 
 
-def test_settings_cut_off_before_the_first_batch_are_written_anew(tmp_path: Path, toy, task):
-    (tmp_path / ".partial").mkdir()
-    (tmp_path / ".partial" / "settings.npz").write_text("")
-    with pytest.warns(UserWarning, match="settings.npz cannot be used"):
-        assert len(collect(toy, task, tmp_path).files) == 24
-
-
-def test_sums_are_kept_whichever_batch_comes_last(tmp_path: Path, toy, task, monkeypatch):
-    whole, out = collect(toy, task, tmp_path / "w" / "whole", batch_size=4), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            collect(toy, task, out, batch_size=4, keep_clips=9)
-    with np.load(out / ".partial" / "sums-0.npz") as file:
-        key, sums = json.loads(str(file["__key__"])), np.zeros_like(file["sums"])
-    add_by_class(sums, task.labels[20:], whole.counts[20:])  # of the last batch, by a second process
-    Cache(out / ".partial").put("sums-1", key, {"sums": sums, "done": np.array([0, 0, 0, 0, 0, 1])})
-    for name in ("sums-0", "batch-000005"):
-        (out / ".partial" / f"{name}.npz").write_bytes(b"")
-    with pytest.warns(UserWarning, match="cannot be used"):
-        assert torch.equal(collect(toy, task, out, batch_size=4, keep_clips=9).over_zero, whole.over_zero)
-
-
 def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard):
     rows = [i for i in reversed(range(24)) if task.groups[i] != "g5"]
     coarse = rows_of(task, rows, "coarse", lambda line: line.replace("class2", "class0"))
@@ -472,21 +436,21 @@ def test_an_edited_manifest(folder: Path, sealed: bool):
     """Every edit is noticed: by the manifest's own hash, and where that is made anew, by schema and other files."""
     path = folder / "manifest.json"
     whole = json.loads(path.read_text())
-    label, (split, file) = whole["clips"]["label"][0], (whole["clips"][k][1] for k in ("split", "file"))
+    clips, sums = whole["clips"], whole["checksums"]
     top = [
         {"extra": 1}, {"neurons": "8"}, {"neurons": 9}, {"layers": ["a", "a", "b"]}, {"layers": whole["layers"][:2]},
         {"classes": ["class0", "class1"]}, {"classes": ["class1", "class0", "class2"]}, {"format": 2},
         {"padding": "none"}, {"means": False}, {"kept_clips": [0, 1]}, {"kept": "2 by seed 0", "kept_clips": [0, 1]},
         {"clip_seconds": float("nan")}, {"splits": ["fold1"]}, {"clips": []}, {"identity": None},
-        {"checksums": whole["checksums"] | {"../x": "0" * 64}}, {"checksums": whole["checksums"] | {"gts.pt": "0"}},
-        {"checksums": {k: v for k, v in whole["checksums"].items() if k != "gts.pt"}},
+        {"checksums": sums | {"../x": "0" * 64}}, {"checksums": sums | {"gts.pt": "0"}}, {"checksums": {}},
+        {"clips": {k: v for k, v in clips.items() if k != "group"}},
     ]  # fmt: skip
-    first = [("tokens", 0), ("padding_tokens", 1000), ("label", 5), ("label", (label + 1) % 3), ("split", split)]
-    edited = [whole | change for change in top] + [{k: v for k, v in whole.items() if k != "classes"}]
-    for column, value in [*first, ("file", file)]:
-        edited.append(whole | {"clips": whole["clips"] | {column: [value, *whole["clips"][column][1:]]}})
-    edited.append(whole | {"clips": {k: v for k, v in whole["clips"].items() if k != "group"}})
-    for m in edited:
+    for column, value in {
+        "tokens": 0, "padding_tokens": 1000, "label": (clips["label"][0] + 1) % 3, "split": clips["split"][1],
+        "file": clips["file"][1],
+    }.items():  # fmt: skip
+        top.append({"clips": clips | {column: [value, *clips[column][1:]]}})
+    for m in [whole | change for change in top] + [{k: v for k, v in whole.items() if k != "classes"}]:
         if sealed:
             m["sha256"] = manifest._digest({k: v for k, v in m.items() if k != "sha256"})
         path.write_text(json.dumps(m))
@@ -498,17 +462,23 @@ def test_an_edited_manifest(folder: Path, sealed: bool):
             load_artifacts(folder)
 
 
-def test_artifacts_of_another_tool(folder: Path, tmp_path: Path):
-    foreign = tmp_path / "foreign"
+def test_artifacts_of_another_tool_and_questions_that_cannot_be_answered(folder: Path, tmp_path: Path):
+    ours, foreign = load_artifacts(folder), tmp_path / "foreign"
     foreign.mkdir()
     for name in ("over_zero.pt", "classes.txt"):
         shutil.copy(folder / name, foreign)
-    artifacts = load_artifacts(foreign)
-    assert artifacts.over_zero.shape == (3, 8, 3) and not artifacts.has_counts
-    for ask, words in ((lambda: artifacts.counts, "no clip_counts.npy"), (artifacts.probabilities, "no manifest.json")):
+    theirs = load_artifacts(foreign)
+    assert theirs.over_zero.shape == (3, 8, 3) and not theirs.has_counts
+    assert "of another tool" in repr(theirs) and "mean activation" in theirs._repr_html_()
+    for ask, words in (
+        (lambda: theirs.counts, "no clip_counts.npy"),
+        (theirs.probabilities, "no manifest.json"),
+        (lambda: ours.probabilities(split="train"), "no split 'train'; it has fold1"),
+        (lambda: ours.probabilities(classes={"high": ["class9"]}), "'high' is to hold 'class9'"),
+        (lambda: ours.probabilities(clips=np.array([0])), "class 'class1' has no clip among the 1 chosen"),
+    ):
         with pytest.raises(ValueError, match=words):
             ask()
-    assert "of another tool" in repr(artifacts) and "mean activation" in artifacts._repr_html_()
     (foreign / "classes.txt").write_text("a\nb\n")
     torch.save(torch.full((3, 8, 2), 1.5), tmp_path / "large.pt")
     for content, words in (
@@ -519,16 +489,3 @@ def test_artifacts_of_another_tool(folder: Path, tmp_path: Path):
         (foreign / "over_zero.pt").write_bytes(content)
         with pytest.raises(ValueError, match=words):
             load_artifacts(foreign)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"split": "train"}, "no split 'train'; it has fold1"),
-        ({"classes": {"high": ["class9"]}}, "'high' is to hold 'class9'"),
-        ({"clips": np.array([0])}, "class 'class1' has no clip among the 1 chosen"),
-    ],
-)
-def test_probabilities_of_what_is_not_there(folder: Path, options: dict, words: str):
-    with pytest.raises(ValueError, match=words):
-        load_artifacts(folder).probabilities(**options)

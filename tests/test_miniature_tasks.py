@@ -25,23 +25,15 @@ def plans():
 
 
 def test_plans_are_complete_and_repeatable(plans):
-    audio = {(tasks.audio_set(task), clip.file_name) for task, clips in plans.items() for clip in clips}
-    assert len(audio) <= 6500
     for task, clips in plans.items():
-        assert clips == tasks.plan(task)
-        assert len({clip.file_name for clip in clips}) == len(clips)
+        assert clips == tasks.plan(task) and len({clip.file_name for clip in clips}) == len(clips)
         assert min(Counter(clip.label for clip in clips).values()) >= 24
-    for task in ("cremad", "gtzan"):
-        assert set(Counter(c.label for c in plans[task] if c.split == "test").values()) == {40}
+    for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):  # one audio, other labels
+        assert tasks.audio_set(first) == tasks.audio_set(second)
+        assert [replace(c, label="") for c in plans[first]] == [replace(c, label="") for c in plans[second]]
     for sentences in (*SENTENCES.values(), NEUTRAL):  # splits have sentences of their own
         parts = [set(share(sentences, split)) for split in tasks.SPLITS]
         assert sum(map(len, parts)) == len(set.union(*parts)) == len(sentences)
-
-
-def test_tasks_that_share_audio_differ_in_labels_only(plans):
-    for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):
-        assert tasks.audio_set(first) == tasks.audio_set(second)
-        assert [replace(c, label="") for c in plans[first]] == [replace(c, label="") for c in plans[second]]
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -101,18 +93,14 @@ def test_pitch_is_the_label(plans, task):
         assert harmonics(pitch) > 3 * max(harmonics(pitch - 1), harmonics(pitch + 1)), group
 
 
-def test_women_speak_higher_than_men_and_feelings_move_the_voice():
-    def f0(wave: np.ndarray) -> float:
-        """Median fundamental frequency, Hz."""
-        return float(np.median(librosa.yin(wave, fmin=64, fmax=400, sr=RATE, frame_length=1024)))
-
-    text, voices = "We have to go there again.", tasks.VOICES["test"]
-    women, men = ([f0(speech.speak(text, f"en-us+{v}")) for v in voices[sex]] for sex in ("female", "male"))
-    assert min(women) > 150 > 130 > max(men)
-    said = {e: {"rate": r, "pitch": p} for e, (r, p, *_) in tasks.EMOTIONS.items()}
-    waves = {e: speech.speak(text, "en-us+m4", pitch_range=20, **how) for e, how in said.items()}
-    assert max(len(waves[e]) for e in ("FEA", "ANG")) < len(waves["NEU"]) < min(len(waves[e]) for e in ("DIS", "SAD"))
-    assert f0(waves["FEA"]) > 1.2 * f0(waves["SAD"])
+def test_women_speak_higher_than_men():
+    waves = {
+        s: [speech.speak("We go there again.", f"en-us+{v}") for v in vs] for s, vs in tasks.VOICES["test"].items()
+    }
+    pitch = {
+        s: [np.median(librosa.yin(w, fmin=64, fmax=400, sr=RATE, frame_length=1024)) for w in waves[s]] for s in waves
+    }
+    assert min(pitch["female"]) > 150 > 130 > max(pitch["male"])
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +121,9 @@ def test_rendering_is_complete_and_leaves_nothing_else(rendered):
     folder, clips = rendered
     assert tasks.whole(folder, clips) is None
     assert sorted(p.name for p in folder.iterdir()) == ["audio", "manifest.json", "mixed.csv"]
-    assert [p.name for p in (folder.parent / ".rendering" / "mixed").iterdir()] == [".lock"]
-    hashes, audio = _hashes(folder), defaultdict(set)
-    for clip in clips:
-        audio[clip.split].add(hashes[clip.file_name])
-    assert not audio["train"] & audio["test"] and sum(map(len, audio.values())) == len(clips)
+    hashes = _hashes(folder)
+    train, test = ({hashes[clip.file_name] for clip in clips if clip.split == split} for split in ("train", "test"))
+    assert not train & test and len(train) + len(test) == len(clips)
     task = from_metadata(folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed")
     assert task.groups == tuple(clip.group for clip in clips) and 0 < task.read(0, RATE)[1] <= 2 * RATE
 

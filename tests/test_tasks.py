@@ -29,20 +29,19 @@ def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav")
     return from_metadata(folder / "m.csv", folder / "audio", clip_seconds=1.0, name="t", **options)
 
 
-def test_evar_format_keeps_the_order_and_sorts_classes_as_evar_does(tmp_path: Path):
+def test_evar_format_and_esc50s_own(tmp_path: Path):
     text = "\ufefffile_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n"
     with pytest.warns(UserWarning, match="3 class.es. have no clip in a split: 9 in train"):
         task = task_of(tmp_path, text, ("a.wav", "b.wav", "c.wav"))
-    assert task.files == ("b.wav", "a.wav", "c.wav")
-    assert task.classes == ("9", "10")  # numbers sort as numbers
+    assert task.files == ("b.wav", "a.wav", "c.wav") and task.classes == ("9", "10")  # numbers sort as numbers
     assert task.labels.tolist() == [1, 0, 0] and task.splits == ("train", "test", "valid")
     assert task.groups == ("0", "1", "2") and task.group_column is None
     assert len(repr(task)) < 600 and "3 of 1 s" in repr(task) and "<table>" in task._repr_html_()
-
-
-def test_labels_are_text_as_written_and_esc50s_own_layout_is_recognised(tmp_path: Path):
-    assert task_of(tmp_path, "file_name,label,split\nb.wav,02,train\na.wav,01,train\n").classes == ("01", "02")
-    assert task_of(tmp_path, "file_name,label,split\na.wav,NA,train\nb.wav,None,train\n").classes == ("NA", "None")
+    for one, other in (("01", "02"), ("NA", "None")):  # text as written
+        assert task_of(tmp_path, f"file_name,label,split\nb.wav,{other},train\na.wav,{one},train\n").classes == (
+            one,
+            other,
+        )
     header = "filename,fold,target,category,esc10,src_file,take\n"
     task = task_of(tmp_path, header + "a.wav,1,0,dog,True,100,A\nb.wav,2.0,0,dog,True,100,B\n")
     assert task.classes == ("dog",) and task.splits == ("fold1", "fold2")
@@ -87,15 +86,12 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     [
         ("file_name,label\na.wav,x", "expected columns"),
         ("file_name,label,split", "with 0 rows"),
-        ("file_name,label,split\na.wav,x,train\na.wav,y,test", "line 3: .a.wav. is a file that an earlier line has"),
         ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
         ("file_name,label,split\na.wav,,train", "line 2: a field is empty"),
-        ("file_name,label,split\n,x,train", "line 2: a field is empty"),
         ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
         ("file_name,label,split\na.wav,x,dev", "line 2: split 'dev', expected train, valid, test"),
         ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
         ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number"),
-        ("file_name,label,split\na.wav,1,train\nb.wav,1.0,test", "one number"),
         ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
         ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
         (
@@ -107,7 +103,6 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "line 2: .*quote left open"),
         ("file_name,label,split,group\na.wav,x,train,", "line 2: a field is empty"),
         ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
-        ("file_name,label,split\nbüro.wav,x,train".encode("latin-1"), "not UTF-8 .*save it as UTF-8"),
     ],
 )
 def test_bad_metadata(tmp_path: Path, text: str | bytes, message: str):
@@ -131,14 +126,11 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
 
 
 def test_missing_metadata_and_files(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no metadata at"):
-        from_metadata(tmp_path / "no.csv", tmp_path, clip_seconds=1, name="t")
     csv = write_clips(tmp_path, 4)
-    with pytest.raises(FileNotFoundError, match="4 of the 4 files .* missing from .*elsewhere"):
-        from_metadata(csv, tmp_path / "elsewhere", clip_seconds=1, name="t")
     (tmp_path / "audio" / "002.wav").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of the 4 files .* e.g. 002.wav"):
-        from_metadata(csv, tmp_path / "audio", clip_seconds=1, name="t")
+    for path, words in ((tmp_path / "no.csv", "no metadata at"), (csv, "1 of the 4 files .* e.g. 002.wav")):
+        with pytest.raises(FileNotFoundError, match=words):
+            from_metadata(path, tmp_path / "audio", clip_seconds=1, name="t")
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
