@@ -37,17 +37,20 @@ def opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """
     try:
         with soundfile.SoundFile(path) as file:
-            complaint = _damage(file)
-            if complaint is None:
+            if not (complaint := _damage(file)):
                 yield file
     except (soundfile.SoundFileError, OSError) as error:
         complaint = f"cannot be read as audio ({error})"
-    if complaint is not None:
-        raise BadClip(f"{path}: {complaint}; {_size_of(path)}. Replace it, or remove it from the task")
+    if complaint:
+        found = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
+        with contextlib.suppress(OSError), path.open("rb") as content:
+            if content.read(40).startswith(b"version https://git-lfs"):
+                found += ', a Git LFS pointer: run `git lfs pull --include "*"` in its clone'
+        raise BadClip(f"{path}: {complaint}; {found}. Replace it, or remove it from the task")
 
 
-def _damage(file: soundfile.SoundFile) -> str | None:
-    """What libsndfile noticed of a file that is empty or cut off, or None; it reads the latter without a word."""
+def _damage(file: soundfile.SoundFile) -> str:
+    """What is wrong with a file that is empty or cut off; libsndfile reads the latter, and only its log tells."""
     for promised, there in _SHORTER.findall(file.extra_info):
         if int(there) < int(promised) < _PLACEHOLDER:
             return f"truncated: the header promises {int(promised):,} bytes of samples, {int(there):,} are there"
@@ -59,19 +62,9 @@ def _damage(file: soundfile.SoundFile) -> str | None:
         with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(file.name) as tail:
             tail.seek(max(0, file.frames - _SLACK[file.format]))
             if len(tail.read(1)):
-                return None
+                return ""
         return f"truncated: the last of {file.frames:,} samples cannot be decoded"
-    return None
-
-
-def _size_of(path: Path) -> str:
-    """Size of a file in words; says so where it is a Git LFS pointer in place of the recording."""
-    if not path.exists():
-        return "missing"
-    with path.open("rb") as file:
-        pointer = file.read(40).startswith(b"version https://git-lfs")
-    hint = ', a Git LFS pointer: run `git lfs pull --include "*"` in its clone' if pointer else ""
-    return f"{path.stat().st_size:,} bytes{hint}"
+    return ""
 
 
 def cache_dir() -> Path:
@@ -100,31 +93,24 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         BadClip: unreadable, cut off, zero-length, or not finite.
     """
     with opened(path) as file:
-        rate = file.samplerate
-        if rate == sample_rate:
-            return _samples(file, path, seconds)
-        stat = path.stat()
+        rate, stat = file.samplerate, path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
-        found = cache.get(name, key)
-        if found is not None:
+        if rate != sample_rate and (found := cache.get(name, key)):
             return found["wave"]
-        wave = _samples(file, path, seconds)
-    wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
-    cache.put(name, key, {"wave": wave})
-    return wave
-
-
-def _samples(file: soundfile.SoundFile, path: Path, seconds: float) -> np.ndarray:
-    """The first samples of an opened file, mono, float32. Raises as `read_mono`."""
-    # A little more than is needed, so that a resampler's edge lies behind the cut.
-    wanted = min(math.ceil((seconds + 0.1) * file.samplerate), file.frames)
-    wave = file.read(wanted, dtype="float32")
-    if len(wave) < wanted - _SLACK["MP3"]:
-        raise BadClip(f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it")
+        # A little more than is needed, so that a resampler's edge lies behind the cut.
+        wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
+        wave = file.read(wanted, dtype="float32")
+        if len(wave) < wanted - _SLACK["MP3"]:
+            raise BadClip(
+                f"{path}: truncated, {len(wave):,} of {wanted:,} samples can be decoded; replace or remove it"
+            )
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     if not np.isfinite(wave).all():
         bad = int((~np.isfinite(wave)).argmax())
-        raise BadClip(f"{path}: sample {bad} (at {bad / file.samplerate:.3f} s) is {wave[bad]}, expected numbers")
+        raise BadClip(f"{path}: sample {bad} (at {bad / rate:.3f} s) is {wave[bad]}, expected numbers")
+    if rate != sample_rate:
+        wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
+        cache.put(name, key, {"wave": wave})
     return wave

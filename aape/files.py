@@ -8,7 +8,6 @@ import html
 import io
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-_LITTER = re.compile(r"\..+\.(\d+)-\d+\.part")  # the temporary names of `whole_file`
+_LITTER = ".*.[0-9]*-[0-9]*.part"  # the temporary names of `whole_file`
 
 
 def sha256_of(path: Path) -> str:
@@ -159,7 +158,8 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
                     f"{owner}; whether it still runs cannot be seen from {here}.\n"
                     f"If it is gone, delete {note} and call again; nothing was changed."
                 )
-            _sweep(folder)
+            for litter in folder.rglob(_LITTER):
+                litter.unlink(missing_ok=True)
             write_json(note, {"pid": os.getpid(), "host": here, "started": time.time()}, sync=False)
             try:
                 yield
@@ -179,32 +179,6 @@ def _owner(note: Path) -> tuple[str | None, str]:
     return host, f"{note.parent} is in use by process {pid} on {host}, which took it {minutes:.1f} minutes ago"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove temporary files of `whole_file` whose process is gone."""
-    for path in folder.rglob(".*.part"):
-        if (match := _LITTER.fullmatch(path.name)) and not _alive(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        if os.name == "posix":  # elsewhere asking would end it
-            os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
-
-
-def facts_html(title: str, facts: Mapping[str, Any]) -> str:
-    """A small table for Jupyter: a heading and a row for each fact."""
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(str(name))}</th>"
-        f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f"<b>{html.escape(title)}</b><table>{rows}</table>"
-
-
 class Shown:
     """An object that shows itself by its facts: a line for each as text, a row for each in Jupyter."""
 
@@ -218,4 +192,7 @@ class Shown:
         return "\n".join([self._title(), *(f"  {name}: {value}" for name, value in self._facts().items())])
 
     def _repr_html_(self) -> str:
-        return facts_html(self._title(), self._facts())
+        facts = [[html.escape(str(cell)) for cell in fact] for fact in self._facts().items()]
+        left = "style='text-align:left'"
+        rows = "".join(f"<tr><th {left}>{name}</th><td {left}>{value}</td></tr>" for name, value in facts)
+        return f"<b>{html.escape(self._title())}</b><table>{rows}</table>"

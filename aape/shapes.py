@@ -16,13 +16,11 @@ Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each c
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
     """The clip embeddings [batch, dim], checked to be that."""
     found = encoder.embed(wave)
-    if not isinstance(found, Tensor):
-        what = f"a {type(found).__name__} (a model's output? Take its tokens: .last_hidden_state.mean(dim=1))"
-    elif found.ndim != 2 or len(found) != len(wave):
-        what = str(list(found.shape))
-    else:
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(wave):
         return found
-    raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]")
+    what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__} (a model's output?)"
+    how = "Take its tokens, e.g. .last_hidden_state.mean(dim=1)"
+    raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]. {how}")
 
 
 def _look(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
@@ -84,10 +82,8 @@ def common_width(encoder: Encoder, layers: Sequence[str], seen: Calls) -> int:
         layers: the names of those to be counted. seen: what `dry_run` found of all.
 
     Raises:
-        ValueError: layers of different width or with different tokens, named; an unknown layer.
+        ValueError: layers of different width or with different tokens, named.
     """
-    if unknown := [name for name in layers if name not in seen]:
-        raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; its layers are {', '.join(seen)}")
     width = {name: seen[name][0][1] for name in layers}
     if len(set(width.values())) != 1:
         found = ", ".join(f"{n} has {w}" for n, w in width.items())

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aape.files import Cache, FolderBusy, facts_html, folder_lock, whole_file
+from aape.files import Cache, FolderBusy, Shown, folder_lock, whole_file
 
 ARRAYS = {"a": np.arange(12, dtype=np.uint16).reshape(3, 4), "names": np.array(["x", "yy"]), "none": np.zeros((0, 2))}
 
@@ -102,4 +102,8 @@ def test_the_lock_of_a_folder(tmp_path: Path):
 
 
 def test_facts_cannot_bring_markup():
-    assert "<script" not in facts_html("<script>", {"<script>": "<script>"})
+    class Mischief(Shown):
+        def _facts(self) -> dict[str, str]:
+            return {"<script>": "<script>"}
+
+    assert "<script" not in Mischief()._repr_html_()
