@@ -100,7 +100,7 @@ def collect(
                 facts = _facts_of(encoder) if source is None else _take_over(plan, source, progress)
                 merge(plan, progress, facts, out_dir)
         if first:
-            shutil.rmtree(progress.folder)
+            shutil.rmtree(progress.folder, ignore_errors=True)  # of a faster process, it is gone
         _barrier(world)
     return load_artifacts(out_dir)
 
@@ -210,8 +210,8 @@ def _open(plan: Plan, progress: Progress, out_dir: Path) -> None:
 
 def _refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
     """Refuse to go on with, or to return, what was made with other settings."""
-    plain = [k for k in keys if k not in ("identity", "probe") and theirs[k] != ours[k]]
-    sides = [f"{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in plain]
+    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
+    sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
     sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
     if sides:
         raise ValueError(
@@ -284,8 +284,7 @@ def _arrays(plan: Plan, counted: BatchCounts, kept: np.ndarray, good: np.ndarray
     if counted.padding is not None:
         arrays["padding_counts"] = counted.padding.numpy()[kept].astype(dtype)
     if plan.settings["means"]:
-        with np.errstate(over="ignore"):
-            arrays["clip_means"] = counted.means.numpy()[kept].astype(np.float16)
+        arrays["clip_means"] = counted.means.numpy()[kept].astype(np.float16)
         if np.isinf(arrays["clip_means"][good[kept]]).any():  # of a sound clip, which leaving out would move p
             raise ValueError(
                 f"{plan.settings['encoder']}: a clip's mean activation of {counted.means[good].abs().max():.3g} is beyond "

@@ -113,13 +113,17 @@ def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(tmp_p
         assert np.abs(activations(toy, task.read(int(clip), 1000)[0])[layer][:, neuron]).min() <= 1e-5
 
 
-def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, heard):
+def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path: Path, toy, task, heard, monkeypatch):
     out = tmp_path / "out"
     collect(toy, task, out, batch_size=8)
     before = contents(out)
     heard.clear()
     with folder_lock(out):  # what is whole can be read while another holds the folder
         assert collect(toy, task, out, batch_size=3).has_counts  # and the batch size no longer matters
+    with monkeypatch.context() as patch:  # another process finishes between the question and the lock
+        answers = iter([False])
+        patch.setattr(collecting, "_is_whole", lambda *a: next(answers, True))
+        assert collect(toy, task, out).has_counts
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
