@@ -98,6 +98,7 @@ def test_a_model_of_several_seeds(tmp_path: Path):
         ({"sharing": [{"name": "x", "rows": "digit", "columns": "digits", "title": "t"}]}, "did you mean 'digits'"),
         ({"ablation": {"targets": [{"task": "no", "classes": ["a"], "mode": "shared"}]}}, "no task 'no'"),
         ({"ablation": {"models": ["whisprr"]}}, "no model 'whisprr'; did you mean 'whisper'"),
+        ({"output": ".."}, "output: expected a name without slashes"),
         ({"output": "../elsewhere"}, r"output: expected a name without slashes .* found '../elsewhere'"),
         ({"tasks": {"a\nb": {"folder": "f", "clip_seconds": 1}}}, "expected a name without slashes"),
         ({"selection": {"rate": 5}}, "selection.rate"),
