@@ -17,7 +17,6 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-import itertools
 import math
 import os
 import sys
@@ -412,17 +411,17 @@ def write_config(
     Raises:
         ValueError: not integers [k, 2], a pair twice or negative, or a gain that is no number of 0 or more.
     """
-    pairs = np.asarray(neurons.cpu() if isinstance(neurons, Tensor) else neurons)
-    if pairs.size == 0:
-        pairs = pairs.reshape(0, 2).astype(np.int64)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or (pairs < 0).any():
-        raise ValueError(f"neurons must be integers [k, 2] of (layer, neuron), found {pairs.dtype} {list(pairs.shape)}")
-    ordered = sorted((int(layer), int(neuron)) for layer, neuron in pairs)
-    twice = [pair for pair, following in itertools.pairwise(ordered) if pair == following]
-    if twice:
-        raise ValueError(f"neuron {list(twice[0])} is in the set more than once")
+    pairs = np.asarray(neurons)
+    pairs = pairs if pairs.size else np.empty((0, 2), dtype=np.int64)
+    whole = pairs.ndim == 2 and pairs.shape[1] == 2 and np.issubdtype(pairs.dtype, np.integer) and (pairs >= 0).all()
+    if not whole or len(np.unique(pairs, axis=0)) < len(pairs):
+        found = f"{pairs.dtype} {list(pairs.shape)}: {pairs.tolist()}"[:200]
+        raise ValueError(
+            f"neurons must be integers [k, 2] of (layer, neuron), both from 0, each pair once; found {found}"
+        )
     if not (math.isfinite(gain) and gain >= 0):
         raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
+    ordered = sorted(pairs.tolist())
     settings = {"audio_repr": "ar_m2d.AR_M2D_Steering_Neurons", "weight_file": weight_file} | _M2D_SETTINGS
     lines = [f"# {line}" for line in (f"{len(ordered)} neurons of M2D times {gain:g}", *note.splitlines())]
     lines += [yaml.safe_dump(settings, sort_keys=False).rstrip()]

@@ -1,5 +1,6 @@
 """The deactivation experiment on a toy whose neurons are planted, so that the right answer is known."""
 
+import contextlib
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -135,23 +136,26 @@ def test_targets_drawn_by_the_controls_own_rule_have_uniform_p(by_rate: bool) ->
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 600) + 0.01)
 
 
-def test_targets() -> None:
+@pytest.mark.parametrize(
+    ("mode", "classes", "exclusive", "expected"),
+    [
+        ("specific", "a", False, [0, 2]),
+        ("specific", "a", True, [0]),
+        ("specific", "c", False, []),
+        ("shared", "ab", False, [2]),
+        ("all", "ab", False, [0, 1, 2]),
+        ("all", "", False, [0, 1, 2]),
+        *(("specific", "ab", False, None), ("shared", "a", False, None), ("all", "", True, None)),
+        ("shared", "ad", False, None),  # no class d
+    ],
+)
+def test_targets(mode: str, classes: str, exclusive: bool, expected: list | None) -> None:
     p = np.full((1, 6, 3), 0.01)
     p[0, 0, 0] = p[0, 1, 1] = p[0, 2, :2] = 0.9
     selection = select(p, rate=0.5, quantile=14 / 18, classes=["a", "b", "c"])
-
-    def of(mode: str, *classes: str, exclusive: bool = False) -> list:
-        target = AblationTarget(task="t", classes=list(classes), mode=mode, exclusive=exclusive)  # type: ignore[arg-type]
-        return sorted(target_neurons(selection, target)[:, 1].tolist())
-
-    assert of("specific", "a") == [0, 2] and of("specific", "a", exclusive=True) == [0]
-    assert of("shared", "a", "b") == of("shared", "a", "b", exclusive=True) == [2]
-    assert of("all", "a", "b") == of("all") == [0, 1, 2] and of("specific", "c") == []
-    for mode, classes in (("specific", "ab"), ("shared", "a"), ("shared", "ad")):
-        with pytest.raises(ValueError, match="target"):
-            of(mode, *classes)
-    with pytest.raises(ValueError, match="not exclusive"):
-        of("all", exclusive=True)
+    target = AblationTarget(task="t", classes=list(classes), mode=mode, exclusive=exclusive)  # type: ignore[arg-type]
+    with contextlib.nullcontext() if expected is not None else pytest.raises(ValueError, match="target"):
+        assert sorted(target_neurons(selection, target)[:, 1].tolist()) == expected
 
 
 def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> None:
@@ -291,20 +295,16 @@ def test_without_a_study_file(study: Study, result: ablation.AblationResult, cap
     settings = study.ablation.model_dump(exclude={"targets", "models", "controls"})
     options = {"rate": 0.3, "quantile": 0.7, "device": "cpu", "controls": 39} | settings
     alone = ablate(tuned(), task, artifacts, targets=["low"], **options)
-    assert alone.directory == artifacts.path / "ablation" and (alone.directory / "ablation_effects.csv").is_file()
     theirs = result.effects[result.effects.model == "ssl"].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone.effects.drop(columns="model"), theirs.drop(columns="model"))
-    assert "passes of a clip" in (said := capsys.readouterr().out) and "cannot" not in said and "at best" not in said
-    any_of_two = {"classes": ["low", "middle"], "mode": "all"}
-    two = ablate(tuned(), task, artifacts, targets=["low", any_of_two], **options)
+    assert "passes of a clip" in (said := capsys.readouterr().out) and "at best" not in said
+    two = ablate(tuned(), task, artifacts, targets=["low", {"classes": ["low", "middle"], "mode": "all"}], **options)
     assert "q = 0.075 at best. q < 0.05 needs 60 controls" in capsys.readouterr().out  # 3 classes, 39 controls
     assert set(two.effects.target) == {"low", "all of low, middle"}
     with pytest.raises(ValueError, match=r"no model has a neuron for the target 'low & middle' of tones \(shared\)"):
         ablate(tuned(), task, artifacts, targets=[("low", "middle")], **options)
     with pytest.raises(ValueError, match="needs all four"):
         ablate(tuned(), task, artifacts)
-    with pytest.raises(ValueError, match="contrl"):
-        ablate(tuned(), task, artifacts, targets=["low"], contrl=3)
 
 
 def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
@@ -347,12 +347,10 @@ def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             ablate(study, device="cpu")
     stored = sorted((study.directory / "ablations").rglob("*.npz"))
-    assert stored
     effects = ablate(study, device="cpu").effects
     stored[0].write_bytes(b"half a file")
     with pytest.warns(UserWarning, match="computed anew"):
-        again = ablate(study, device="cpu")
-    pd.testing.assert_frame_equal(again.effects, effects)
+        pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, effects)
     fresh = ablate(collected(make_study(tmp_path / "fresh", **quick)), device="cpu")
     pd.testing.assert_frame_equal(fresh.effects, effects)
 
