@@ -494,12 +494,6 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     assert all(c["calibrated"] is None for c in site.pair()["classes"])
 
 
-def test_an_old_atlas_still_has_what_the_page_reads():
-    for entry in read_script(DATA, "index")["pairs"]:
-        for record in records_of(DATA, entry["folder"]):
-            check_record(record, read_script(DATA, f"{entry['folder']}/pair"))
-
-
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(built: Site, tmp_path, monkeypatch):
     view = show_neuron(built.artifacts, built.encoder, built.task, 0, 5)
@@ -528,6 +522,12 @@ def test_a_cell_shows_a_neuron_with_figure_and_players_and_the_notebook_runs(bui
     check_site(names["page"].parent)
     pairs = [(e["m"], e["t"]) for e in read_script(names["page"].parent, "index")["pairs"]]
     assert pairs == [("m", "t"), ("m", "u"), ("n", "t"), ("n", "u")]
+
+
+def test_an_old_atlas_still_has_what_the_page_reads():
+    for entry in read_script(DATA, "index")["pairs"]:
+        for record in records_of(DATA, entry["folder"]):
+            check_record(record, read_script(DATA, f"{entry['folder']}/pair"))
 
 
 def test_the_gallerys_atlas_is_whole_small_and_todays_page():

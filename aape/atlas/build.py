@@ -94,7 +94,7 @@ def build_study(
     out_dir: str | Path | None = None,
     attribute: bool = False,
 ) -> Path:
-    """The atlas of a study: `build_atlas` for every model and task that has been collected, two models at a time.
+    """The atlas of a study: `build_atlas` for every model and task that has been collected, two at a time.
 
     Args:
         study: by name, or loaded.
@@ -157,9 +157,7 @@ def _opened(out: Path, about: About, order: Sequence[tuple[str, str]] = ()) -> I
     """
     strangers = [p.name for p in out.iterdir() if p.name[0] != "."] if out.is_dir() else []
     if strangers and not (out / "index.js").is_file():
-        raise ValueError(
-            f"{out} holds {min(strangers)!r} and is no atlas; give a folder of its own, e.g. {out / 'atlas'}"
-        )
+        raise ValueError(f"{out} holds {min(strangers)!r} and is no atlas; give a folder of its own: {out / 'atlas'}")
     writing, place = threading.Lock(), {pair: i for i, pair in enumerate(order)}
 
     def add(pair: Pair, neurons: Any, strongest: int) -> None:

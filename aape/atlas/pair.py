@@ -84,9 +84,8 @@ def write_script(out: Path, key: str, content: Any) -> None:
 
 def read_script(out: Path, key: str) -> Any:
     """What `write_script` was given."""
-    return json.loads(
-        (out / f"{key}.js").read_text().removeprefix(f"aapeAtlas({json.dumps(key)},").removesuffix(");\n")
-    )
+    text = (out / f"{key}.js").read_text()
+    return json.loads(text.removeprefix(f"aapeAtlas({json.dumps(key)},").removesuffix(");\n"))
 
 
 class Pair:
@@ -96,15 +95,9 @@ class Pair:
     """
 
     def __init__(
-        self,
-        artifacts: Artifacts,
-        encoder: Encoder,
-        task: Task,
-        selection: Selection,
-        about: About,
-        out: Path,
+        self, artifacts: Artifacts, encoder: Encoder, task: Task, selection: Selection, about: About, out: Path,
         clips: int = 20,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not 10 <= clips <= 60:
             raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
         if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
@@ -256,9 +249,8 @@ class Pair:
                 name = wave_hash(wave, rate)
                 look = hashlib.sha256(f"{name} {len(waves[b])} {self.pictures.identity}".encode()).hexdigest()[:16]
                 sound = keep(folder / f"{name}.{sound_format(rate)}", partial(encoded, wave, rate))
-                image = keep(
-                    folder / f"{look}.png", partial(self.pictures.of, waves[b], log_mels[0][b] if log_mels else None)
-                )
+                log_mel = log_mels[0][b] if log_mels else None
+                image = keep(folder / f"{look}.png", partial(self.pictures.of, waves[b], log_mel))
             found.append([sound, image, round(int(valid[b]) / rate, 3), said])
         return found
 
@@ -291,14 +283,12 @@ class Pair:
         if shown:
             rows = heard.rows[shown]
             known = artifacts.manifest["group_column"] is not None  # else every clip is its own, and files say more
-            groups = artifacts.groups[rows].tolist() if known else [""] * len(rows)
-            columns = (
-                heard.labels[shown].tolist(),
-                groups,
-                artifacts.splits[rows].tolist(),
-                artifacts.files[rows].tolist(),
+            groups = artifacts.groups[rows] if known else np.full(len(rows), "")
+            said = (
+                column.tolist()
+                for column in (heard.labels[shown], groups, artifacts.splits[rows], artifacts.files[rows])
             )
-            content["clips"] = [[*file, *more] for file, *more in zip(files, *columns, strict=True)]
+            content["clips"] = [[*file, *more] for file, *more in zip(files, *said, strict=True)]
         return content
 
     def _classes(self) -> list[dict[str, Any]]:

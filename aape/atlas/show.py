@@ -44,10 +44,8 @@ class NeuronView:
         return f"layer {self.record['l']}, neuron {self.record['n']}: most active for {own}"
 
     def __repr__(self) -> str:
-        r = self.record
-        return (
-            f"Neuron, {self.title}\n  AAPE {r['aape']} nats, rank {r['rank']}; active at {r['density']} of all tokens"
-        )
+        aape, rank, density = (self.record[key] for key in ("aape", "rank", "density"))
+        return f"Neuron, {self.title}\n  AAPE {aape} nats, rank {rank}; active at {density} of all tokens"
 
     def figure(self) -> Figure:
         """p by class before the band of permuted labels, and clips by share of active tokens."""
