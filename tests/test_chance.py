@@ -130,19 +130,15 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
     for index, permuted in enumerate(permuted_labels(null.units, 20, seed=3)):
         p = np.stack([counts[permuted == c].sum(axis=0) / (60 * TOKENS) for c in range(4)], axis=-1)
         exact = select(p, rate=0.05, weak_filter=weak_filter)
-        assert null.per_class[index].tolist() == exact.per_class.tolist()
-        assert null.coverage[index] == exact.coverage
+        assert null.per_class[index].tolist() == exact.per_class.tolist() and null.coverage[index] == exact.coverage
         assert null.mean_aape[index] == pytest.approx(exact.entropy[exact.selected].mean(), abs=1e-5)
         assert null.classes_per_neuron[index] == pytest.approx(exact.per_class.sum() / exact.selected.sum())
 
 
 def test_how_far_an_aape_lies_below_ln_c_is_exact_where_classes_hardly_differ():
-    rng = np.random.default_rng(0)
-    p = 0.9 + 1e-4 * rng.random((24, 1, 300))
-    p[:, 0, :5] = 0
-    p[1:, 0, 5:10] = 0  # active for one class only
-    below = _below_uniform(p[:, 0].astype(np.float32))
-    expected = np.log(24) - entropy(np.moveaxis(p, 0, -1))[0]
+    p = 0.9 + 1e-4 * np.random.default_rng(0).random((24, 300))
+    p[:, :5] = p[1:, 5:10] = 0  # never active; active for one class only
+    below, expected = _below_uniform(p.astype(np.float32)), np.log(24) - entropy(p.T[None])[0]
     assert (below[:5] == -np.inf).all() and below[5:10] == pytest.approx(np.log(24), rel=1e-6)
     assert below[10:] == pytest.approx(expected[10:], rel=0.02) and expected[10:].max() < 1e-8
 
@@ -275,12 +271,9 @@ def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
 
 
 def test_halves_keep_groups_whole_and_every_class_in_both():
-    labels = np.repeat(np.arange(4), 12)
-    groups = np.repeat(np.arange(16), 3)
-    units = exchangeable_units(labels, groups)
+    units = exchangeable_units(np.repeat(np.arange(4), 12), np.repeat(np.arange(16), 3))
     half = halves(units, np.random.default_rng(0))
-    for c in range(4):
-        assert sorted(half[units.label == c]) == [0, 0, 1, 1]
+    assert all(sorted(half[units.label == c]) == [0, 0, 1, 1] for c in range(4))
     crossed = exchangeable_units(np.arange(48) % 4, np.repeat(np.arange(8), 6))
     half = halves(crossed, np.random.default_rng(0))
     assert all(len(set(half[crossed.group == g])) == 1 for g in range(8)) and half.mean() == 0.5

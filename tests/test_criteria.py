@@ -94,11 +94,10 @@ def test_every_statistic_finds_the_planted_neurons_and_random_does_not(artifacts
 def test_selection_by_any_criterion_takes_the_same_steps(artifacts):
     score = rank(artifacts, "auroc", split=["train", "test"])
     chosen = select(artifacts, criterion="auroc", rate=0.05)
-    assert chosen.selected.sum() == 15 and chosen.criterion == "auroc"
+    assert chosen.selected.sum() == 15 and "auroc >" in repr(chosen)
     best = score.max(axis=2)
     assert set(best[chosen.selected]) == set(np.sort(best.ravel())[-15:])
     assert np.array_equal(chosen.members, chosen.selected[..., None] & (score > kth_smallest(score, 0.95)))
-    assert "auroc >" in repr(chosen)
     by_scores = select(artifacts.probabilities(), criterion=score, rate=0.05)
     assert np.array_equal(by_scores.members, chosen.members)
     with pytest.raises(ValueError, match="needs artifacts"):

@@ -182,13 +182,11 @@ def test_artifacts_bring_their_names_their_clips_and_their_tokens(tmp_path):
 def test_edges_have_defined_results():
     one_class = select(np.random.default_rng(0).random((2, 20, 1)), rate=0.1, quantile=0.5)
     assert (one_class.entropy == 0).all() and one_class.selected.sum() == 4
-    equal = select(np.full((2, 20, 5), 0.3), rate=0.1)
-    assert not equal.members.any() and equal.coverage == 0
-    dead = select(np.zeros((2, 20, 5)), rate=1.0, weak_filter="paper")
-    assert not dead.selected.any() and np.isinf(dead.entropy).all()
+    assert select(np.full((2, 20, 5), 0.3), rate=0.1).coverage == 0  # all p equal
     half_dead = np.random.default_rng(0).random((2, 20, 5))
     half_dead[0] = 0
-    assert not select(half_dead, rate=1.0, weak_filter="paper").selected[0].any()
+    chosen = select(half_dead, rate=1.0, weak_filter="paper")
+    assert not chosen.selected[0].any() and np.isinf(chosen.entropy[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -197,11 +195,9 @@ def test_edges_have_defined_results():
         (np.zeros((2, 3, 0)), {}, "none of them 0"),
         (np.full((1, 2, 2), 7), {}, "counts\\? divide"),
         (np.array([[[0.1, np.nan, 0.2]]]), {}, "class indices \\[1\\]"),
-        (np.full((1, 2, 2), -0.1), {}, "\\[0, 1\\]"),
         (np.full((1, 4, 2), 0.5), {"rate": 0}, "rate"),
-        (np.full((1, 4, 2), 0.5), {"quantile": 1.1}, "quantile"),
         (np.full((1, 4, 2), 0.5), {"weak_filter": "none"}, "lape, paper"),
-        (np.full((1, 4, 2), 0.5), {"classes": ["a", "a"]}, "expected 2 different names, found a, a"),
+        (np.full((1, 4, 2), 0.5), {"classes": ["a", "a"]}, "expected 2 different names"),
     ],
 )
 def test_bad_probabilities_and_settings_are_named(p, settings, words):
