@@ -43,6 +43,10 @@ SHOWN = ("effect", "", ""), ("less_active", "less_active_", ", less as active") 
 Sets = dict[tuple[str, int], dict[str, np.ndarray]]  # (criterion, class) -> fold -> neurons [k, 2]
 
 
+class NothingToCompare(ValueError):
+    """Fewer than two of the asked classes have a neuron by every criterion."""
+
+
 def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
     """A seeded choice of classes, in their order. without: those that were seen already."""
     free = [name for name in classes if name not in set(without)]
@@ -138,7 +142,8 @@ def compare_criteria(
         device: None: CUDA if there, else CPU.
 
     Raises:
-        ValueError: as `Bench`; a class or fold that is not there; no class for which every criterion has a neuron.
+        ValueError: as `Bench`; a class or fold that is not there.
+        NothingToCompare: fewer than two classes for which every criterion has a neuron.
 
     Warns:
         UserWarning: a class for which some criterion has no neuron is left out.
@@ -197,8 +202,13 @@ def _sets(
     where = f"{bench.encoder.name} on {bench.task.name}"
     if without := [bench.classes[c] for c in classes if not min(least[c].values())]:
         warnings.warn(f"{where}: left out, some criterion has no neuron: {', '.join(without)}", stacklevel=3)
-    if len(without) == len(classes):
-        raise ValueError(f"{where}: no class for which every criterion has a neuron")
+    if len(classes) - len(without) < 2:  # the effect on one class is beside that on the others
+        lacking = [name for name in criteria if any(not len(n) for c in classes for n in chosen[name, c].values())]
+        raise NothingToCompare(
+            f"{where}: expected two classes or more with a neuron by every criterion; of {len(classes)} asked, "
+            f"{', '.join(without) or 'none'} left out for want of neurons by {', '.join(lacking) or 'any'}.\n"
+            "Choose other or more classes, a higher selection rate, or other criteria."
+        )
     sets = {at: of for at, of in chosen.items() if min(least[at[1]].values())}
     return {at: {fold: neurons[: least[at[1]][fold]] for fold, neurons in of.items()} for at, of in sets.items()}
 

@@ -22,7 +22,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
 from aape.artifacts import load_artifacts
-from aape.contest import Contest, compare_criteria, draw_classes
+from aape.contest import Contest, NothingToCompare, compare_criteria, draw_classes
 from aape.criteria import CRITERIA
 from aape.figures.ablation import criteria
 from aape.figures.style import save
@@ -63,6 +63,12 @@ def section(result: Contest, call: str, classes: list[str], seconds: float) -> s
     return "\n\n".join(parts)
 
 
+def put(page: Path, heading: str, text: str) -> None:
+    """Write a section into the page, which need not be there yet."""
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    write_text(page, in_page(before, heading, text))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,26 +91,33 @@ def main() -> None:
         for model in options.models or study.encoders:
             start, spec = time.monotonic(), study.encoder(model)
             print(f"{study.name}, {task_name}, {spec.label}: {', '.join(classes)}", flush=True)
-            result = compare_criteria(
-                load_encoder(study, model),
-                task,
-                load_artifacts(study.artifacts_directory(task_name, model)),
-                options.criteria,
-                k=options.k,
-                draws=options.draws,
-                classes=classes,
-                tested=options.tested,
-                seed=options.seed,
-                options={"aape": study.selection.model_dump(exclude={"criterion"}) | {"rate": study.rate(task_name)}},
-            )
+            heading = f"{study.name}, {task_name}: {spec.label}"
+            try:
+                result = compare_criteria(
+                    load_encoder(study, model),
+                    task,
+                    load_artifacts(study.artifacts_directory(task_name, model)),
+                    options.criteria,
+                    k=options.k,
+                    draws=options.draws,
+                    classes=classes,
+                    tested=options.tested,
+                    seed=options.seed,
+                    options={
+                        "aape": study.selection.model_dump(exclude={"criterion"}) | {"rate": study.rate(task_name)}
+                    },
+                )
+            except NothingToCompare as error:
+                put(options.page, heading, f"`{call}`: {' '.join(str(error).splitlines())}")
+                print(error, flush=True)
+                continue
             csv = study.directory / f"criteria_{task_name}_{spec.folder}.csv"
             both = pd.concat([result.summary(measure).assign(measure=measure) for measure in MEASURES])
             write_text(csv, both.to_csv(index=False))
             title = f"{spec.label} on {study.task(task_name).title}"
             save(criteria(result.summary(), title), study.directory, f"criteria_{task_name}_{spec.folder}")
             found = section(result, call, classes, time.monotonic() - start)
-            page = options.page.read_text(encoding="utf-8") if options.page.is_file() else ""
-            write_text(options.page, in_page(page, f"{study.name}, {task_name}: {spec.label}", found))
+            put(options.page, heading, found)
             print(f"{result}\n{csv}, {options.page}\n", flush=True)
 
 

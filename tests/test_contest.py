@@ -1,6 +1,9 @@
 """The criteria put to the test: equal sets, their floors, and a planted answer."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ import pytest
 import tests.test_ablation as toy
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
-from aape.contest import FLOORS, compare_criteria, draw_classes, strongest
+from aape.contest import FLOORS, NothingToCompare, compare_criteria, draw_classes, strongest
 from aape.criteria import Clips
+from benchmarks import criteria as benchmark
 
 
 def test_strongest_by_hand() -> None:
@@ -50,3 +54,47 @@ def test_planted_neurons_beat_their_floors_and_random_ones_do_not(tmp_path: Path
     artifacts = load_artifacts(tmp_path / "artifacts")
     with pytest.raises(ValueError, match="no class 'deep'"):
         compare_criteria(encoder, task, artifacts, ["random"], classes=["deep"], device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_fewer_than_two_classes_with_neurons_are_no_contest(tmp_path: Path) -> None:
+    task, encoder = toy.tones(str(tmp_path / "audio")), toy.tuned()
+    artifacts = collect(encoder, task, tmp_path / "artifacts", device="cpu")
+
+    def first_class(clips: Clips) -> np.ndarray:
+        return np.where(np.arange(3) == 0, 1.0, -np.inf) * np.ones((1, toy.NEURONS, 1))
+
+    named: dict[str, Any] = {"first": first_class, "random": "random"}
+    for classes, message in (
+        (None, "of 3 asked, {1}, {2} left out for want of neurons by first.\n"),
+        (artifacts.classes[1:], "of 2 asked, {1}, {2} left out for want of neurons by first.\n"),
+        (artifacts.classes[:1], "of 1 asked, none left out"),
+    ):
+        with pytest.raises(NothingToCompare) as error:
+            compare_criteria(encoder, task, artifacts, named, classes=classes, device="cpu")
+        assert message.format(*artifacts.classes) in str(error.value) and str(error.value).count("\n") == 1
+
+
+def test_the_benchmark_goes_on_with_the_next_model_where_nothing_can_be_compared(tmp_path, monkeypatch):
+    def compare(model: str, *_: Any, **__: Any) -> Any:
+        if model == "untrained":
+            raise NothingToCompare("no neuron.\nChoose others.")
+        return SimpleNamespace(summary=lambda measure="": benchmark.pd.DataFrame({"effect": [1.0]}))
+
+    study = SimpleNamespace(
+        name="mine", directory=tmp_path, encoders=["untrained", "trained"], rate=lambda task: 0.1,
+        encoder=lambda model: SimpleNamespace(label=f"the {model}", folder=model), task=lambda task: SimpleNamespace(title=""),
+        artifacts_directory=lambda *at: at, selection=SimpleNamespace(model_dump=lambda **_: {}),
+    )  # fmt: skip
+    changed = {
+        "load_study": lambda name: study, "load_task": lambda study, task: SimpleNamespace(classes=["a", "b"]),
+        "load_encoder": lambda study, model: model, "load_artifacts": lambda path: path, "compare_criteria": compare,
+        "criteria": lambda *_: None, "save": lambda *_: None, "section": lambda *_: "compared",
+    }  # fmt: skip
+    for name, value in changed.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(sys, "argv", ["criteria", "mine", "sounds", "--page", str(tmp_path / "page.md")])
+    benchmark.main()
+    page = (tmp_path / "page.md").read_text()
+    assert "## mine, sounds: the untrained\n\n`python -m benchmarks.criteria mine sounds" in page
+    assert "`: no neuron. Choose others.\n\n## mine, sounds: the trained\n\ncompared\n" in page
