@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import dataclasses
 import io
 import json
 import re
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from conftest import REPOSITORY, make_toy, write_sounds
 from fake_artifacts import write_artifacts
 from PIL import Image
 
+import aape.atlas.build as build_room
 import aape.atlas.pair as pair_room
 import aape.atlas.sound as sound
 from aape.artifacts import Artifacts, load_artifacts
@@ -449,6 +452,49 @@ def test_without_a_grid_there_are_no_maps_and_without_counts_no_clips(site: Site
     bare.build()
     check_site(bare.out)
     assert bare.records() and all(record["clips"] == [] for record in bare.records())
+
+
+def test_a_loader_that_gives_every_thread_the_same_model_builds_the_same_atlas(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(
+        "models: {small: {loader: 'whatever:load'}}\ntasks: {one: {folder: one}, two: {folder: two}}\n"
+    )
+    study, encoder = load_study(str(tmp_path / "mine.yaml")), small_m2d()
+    tasks = {name: make_sounds(tmp_path / name, name=name) for name in study.tasks}
+    for name, task in tasks.items():
+        collect(encoder, task, study.artifacts_directory(name, "small"))
+    monkeypatch.setattr(build_room, "load_encoder", lambda *_: encoder)
+    monkeypatch.setattr(build_room, "load_task", lambda _, name: tasks[name])
+    monkeypatch.setattr(pair_room, "BATCH", 4)
+    for name in tasks:
+        build_room.build_study(study, tasks=[name], out_dir=tmp_path / name / "atlas")
+    build_room.build_study(study, out_dir=tmp_path / "atlas")
+    for name in tasks:
+        assert records_of(tmp_path / "atlas", f"small-{name}") == records_of(tmp_path / name / "atlas", f"small-{name}")
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("how", ["not at all", "in chunks", "clip by clip"])
+def test_pictures_are_of_whole_clips_however_the_model_makes_its_log_mel(built: Site, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(pair_room, "BATCH", 8)  # pictures of a batch are made while the model hears the next
+    plain, log_mel = built.encoder, copy.deepcopy(built.encoder.log_mel)
+    parts = {
+        "not at all": lambda w: (),
+        "in chunks": lambda w: w.split(3000, dim=1),
+        "clip by clip": lambda w: w.split(1),
+    }
+
+    def embed(waves: torch.Tensor) -> torch.Tensor:
+        for part in parts[how](waves):
+            log_mel(part)
+        return plain.embed(waves)
+
+    other = built.but(encoder=dataclasses.replace(plain, log_mel=log_mel, embed=embed), out=tmp_path / "atlas")
+    other.build()
+    pictures = {clip[1] for clip in other.pair()["clips"]}
+    assert pictures and all(
+        (other.out / "clips" / p).read_bytes() == (built.out / "clips" / p).read_bytes() for p in pictures
+    )
 
 
 @pytest.mark.parametrize("classes", [3, 1251])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from aape import attribution
 from aape.artifacts import Artifacts, load_artifacts
@@ -116,6 +117,7 @@ def build_study(
     sounds = {name: load_task(study, name) for name in dict.fromkeys(chain.from_iterable(found.values()))}
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     mine = threading.local()  # a model at a time for each of the threads, since hooks of two passes would mix
+    passing: dict[nn.Module, threading.Lock] = {}  # where a loader gives both threads the same one, they take turns
 
     def build(model: str, task: str) -> None:
         if getattr(mine, "model", None) != model:
@@ -124,17 +126,20 @@ def build_study(
         title = study.task(task).title
         about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
         selection = select(artifacts, **study.selection.model_copy(update={"rate": study.rate(task)}).model_dump())
-        if attribute:
-            attribution.attribute(mine.encoder, sounds[task], artifacts)
-        add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)
+        with passing.setdefault(mine.encoder.module, threading.Lock()):
+            if attribute:
+                attribution.attribute(mine.encoder, sounds[task], artifacts)
+            add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)
 
     whole = About(study.name, "", "", "", "", None, study.note, study.stand_in)
     order = [(model, task) for model in study.encoders for task in study.tasks]
-    threads = max(1, torch.get_num_threads() // PAIRS_AT_ONCE)
+    threads = torch.get_num_threads()
     with (
         _opened(out, whole, order) as add,
         full_precision(),
-        ThreadPoolExecutor(PAIRS_AT_ONCE, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        ThreadPoolExecutor(
+            PAIRS_AT_ONCE, initializer=torch.set_num_threads, initargs=(max(1, threads // PAIRS_AT_ONCE),)
+        ) as pool,
     ):
         building = [pool.submit(build, model, task) for model, tasks in found.items() for task in tasks]
         try:
@@ -142,6 +147,7 @@ def build_study(
                 pair.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after an error the other thread ends with its pair
+            torch.set_num_threads(threads)  # of threads to come
     return out / "index.html"
 
 

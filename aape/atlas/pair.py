@@ -207,7 +207,7 @@ class Pair:
             bar.update(len(shown) - sum(map(len, rows)))
             for i, heard in zip(todo, prefetched(self.task, rows, self.encoder.sample_rate), strict=True):
                 arrays: dict[str, np.ndarray] = {}
-                with self.pictures.overheard() as log_mels:
+                with self.pictures.overheard(heard[0]) as log_mels:
                     if self.grid is not None:
                         asked = np.array([(b, k) for b, clip in enumerate(batches[i]) for k, _ in wanted[clip]])
                         stop = i != todo[0]  # the first pass also checks the grid

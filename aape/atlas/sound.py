@@ -6,8 +6,10 @@ import contextlib
 import functools
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -92,10 +94,14 @@ class Pictures:
         return (mel(torch.from_numpy(wave[None]))[0] + 1e-8).log().numpy()
 
     @contextlib.contextmanager
-    def overheard(self) -> Iterator[list[np.ndarray]]:
-        """While it lasts, the log-mels [batch, bands, frames] of what the model hears, if it makes them by a module."""
-        found: list[np.ndarray] = []
-        module, keep = self.encoder.log_mel, lambda _, __, made: found.append(made.flatten(0, -3).float().cpu().numpy())
+    def overheard(self, waves: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """While it lasts, the log-mels [batch, bands, frames] that this thread's pass makes of the whole waves by a module."""
+        found, here, module = list[np.ndarray](), threading.get_ident(), self.encoder.log_mel
+
+        def keep(_: nn.Module, heard: tuple[Any, ...], made: torch.Tensor) -> None:
+            if threading.get_ident() == here and [getattr(wave, "shape", None) for wave in heard] == [waves.shape]:
+                found.append(made.flatten(0, -3).float().cpu().numpy())
+
         with contextlib.ExitStack() as stack:
             if isinstance(module, nn.Module):
                 stack.callback(module.register_forward_hook(keep).remove)
