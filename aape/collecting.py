@@ -100,7 +100,7 @@ def collect(
                 facts = _facts_of(encoder) if source is None else _take_over(plan, source, progress)
                 merge(plan, progress, facts, out_dir)
         if first:
-            shutil.rmtree(progress.folder, ignore_errors=True)  # of a faster process, it is gone
+            progress.remove()
         _barrier(world)
     return load_artifacts(out_dir)
 
@@ -140,6 +140,14 @@ class Progress:
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep an entry."""
         self._cache.put(name, self._key, arrays)
+
+    def remove(self) -> None:
+        """Remove the folder if it is ours; last the settings, by which it is known as that."""
+        settings = self._cache.path("settings")
+        if settings.exists():
+            for path in {*self.folder.iterdir()} - {settings}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(self.folder)
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """What all batches left, in order.
@@ -352,7 +360,7 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     """Stream the batches, in order, into the artifacts; move them to their place when all are whole, the manifest last.
 
     Raises:
-        ValueError: a class of which no clip could be read.
+        ValueError: a class of which no clip could be read; a file in `out_dir` that is not of this pass.
         OSError: as `Progress.batches`.
     """
     task = plan.task
@@ -424,6 +432,11 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
     }
     if not plan.kept.all():
         manifest["kept_clips"] = np.flatnonzero(plan.kept[good]).tolist()
+    for name, digest in manifest["checksums"].items():  # of a run that was killed here, the same lies there
+        if (out_dir / name).exists() and sha256_of(out_dir / name) != digest:
+            raise ValueError(
+                f"{out_dir / name} appeared during the pass and is not of it.\nMove it away and call again."
+            )
     for name in names:
         os.replace(final / name, out_dir / name)
     sync_folder(out_dir)

@@ -132,7 +132,7 @@ def _chosen(what: str, asked: Sequence[str] | None, there: Sequence[str]) -> lis
     """What was asked for, or all there is. Raises ValueError where it is not there, or nothing."""
     there = list(dict.fromkeys(there))
     chosen = there if asked is None else list(asked)
-    if not chosen or not {*chosen} <= {*there}:
+    if isinstance(asked, str) or not chosen or not {*chosen} <= {*there}:
         raise ValueError(f"{what} must be a list of some of {', '.join(there)}, found {asked!r}")
     return chosen
 
@@ -141,8 +141,8 @@ def _survey(task: Task) -> tuple[list[str], np.ndarray]:
     """SHA-256 and duration [clips], s, of the clips' files, kept for files whose path, size and times do not change."""
 
     def mark(path: Path) -> str:
-        stat = path.stat()
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
+        stat = path.stat() if path.exists() else None
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}" if stat else f"missing {path}"
 
     def look(path: Path) -> tuple[str, float]:
         digest = ""

@@ -23,7 +23,7 @@ from aape import manifest
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
 from aape.encoder import from_module, hooked
-from aape.files import FolderBusy, folder_lock
+from aape.files import FolderBusy, folder_lock, sha256_of
 from aape.task import BadClip, from_metadata
 
 
@@ -124,6 +124,9 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
         answers = iter([False])
         patch.setattr(collecting, "_is_whole", lambda *a: next(answers, True))
         assert collect(toy, task, out).has_counts
+    (out / ".partial").mkdir()  # of somebody else
+    (out / ".partial" / "notes.txt").write_text("theirs")
+    assert collect(toy, task, out).has_counts and (out / ".partial" / "notes.txt").read_text() == "theirs"
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
@@ -151,6 +154,19 @@ def test_what_another_tool_left_is_named_and_not_touched(tmp_path: Path, toy, ta
         collect(toy, task, out)
     left = {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
     assert left == {name: '{"theirs": 1}'}
+
+
+def test_a_file_that_appears_during_the_pass_is_not_overwritten(tmp_path: Path, toy, task, heard, monkeypatch):
+    out, real = tmp_path / "out", collecting.count_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "count_batch", lambda *a: (out / "features.pt").write_text("theirs") and real(*a))
+        with pytest.raises(ValueError, match="features.pt appeared during the pass"):
+            collect(toy, task, out)
+    assert (out / "features.pt").read_text() == "theirs"
+    (out / "features.pt").unlink()
+    heard.clear()
+    assert collect(toy, task, out).has_counts and not heard  # nothing is computed twice
+    assert not (out / ".partial").exists()
 
 
 def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_path: Path, task):
@@ -334,6 +350,7 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
         ({"layers": ["nope"]}, r"layers must be a list of some of layers.0.act, .* found \['nope'\]"),
         ({"layers": ["layers.0.act"] * 2}, "layers: names none, or one twice"),
         ({"layers": []}, r"layers must be a list .* found \[\]"),
+        ({"splits": "21"}, "splits must be a list of some of 1, 2, found '21'"),
         ({"splits": "fold1"}, "splits must be a list of some of fold1, fold2, .* found 'fold1'"),
         ({"batch_size": 0}, "batch_size: .* greater than or equal to 1"),
         ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not there for torch"),
@@ -344,6 +361,8 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
 )
 def test_settings_that_make_no_sense_are_refused_before_the_pass(tmp_path: Path, toy, options: dict, message: str):
     task = make_task(tmp_path / "data", options.pop("clips", 24), options.pop("seconds", 1.0))
+    if options.get("splits") == "21":  # its letters are names
+        task = dataclasses.replace(task, splits=("1", "2") * 12)
     with pytest.raises(ValueError, match=message):
         collect(toy, task, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -360,6 +379,9 @@ def test_a_bad_clip_stops_the_run_and_keeps_its_work_or_is_skipped(tmp_path: Pat
     assert len(skipped.files) == 23 and task.files[13] not in skipped.files
     counts, *_ = literal_counts(toy, rows_of(task, [i for i in range(24) if i != 13], "good"))
     assert np.array_equal(skipped.counts, counts)
+    (task.audio_dir / task.files[13]).unlink()  # since the task was made
+    skipped = collect(toy, task, tmp_path / "third" / "out", batch_size=4, on_bad_clip="skip")
+    assert "missing" in skipped.manifest["skipped"][0]["reason"] and np.array_equal(skipped.counts, counts)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
@@ -461,6 +483,20 @@ def test_an_edited_manifest(folder: Path, sealed: bool):
         path.write_text(json.dumps(m))
         with pytest.raises(ValueError, match="manifest"):
             load_artifacts(folder)
+    path.write_text(json.dumps(whole))
+    for name, content in (
+        ("gts.pt", [1]),
+        ("gts.pt", {"fold1": 3}),
+        ("features.pt", torch.zeros(3)),
+        ("features.pt", {}),
+    ):
+        before = (folder / name).read_bytes()
+        torch.save(content, folder / name)
+        sums = whole["checksums"] | {name: sha256_of(folder / name)}
+        manifest.write_manifest(path, {k: v for k, v in whole.items() if k != "sha256"} | {"checksums": sums})
+        with pytest.raises(ValueError, match=f"{name} and manifest.json do not speak of the same pass"):
+            load_artifacts(folder)
+        (folder / name).write_bytes(before)
     for text in ("{", "[]", "", "null", "[" * 100_000, "\xff"):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match="is not a manifest"):
