@@ -45,7 +45,9 @@ def audio_files(root: Path) -> list[str]:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
     names = (name for name in glob.iglob("**/*", root_dir=root, recursive=True) if name.lower().endswith(SUFFIXES))
-    return sorted(Path(name).as_posix() for name in names if (root / name).is_file())
+    return sorted(
+        Path(name).as_posix() for name in names if not (root / name).is_dir()
+    )  # a link to nowhere is a clip, and missing
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:

@@ -310,11 +310,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set[str]()
+        seen: list[Any] = []  # a key can itself be a list, which is refused below
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -376,10 +376,10 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
     """
     try:
         made = pkgutil.resolve_name(spec.loader)
-    except (ImportError, AttributeError, ValueError) as error:
+        taken = inspect.signature(made)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error})") from error
     resolved = {key: resolve(key, value, study.base) for key, value in spec.options.items()}
-    taken = inspect.signature(made)
     try:
         taken.bind(**resolved)
     except TypeError as error:

@@ -394,9 +394,10 @@ def test_folders_that_are_damaged_or_lack_something(tmp_path):
         with pytest.raises(error, match=words):
             from_hub(folder)
         (folder / gone).unlink(missing_ok=True)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(OSError, match="less-of-it-here"):
-        from_hub(folder)
+    for text in ("{", "[1]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(OSError, match="less-of-it-here"):
+            from_hub(folder)
 
 
 def test_whisper_with_silenced_neurons_is_the_same_in_stages(encoders):

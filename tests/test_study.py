@@ -127,6 +127,7 @@ BOMB = "".join(f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in zip("abc
         ("a: &a [x]\n" + BOMB, "aliases are not for studies"),
         ("[" * 5000, "cannot be read as a study"),
         ("models: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("? [a, b]\n: c\n", "found unhashable key"),
         ("just words", "expected the keys of a study"),
     ],
 )
@@ -147,6 +148,7 @@ def test_names_that_are_not_there_and_loaders_that_do_not_load(tmp_path: Path):
     for loader, words in (
         ("aape.encoders.m2d:lode", "expected package.module:function"),
         ("no_such_package:load", "expected package.module:function"),
+        ("json:", "expected package.module:function .*not a callable"),
         ("pathlib:Path", "returned a PosixPath, expected Encoder"),
     ):
         with pytest.raises(ValueError, match=words):

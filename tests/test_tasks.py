@@ -227,11 +227,15 @@ def test_patterns(pattern: str, file: str, found: tuple):
         ("x_x_1.wav", "{label}_{label}.wav", "needs {label}"),
         ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "2 of 2 files do not fit .*ann-1.wav .fits as far as '{label}'"),
         ("x/1.wav y/empty.wav", None, "y/empty.wav: cannot be read as audio .*0 bytes"),
+        ("x/1.wav y/1.wav y/gone.wav", None, "y/gone.wav: cannot be read as audio .*missing"),
     ],
 )  # fmt: skip
 def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | None, message: str):
     for path in map(Path, sounds(tmp_path, *names.split()).rglob("*empty.wav")):
         path.write_bytes(b"")
+    for path in tmp_path.rglob("gone.wav"):  # as git-annex leaves what was not fetched
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         from_folder(tmp_path, pattern=pattern)
 

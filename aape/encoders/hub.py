@@ -77,8 +77,8 @@ def from_hub(
     revision = revision or "main"
     try:
         path = Path(cached_file(source, "config.json", revision=revision) or "no config.json")
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # transformers says what is the matter, and what to do about it
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:  # transformers says what is the matter, and what to do about it
         raise OSError(_write_it_yourself(source, f"({revision}): {' '.join(str(error).split())[:400]}")) from error
     family = "timm" if "architecture" in settings else settings.get("model_type")
     if family not in FAMILIES:
