@@ -250,7 +250,8 @@ def from_module(
             or both `samples_per_token` and what it would give.
     """
     named = dict(module.named_modules(remove_duplicate=False))
-    found = {n: named[n] for n in fnmatch.filter(named, activations) if n and n.count(".") == activations.count(".")}
+    dots = activations.count(".")  # so no * stands for a dot
+    found = {n: m for n, m in named.items() if n and fnmatch.fnmatchcase(n, activations) and n.count(".") == dots}
     if not found:
         raise ValueError(f"activations={activations!r} matches no module of {type(module).__name__}. {_advice(module)}")
     linear = [n for n, m in found.items() if isinstance(m, nn.Linear)]

@@ -96,6 +96,7 @@ def test_maps_of_a_model_of_time_only_have_one_row_and_batches_do_not_matter(mon
     with hooked(toy, toy.layers[:1], lambda _, x: passes.append(len(x))):
         assert np.allclose(token_maps(toy, [(2, 5), (0, 0)], waves.numpy()), maps, atol=1e-6)
     assert passes == [3, 3, 1], "one pass over the clips"
+    assert len(token_maps(toy, [(2, 5), (0, 0)], waves[:0])) == 0
 
 
 def test_maps_that_cannot_be_made_say_why():

@@ -135,6 +135,17 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
         assert null.classes_per_neuron[index] == pytest.approx(exact.per_class.sum() / exact.selected.sum())
 
 
+def test_results_do_not_depend_on_threads(monkeypatch):
+    counts, labels, found = noise(1), np.arange(240) % 5, []
+    for threads in (1, 3):
+        monkeypatch.setattr("aape.units.THREADS", threads)
+        monkeypatch.setattr("aape.chance.THREADS", threads)
+        found.append(null_of(counts, labels))
+    one, three = found
+    assert np.array_equal(one.pair_q, three.pair_q, equal_nan=True)
+    assert np.array_equal(one.per_class, three.per_class) and np.array_equal(one.mean_aape, three.mean_aape)
+
+
 def test_how_far_an_aape_lies_below_ln_c_is_exact_where_classes_hardly_differ():
     p = 0.9 + 1e-4 * np.random.default_rng(0).random((24, 300))
     p[:, :5] = p[1:, 5:10] = 0  # never active; active for one class only

@@ -56,9 +56,8 @@ def test_criteria_equal_literal_references(artifacts, name, monkeypatch):
     rates, means = artifacts.counts[TRAIN] / TOKENS, np.asarray(artifacts.means)[TRAIN].astype(float)
     for layer, neuron, c in itertools.product(range(3), range(0, 100, 3), range(4)):
         x, m = rates[:, layer, neuron], means[:, layer, neuron]
-        if x.std():
-            expected = LITERAL[name](x, m, LABELS[TRAIN] == c)
-            assert found[layer, neuron, c] == pytest.approx(expected, abs=1e-9)
+        expected = LITERAL[name](x, m, LABELS[TRAIN] == c) if x.std() or name != "d_prime" else 0.0
+        assert found[layer, neuron, c] == pytest.approx(expected, abs=1e-9)
 
 
 def test_probe_weights_are_those_of_the_ridge_that_leaving_one_out_chooses(artifacts):

@@ -226,6 +226,13 @@ def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern
         bare(module, pattern)
 
 
+def test_patterns_tell_capitals_apart_on_windows_too(monkeypatch):
+    monkeypatch.setattr("fnmatch.posixpath", None)  # as there
+    monkeypatch.setattr("os.path.normcase", str.lower)
+    with pytest.raises(ValueError, match="matches no module"):
+        bare(make_toy().module, "Layers.*.act")
+
+
 FOLDER = "small-80x64p16x16-0"
 
 

@@ -39,11 +39,11 @@ def token_maps(encoder: Encoder, neurons: Any, waves: Any) -> np.ndarray:
     if waves.ndim != 2:
         raise ValueError(f"waves: expected [clips, samples], found shape {tuple(waves.shape)}")
     neurons, found = np.asarray(neurons, dtype=np.int64).reshape(-1, 2), []
-    for batch in waves.split(BATCH):
+    for batch in waves.split(BATCH) if len(waves) else ():
         clips = np.arange(len(batch)).repeat(len(neurons))
         maps = maps_of_pairs(encoder, batch, clips, np.tile(neurons, (len(batch), 1)))
         found.append(maps.reshape(len(batch), len(neurons), *maps.shape[1:]))
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.zeros((0, len(neurons), 0, 0), np.float32)
 
 
 def maps_of_pairs(
