@@ -52,6 +52,9 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     (tmp_path / WEIGHTS).parent.mkdir()
     (tmp_path / WEIGHTS).touch()
     assert told(1)[1].endswith(f"aape download gtzan --folder {tmp_path}/data")
+    renamed = doctor.doctor(study(audio_dir="data/songs")), capsys.readouterr().out.splitlines()[-1]
+    assert renamed[1].endswith(f"--folder {tmp_path}/data, and write {tmp_path}/data/gtzan into the study as audio_dir")
+    study()
     audio(3)
     assert told(1)[1].endswith(f"aape metadata gtzan {tmp_path}/data/gtzan {tmp_path}/gtzan.csv")
     rows = "".join(f"blues/blues.{i:05d}.wav,blues,train\n" for i in range(4))

@@ -73,6 +73,13 @@ def zipped(name, content):
     return buffer.getvalue()
 
 
+def test_what_does_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: module.shutil._ntuple_diskusage(0, 0, 1000))
+    with pytest.raises(OSError, match="needs 1,024,000 bytes, .* has 1,000 free"):
+        download(["m2d"], tmp_path, items=item(server))
+    assert not server.log
+
+
 def tarred(mode, size=50_000, names=("a.txt", "b.txt")):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as file:

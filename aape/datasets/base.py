@@ -66,14 +66,14 @@ class Source:
         """Files by the last parts of their path, at every depth."""
         found: dict[tuple[str, ...], str] = {}
         for file in self.files:
-            parts = _parts(file)
-            for start in range(len(parts)):
-                found.setdefault(parts[start:], file)
+            for parts in (PurePosixPath(file).parts, _parts(file)):
+                for start in range(len(parts)):
+                    found.setdefault(parts[start:], file)
         return found
 
     def find(self, name: str) -> str | None:
-        """The file whose path ends in what a list calls `name`, in any case, container and folders above."""
-        return self._endings.get(_parts(name))
+        """The file whose path ends in what a list calls `name`: as it stands, else in any case and container; whatever folders are above."""
+        return self._endings.get(PurePosixPath(name).parts) or self._endings.get(_parts(name))
 
     def clips(self, pattern: str) -> list[Clip]:
         """The files whose path without suffix ends as a regular expression says, each clip once.

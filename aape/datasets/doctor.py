@@ -119,7 +119,9 @@ def _how_to_get(name: str, key: str, paths: Mapping[str, Path]) -> str:
             return _typed("download", weights.name, "--folder", paths[key].parent.parent)
     dataset = TASKS.get(name)
     if dataset and key == "audio_dir" and dataset.remotes:
-        return _typed("download", dataset.name, "--folder", paths[key].parent)
+        there = paths[key].with_name(dataset.name)
+        then = "" if there == paths[key] else f", and write {there} into the study as audio_dir"
+        return _typed("download", dataset.name, "--folder", there.parent) + then
     if dataset and key == "audio_dir":
         return f"{_typed('download', '--help', dataset.name)} says how to get it"
     if dataset and key == "csv_path":

@@ -7,8 +7,10 @@ been unpacked to its end.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -42,7 +44,7 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
     Raises:
         ValueError: an unknown name, a file that is not what its checksum says, an archive that does not open.
         ConnectionError: the server could not be reached or kept breaking off.
-        OSError: the disk is full.
+        OSError: the disk has not the space that the server announces, or is full.
     """
     folder = Path(folder).expanduser().absolute()
     wanted = [find(name, items) for name in names]
@@ -70,6 +72,14 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     checksum = remote.checksum or recorded.get(remote.url, {}).get("sha256")
     pup = pooch.create(store, "", registry={remote.name: checksum}, urls={remote.name: remote.url}, retry_if_failed=2)
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "timeout": 30.0}  # archives as they are
+    if not target.is_file():
+        store.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(requests.RequestException, ValueError):  # the download itself will say what is wrong
+            length = requests.head(remote.url, allow_redirects=True, **options).headers.get("Content-Length", 0)
+            if int(length) > (free := shutil.disk_usage(store).free):
+                raise OSError(
+                    f"{remote.url} needs {int(length):,} bytes, {store} has {free:,} free; give another --folder"
+                )
     try:
         pup.fetch(remote.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options))
     except requests.RequestException as error:
