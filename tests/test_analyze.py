@@ -1,6 +1,9 @@
 """From artifacts to tables and figures, calibrated selection, and what is refused."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +16,7 @@ from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
 from aape.analysis import pitch_of
 from aape.criteria import CRITERIA
+from aape.figures.style import styled
 from aape.files import FolderBusy, folder_lock
 from aape.published import published_lists, published_neurons
 from aape.selection import select
@@ -241,3 +245,12 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     trained, random = found.overview.set_index("model").per_class_mean[["trained", "random"]]
     assert low < high and isinstance(trained, float)
     assert random == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
+
+
+def test_figures_drawn_by_two_threads_leave_matplotlibs_settings_alone():
+    before, together = dict(matplotlib.rcParams), threading.Event()
+    first, second = styled(lambda: together.wait(0.2)), styled(lambda: (together.set(), time.sleep(0.1)))
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+    assert dict(matplotlib.rcParams) == before

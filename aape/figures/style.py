@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib
 import numpy as np
@@ -17,18 +19,29 @@ from aape.files import whole_file
 # Okabe and Ito's palette: told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
-styled = matplotlib.rc_context(  # a decorator of functions that draw
-    {
-        "axes.labelsize": 8,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 8,
-        "figure.titlesize": 10,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "legend.title_fontsize": 7,
-    }
-)
+STYLE: dict[Any, Any] = {
+    "axes.labelsize": 8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.titlesize": 10,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.title_fontsize": 7,
+}
+Draw = TypeVar("Draw", bound=Callable[..., Any])
+_ONE = threading.RLock()  # matplotlib's settings are those of all threads
+
+
+def styled(draw: Draw) -> Draw:
+    """A decorator of functions that draw, with our sizes of text; in threads one after the other."""
+
+    @functools.wraps(draw)
+    def drawn(*given: Any, **how: Any) -> Any:
+        with _ONE, matplotlib.rc_context(STYLE):
+            return draw(*given, **how)
+
+    return cast(Draw, drawn)
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], title: str, **how: Any) -> tuple[Figure, np.ndarray]:
