@@ -147,7 +147,9 @@ class Progress:
         if settings.exists():
             for path in {*self.folder.iterdir()} - {settings}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            shutil.rmtree(self.folder)
+            settings.unlink()
+            with contextlib.suppress(OSError):  # a link to a faster disk
+                self.folder.rmdir()
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """What all batches left, in order.

@@ -167,6 +167,10 @@ def test_a_file_that_appears_during_the_pass_is_not_overwritten(tmp_path: Path, 
     heard.clear()
     assert collect(toy, task, out).has_counts and not heard  # nothing is computed twice
     assert not (out / ".partial").exists()
+    for folder in ("scratch", "linked"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "linked" / ".partial").symlink_to(tmp_path / "scratch")  # a faster disk
+    assert collect(toy, task, tmp_path / "linked").has_counts and not [*(tmp_path / "scratch").iterdir()]
 
 
 def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_path: Path, task):
