@@ -23,7 +23,7 @@ from aape import manifest
 from aape.artifacts import load_artifacts
 from aape.collecting import collect
 from aape.encoder import from_module, hooked
-from aape.files import FolderBusy, folder_lock, sha256_of
+from aape.files import Cache, FolderBusy, folder_lock, sha256_of
 from aape.task import BadClip, from_metadata
 
 
@@ -423,6 +423,22 @@ def test_what_was_damaged_is_computed_anew(tmp_path: Path, toy, task, monkeypatc
     with pytest.warns(UserWarning, match=f"{damaged}.npz cannot be used"):
         collect(toy, task, out, batch_size=4, keep_clips=keep)
     assert contents(out) == contents(whole.path)
+
+
+def test_sums_are_kept_whichever_batch_comes_last(tmp_path: Path, toy, task, monkeypatch):
+    whole, out = collect(toy, task, tmp_path / "w" / "whole", batch_size=4), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(toy, task, out, batch_size=4, keep_clips=9)
+    with np.load(out / ".partial" / "sums-0.npz") as file:
+        key, sums = json.loads(str(file["__key__"])), np.zeros_like(file["sums"])
+    collecting.add_by_class(sums, task.labels[20:], whole.counts[20:])  # of the last batch, by a second process
+    Cache(out / ".partial").put("sums-1", key, {"sums": sums, "done": np.array([0, 0, 0, 0, 0, 1])})
+    for name in ("sums-0", "batch-000005"):
+        (out / ".partial" / f"{name}.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be used"):
+        assert torch.equal(collect(toy, task, out, batch_size=4, keep_clips=9).over_zero, whole.over_zero)
 
 
 def test_tasks_on_the_same_audio_share_one_pass(tmp_path: Path, toy, task, heard):
