@@ -191,6 +191,7 @@ def example(study: Study) -> Place:
 def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     """Notes on what is missing or alike. ValueError where one model's or one task's artifacts do not belong together."""
     first: dict[str, Artifacts] = {}  # of each task, and of each model
+    heard_by: dict[tuple[str, Any], str] = {}  # (task, hash of the weights) -> model
     notes = set()
     for (task, model), mine in artifacts.items():
         of_task, of_model = (
@@ -207,6 +208,8 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
             raise ValueError(
                 f"{mine.path}: of {task!r}, but with different classes or another order than {of_task.path}"
             )
+        for twin in {heard_by.setdefault((task, identity), model) for identity in weights} - {model}:
+            notes.add(f"{task}: {twin} and {model} have the same weights")
         if not mine.has_counts:
             notes.add(f"{task}, {model}: no counts per clip, so nothing is known of chance")
         elif not mine.has_all_counts:

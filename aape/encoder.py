@@ -173,10 +173,9 @@ def _keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        trim_threshold, mmap_threshold, arenas = -1, -3, -8  # numbered in malloc.h
+        trim_threshold, mmap_threshold = -1, -3  # numbered in malloc.h
         mallopt(mmap_threshold, 1 << 25)  # the most that it takes
         mallopt(trim_threshold, 1 << 30)
-        mallopt(arenas, 1)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 
-from aape.analysis import pitch_of
+from aape.analysis import _check_together, pitch_of
 from aape.criteria import CRITERIA
 from aape.figures.style import styled
 from aape.files import FolderBusy, folder_lock
@@ -177,6 +177,9 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
     write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="another")
     with pytest.raises(ValueError, match="weights differ. Collect again"):
         analyze(path)
+    write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="analysis")
+    two = {("events", model): load_artifacts(folder / f"events_{model}") for model in ("analysis", "vit")}
+    assert _check_together(two) == ["events: analysis and vit have the same weights"]
     os.rename(folder / "events_vit", folder / "spare")
     os.rename(folder / "notes_vit", folder / "events_vit")
     with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):
