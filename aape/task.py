@@ -172,11 +172,16 @@ def _task(
     grouped_by: str | None,
     notes: Sequence[str] = (),
 ) -> Task:
-    """The clips as a Task. Raises ValueError."""
+    """The clips as a Task. Raises ValueError; warns where a class has no clip in a split."""
     if not 0 < clip_seconds <= _LONGEST:
         raise ValueError(f"task {name}: clip_seconds must be between 0 and {_LONGEST:g}, found {clip_seconds:g}")
     classes = cliplist.class_order((clip.label for clip in clips), source)
     files, labels, splits, groups = zip(*clips, strict=True)
+    pairs = set(zip(labels, splits, strict=True))
+    gaps = [f"{c} in {s}" for c in classes for s in dict.fromkeys(splits) if (c, s) not in pairs]
+    if gaps:
+        found = f"{len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}"
+        warnings.warn(f"{source}: {found}. They are counted; no classifier can learn or test them there.", stacklevel=3)
     index = {label: i for i, label in enumerate(classes)}
     indices = np.array([index[label] for label in labels], dtype=np.int64)
     groups = tuple(str(i) if group is None else group for i, group in enumerate(groups))
