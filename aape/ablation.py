@@ -47,7 +47,7 @@ from tqdm.auto import tqdm
 from aape.artifacts import Artifacts, load_artifacts
 from aape.classifier import scores
 from aape.effects import AT, MODES, Aim, against_controls
-from aape.encoder import Encoder, choose_device
+from aape.encoder import Encoder, alone_with, choose_device
 from aape.files import folder_lock, write_text
 from aape.selection import jaccard_index
 from aape.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
@@ -199,7 +199,8 @@ def _in_threads(jobs: Sequence[Job], encoders: Mapping[str, Callable[[], Encoder
     def of_model(model: str) -> list[Rows]:
         torch.set_num_threads(max(1, threads // workers))  # of this thread
         encoder = encoders[model]().to(device)
-        return [_one(job, encoder, stop) for job in jobs if job.model == model]
+        with alone_with(encoder):
+            return [_one(job, encoder, stop) for job in jobs if job.model == model]
 
     # One BLAS thread for all: the fits would set and reset it under each other.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:

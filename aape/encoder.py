@@ -15,10 +15,12 @@ import hashlib
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -162,6 +164,18 @@ def spread(embedding: Tensor) -> list[float]:
 def noise(clips: int, samples: int) -> Tensor:
     """The fixed wave of dry runs [clips, samples]: uniform noise, the same values on every machine."""
     return torch.from_numpy(np.random.RandomState(0).uniform(-0.1, 0.1, (clips, samples))).float()
+
+
+_ALONE: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
+
+def alone_with(encoder: Encoder) -> threading.Lock:
+    """A lock to hold while a thread works with an encoder among others: where a loader gives two threads the same model,
+    they take turns, for the hooks of two passes would mix.
+    """
+    with _NEW_LOCK:
+        return _ALONE.setdefault(encoder.module, threading.Lock())
 
 
 @functools.cache

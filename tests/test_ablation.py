@@ -1,6 +1,7 @@
 """The deactivation experiment on a toy whose neurons are planted, so that the right answer is known."""
 
 import contextlib
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -99,6 +100,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def result(study: Study) -> ablation.AblationResult:
     return ablate(study, device="cpu")
+
+
+def test_a_loader_that_gives_both_models_the_same_one_moves_no_number(tmp_path, monkeypatch) -> None:
+    """Each model has a thread; their hooks on one module must not mix."""
+    same = tuned()
+    same.module.act.register_forward_hook(lambda *_: time.sleep(0.001))  # let the other thread in
+    monkeypatch.setattr("aape.ablation.load_encoder", lambda *_: same)
+    study = make_study(tmp_path, controls=20, gains=[0.0], refits=0)
+    for model in study.models:
+        collect(same, load_task(study, "tones"), study.artifacts_directory("tones", model), device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        effects = ablate(study, device="cpu").effects
+    finally:
+        torch.set_num_threads(threads)
+    ssl, twin = (effects[effects.model == m].drop(columns="model").reset_index(drop=True) for m in study.models)
+    pd.testing.assert_frame_equal(ssl, twin)
 
 
 def test_controls_have_the_targets_numbers_by_layer_and_stratum_and_may_overlap_with_it() -> None:

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from aape import attribution
 from aape.artifacts import Artifacts, load_artifacts
 from aape.atlas.pair import About, Pair, read_script, write_script
 from aape.atlas.record import SCHEMA, with_pages
-from aape.encoder import Encoder, choose_device, full_precision
+from aape.encoder import Encoder, alone_with, choose_device, full_precision
 from aape.files import folder_lock, write_text
 from aape.selection import Selection, select
 from aape.study import Study, load_encoder, load_study, load_task
@@ -117,7 +116,6 @@ def build_study(
     sounds = {name: load_task(study, name) for name in dict.fromkeys(chain.from_iterable(found.values()))}
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     mine = threading.local()  # a model at a time for each of the threads, since hooks of two passes would mix
-    passing: dict[nn.Module, threading.Lock] = {}  # where a loader gives both threads the same one, they take turns
 
     def build(model: str, task: str) -> None:
         if getattr(mine, "model", None) != model:
@@ -126,7 +124,7 @@ def build_study(
         title = study.task(task).title
         about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
         selection = select(artifacts, **study.selection.model_copy(update={"rate": study.rate(task)}).model_dump())
-        with passing.setdefault(mine.encoder.module, threading.Lock()):
+        with alone_with(mine.encoder):
             if attribute:
                 attribution.attribute(mine.encoder, sounds[task], artifacts)
             add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)
