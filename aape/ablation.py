@@ -112,6 +112,7 @@ def ablate(
     if isinstance(subject, Encoder):
         if task is None or artifacts is None or not targets:
             raise ValueError("ablate(encoder, task, artifacts, targets=[...]) needs all four; targets are class names")
+        targets = [targets] if isinstance(targets, str) else targets
         asked = AblationSettings(**changed, targets=[_target(target, task.name) for target in targets])
         directory = artifacts.path / "ablation" if out_dir is None else Path(out_dir)
         select_by = {"rate": rate, "quantile": quantile, "weak_filter": weak_filter}
@@ -159,7 +160,7 @@ def _jobs(study: Study, settings: AblationSettings, batch_size: int | None) -> I
     for model, (name, task) in itertools.product(models, tasks.items()):
         spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(name, model))
         store = study.directory / "ablations" / f"{name}_{spec.folder}"
-        select_by = study.selection.model_dump() | {"rate": study.rate(name)}
+        select_by = study.select_by(name)
         options: dict[str, Any] = {"heard": spec.heard.get(name, ()), "seed": study.seed}
         options["batch_size"] = batch_size or study.collect.batch_size
         yield Job(model, name, task, artifacts, store, settings, select_by, **options)
@@ -348,6 +349,12 @@ class AblationResult:
         return "\n".join(lines)
 
 
+def read_text_table(path: Path) -> pd.DataFrame:
+    """A table of results: names stay as they are, also `01` and `None`."""
+    names = dict.fromkeys(("class", "silenced", "target", "model", "task", "figure", "rows", "columns"), str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+
+
 def load_result(study: Study) -> AblationResult:
     """The tables of an earlier `ablate`, without the models.
 
@@ -359,5 +366,5 @@ def load_result(study: Study) -> AblationResult:
         path = study.directory / f"ablation_{name}.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run Ablations.ipynb with study {study.name!r} first")
-        tables[name] = pd.read_csv(path, dtype={"class": str, "silenced": str, "target": str, "model": str})
+        tables[name] = read_text_table(path)
     return AblationResult(study.directory, **_names(study), **tables)

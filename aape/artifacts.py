@@ -246,7 +246,7 @@ def other_encoder(theirs: Mapping[str, Any], identity: str, probe: Sequence[floa
     Probes are equal to 1e-3 of their largest value: devices and libraries round differently.
     """
     if theirs.get("identity") != identity:
-        return f"identity (SHA-256 of all weights) is {theirs.get('identity')!r} there and {identity!r} here"
+        return f"identity (SHA-256 of weights, window and padding) is {theirs.get('identity')!r} there and {identity!r} here"
     a, b = np.asarray(theirs["probe"]), np.asarray(probe)
     if len(a) == len(b) and np.abs(a - b).max() <= 1e-3 * np.abs([a, b]).max():
         return None

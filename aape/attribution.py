@@ -31,7 +31,7 @@ from aape.classifier import STRENGTHS, Classifier, Fold, are_folds, fit
 from aape.encoder import Encoder, choose_device, full_precision, hooked
 from aape.files import Cache
 from aape.task import Task
-from aape.trials import check_belong_together, read_all
+from aape.trials import check_belong_together, check_embedded, read_all
 
 FOLDER = ".attribution"  # of the artifacts
 MOST_FOLDS = 5
@@ -69,7 +69,7 @@ def attribute(
         float64 [layers, neurons, classes], nats; below 0 where silencing lowers the class. Layers as in the artifacts.
 
     Raises:
-        ValueError: artifacts of another model or task, an encoder hooked before its activation functions, gradients
+        ValueError: artifacts of another model, task or audio, an encoder hooked before its activation functions, gradients
             that do not come through, a class with clips of a single group, or an unknown replacement.
         BadClip: a clip that cannot be read.
     """
@@ -83,13 +83,16 @@ def attribute(
     sums = cache.get(name, key) or _zeros(artifacts)
     batches = np.split(rows, range(batch_size, len(rows), batch_size))
     todo = batches[int(sums["done"]) :]
-    judges, judge_of = _judges(artifacts, rows, seed) if todo else ([], rows)
+    known = artifacts.embeddings()
+    judges, judge_of = _judges(artifacts, known, rows, seed) if todo else ([], rows)
     waves = read_all(task, [position[batch] for batch in todo], encoder.sample_rate)
     shown = {"unit": "batch", "desc": f"attribution, {encoder.name}", "disable": None if progress else True}
     saved = time.monotonic()
     with full_precision(), _frozen(encoder):
         for batch, wave in tqdm(zip(todo, waves, strict=True), total=len(todo), **shown):
-            _add(sums, encoder, artifacts.layers, wave, artifacts.labels[batch], [judges[j] for j in judge_of[batch]])
+            mine = [judges[j] for j in judge_of[batch]]
+            embedded = _add(sums, encoder, artifacts.layers, wave, artifacts.labels[batch], mine)
+            check_embedded(artifacts, batch, embedded, known[batch])
             sums["done"] += 1
             if time.monotonic() - saved > SAVE_SECONDS or sums["done"] == len(batches):
                 cache.put(name, key, sums)
@@ -163,10 +166,12 @@ def cross_folds(artifacts: Artifacts, rows: np.ndarray, seed: int = 0) -> np.nda
     return fold
 
 
-def _judges(artifacts: Artifacts, rows: np.ndarray, seed: int) -> tuple[list[Classifier], np.ndarray]:
+def _judges(
+    artifacts: Artifacts, embeddings: np.ndarray, rows: np.ndarray, seed: int
+) -> tuple[list[Classifier], np.ndarray]:
     """A classifier for each fold of these clips, fitted without it; and for each clip of the artifacts which is its."""
     fold, labels = cross_folds(artifacts, rows, seed), artifacts.labels
-    embeddings, judges = artifacts.embeddings(), []
+    judges = []
     for number in range(fold.max() + 1):
         others, valid = rows[fold != number], rows[fold == (number + 1) % (fold.max() + 1)]
         train = np.setdiff1d(others, valid)
@@ -198,8 +203,8 @@ def _add(
     wave: Tensor,
     labels: np.ndarray,
     judges: Sequence[Classifier],
-) -> None:
-    """One forward and one backward pass of a batch; its products and gradients are added to the sums."""
+) -> np.ndarray:
+    """One forward and one backward pass of a batch; products and gradients are added to the sums. Gives its embeddings."""
     found: dict[str, dict[int, Tensor]] = {"product": {}, "gradient": {}}  # by layer [batch, neurons], over its calls
     handles = []
 
@@ -215,7 +220,7 @@ def _add(
         handles.append(values.register_hook(arrived))
         sums["activation"][place] += seen.sum(dim=(0, 1)).double().cpu().numpy()
         sums["tokens"][place] += seen.shape[0] * seen.shape[1]
-        return values
+        return values.clone()  # a model may go on in place
 
     with hooked(encoder, layers, see):
         embeddings = encoder.embed(wave.to(encoder.device))
@@ -236,3 +241,4 @@ def _add(
     for what, of_layer in found.items():
         by_clip = torch.stack([of_layer[place] for place in range(len(layers))], dim=1).double().cpu().numpy()
         np.add.at(sums[what], labels, by_clip)
+    return embeddings.detach().float().cpu().numpy()

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from aape.files import Cache
+from aape.files import Cache, sha256_of
 
 # What libsndfile's log says of a file that ends before its header says it should. Writers to a pipe promise almost 2 or
 # 4 GiB, which is no damage.
@@ -93,12 +93,13 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         BadClip: unreadable, cut off, zero-length, or not finite.
     """
     with opened(path) as file:
-        rate, stat = file.samplerate, path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}|{seconds}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
-        if rate != sample_rate and (found := cache.get(name, key)):
-            return found["wave"]
+        rate = file.samplerate
+        if rate != sample_rate:  # kept by what the file holds: names and times can be those of another
+            key = f"{sha256_of(path)}|{sample_rate}|{seconds}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+            cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
+            if found := cache.get(name, key):
+                return found["wave"]
         # A little more than is needed, so that a resampler's edge lies behind the cut.
         wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
         wave = file.read(wanted, dtype="float32")

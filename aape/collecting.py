@@ -59,7 +59,8 @@ def collect(
         batch_size: clips at once; 32. Another batch size may move a count where |activation| <= 1e-5.
         device: "cpu", "cuda", "cuda:1", "mps"; CUDA if there.
         splits: which splits or folds are heard; all.
-        layers: names of the layers that are counted; all.
+        layers: names of the layers that are counted; all. Of some, the artifacts count from 0: what is silenced by
+            them wants `encoder.with_layers(layers)`.
         keep_clips: how many clips' own counts and means are written, a random choice by `seed`; all. over_zero.pt
             counts every clip either way.
         means: write clip_means.npy, 2 bytes for each clip and neuron.

@@ -117,7 +117,12 @@ def explained(heard: np.ndarray, values: np.ndarray, fold: np.ndarray) -> np.nda
 def _places(artifacts: Artifacts, pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Neurons (index in [layers * neurons]), and of each pair its place among them and its class."""
     place = (pairs["layer"] * artifacts.over_zero.shape[1] + pairs["neuron"]).to_numpy()
-    return *np.unique(place, return_inverse=True), pd.Index(artifacts.classes).get_indexer(pairs["class"])
+    found = pd.Index(artifacts.classes).get_indexer(names := pairs["class"].astype(str))
+    if (found < 0).any():
+        raise ValueError(
+            f"{artifacts.path} has no class {names[found < 0].iloc[0]!r}; it has {', '.join(artifacts.classes)}"
+        )
+    return *np.unique(place, return_inverse=True), found
 
 
 def confounded(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:

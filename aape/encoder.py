@@ -110,8 +110,16 @@ class Encoder(Shown):
 
     @property
     def identity(self) -> str:
-        """SHA-256 over the whole state of the module. Never from memory: weights may be changed in place."""
-        return sha256_of_state(self.module)
+        """SHA-256 over the module's whole state, the window, and which tokens are padding in clips that end early.
+
+        Never from memory: weights may be changed in place.
+        """
+        valid = torch.arange(1, 8) * self.dry_samples // 8
+        masks = (
+            None if self.padding_masks is None else [m.tolist() for m in self.padding_masks(valid, self.dry_samples)]
+        )
+        told = f"{sha256_of_state(self.module)} {self.clip_seconds} {self.chunks} {masks}"
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @property
     def dry_samples(self) -> int:
@@ -131,6 +139,18 @@ class Encoder(Shown):
         """Move the weights (in place, as torch modules do) and return self."""
         self.module.to(device)
         return self
+
+    def with_layers(self, layers: Sequence[str]) -> Encoder:
+        """The same model with these layers alone, in this order: what artifacts of some layers count from 0.
+
+        Raises:
+            ValueError: a layer that it does not have, or none.
+        """
+        if not layers or not {*layers} <= {*self.layers}:
+            raise ValueError(f"layers={list(layers)}: expected some of {', '.join(self.layers)}")
+        if tuple(layers) == self.layers:
+            return self
+        return replace(self, activations={name: self.activations[name] for name in layers}, stages=None)
 
     def _facts(self) -> dict[str, str]:
         known = {"padding": self.padding_masks, "a map of tokens": self.token_grid}

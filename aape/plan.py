@@ -176,6 +176,12 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
     if plan.cut:
         longest = f"longer than clip_seconds={length:g} (the longest {np.nanmax(seconds):.1f} s)"
         warnings.warn(f"{name}: {plan.cut:,} of {len(seconds):,} clips last {longest} and are cut there", stacklevel=3)
+    if tuple(plan.settings["layers"]) != encoder.layers:
+        warnings.warn(
+            f"{name}: of {len(encoder.layers)} layers {plan.shape[0]} are counted, numbered from 0; silence their neurons, "
+            f"and map them, in encoder.with_layers({plan.settings['layers']})",
+            stacklevel=3,
+        )
     padded = np.nansum(np.clip(length - seconds, 0, None)) / (len(seconds) * length)
     if encoder.padding_masks is None and padded > 1e-4:
         warnings.warn(

@@ -92,6 +92,7 @@ class Bench:
         self.folds = [fold for fold in every if tested is None or fold.name in tested]
         if not self.folds:
             raise ValueError(f"tested: found {tested}, expected some of {', '.join(fold.name for fold in every)}")
+        self._checked: set[str] = set()  # batches whose clips this encoder embeds as the artifacts say
         self.judges: dict[str, list[Classifier]] = {}
         for number, fold in enumerate(self.folds):
             data = self.embeddings, self.labels
@@ -197,7 +198,8 @@ class Bench:
                     if self.stop.is_set():
                         raise KeyboardInterrupt
                     some = dict(missing_sets[start : start + SETS_AT_ONCE])
-                    kept[name] |= self._compute(fold, clips, wave, some, check=not kept[name])
+                    kept[name] |= self._compute(fold, clips, wave, some, check=name not in self._checked)
+                    self._checked.add(name)
                     self.cache.put(name, self.identity, kept[name])
                     if bar is not None:
                         bar.update(len(some) * len(clips))
@@ -214,13 +216,9 @@ class Bench:
         donors = wave[len(clips) :] if len(wave) > len(clips) else None
         changes = [*([None] if check else []), *sets.values()]
         embedded = embed_with_sets(self.encoder, wave[: len(clips)], changes, donors).cpu().numpy()
-        known, found = self.embeddings[clips], {}
-        if check and (off := float(np.abs(embedded[0] - known).max())) > 1e-3 * max(1.0, float(np.abs(known).max())):
-            raise ValueError(
-                f"{self.artifacts.path}: {self.encoder.name} embeds {self.task.files[self.row_of_clip[clips[0]]]} and "
-                f"its neighbours up to {off:.3g} away from features.pt. The artifacts are of other weights or of other "
-                "audio than those in hand: collect again."
-            )
+        found = {}
+        if check:
+            check_embedded(self.artifacts, clips, embedded[0], self.embeddings[clips])
         for key, rows in zip(sets, embedded[-len(sets) :], strict=True):
             judges = self.judges[fold.name] if key.endswith("-all") else self.judges[fold.name][:1]
             log_p = np.stack([judge.log_probabilities(rows) for judge in judges])  # [judges, batch, classes]
@@ -237,12 +235,30 @@ def read_all(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Ite
         yield torch.from_numpy(wave)
 
 
+def check_embedded(artifacts: Artifacts, clips: np.ndarray, embedded: np.ndarray, known: np.ndarray) -> None:
+    """Refuse what does not embed these clips of the artifacts as features.pt says: other audio, or another model.
+
+    Args:
+        artifacts: of the clips. clips: indices.
+        embedded, known: what was found of these clips, and what features.pt holds [clips, dim].
+
+    Raises:
+        ValueError: further away than 1e-3 of the largest value, or 5e-2 of a model in half precision.
+    """
+    off, largest = float(np.abs(embedded - known).max()), float(np.abs(known).max())
+    if not off <= largest * (1e-3 if artifacts.manifest["dtype"] in ("float32", "float64") else 5e-2):
+        raise ValueError(
+            f"{artifacts.path}: {artifacts.files[clips[0]]} and its neighbours are embedded up to {off:.3g} away from "
+            "features.pt. The artifacts are of other weights or of other audio than those in hand: collect again."
+        )
+
+
 def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) -> np.ndarray:
     """Index into the task of each clip of the artifacts, once it is sure that model, task and artifacts fit.
 
     Raises:
         ValueError: artifacts of other tools, of another model (by its weights and what it embeds), with layers that the
-            encoder does not have, or of other classes, labels or clips than the task's.
+            encoder does not have, or of other classes, labels, clips or clip lengths than the task's.
     """
     place = {name: i for i, name in enumerate(task.files)}
     rows = np.array([place.get(name, -1) for name in artifacts.files])
@@ -250,6 +266,8 @@ def check_belong_together(encoder: Encoder, task: Task, artifacts: Artifacts) ->
         wrong = f"made by {artifacts.manifest.get('encoder')!r}, not by the {encoder.name!r} in hand: {other}"
     elif strange := sorted(set(artifacts.layers) - set(encoder.layers)):
         wrong = f"layer {strange[0]!r}, {encoder.name} has {', '.join(encoder.layers)}"
+    elif artifacts.manifest["clip_seconds"] != task.clip_seconds:
+        wrong = f"clips of {artifacts.manifest['clip_seconds']:g} s, task {task.name} has {task.clip_seconds:g} s"
     elif artifacts.classes != task.classes:
         theirs, ours = artifacts.classes, task.classes
         wrong = f"{len(theirs)} classes {theirs[:4]} ..., task {task.name} has {len(ours)}, {ours[:4]} ..."

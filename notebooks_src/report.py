@@ -19,7 +19,7 @@ import jinja2
 import pandas as pd
 from scipy.stats import binomtest
 
-from aape.ablation import load_result
+from aape.ablation import load_result, read_text_table
 from aape.analysis import OVERVIEW, over_seeds
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
@@ -106,7 +106,7 @@ def markdown(table: pd.DataFrame) -> str:
 def _read(study: Study, name: str) -> pd.DataFrame:
     """A table of the study; empty where the analysis has not written it."""
     path = study.directory / f"{name}.csv"
-    return pd.read_csv(path, dtype={"rows": str, "columns": str, "class": str}) if path.is_file() else pd.DataFrame()
+    return read_text_table(path) if path.is_file() else pd.DataFrame()
 
 
 def statistics(study: Study) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,6 +23,7 @@ from aape.collecting import collect
 from aape.effects import AT, against_controls, paired_interval
 from aape.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
+from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock
 from aape.selection import select
 from aape.silencing import silenced
@@ -219,6 +221,8 @@ def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -
     assert ours.active_p == ours.active_q == 1 / 40 and ours.active_p_two_sided == 2 / 40
     assert ours.effect < ours.active_low and ours["rank"] == 1
     assert ours.low <= ours.difference <= ours.high and ours.effect_low <= ours.effect <= ours.effect_high
+    points = result.effects[result.effects.measure == "accuracy"]
+    assert (points.low + points.before >= -1e-9).all() and (points.high + points.before <= 100 + 1e-9).all()
     assert set(result.neurons[result.neurons.model == "ssl"].neuron) <= {0, 1, 2, 3}
     assert "1 of 1 targeted classes fall further" in result.verdict()
     assert len(result.table().columns) == 8 and "0.025" in result.table().q.tolist() and len(repr(result)) < 2000
@@ -336,6 +340,21 @@ def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
     assert figures_ablation.all_figures(again)
 
 
+def test_names_are_read_back_as_they_are_and_no_figure_takes_anothers_file(tmp_path: Path, result) -> None:
+    names = ["None", "NA", "nan", "01", "low"]
+    pd.DataFrame({"class": names, "task": names, "low": [1.5, None, 2, 3, 4]}).to_csv(tmp_path / "x.csv", index=False)
+    read = ablation.read_text_table(tmp_path / "x.csv")
+    assert (
+        read["class"].tolist() == read.task.tolist() == names
+        and read.low.isna().tolist() == [False, True] + [False] * 3
+    )
+    rows = result.effects[result.effects.model == "ssl"]
+    twice = pd.concat([rows.assign(target=name) for name in ("US$ & A$", "a_us")])
+    found = figures_ablation.all_figures(replace(result, effects=twice.replace({"a_us": "us & a"})))
+    for name in ("ablation_tones-us_a-specific", "ablation_tones-us_a2-specific"):
+        assert save(found[name], tmp_path, name).stat().st_size > 5000
+
+
 def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
     study: Study, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +364,8 @@ def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
     counted.assert_not_called()
     ablate(study, layer_matched=5, device="cpu")
     passes = [len(wave) * len(sets) for _, wave, sets, _ in (call.args for call in counted.call_args_list)]
-    assert sum(passes) == 2 * (12 + 8) * 2  # two sets, twelve clips of the class and eight of the panel, two models
+    # two sets and, since the clips may be others by now, none; twelve clips of the class and eight of the panel; two models
+    assert sum(passes) == 3 * (12 + 8) * 2
     ablate(study, device="cpu")  # leaves the CSVs as they were
     with folder_lock(study.directory / "ablations"), pytest.raises(FolderBusy, match="Wait for it"):
         ablate(study, device="cpu")
@@ -405,12 +425,24 @@ def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) 
         other = from_metadata(tmp_path / "other.csv", tmp_path / "audio", clip_seconds=1.0, name="other")
         with pytest.raises(ValueError, match=message):
             trials.Bench(encoder, other, theirs, tmp_path / "x")
+    with pytest.raises(ValueError, match="clips of 1 s, task tones has 0.5 s"):
+        trials.Bench(tuned(), replace(task, clip_seconds=0.5), artifacts, tmp_path / "x")
+    bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")
+    known = bench.run([trials.Trial(None, bench.tested)])
     for path in (tmp_path / "audio").iterdir():  # other audio than was collected
         wave, rate = soundfile.read(path)
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
     bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")
-    with pytest.raises(ValueError, match=r"away from features.pt"):
-        bench.run([trials.Trial(None, bench.tested)])
+    assert np.array_equal(bench.run([trials.Trial(None, bench.tested)]), known, equal_nan=True)  # of the right audio
+    silent = dict.fromkeys(bench.judges, np.array([[0, 0]]))
+    for store in ("x", "y"):  # beside what is known, and alone
+        bench = trials.Bench(tuned(), task, artifacts, tmp_path / store)
+        with pytest.raises(ValueError, match=r"away from features.pt"):
+            bench.run([trials.Trial(silent, bench.tested)])
+    small = 1e-4 * artifacts.embeddings()[:3]
+    trials.check_embedded(artifacts, np.arange(3), small * 1.0001, small)
+    with pytest.raises(ValueError, match="away from features.pt"):
+        trials.check_embedded(artifacts, np.arange(3), small * 1.01, small)
 
 
 @pytest.mark.parametrize(

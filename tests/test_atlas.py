@@ -366,6 +366,19 @@ def test_maps_of_a_record_are_the_models_and_sounds_are_the_clips(built: Site):
         assert image.size == (-(-(SAMPLES // 160 + 1) // 3), 80)  # at most 40 columns a second
 
 
+@pytest.mark.filterwarnings("ignore:.* are counted")
+def test_artifacts_of_some_layers_show_maps_of_these(built: Site, tmp_path):
+    encoder, task = small_m2d(), built.task
+    some = collect(encoder, task, tmp_path / "study" / "sounds_some", layers=[encoder.layers[1]])
+    site = built.but(artifacts=some, out=tmp_path / "atlas")
+    site.build(neurons=[[0, 5]])
+    page = next(record for record in site.records() if record["n"] == 5)
+    shown = [task.files.index(site.pair()["clips"][number][7]) for number, _, _ in page["clips"]]
+    waves = np.stack([task.read(i, RATE)[0] for i in shown])
+    assert page["top"] == pytest.approx(token_maps(encoder, [(1, 5)], waves).max(), rel=2e-3)
+    assert page["top"] != pytest.approx(token_maps(encoder, [(0, 5)], waves).max(), rel=0.05)
+
+
 def test_an_atlas_that_was_cut_off_goes_on_and_an_up_to_date_one_is_left_alone(site: Site, monkeypatch):
     monkeypatch.setattr(pair_room, "BATCH", 4)
     whole, calls = pair_room.maps_of_pairs, []

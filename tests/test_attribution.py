@@ -5,6 +5,7 @@ from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import make_task, make_toy
 
@@ -104,6 +105,19 @@ def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused
     for size, embed in ((11, closed), (12, cut)):
         with pytest.raises(ValueError, match="gradient"):
             attribute(replace(encoder, embed=embed), task, artifacts, batch_size=size, progress=False)
+
+
+def test_a_model_that_goes_on_in_place_and_other_audio(heard, tmp_path):
+    encoder, task, artifacts = heard
+    expected = attribute(encoder, task, artifacts, batch_size=9, progress=False)
+    module, doubled = encoder.module, Mock(wraps=encoder.module.layers[1].fc.forward)
+    module.layers[1].fc.forward = lambda x: doubled(x.mul_(2) / 2)
+    assert attribute(encoder, task, artifacts, batch_size=10, progress=False) == pytest.approx(expected, abs=1e-7)
+    assert doubled.called
+    soundfile.write(task.audio_dir / task.files[3], np.full(1000, 0.1), 1000, subtype="FLOAT")
+    for _ in range(2):  # nothing of it is kept
+        with pytest.raises(ValueError, match="away from features.pt"):
+            attribute(encoder, task, artifacts, batch_size=11, progress=False)
 
 
 def test_folds_keep_groups_whole_and_every_class_on_both_sides(heard):

@@ -185,6 +185,10 @@ def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_p
     with pytest.raises(ValueError, match="same weights embed .* there and .* here"):
         collect(scaled(1.01), task, out)
     assert collect(scaled(1.0001), task, out).has_counts
+    none = {"padding_masks": lambda valid, samples: [torch.zeros(len(valid), samples // 100, dtype=torch.bool)]}
+    for change in ({"clip_seconds": 0.5, "chunks": True}, none):  # the probe hears no difference
+        with pytest.raises(ValueError, match="weights, window and padding. is .* there and .* here"):
+            collect(dataclasses.replace(bare(), **change), dataclasses.replace(task, clip_seconds=1.0), out)
     same = rows_of(task, range(24), "same")
     theirs = collect(bare(Toy(1)), same, tmp_path / "same")
     assert "pass_of" not in theirs.manifest and not np.array_equal(theirs.counts, whole.counts)
@@ -337,7 +341,12 @@ def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, tas
 
 def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     whole = collect(toy, task, tmp_path / "x" / "whole")
-    some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
+    with pytest.warns(UserWarning, match=r"of 3 layers 1 are counted, .* in encoder.with_layers\(\['layers.2.act'\]\)"):
+        some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
+    alone = toy.with_layers(some.layers)
+    assert alone.layers == some.layers and toy.with_layers(toy.layers) is toy
+    with pytest.raises(ValueError, match="expected some of layers.0.act"):
+        toy.with_layers(["layers.3.act"])
     rows = np.isin(task.splits, ["fold1", "fold2", "fold3"])
     assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
     without = collect(toy, task, tmp_path / "x" / "bare", means=False)

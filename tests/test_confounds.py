@@ -58,6 +58,8 @@ def test_a_neuron_of_loudness_loses_its_effect_and_one_of_the_class_keeps_it(tmp
     write_artifacts(tmp_path, counts, labels, ["a", "b", "c"], task="t", groups=np.arange(120) // 2)
     pairs = pd.DataFrame({"layer": [0, 1], "neuron": [3, 4], "class": ["b", "b"]}, index=[7, 9])
     found = confounded(load_artifacts(tmp_path), heard, pairs)
+    with pytest.raises(ValueError, match="has no class 'd'; it has a, b, c"):
+        confounded(load_artifacts(tmp_path), heard, pairs.assign(**{"class": ["b", "d"]}))
     assert found.index.tolist() == [7, 9] and found.effect.min() > 0.05
     assert found.adjusted[7] < 0.4 * found.effect[7] and found.adjusted[9] > 0.5 * found.effect[9]
     assert found.r2[7] > 0.6 and found.d_prime[9] > 3 and found.d_prime_adjusted[7] < found.d_prime[7]

@@ -367,7 +367,7 @@ def test_a_name_that_cannot_be_had_says_why_and_the_commit_is_recorded(folders, 
     [
         ("hubert", {"revision": "main"}, "is a folder on this machine"),
         ("hubert", {"full_window": True}, "full_window is Whisper's"),
-        ("hubert", {"layers": [7]}, r"layers=\[7\]"),
+        ("hubert", {"layers": [7]}, r"layers=\['7'\]"),
         ("hubert", {"layers": []}, r"layers=\[\]"),
         ("hubert", {"clip_seconds": 0.001}, "takes 0.025 to inf s"),
         ("whisper", {"clip_seconds": 3.0}, "takes 6.25e-05 to 2 s"),

@@ -123,8 +123,8 @@ def build_study(
         spec, artifacts = study.encoder(model), load_artifacts(study.artifacts_directory(task, model))
         title = study.task(task).title
         about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
-        selection = select(artifacts, **study.selection.model_copy(update={"rate": study.rate(task)}).model_dump())
         with alone_with(mine.encoder):
+            selection = select(artifacts, **study.select_by(task), encoder=mine.encoder, task=sounds[task])
             if attribute:
                 attribution.attribute(mine.encoder, sounds[task], artifacts)
             add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)

@@ -102,9 +102,10 @@ class Pair:
             raise ValueError(f"clips: expected 10 to 60 for each neuron, found {clips}")
         if selection.classes != artifacts.classes or selection.members.shape != tuple(artifacts.over_zero.shape):
             raise ValueError(f"the selection is not of {artifacts.path}: make it with select() from these artifacts")
-        self.encoder, self.task, self.about, self.out, self.clips = encoder, task, about, out, clips
-        self.artifacts, self.heard = artifacts, Heard.of(artifacts, selection)
         self.task_row = check_belong_together(encoder, task, artifacts) if artifacts.has_counts else np.zeros(0, int)
+        self.encoder = encoder.with_layers(artifacts.layers) if artifacts.has_counts else encoder
+        self.task, self.about, self.out, self.clips = task, about, out, clips
+        self.artifacts, self.heard = artifacts, Heard.of(artifacts, selection)
         self.grid, self.shape = None, (0, 0)  # (frequency, time) of the model's maps, and of a record's
         if encoder.token_grid is not None:
             rows, columns = grid_of(encoder, task.samples(encoder.sample_rate))[1]

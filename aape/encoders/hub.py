@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +118,7 @@ def from_hub(
         return encoder
     places: dict[Any, str] = dict(enumerate(encoder.layers))
     chosen = {places.get(layer, str(layer)) for layer in layers}
-    if not chosen or not chosen <= {*encoder.layers}:
-        raise ValueError(f"layers={list(layers)}: expected names or places of {', '.join(encoder.layers)}")
-    counted = {name: module for name, module in encoder.activations.items() if name in chosen}
-    return replace(encoder, activations=counted, stages=None)
+    return encoder.with_layers(sorted(chosen, key=lambda name: (*encoder.layers, name).index(name)))
 
 
 # --- finding and loading -----------------------------------------------------------------------------------------
