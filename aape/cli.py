@@ -93,6 +93,8 @@ def _table(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from aape.task import from_folder
 
     folder, output = options.pop("folder"), options.pop("output")
+    if output.is_dir():
+        parser.error(f"--output: expected a file, {output} is a folder")
     task = from_folder(folder, **options)
     write_text(output, task.csv())
     print(f"{task}\nwritten to {output}; in Python:")
@@ -111,8 +113,8 @@ def _dissect(parser: argparse.ArgumentParser, words: list[str]) -> None:
     _add_pass(parser)
     options = vars(parser.parse_args(words))
     table, task, seconds = options.pop("table"), options.pop("folder"), options["clip_seconds"]
-    if table and seconds is None:
-        parser.error("--table needs --seconds, the length that every clip is cut or padded to")
+    if table and (seconds is None or options["pattern"]):
+        parser.error("--table needs --seconds, the length that every clip is cut or padded to, and takes no --pattern")
     from aape.dissecting import dissect
     from aape.task import from_metadata
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
 SPLITS = ("train", "valid", "test")
 _GROUPS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
-_ALIASES = {"val": "valid", "validation": "valid"}
+_ALIASES = {"val": "valid", "validation": "valid", "dev": "valid", "development": "valid"}
+_ALIASES |= {"training": "train", "testing": "test", "eval": "test", "evaluation": "test"}
+_SEVERAL = r",(?! )"  # in a label: EVAR writes several classes of a clip so
 # What columns are called that say which clips belong together.
 _GROUP_LIKE = re.compile(
     r"(speaker|spk|actor|singer|artist|performer|person|subject|participant|patient|client|user|author|recording|"
@@ -120,7 +122,7 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         "a field is empty; complete the line, or remove it": (clips.apply(lambda c: c.str.strip()) == "").any(axis=1),
         "{file_name!r} leaves the audio folder; write it relative to that": clips["file_name"].str.match(outside),
         "{file_name!r} is a file that an earlier line has; list each clip once": clips["file_name"].duplicated(),
-        "label {label!r} names several classes, expected one a clip": clips["label"].str.contains(","),
+        "label {label!r} names several classes, expected one a clip": clips["label"].str.contains(_SEVERAL),
         f"{split} {{split!r}}, expected {expected}": ~clips["split"].str.fullmatch(regex),
     }
     for complaint, bad in complaints.items():
@@ -142,10 +144,18 @@ def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:
 
 
 def csv_text(clips: Iterable[Clip]) -> str:
-    """EVAR's format: a column `fold` where splits are folds, else `split`; `group` where groups are known."""
+    """EVAR's format: a column `fold` where splits are folds, else `split`; `group` where groups are known.
+
+    Raises:
+        ValueError: a class that could not be read back.
+    """
     import pandas as pd
 
     table = pd.DataFrame(list(clips), columns=list(Clip._fields))
+    if several := table["label"][table["label"].str.contains(_SEVERAL)].tolist():
+        raise ValueError(
+            f"{several[0]!r} would be read back as several classes: rename it, or put a space behind the comma"
+        )
     if table["split"].str.startswith("fold").all():
         table = table.rename(columns={"split": "fold"}).replace({"fold": {"^fold": ""}}, regex=True)
     if table["group"].isna().any():
@@ -188,10 +198,14 @@ def split_clips(
             clip's. None: the classes, where no group has clips of two of them.
 
     Raises:
-        ValueError: fewer groups than splits.
+        ValueError: shares that are none, or fewer groups than splits.
     """
     import numpy as np
 
+    if not all(_split_name(name) == name for name in shares) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(
+            f"split={dict(shares)}: expected shares of {', '.join(SPLITS)} (or fold1, ...) that add up to 1"
+        )
     groups = [str(i) if clip.group is None else clip.group for i, clip in enumerate(clips)]
     known = sorted(set(groups))
     if len(known) < len(shares):
@@ -222,7 +236,7 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
         files: paths with /. pattern: see `aape.task.from_folder`.
 
     Raises:
-        ValueError: no class folders, or a pattern that is none or that no file matches.
+        ValueError: no class folders, a pattern that is none or that no file matches, or a `{split}` that is none.
     """
     if pattern is None:
         if flat := [f for f in files if "/" not in f]:
@@ -230,8 +244,14 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
                 f"expected folders named after classes, found {len(flat)} file(s) without one, e.g. {flat[0]}; move "
                 "them, or say how names are made: pattern='{label}_{group}_{take}.wav'"
             )
-        splits = all(f.count("/") > 1 and _split_name(f.split("/")[0]) for f in files)
-        pattern = "{split}/{label}/**/*" if splits else "{label}/**/*"
+        tops, deep = sorted({f.split("/")[0] for f in files}), all(f.count("/") > 1 for f in files)
+        none = [top for top in tops if not deep or not _split_name(top)]
+        if none and len(none) < len(tops) - 1:
+            these = f"of the folders {', '.join(tops)} some are splits, {none[0]!r} is none"
+            raise ValueError(
+                f"{these}; rename it or move it away, or say that all are classes: pattern='{{label}}/**/*'"
+            )
+        pattern = "{label}/**/*" if none else "{split}/{label}/**/*"
     pieces = [piece for piece in re.split(r"(\{\w*\}|\*\*/|\*)", pattern) if piece]
     if pieces.count("{label}") != 1 or max(pieces.count("{group}"), pieces.count("{split}")) > 1:
         raise ValueError(f"the pattern {pattern!r} needs {{label}} once, and {{group}} and {{split}} at most once")
@@ -245,7 +265,13 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
             strangers.append(f"{file} (fits {_as_far_as(path, pieces)})")
         else:
             found = match.groupdict()
-            clips.append(Clip(file, found["label"], _split_name(found.get("split", "")), found.get("group")))
+            split = found.get("split", "")
+            if split and not _split_name(split):
+                raise ValueError(
+                    f"{file}: {{split}} is {split!r}, expected {', '.join([*SPLITS, *_ALIASES])} or fold1, ...\nRename it, "
+                    "or write {} in the pattern for a split of ours"
+                )
+            clips.append(Clip(file, found["label"], _split_name(split), found.get("group")))
     shown = f"{len(strangers):,} of {len(files):,} files do not fit the pattern {pattern!r}: {'; '.join(strangers[:3])}"
     if not clips:
         raise ValueError(shown)

@@ -1,5 +1,6 @@
 """Tasks: metadata, audio in any shape, and complaints that help."""
 
+import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
         ("file_name,label,split\na.wav,,train", "line 2: a field is empty"),
         ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
-        ("file_name,label,split\na.wav,x,dev", "line 2: split 'dev', expected train, valid, test"),
+        ("file_name,label,split\na.wav,x,held", "line 2: split 'held', expected train, valid, test"),
         ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
         ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number"),
         ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
@@ -172,6 +173,19 @@ def test_bad_audio_is_named(tmp_path: Path, content: bytes | np.ndarray, message
         read_mono(path, 1000, 1.0)
 
 
+def test_resampled_audio_is_kept_by_what_a_file_holds(tmp_path: Path):
+    paths = [tmp_path / name / "a.wav" for name in ("one", "two")]
+    waves = [np.random.default_rng(i).normal(0, 0.1, 8000) for i in range(2)]
+    for path, wave in zip(paths, waves, strict=True):
+        path.parent.mkdir()
+        soundfile.write(path, wave, 8000, subtype="FLOAT")
+        os.utime(path, (1, 1))  # as from an archive
+    first, second = (read_mono(path, 1000, 1.0) for path in paths)
+    for old, new in (("one", "x"), ("two", "one"), ("x", "two")):
+        (tmp_path / old).rename(tmp_path / new)
+    assert np.array_equal(read_mono(paths[0], 1000, 1.0), second) and not np.array_equal(first, second)
+
+
 def test_class_folders(tmp_path: Path):
     names = [f"{c}/{sub}{i}.wav" for c in ("cat", "dog") for i in range(10) for sub in ("", "deep/")]
     task = from_folder(sounds(tmp_path / "pets", *names), clip_seconds=0.5)
@@ -208,9 +222,12 @@ def test_a_pattern_names_classes_and_groups(tmp_path: Path):
         ("{split}/**/{group}/{label}-*.wav", "val/a/b/ann/one-2.wav", ("one", "valid", "ann")),
         ("Actor_{group}/{}-{}-{label}-*", "Actor_03/03-01-05-01.ogg", ("05", "", "03")),
         ("{label}/{}/(x) {}.wav", "dog/2024/(x) [1].wav", ("dog", "", None)),
+        (None, "dev/dog/a.wav", ("dog", "valid", None)),
+        (None, "testing/dog/b/a.wav", ("dog", "test", None)),
+        (None, "train/a.wav", ("train", "", None)),
     ],
 )
-def test_patterns(pattern: str, file: str, found: tuple):
+def test_patterns(pattern: str | None, file: str, found: tuple):
     clip = clips_of_names([file], pattern)[0]
     assert (clip.label, clip.split, clip.group) == found
 
@@ -228,6 +245,8 @@ def test_patterns(pattern: str, file: str, found: tuple):
         ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "2 of 2 files do not fit .*ann-1.wav .fits as far as '{label}'"),
         ("x/1.wav y/empty.wav", None, "y/empty.wav: cannot be read as audio .*0 bytes"),
         ("x/1.wav y/1.wav y/gone.wav", None, "y/gone.wav: cannot be read as audio .*missing"),
+        ("train/x/1.wav test/x/1.wav more/x/1.wav", None, "more, test, train some are splits, 'more' is none"),
+        ("train/x/1.wav test/x/1.wav more/x/1.wav", "{split}/{label}/*", "more/x/1.wav: {split} is 'more', expected train"),
     ],
 )  # fmt: skip
 def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | None, message: str):
@@ -238,6 +257,13 @@ def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | Non
         path.symlink_to(tmp_path / "nowhere")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         from_folder(tmp_path, pattern=pattern)
+
+
+@pytest.mark.parametrize("split", [{"train": 5, "test": 5}, {"train": 0.5, "tests": 0.5}])
+def test_shares_of_a_split_are_checked(tmp_path: Path, split: dict):
+    sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
+    with pytest.raises(ValueError, match="expected shares of train, valid, test .* add up to 1"):
+        from_folder(tmp_path, split=split)
 
 
 def test_files_that_do_not_fit_a_pattern_are_named(tmp_path: Path):
@@ -274,6 +300,19 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
         assert getattr(read, field) == getattr(made, field)
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
+    pets = sounds(tmp_path / "pets", *(f"{name}/{i}.wav" for name in ("rain, heavy", "wind") for i in range(4)))
+    assert cli.main(["table", str(pets), "-o", str(out)]) == 0
+    assert from_metadata(out, pets, clip_seconds=0.5, name="pets").classes == ("rain, heavy", "wind")
+    (pets / "wind").rename(pets / "a,b")
+    assert cli.main(["table", str(pets), "-o", str(out)]) == 2
+    assert "'a,b' would be read back as several classes" in capsys.readouterr().err
+    for words in (
+        ["table", str(pets), "-o", str(pets)],
+        ["dissect", "m", str(pets), "--table", str(out), "--pattern", "x"],
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "expected a file" in (said := capsys.readouterr().err) or "takes no --pattern" in said
 
 
 def test_a_dataset_with_an_audio_column(tmp_path: Path):
