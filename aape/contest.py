@@ -204,10 +204,12 @@ def _sets(
         warnings.warn(f"{where}: left out, some criterion has no neuron: {', '.join(without)}", stacklevel=3)
     if len(classes) - len(without) < 2:  # the effect on one class is beside that on the others
         lacking = [name for name in criteria if any(not len(n) for c in classes for n in chosen[name, c].values())]
+        gone = (
+            f", of which {', '.join(without)} left out for want of neurons by {', '.join(lacking)}" if without else ""
+        )
         raise NothingToCompare(
-            f"{where}: expected two classes or more with a neuron by every criterion; of {len(classes)} asked, "
-            f"{', '.join(without) or 'none'} left out for want of neurons by {', '.join(lacking) or 'any'}.\n"
-            "Choose other or more classes, a higher selection rate, or other criteria."
+            f"{where}: expected two classes or more with a neuron by every criterion, found {len(classes)}{gone}.\n"
+            "Choose other or more classes, other criteria, or a higher rate: options={'aape': {'rate': 0.05}}."
         )
     sets = {at: of for at, of in chosen.items() if min(least[at[1]].values())}
     return {at: {fold: neurons[: least[at[1]][fold]] for fold, neurons in of.items()} for at, of in sets.items()}

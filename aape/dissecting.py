@@ -30,6 +30,10 @@ from aape.task import Task, from_folder
 # What the ablation of a first look leaves out for its time; `ablate` by itself does it all.
 FIRST_LOOK: dict[str, Any] = {"modes": ("mean", "zero"), "gains": [], "off_target": False}
 FIRST_LOOK |= dict.fromkeys(("layer_matched", "rate_matched", "other_modes"), 0)
+HOW_TO_READ = (
+    "by_chance: what permuted labels select, often more, since neurons that prefer no class count for many.\n"
+    "What counts is survive: neurons more active in the class than permuted labels give, q < 0.05."
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +138,7 @@ def dissect(
     calibrated = calibrate(artifacts, select(artifacts, rate=rate), permutations=permutations, seed=seed)
     say(calibrated)
     classes = class_table(artifacts, calibrated)
-    say(classes.to_string(float_format="{:.3g}".format, na_rep=""))
+    say(f"{classes.to_string(float_format='{:.3g}'.format, na_rep='')}\n{HOW_TO_READ}")
     write_text(out_dir / "classes.csv", classes.to_csv())
     write_text(artifacts.path / "neurons.csv", calibrated.table().to_csv(index=False))
     save(class_figure(calibrated, f"{encoder.name} on {task.name}"), out_dir, "classes")

@@ -22,6 +22,7 @@ from aape.study import AblationTarget
 from aape.targets import Job, label_of, matched, target_classes, target_neurons
 from aape.trials import MEASURES, Bench, Sets, Trial
 
+RANGE = {"accuracy": np.array([0, 100]), "log_probability": np.array([-np.inf, 0])}  # of a mean over clips
 MODES: dict[str, str | float] = {"mean": "mean", "zero": 0.0, "resample": "resample"}  # name -> `Trial.change`
 CONTROLS = {"as active in the classes": "active", "layer-matched": "layer", "rate-matched": "rate"}  # first: decisive
 ROUND = 10  # controls between two looks at whether more of them can matter
@@ -167,9 +168,14 @@ class Aim:
             seed = zlib.crc32(f"{bench.task.name}|{self.at['target']}|{row['kind']}|{c}".encode())
             rng, count = np.random.default_rng([bench.seed, seed]), self.job.settings.bootstrap if neurons else 0
             again = moved[1:, m][:, mine].mean(axis=1)  # by refitted classifiers
-            row["low"], row["high"] = paired_interval(*own, count=count, rng=rng)
+            room = RANGE[row["measure"]] - row["before"]  # what the class can change by
+            row["low"], row["high"] = np.clip(paired_interval(*own, count=count, rng=rng), *room)
             if row["targeted"]:
-                row["effect_low"], row["effect_high"] = paired_interval(*own, *minus, count=count, rng=rng)
+                if panel.any():
+                    room = room - (RANGE[row["measure"]] - bench.intact[0, m, panel].mean())[::-1]
+                row["effect_low"], row["effect_high"] = np.clip(
+                    paired_interval(*own, *minus, count=count, rng=rng), *room
+                )
                 again = again - (moved[1:, m][:, panel].mean(axis=1) if panel.any() else 0)
                 if everywhere and neurons:
                     falls = [r["difference"] for r in rows if r["measure"] == row["measure"]]

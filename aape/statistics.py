@@ -68,7 +68,7 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
 
     Attribution as the study's criterion runs the encoder; everything else needs the artifacts alone.
     """
-    settings: dict[str, Any] = study.selection.model_dump() | {"rate": study.rate(task)}
+    settings: dict[str, Any] = study.select_by(task)
     runs: dict[str, Any] = {}
     if study.selection.criterion.startswith("attribution"):
         runs = {"encoder": load_encoder(study, model), "task": load_task(study, task)}

@@ -68,7 +68,8 @@ class _Strict(BaseModel):
         for key in content if isinstance(content, dict) else ():
             if key not in cls.model_fields:
                 known = sorted({*cls.model_fields, *_SHORT_KEYS} - {key, "base"})
-                raise ValueError(f"{key!r} is no key here; {nearest(str(key), known)}")
+                more = "; what its loader takes stands under `options`" * ("options" in cls.model_fields)
+                raise ValueError(f"{key!r} is no key here; {nearest(str(key), known)}{more}")
         return content
 
 
@@ -146,7 +147,7 @@ class SelectionSettings(_Strict):
     """Thresholds of the selection (paper, LAPE)."""
 
     rate: Share = 0.01
-    quantile: float = Field(default=0.95, ge=0, lt=1)
+    quantile: float = Field(default=0.95, gt=0, le=1)
     weak_filter: Literal["lape", "paper"] = "lape"
     # a name of `aape.criteria`; lape is AAPE
     criterion: Literal[
@@ -280,6 +281,10 @@ class Study(Shown, _Strict):
         """Share of neurons that survive the AAPE rank on a task."""
         return self.task(task).rate or self.selection.rate
 
+    def select_by(self, task: str) -> dict[str, Any]:
+        """Arguments of `select` for a task: rate, quantile, weak_filter, criterion."""
+        return self.selection.model_dump() | {"rate": self.rate(task)}
+
     def heading(self, model: str | None = None, task: str | None = None) -> str:
         """Markdown for the top of a notebook: what it shows, and whether that stands in for something else."""
         what = f"{self.encoder(model).label} on {self.task(task).title}" if model and task else self.description
@@ -378,7 +383,8 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
         made = pkgutil.resolve_name(spec.loader)
         taken = inspect.signature(made)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error})") from error
+        beside = f"; for modules beside the study, PYTHONPATH={study.base}" * isinstance(error, ModuleNotFoundError)
+        raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error}{beside})") from error
     resolved = {key: resolve(key, value, study.base) for key, value in spec.options.items()}
     try:
         taken.bind(**resolved)

@@ -33,7 +33,7 @@ def main() -> None:
         task, heard = load_task(study, name), np.empty(0)
         for model in options.models or study.encoders:
             artifacts = load_artifacts(study.artifacts_directory(name, model))
-            selection = select(artifacts, **study.selection.model_dump() | {"rate": study.rate(name)})
+            selection = select(artifacts, **study.select_by(name))
             heard = heard if len(heard) else descriptors(task, artifacts)  # of the clips, whatever the model
             pairs = selection.table()
             alike = within_loudness(artifacts, heard, pairs).add_prefix("loudness_")

@@ -34,11 +34,11 @@ Markdown(settings.heading())
 # %% [markdown]
 # ## 1. One class, by hand
 #
-# The task of the study's first target, its first model, and of that the class with most neurons. The neurons are
+# The task of the study's first target (or its first task), its first model, and of that the class with most neurons. The neurons are
 # chosen on training clips, the classifier is fitted on them, and both are tested on others.
 
 # %%
-task = settings.ablation.targets[0].task
+task = next((t.task for t in settings.ablation.targets), next(iter(settings.tasks)))
 model = next(iter(settings.encoders))
 artifacts = load_artifacts(settings.artifacts_directory(task, model))
 encoder, sounds = load_encoder(settings, model).to(device or "cpu"), load_task(settings, task)

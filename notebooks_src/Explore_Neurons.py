@@ -29,7 +29,7 @@ encoder, clips = common.load_encoder(settings, model), common.load_task(settings
 # The neurons that are specific to some class, strongest first:
 
 # %%
-selection = select(artifacts, rate=settings.rate(task))
+selection = select(artifacts, **settings.select_by(task), encoder=encoder, task=clips)
 neurons = selection.table()
 table(neurons.drop(columns="remark"), rows=8)
 

@@ -191,6 +191,8 @@ def run_study(name: str, workers: int = 2) -> int:
         at_once = min(workers, len(todo))
         _execute_all(todo, study, at_once, max(1, cores // at_once))
     final = [job for job in final_jobs(study, name) if not _is_done(job, study)]
+    if not study.ablation.targets:
+        print(f"{name}: no ablations, for it names none under ablation.targets", flush=True)
     if final:  # side by side: neither needs the other, and the analysis keeps one core busy at most
         print(f"{' and '.join(job.executed for job in final)} ...", flush=True)
         _execute_all(final, study, len(final), cores)

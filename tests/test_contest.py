@@ -66,9 +66,9 @@ def test_fewer_than_two_classes_with_neurons_are_no_contest(tmp_path: Path) -> N
 
     named: dict[str, Any] = {"first": first_class, "random": "random"}
     for classes, message in (
-        (None, "of 3 asked, {1}, {2} left out for want of neurons by first.\n"),
-        (artifacts.classes[1:], "of 2 asked, {1}, {2} left out for want of neurons by first.\n"),
-        (artifacts.classes[:1], "of 1 asked, none left out"),
+        (None, "found 3, of which {1}, {2} left out for want of neurons by first.\n"),
+        (artifacts.classes[1:], "found 2, of which {1}, {2} left out for want of neurons by first.\n"),
+        (artifacts.classes[:1], "found 1.\n"),
     ):
         with pytest.raises(NothingToCompare) as error:
             compare_criteria(encoder, task, artifacts, named, classes=classes, device="cpu")

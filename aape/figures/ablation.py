@@ -192,7 +192,8 @@ def all_figures(result: AblationResult) -> dict[str, Figure]:
     found: dict[str, Figure | None] = {}
     for at in _seen(result.effects, "task", "target", "mode"):
         slug = re.sub(r"\W+", "_", at["target"]).strip("_").lower()
-        found[f"ablation_{at['task']}-{slug}-{at['mode']}"] = change_by_class(result, **at)
+        names = (f"ablation_{at['task']}-{slug}{n}-{at['mode']}" for n in itertools.chain([""], itertools.count(2)))
+        found[next(name for name in names if name not in found)] = change_by_class(result, **at)
     found["ablation_controls"] = against_controls(result)
     found |= {f"ablation_off_target-{task}": off_target(result, task) for task in result.effects.task.unique()}
     found["ablation_gains"] = dose_response(result)

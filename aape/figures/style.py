@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 7,
     "legend.frameon": False,
     "legend.title_fontsize": 7,
+    "text.parse_math": False,  # a class may be called US$
 }
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 _ONE = threading.RLock()  # matplotlib's settings are those of all threads
