@@ -22,6 +22,7 @@ size.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,7 +38,16 @@ from tqdm.auto import tqdm
 from aape.artifacts import Artifacts
 from aape.files import Shown
 from aape.selection import AAPE, Rule, Selection, choose, outside_class
-from aape.units import THREADS, Counted, Units, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.units import (
+    SIZE_RATIO,
+    THREADS,
+    Counted,
+    Units,
+    UnitSums,
+    exchangeable_units,
+    permuted_labels,
+    share_of_groups,
+)
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
@@ -110,10 +120,12 @@ class Drawn:
     Attributes:
         neurons: int32 [permutations, k], index (layer * width + neuron) of each neuron kept, -1 beyond the last.
         bits: uint8 [permutations, classes, ceil(k / 8)], whether it is specific to the class, 8 neurons a byte.
+        tested: bool [classes], whether labels of the class can move at all (`aape.units.Units.tested`).
     """
 
     neurons: np.ndarray
     bits: np.ndarray
+    tested: np.ndarray
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for neurons, bits in zip(self.neurons, self.bits, strict=True):
@@ -129,8 +141,8 @@ class Null:
         per_class: int64 [P, C], class-specific neurons of each class.
         coverage, classes_per_neuron, mean_aape: float64 [P]; the last in nats, of the selected neurons.
         pair_p, pair_q: float32 [L, N, C], the neuron is active in the class more than chance gives; NaN where the
-            neuron never varies.
-        neuron_p, neuron_q: float64 [L, N], its AAPE is lower than chance gives.
+            neuron never varies over the clips that can move, and for a class none of whose clips can.
+        neuron_p, neuron_q: float64 [L, N], its AAPE is lower than chance gives; NaN where it never varies over those.
         discoveries: pairs with q below `q`.
         null_discoveries: int64 [P], the same count for each permutation tested against all others.
         task_p: the share of labellings with as many discoveries (1 if none).
@@ -185,7 +197,8 @@ def permutation_null(
     total, most = 1 + permutations, round(rule.rate * sums.width)  # the labels of the data come first
     below = np.empty((total, sums.width), dtype=np.float32)
     cells = np.empty((total, scale.cells), dtype=np.uint32)
-    drawn = Drawn(np.full((total, most), -1, np.int32), np.zeros((total, units.n_classes, -(-most // 8)), np.uint8))
+    bits = np.zeros((total, units.n_classes, -(-most // 8)), np.uint8)
+    drawn = Drawn(np.full((total, most), -1, np.int32), bits, units.tested)
 
     def one(index: int, labels: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Neurons of each class, classes of a neuron, and mean AAPE of a labelling; the rest goes into the arrays."""
@@ -229,7 +242,7 @@ def permutation_null(
         discoveries=found,
         null_discoveries=discoveries[1:],
         task_p=one_sided_p(-found, -discoveries[1:]) if found else 1.0,
-        drawn=Drawn(drawn.neurons[1:], drawn.bits[1:]),
+        drawn=replace(drawn, neurons=drawn.neurons[1:], bits=drawn.bits[1:]),
         units=units,
     )
 
@@ -239,7 +252,8 @@ class _Scale:
 
     Mean and variance under permutation of the sum over the class's units of r = counts - rate * tokens. Sampling m of n
     units of a stratum without replacement: mean m * mean(r), variance m * (n - m) / n * s**2 with
-    s**2 = sum (r - mean)**2 / (n - 1); strata are independent and add up.
+    s**2 = sum (r - mean)**2 / (n - 1); strata are independent and add up. Units that do not move add no variance, and
+    neither sparsity nor the size of a class counts them.
 
     Attributes:
         rate: float32 [width], overall activation rate.
@@ -247,6 +261,7 @@ class _Scale:
         inverse: float32 [classes, width], cells per token: 1 / (standard deviation * Z_STEP), 0 where that is 0.
         bin: int64 [width], bin of sparsity, -1 where the neuron never varies.
         first: int64 [classes, 1], first cell of the bin of class sizes.
+        tested: bool [classes, 1], whether some of the class's units move.
         cells: how many cells the pooled statistic has: class bins x sparsity bins x Z_CELLS.
     """
 
@@ -257,6 +272,7 @@ class _Scale:
         m = np.zeros((units.n_classes, strata))
         np.add.at(m, (units.label, units.stratum), 1)
         weight = m * (n - m) / n / np.maximum(n - 1, 1)  # [classes, strata]
+        stays = ~units.moves
         by_stratum = csr_array((np.ones(len(units)), (units.stratum, np.arange(len(units)))), (strata, len(units)))
         self.rate = np.empty(width, dtype=np.float32)
         self.mean, self.inverse = np.zeros((2, units.n_classes, width), dtype=np.float32)
@@ -268,6 +284,7 @@ class _Scale:
             centre = (by_stratum @ r) / n[:, None]  # [strata, block]
             self.mean[:, block] = m @ centre
             r -= centre[units.stratum]
+            r[stays] = 0
             square = by_stratum @ (r * r)
             variance = weight @ square  # [classes, block]
             # counts are whole numbers: a spread below this is rounding of a neuron that never varies
@@ -276,18 +293,21 @@ class _Scale:
             self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0) / Z_STEP
             spread = np.sqrt((r * r).mean(axis=0))
             skewness[block] = np.where(varies, (r**3).mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
-        self.bin, size_bin = _sparsity_bins(skewness), _size_bins(m.sum(axis=1))
+        self.tested = units.tested[:, None]
+        size = np.bincount(units.label[~stays], minlength=units.n_classes)
+        self.bin, size_bin = _sparsity_bins(skewness), _size_bins(np.where(size, size, max(size.max(), 1)))
         self.first = (size_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
         self.cells = (int(size_bin.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
     def cell_of_pair(self, active: np.ndarray, tokens: np.ndarray, block: slice = slice(None)) -> np.ndarray:
-        """int64 [classes, neurons of the block], below 0 where the neuron never varies. active, tokens: see `histogram`."""
+        """int64 [classes, neurons of the block], below 0 where nothing is tested. active, tokens: see `histogram`."""
         z = active[:, block] - tokens.astype(np.float32) * self.rate[block]
         z -= self.mean[:, block]
         z *= self.inverse[:, block]
         z -= Z_LOW / Z_STEP
         np.clip(z, 0, Z_CELLS - 1, out=z)
-        return np.where(self.bin[block] >= 0, z.astype(np.int64) + self.bin[block] * Z_CELLS + self.first, -1)
+        known = self.tested & (self.bin[block] >= 0)
+        return np.where(known, z.astype(np.int64) + self.bin[block] * Z_CELLS + self.first, -1)
 
     def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """int64 [cells]: how many pairs fall into each. active: [classes, width]; tokens: [classes, 1]."""
@@ -491,9 +511,21 @@ def calibrate_counts(
         q: level of the false-discovery rate over all (neuron, class) pairs of the task.
         effect: least p in the class minus p outside it, in shares of tokens.
         progress: whether to show a bar.
+
+    Warns:
+        UserWarning: classes none of whose clips can swap labels; nothing of them is calibrated.
     """
     p = selection.probabilities
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]))
+    if still := [name for name, tested in zip(selection.classes, sums.units.tested, strict=True) if not tested]:
+        named = ", ".join(still[:10]) + f" and {len(still) - 10} more" * (len(still) > 10)
+        warnings.warn(
+            f"{len(still)} of {len(selection.classes)} classes cannot be tested: {named}. Expected groups of about as many "
+            f"clips as groups of another class have (at most {SIZE_RATIO:g} times as many), which can swap labels; found "
+            "none, so none of their neurons is calibrated and their sharing has no p.\n"
+            "To test them, take groups of like size: cut long groups into parts that are independent, or leave clips out.",
+            stacklevel=2,
+        )
     null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
     if selection.criterion not in AAPE:
         no, of_classes = np.full(permutations, np.nan), np.full((permutations, p.shape[2]), np.nan)

@@ -71,7 +71,7 @@ class Sharing:
     Attributes:
         mean, low, high: of the null, and its 2.5 % and 97.5 % points.
         p, q: one-sided, more shared than with permuted labels, and Benjamini-Hochberg over all pairs, those that share
-            nothing too; NaN for a class with itself.
+            nothing too; NaN for a class with itself and for a class whose labels cannot move.
         p_centred, q_centred: the same of the double-centred index: more shared than the two classes share with others.
         null: float32 [permutations, classes_a, classes_b].
         within: the two are the same task, the matrix is symmetric.
@@ -124,14 +124,14 @@ def against_drawn(
         draws.append(jaccard_index(shared, one.sum(axis=1)[:, None] + two.sum(axis=1) - shared))
     null = np.array(draws, dtype=np.float32)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    p_and_q = _pair_p(observed, null, within)
-    of_centred = _pair_p(centred(observed, within), centred(null, within), within)
+    tested = pairs_of(observed, within) & np.logical_and.outer(drawn_a.tested, drawn_b.tested)
+    p_and_q = _pair_p(observed, null, tested, within)
+    of_centred = _pair_p(centred(observed, within), centred(null, within), tested, within)
     return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, *p_and_q, *of_centred, null, within)
 
 
-def _pair_p(observed: np.ndarray, null: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p and q of every pair, [classes_a, classes_b]; pooled over pairs of like expectation."""
-    tested = pairs_of(observed, within)
+def _pair_p(observed: np.ndarray, null: np.ndarray, tested: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
+    """p and q of every tested pair, [classes_a, classes_b]; pooled over pairs of like expectation."""
     p, q = np.full((2, *observed.shape), np.nan)
     if tested.any():
         expected = null.mean(axis=0)[tested]

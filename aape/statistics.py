@@ -59,7 +59,7 @@ class TaskResult:
         """A result from the cache."""
         row, *tables = json.loads(str(arrays["text"])).values()
         neurons, classes, sensitivity = map(pd.DataFrame, tables)
-        drawn = Drawn(arrays["neurons"], arrays["bits"]) if "bits" in arrays else None
+        drawn = Drawn(arrays["neurons"], arrays["bits"], arrays["tested"]) if "bits" in arrays else None
         return cls(arrays["members"], arrays["calibrated"], row, neurons, classes, sensitivity, drawn)
 
 

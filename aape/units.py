@@ -4,7 +4,9 @@ Clips of one group (recording, speaker, instrument) are not independent:
 - a group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit: labels are
   permuted *among such groups*, and its clips move together. Only groups of as many clips swap labels: where one class
   has few long recordings and another many short ones, its sums vary more, and a permutation that ignores this finds
-  discoveries in noise. Where all groups of a size are of one class, neighbouring sizes are joined until classes mix;
+  discoveries in noise. Where all groups of a size are of one class, neighbouring sizes that differ by a factor of at
+  most `SIZE_RATIO` are joined until classes mix; where that does not do it, such groups keep their label in every
+  permutation, and a class none of whose clips can move cannot be tested (`Units.tested`);
 - a group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch)
   is a stratum: labels are permuted *within the group*, clip by clip.
 Both kinds can be in one task; then both are done at once. Without groups every clip is a unit. If labels mean nothing
@@ -31,6 +33,7 @@ from scipy.sparse import csc_array, csr_array
 
 BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
 READ = 2048  # neurons read at a time
+SIZE_RATIO = 1.1  # clips of the largest group to those of the smallest in joined sizes; see benchmarks/calibration.md
 TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
 THREADS = min(os.cpu_count() or 1, 4)  # their number does not change results
 
@@ -83,6 +86,17 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def moves(self) -> np.ndarray:
+        """bool [units], whether the unit's stratum has several classes; the label of the others stays in place."""
+        low, high = pd.Series(self.label).groupby(self.stratum).agg(["min", "max"]).to_numpy().T
+        return (low < high)[self.stratum]
+
+    @property
+    def tested(self) -> np.ndarray:
+        """bool [classes], whether some of the class's clips can move: of the others, permutations tell nothing."""
+        return np.bincount(self.label[self.moves], minlength=self.n_classes) > 0
 
 
 def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -143,6 +157,8 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
 def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Strata of groups with as many clips; neighbouring sizes are joined, nearest first, until each mixes classes.
 
+    No sizes are joined that differ by more than a factor of SIZE_RATIO; so some strata may be left with one class.
+
     Args:
         size, label: clips and class of each group, [groups].
 
@@ -150,10 +166,13 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
         The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
     """
     found = [(int(s), int(s), set(label[size == s].tolist())) for s in np.unique(size)]  # sizes from, to, and classes
-    while len(found) > 1 and min(len(classes) for *_, classes in found) == 1:
-        neighbours = enumerate(itertools.pairwise(found))
-        gaps = [(b[0] / a[1], i) for i, (a, b) in neighbours if len(a[2]) == 1 or len(b[2]) == 1]
-        i = min(gaps)[1]
+
+    def gaps() -> list[tuple[float, int]]:
+        neighbours = [(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(found)) if b[1] <= SIZE_RATIO * a[0]]
+        return [(b[0] / a[1], i) for i, a, b in neighbours if len(a[2]) == 1 or len(b[2]) == 1]
+
+    while near := gaps():
+        i = min(near)[1]
         (low, _, one), (_, high, two) = found[i : i + 2]
         found[i : i + 2] = [(low, high, one | two)]
     sizes = [(low, high) for low, high, _ in found]
@@ -161,7 +180,7 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
 
 
 def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
-    """One sentence: what is permuted, and how many groups can move.
+    """One sentence: what is permuted, how many groups can move, and which do not.
 
     Args:
         split: number of groups of several classes.
@@ -169,14 +188,17 @@ def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
         sizes: as `_strata_of_size`.
     """
     of_stratum = classes.size()
-    whole, movable = of_stratum.sum(), of_stratum[classes.nunique() > 1].sum()
+    mixed = classes.nunique() > 1
+    whole, movable = of_stratum.sum(), of_stratum[mixed].sum()
     what = [f"within {split} groups of several classes"] if split else []
     if whole and sizes == [(1, 1)] and not split:
         what.append(f"among {whole} clips")
     elif whole:
-        spans = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in sizes)
-        spans = spans if len(sizes) < 10 else f"{len(sizes)} strata"
-        what.append(f"among {whole} groups of one class ({movable} can move) of as many clips ({spans})")
+        spans = [f"{low}" if low == high else f"{low}-{high}" for low, high in sizes]
+        fixed = [span for span, mixes in zip(spans, mixed, strict=True) if not mixes]
+        all_of, none_of = (", ".join(of) if len(of) < 10 else f"{len(of)} strata" for of in (spans, fixed))
+        why = f"; those of {none_of} keep their label: no other class has groups of about as many" if fixed else ""
+        what.append(f"among {whole} groups of one class ({movable} can move) of as many clips ({all_of}{why})")
     return f"labels permuted {' and '.join(what)}"
 
 

@@ -5,9 +5,9 @@
 Each check runs a test of the repository on data in which the labels mean nothing, and counts the runs with a discovery. A
 test at level 5 % may find something in 5 % of the runs; the limit is the number of runs that a binomial variable of that
 level exceeds with probability below 1 %. Synthetic counts come with groups of unequal size that go with the class: half of
-the classes have few long recordings. The folders are artifacts of a collecting pass with counts per clip; their labels are
-permuted among groups of as many clips (or within groups of several classes), the counts are real. 100 runs of each take
-some 6 minutes of one core.
+the classes, or one of them, have few long recordings. The folders are artifacts of a collecting pass with counts per
+clip; their labels are permuted among groups of as many clips (or within groups of several classes), the counts are real.
+100 runs of each take some 6 minutes of one core.
 
 Every run is kept in --keep, so that a run that was cut off goes on; calibration.md is written from what is there.
 """
@@ -37,7 +37,8 @@ LEVEL = 0.05
 COLUMNS = ["key", "data", "run", "test", "value"]
 KINDS = {
     "sizes": "synthetic, the size of recordings goes with the class",
-    "joined": "synthetic, no two classes share a size (sizes are joined)",
+    "joined": "synthetic, no two classes share a size (sizes up to 1.1 times as large are joined)",
+    "alone": "synthetic, one class of few recordings that are much longer than all others (it is not tested)",
     "crossed": "synthetic, every group has every class",
 }
 BEFORE = """
@@ -48,18 +49,37 @@ The same beside the code before permutations knew sizes and sharing permuted lab
 | recordings of 12 clips or of 1, by class | calibrated discovery | 40 | 0 | 12 |
 | the same, p <= 0.01 in classes of long recordings | share of pairs | 40 | 0.008 | 0.059 |
 | noise that goes together by recording | sharing within the task, q < 0.05 | 20 | at most 3 | 10 |
+
+How far apart may sizes be that are joined (`aape.units.SIZE_RATIO`)? Two classes without meaning, one of 40 groups, one of
+6 larger ones; clips of a group are alike (intraclass correlation 0.9), neurons are independent; from trials:
+
+| larger / smaller | neurons | permutations | runs | with a calibrated neuron | sharing, q < 0.05 | limit at 5 % |
+|---|---|---|---|---|---|---|
+| 1.1 (11 clips / 10) | 8,000 | 100 | 100 | 0 | 8 | 11 |
+| 1.25 (5 / 4) | 8,000 | 100 | 100 | 0 | 14 | 11 |
+| 1.1 (11 / 10) | 20,000 | 200 | 10 | 0 | 0 | 2 |
+| 1.25 (5 / 4) | 20,000 | 200 | 10 | 2 | 0 | 2 |
+| 1.5 (6 / 4) | 20,000 | 200 | 10 | 9 | 0 | 2 |
 """
 
 
 def recordings(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Class and group of each clip, of 6 classes; the labels are shuffled among groups that may swap them."""
+    """Class and group of each clip, of 5 or 6 classes.
+
+    Labels are shuffled among groups that may swap them, but not where sizes are to be joined: shuffled, classes would share
+    every size. They mean nothing there either, since counts are drawn without them.
+    """
     if kind == "crossed":
         return rng.permuted(np.arange(240).reshape(12, 20) % 6, axis=1).ravel(), np.repeat(np.arange(12), 20)
     sizes = [[12] * 8 + [1] * 8 if c < 3 else [12] + [1] * 64 for c in range(6)]
     if kind == "joined":
-        sizes = [[8 + c % 3] * 8 if c < 3 else [1 + c % 3] * 20 for c in range(6)]
-    size, label = np.concatenate(sizes), np.repeat(np.arange(6), [len(s) for s in sizes])
+        sizes = [[10] * 30, [11] * 6, [20] * 20, [21] * 20, [22] * 6]
+    if kind == "alone":
+        sizes = [[40] * 5 if c < 1 else [2] * 60 for c in range(6)]
+    size, label = np.concatenate(sizes), np.repeat(np.arange(len(sizes)), [len(s) for s in sizes])
     groups = np.repeat(np.arange(len(size)), size)
+    if kind == "joined":
+        return label[groups], groups
     units = exchangeable_units(label[groups], groups)
     return next(permuted_labels(units, 1, int(rng.integers(2**31))))[units.of_clip], groups
 

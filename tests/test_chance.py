@@ -70,15 +70,22 @@ def test_groups_of_one_class_move_whole_and_others_are_shuffled_inside():
     assert len(seen) == 2 * 3 * 6
 
 
-def test_neighbouring_sizes_are_joined_until_every_stratum_mixes_classes():
+def test_neighbouring_sizes_are_joined_within_a_factor_and_the_rest_stays():
     size = np.array([1, 1, 2, 2, 10, 10, 11, 40, 41])
     label = np.array([0, 1, 0, 0, 1, 1, 1, 2, 1])
     units = exchangeable_units(np.repeat(label, size), np.repeat(np.arange(9), size))
-    # 40 and 41 are nearest, then 10 and 11, which are of one class still, then 1 and 2; 40 is nearer to 11 than 2 is
-    assert units.stratum.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
-    assert units.description == "labels permuted among 9 groups of one class (9 can move) of as many clips (1-2, 10-41)"
+    # 40 and 41 are joined, and 10 and 11, which are of one class still; 2 is twice as much as 1
+    assert units.stratum.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert units.description == (
+        "labels permuted among 9 groups of one class (4 can move) of as many clips (1, 2, 10-11, 40-41; those of 2, 10-11 "
+        "keep their label: no other class has groups of about as many)"
+    )
+    assert units.moves.tolist() == [True] * 2 + [False] * 5 + [True] * 2 and units.tested.all()
+    step = exchangeable_units(np.repeat([0, 0, 1, 2], [20, 21, 22, 24]), np.repeat(np.arange(4), [20, 21, 22, 24]))
+    assert step.stratum.tolist() == [0, 0, 0, 1]  # 21 with 22, then 20; 24 is too far from 20
+    assert step.tested.tolist() == [True, True, False]
     alone = exchangeable_units(np.zeros(3, int), [0, 1, 1])
-    assert "(0 can move)" in alone.description
+    assert "(0 can move)" in alone.description and not alone.tested.any()
     assert exchangeable_units([0, 1, 1], [0, 1, 2]).description == "labels permuted among 3 clips"
     with pytest.raises(ValueError, match="a group for each"):
         exchangeable_units([0, 2], ["a", "b"], 2)
@@ -225,7 +232,7 @@ def test_one_active_clip_is_not_significant_and_planted_neurons_are():
 def test_edges_have_defined_results():
     counts, labels = noise(2), np.arange(240) % 4
     one_class = null_of(counts, labels * 0)
-    assert one_class.discoveries == 0 and one_class.task_p == np.nanmin(one_class.pair_p) == 1
+    assert one_class.discoveries == 0 and one_class.task_p == 1 and np.isnan(one_class.pair_p).all()
     dead = null_of(np.zeros_like(counts), labels)
     assert np.isnan(dead.pair_p).all() and dead.per_class.sum() == 0 and (dead.coverage == 0).all()
     assert null_of(counts, np.arange(240) // 80, np.arange(240) // 80).discoveries == 0  # there are but 6 labellings
