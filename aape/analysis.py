@@ -198,7 +198,8 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
             first.setdefault(f"{what} {name}", mine) for what, name in (("task", task), ("model", model))
         )
         weights = {found.manifest.get("identity") for found in (mine, of_model)} - {None}
-        if mine.over_zero.shape[:2] != of_model.over_zero.shape[:2] or len(weights) > 1:
+        layers = {found.layers for found in (mine, of_model) if found.manifest}
+        if mine.over_zero.shape[:2] != of_model.over_zero.shape[:2] or len(weights) > 1 or len(layers) > 1:
             differ = "weights" if len(weights) > 1 else "layers or neurons"
             raise ValueError(
                 f"{mine.path} and {of_model.path} should be of one model ({model}), but their {differ} differ. "
@@ -246,9 +247,11 @@ def _stacked(results: dict[Place, TaskResult], name: str) -> pd.DataFrame:
 
 
 def spread(values: pd.Series) -> Any:
-    """The mean and range of values that differ (of seeds), else the first of them."""
-    if not pd.api.types.is_numeric_dtype(values) or values.nunique(dropna=False) == 1:
+    """The mean and range of values that differ (of seeds), all texts that differ, else the first of them."""
+    if values.nunique(dropna=False) == 1:
         return values.iloc[0]
+    if not pd.api.types.is_numeric_dtype(values):
+        return "; ".join(dict.fromkeys(map(str, values)))
     return f"{three_digits(float(values.mean()))} ({three_digits(values.min())} to {three_digits(values.max())})"
 
 
@@ -264,6 +267,13 @@ def over_seeds(study: Study, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         return rows
     groups = _labelled(study, rows).groupby([*by, "model"], sort=False)
     return pd.DataFrame([{name: spread(same[name]) for name in rows} for _, same in groups])
+
+
+def panels_of(study: Study, results: dict[Place, TaskResult]) -> dict[str, str]:
+    """What figures with a panel a model show: an encoder of each, of several seeds the first there is, and its label."""
+    there = {model for _, model in results}
+    found = [next((copy for copy in study.copies(m) if copy in there), study.copies(m)[0]) for m in study.models]
+    return {copy: study.encoder(copy).label for copy in found}
 
 
 def sensitivity_table(study: Study, variants: pd.DataFrame) -> pd.DataFrame:
@@ -333,8 +343,8 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
         "chance low": low,
         "chance high": high,
         "pairs": int(pairs["p"].notna().sum()),
-        "pairs with q < 0.05": int((pairs["q"] < study.chance.q).sum()),
-        "pairs with q < 0.05, centred": int((pairs["q_centred"] < study.chance.q).sum()),
+        "pairs with q < 0.05": int((pairs["q"] < 0.05).sum()),
+        "pairs with q < 0.05, centred": int((pairs["q_centred"] < 0.05).sum()),
     }
     names, pitches, curve = (rows.class_names, columns.class_names), None, None
     if study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch":
@@ -361,7 +371,7 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
 def _draw(analysis: Analysis) -> dict[str, Path]:
     study, results = analysis.study, analysis.results
     mark = " [stand-ins]" if study.stand_in else ""
-    labels = {study.copies(model)[0]: spec.label for model, spec in study.models.items()}  # a panel a model
+    labels = panels_of(study, results)
     drawn = {}
     for figure in study.sharing:
         found = {labels[s.model]: s for s in analysis.sharing if s.figure == figure and s.model in labels}

@@ -239,6 +239,9 @@ class Study(Shown, _Strict):
         folders = [spec.folder for spec in self.encoders.values()]
         if len(set(folders)) < len(folders):
             raise ValueError(f"two models share a folder ({', '.join(folders)}); give each its own `folder`")
+        labels = [spec.label for spec in self.models.values()]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two models share a label ({', '.join(labels)}); tables could not tell them apart")
         return self
 
     @property

@@ -134,8 +134,8 @@ def _coverage(study: Study) -> list[Finding]:
     if "calibrated_coverage" not in table or "calibrated" not in classes:
         return []
     said = [
-        f"{label}: {rows.calibrated_coverage.mean():.0%} of the classes have a neuron after calibration "
-        f"({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%}); a selected neuron is "
+        f"{label}: {rows.calibrated_coverage.mean():.0%} of a task's classes have a neuron after calibration, mean over "
+        f"tasks ({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%}); a selected neuron is "
         f"specific to {rows.classes_per_neuron.mean():.2g} classes, its AAPE {rows.aape_share.mean():.1%} of ln C"
         for label, rows in _models(study, table)
     ]
@@ -146,6 +146,7 @@ def _coverage(study: Study) -> list[Finding]:
         classes[classes["model"] == study.copies(roles[role])[0]].set_index(["task", "class"]).calibrated > 0
         for role in ("ssl", "sl")
     )
+    ssl, sl = ssl.align(sl, join="inner")  # tasks that both were collected on
     first, second = int((ssl & ~sl).sum()), int((sl & ~ssl).sum())
     p = binomtest(first, first + second).pvalue if first + second else 1.0
     answer = "No difference that chance would not give" if p > 0.05 else "Yes" if first > second else "No, fewer"

@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 import torch
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
+from matplotlib.figure import Figure
 
-from aape.analysis import _check_together, pitch_of
+from aape.analysis import _check_together, panels_of, pitch_of, spread
 from aape.criteria import CRITERIA
+from aape.figures.sharing import _octave_axes
 from aape.figures.style import styled
 from aape.files import FolderBusy, folder_lock
 from aape.published import published_lists, published_neurons
@@ -178,6 +180,11 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights differ. Collect again"):
         analyze(path)
     write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="analysis")
+    whole = {(task, "ssl"): load_artifacts(folder / f"{task}_analysis") for task in ("events", "notes")}
+    assert _check_together(whole) == []
+    whole["notes", "ssl"].manifest["layers"] = ["blocks.1", "blocks.2", "blocks.3"]
+    with pytest.raises(ValueError, match="layers or neurons differ"):
+        _check_together(whole)
     two = {("events", model): load_artifacts(folder / f"events_{model}") for model in ("analysis", "vit")}
     assert _check_together(two) == ["events: analysis and vit have the same weights"]
     os.rename(folder / "events_vit", folder / "spare")
@@ -248,6 +255,23 @@ def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     trained, random = found.overview.set_index("model").per_class_mean[["trained", "random"]]
     assert low < high and isinstance(trained, float)
     assert random == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
+    assert panels_of(found.study, found.results) == {"trained": "trained", "random-3": "random, seed 3"}
+    later = {place: result for place, result in found.results.items() if place[1] != "random-3"}
+    assert panels_of(found.study, later) == {"trained": "trained", "random-5": "random, seed 5"}
+    assert spread(pd.Series(["18 and 18", "18 and 18", "20 and 18"])) == "18 and 18; 20 and 18"
+
+
+def test_octave_lines_go_through_pitches_that_are_octaves_apart():
+    white = np.array([p for p in range(48, 85) if p % 12 in (0, 2, 4, 5, 7, 9, 11)])
+    axes = Figure().subplots()
+    _octave_axes(axes, (white, white), ("a", "b"))
+    lines = {
+        (int(x), round(float(y), 6)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True) if y == y
+    }
+    y, x = np.nonzero(np.subtract.outer(white, white) % 12 == 0)
+    assert set(zip(x.tolist(), y.tolist(), strict=True)) <= lines
+    for at, cell in lines:
+        assert cell != int(cell) or abs(int(white[int(cell)]) - int(white[at])) % 12 == 0
 
 
 def test_figures_drawn_by_two_threads_leave_matplotlibs_settings_alone():

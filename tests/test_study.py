@@ -92,6 +92,7 @@ def test_a_model_of_several_seeds(tmp_path: Path):
         ({"selection": {"quantil": 0.9}}, "selection: 'quantil' is no key here; did you mean 'quantile'"),
         ({"models": {"x": {"loader": "a:b", "hub": "c/d"}}}, "models.x: expected one of loader, hub; found loader and"),
         ({"models": {"x": {"hub": "a"}, "y": {"hub": "b", "folder": "x"}}}, r"share a folder \(x, x\)"),
+        ({"models": {"x": {"hub": "a", "label": "y"}, "y": {"hub": "b"}}}, r"share a label \(y, y\)"),
         ({"models": {"x": {"hub": "a", "seeds": [1, 1]}}}, "models.x: seeds: each once"),
         ({"tasks": {"x": {"folder": "f", "patern": "p"}}}, "tasks.x: 'patern' is no key here; did you mean 'pattern'"),
         ({"tasks": {"x": {"loader": "a:b", "pattern": "p"}}}, "tasks.x: 'pattern' is no key here"),

@@ -122,8 +122,9 @@ def _octave_axes(axes: Axes, pitches: Sequence[np.ndarray], tasks: Sequence[str]
         axis.set_ticks(at, [f"C{p // 12 - 1}{gap}({p})" for p in pitch[at]], fontsize=6)
         axis.set_label_text(f"{task}, MIDI pitch", fontsize=7)
     y, x = pitches
-    for octave in range(-12, 13):  # y = x + 12 * octave in pitch, drawn in cells
-        axes.axline((0, x[0] + 12 * octave - y[0]), slope=1, color="white", lw=0.4, alpha=0.55, ls=":")
+    for octave in range(-12, 13):  # y = x + 12 * octave in pitch, drawn in cells; pitches may have gaps
+        cells = np.interp(x + 12 * octave, y, np.arange(len(y)), left=np.nan, right=np.nan)
+        axes.plot(np.arange(len(x)), cells, color="white", lw=0.4, alpha=0.55, ls=":")
     axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-0.5, len(y) - 0.5))
 
 
