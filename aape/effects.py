@@ -75,6 +75,17 @@ def paired_interval(
     return float(mean[0] - high * error[0]), float(mean[0] - low * error[0])
 
 
+def possible(ends: tuple[float, float], measure: str, before: float, others: float | None = None) -> np.ndarray:
+    """An interval cut to what a class can change by, from its mean before.
+
+    Args:
+        ends: of the interval. measure: of `MEASURES`. before: mean of the class.
+        others: mean before of the clips whose change is taken off; None: nothing is.
+    """
+    room = RANGE[measure] - before
+    return np.clip(ends, *(room if others is None else room - (RANGE[measure] - others)[::-1]))
+
+
 class Aim:
     """A target on a bench.
 
@@ -168,14 +179,12 @@ class Aim:
             seed = zlib.crc32(f"{bench.task.name}|{self.at['target']}|{row['kind']}|{c}".encode())
             rng, count = np.random.default_rng([bench.seed, seed]), self.job.settings.bootstrap if neurons else 0
             again = moved[1:, m][:, mine].mean(axis=1)  # by refitted classifiers
-            room = RANGE[row["measure"]] - row["before"]  # what the class can change by
-            row["low"], row["high"] = np.clip(paired_interval(*own, count=count, rng=rng), *room)
+            of = row["measure"], row["before"]
+            row["low"], row["high"] = possible(paired_interval(*own, count=count, rng=rng), *of)
             if row["targeted"]:
-                if panel.any():
-                    room = room - (RANGE[row["measure"]] - bench.intact[0, m, panel].mean())[::-1]
-                row["effect_low"], row["effect_high"] = np.clip(
-                    paired_interval(*own, *minus, count=count, rng=rng), *room
-                )
+                ends = paired_interval(*own, *minus, count=count, rng=rng)
+                others = bench.intact[0, m, panel].mean() if panel.any() else None
+                row["effect_low"], row["effect_high"] = possible(ends, *of, others)
                 again = again - (moved[1:, m][:, panel].mean(axis=1) if panel.any() else 0)
                 if everywhere and neurons:
                     falls = [r["difference"] for r in rows if r["measure"] == row["measure"]]
