@@ -10,10 +10,20 @@ import torch
 from torch import Tensor
 
 
-def in_time(counts: Sequence[int]) -> list[Tensor]:
-    """The grid of tokens that follow each other in time, `counts` of them a call: frequency 0, time counted on."""
-    times = torch.arange(sum(counts))
-    return list(torch.stack([torch.zeros_like(times), times], dim=1).split(list(counts)))
+def in_time(counts: Sequence[int], starts: Sequence[float]) -> list[Tensor]:
+    """The grid of tokens that follow each other in time: frequency 0, time running on across calls.
+
+    Args:
+        counts: tokens of each call.
+        starts: where on the clip it begins, in cells; it gets the nearest cell behind the call before, for pieces of no
+            whole number of tokens must not make time drift.
+    """
+    grid, end = [], 0
+    for count, start in zip(counts, starts, strict=True):
+        times = max(end, math.ceil(start - 0.5)) + torch.arange(count)
+        end = int(times[0]) + count if count else end
+        grid.append(torch.stack([torch.zeros_like(times), times], dim=1))
+    return grid
 
 
 class TimeTokens:
@@ -56,5 +66,6 @@ class TimeTokens:
         return masks
 
     def grid(self, samples: int) -> list[Tensor]:
-        """Frequency 0, time counted on across calls."""
-        return in_time(self.tokens(samples))
+        """Frequency 0, time running on across calls."""
+        tokens = self.tokens(samples)
+        return in_time(tokens, [call * self.window / self.step for call in range(len(tokens))])

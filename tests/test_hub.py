@@ -233,7 +233,10 @@ def test_the_grid_has_a_cell_for_every_token_and_time_runs_on_across_pieces(kind
     grid = pieces.token_grid(samples)
     assert len(grid) == 2 and sum(len(g) for g in grid) == counted.tokens[0]
     first, second = (cells[cells[:, 0] >= 0, 1].unique() for cells in grid)
-    assert torch.equal(torch.cat([first, second]), torch.arange(len(first) + len(second)))
+    for times, start in ((first, 0.0), (second, 0.64 / pieces.cell_seconds)):
+        assert torch.equal(times, times[0] + torch.arange(len(times)))
+        assert abs(times[0] - start) <= 0.5
+    assert second[0] > first[-1]
 
 
 @torch.no_grad()

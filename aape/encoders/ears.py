@@ -141,8 +141,10 @@ class TimeEars:
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
-        """Frequency 0, time counted on across pieces."""
-        return in_time([self.tokens(max(length, self.least)) for _, length in self._pieces(samples)])
+        """Frequency 0, time running on across pieces."""
+        pieces = self._pieces(samples)
+        tokens = [self.tokens(max(length, self.least)) for _, length in pieces]
+        return in_time(tokens, [start / self.cell_samples for start, _ in pieces])
 
 
 class Convolutions(TimeEars):
@@ -308,9 +310,9 @@ class PatchEars:
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
-        """The cells of each piece, time counted on; -1 for class and distillation tokens."""
-        columns = int(self.cells[:, 1].max()) + 1
-        shifts = [torch.tensor([0, piece * columns]) for piece in range(-(-samples // self.window))]
+        """The cells of each piece at its place in time, between pieces a cell may be empty; -1 for class and distillation tokens."""
+        starts = range(0, samples, self.window)
+        shifts = [torch.tensor([0, math.ceil(start / self.cell_samples - 0.5)]) for start in starts]
         return [nn.functional.pad(self.cells + shift, (0, 0, self.extra, 0), value=-1) for shift in shifts]
 
 

@@ -140,9 +140,12 @@ class M2DAudio(nn.Module):
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
-        """(Frequency, time) patch of each token [1 + patches, 2], one tensor a chunk; -1 for the class token."""
-        columns = [len(first) for first in self._columns(samples)]
-        rows, times = torch.arange(self.vit.grid[0]), torch.arange(sum(columns)).split(columns)
+        """(Frequency, time) patch of each token [1 + patches, 2], one tensor a chunk; -1 for the class token.
+
+        A chunk of no whole number of patches leaves a cell empty behind it here and there, so that time does not drift.
+        """
+        rows = torch.arange(self.vit.grid[0])
+        times = [(first / self.vit.patch[1] - 0.5).ceil().long() for first in self._columns(samples)]
         return [nn.functional.pad(torch.cartesian_prod(rows, t), (0, 0, 1, 0), value=-1) for t in times]
 
 
