@@ -149,6 +149,7 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
         "pairs_differing": null.discoveries,
         "p_task": null.task_p,
         "effect": found.effect,
+        "q_level": found.q,
         "calibrated_neurons": survivors["neurons_selected"],
         **{f"calibrated_{name}": survivors[name] for name in kept},
     }

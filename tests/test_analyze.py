@@ -62,6 +62,7 @@ def test_every_table_has_every_model(analysis):
         assert table.task.tolist() == ["events", "notes"] and table.loc[0, "tokens"] == 144 * TOKENS
         found = [analysis.results[task, model].members.any(axis=2).sum() for task in ("events", "notes")]
         assert table.filter(regex=r"^layer_\d").sum(axis=1).tolist() == found
+        assert (table.q_level == analysis.study.chance.q).all() and (table.effect == analysis.study.chance.effect).all()
     assert len(repr(analysis)) < 600 and "SSL ViT" in analysis._repr_html_()
 
 

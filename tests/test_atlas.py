@@ -31,6 +31,7 @@ from aape.atlas import About, build_atlas, show_neuron, token_maps
 from aape.atlas.maps import maps_of_pairs, packed, pooled
 from aape.atlas.pair import read_script
 from aape.atlas.record import Heard, chance_bands, choose_clips, nearest
+from aape.atlas.tables import effects, task_chance
 from aape.attribution import attribute
 from aape.cli import main
 from aape.collecting import collect
@@ -545,7 +546,8 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     pair = site.pair()
     rows = [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
     (effect,) = pair["effects"]
-    assert effect == {"target": name, "mode": "specific", "neurons": [[first.layer, first.neuron]], "rows": rows}
+    silenced = {"neurons": [[first.layer, first.neuron]], "size": None}
+    assert effect == {"target": name, "mode": "specific", **silenced, "rows": rows}
     scores = [np.frombuffer(base64.b64decode(pair["members"][key]), "<f4") for key in ("auprc", "f1")]
     assert np.allclose(scores[0], 0.4) and np.isnan(scores[1]).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
@@ -553,6 +555,41 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     with pytest.warns(UserWarning, match=r"neurons.csv is of other artifacts"):
         site.build()
     assert all(c["calibrated"] is None for c in site.pair()["classes"])
+
+
+def test_chance_is_that_of_the_seed_and_neurons_above_it_are_known_from_neurons_csv_alone(site: Site, tmp_path):
+    study = tmp_path / "study"
+    rows = [{"task": "sounds", "model": f"random-{seed}", "coverage_null_mean": 0.1 * seed} for seed in (1, 2)]
+    rows = [row | {"calibrated_neurons": 9, "effect": 0.0, "q_level": 0.01} for row in rows]
+    shutil.copytree(site.artifacts.path, study / "sounds_untrained-2")
+    pd.DataFrame(rows).to_csv(study / "task_level_neuron_statistics_untrained.csv", index=False)
+    seeded = load_artifacts(study / "sounds_untrained-2")
+    chance = task_chance(seeded, "sounds", "random-2")
+    assert chance["coverage_null_mean"] == 0.2 and (chance["effect"], chance["q_level"]) == (0.0, 0.01)
+    alone = pd.DataFrame(rows[:1]).drop(columns="model")  # of a model of its own whose folder ends otherwise
+    alone.to_csv(study / "task_level_neuron_statistics_untrained.csv", index=False)
+    assert task_chance(seeded, "sounds", "random-2") == {}
+    table = select(seeded).table()
+    table = table.assign(q=0.01, calibrated=table.neuron % 2 == 0)
+    table.to_csv(seeded.path / "neurons.csv", index=False)  # all that `dissect` leaves on single neurons
+    site.but(artifacts=seeded).build()
+    (entry,) = read_script(site.out, "index")["pairs"]
+    above = table[table.calibrated][["layer", "neuron"]].drop_duplicates()
+    assert entry["chance"] == {"calibrated_neurons": len(above)} and entry["layer_names"] == list(seeded.layers)
+
+
+def test_neurons_put_to_their_mean_together_are_those_of_a_fold(built: Site, tmp_path):
+    at = {"task": "t", "model": "m", "target": "dog", "mode": "specific"}
+    chosen = [at | {"fold": f"fold{i}", "layer": 1, "neuron": n} for i in range(5) for n in (7, 10 + i)]
+    pd.DataFrame(chosen).to_csv(tmp_path / "ablation_neurons.csv", index=False)
+    change = {"class": "dog", "measure": "accuracy", "kind": "mean", "targeted": True, "neurons": 2.0, "effect": -3}
+    pd.DataFrame([at | change]).to_csv(tmp_path / "ablation_effects.csv", index=False)
+    (found,) = effects(dataclasses.replace(built.artifacts, path=tmp_path / "t_m"), "t", "m")
+    assert found["size"] == 2 and found["folds"] == 5 and len(found["neurons"]) == 6
+    assert dict(zip(map(tuple, found["neurons"]), found["chosen"], strict=True)) == {
+        (1, 7): 5,
+        **{(1, 10 + i): 1 for i in range(5)},
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

@@ -1,5 +1,6 @@
 """The atlas in a real browser, opened from disk with the network off."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, rec
 
 from aape.artifacts import load_artifacts
 from aape.atlas import About
+from aape.atlas.pair import read_script, write_script
 from aape.collecting import collect
 from aape.selection import select
 
@@ -40,6 +42,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     about = About("study", "twin", "sounds", "untrained twin", "sounds", role="untrained")
     site.but(encoder=twin, artifacts=made).build(about=about)
     return site
+
+
+LEVEL, LEAST = 0.01, 0.3  # of q and of p - p outside, other than the usual ones
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]:
+    """Neurons of several classes, each pair with a q and a word of its own, and a set that was chosen in folds."""
+    site = make_site(tmp_path_factory.mktemp("mixed"), names=("A", "B", "C"))
+    selection = select(site.artifacts, rate=1.0, quantile=0.6)
+    table = selection.table()
+    table["q"] = np.round(np.random.default_rng(0).uniform(0.001, 0.03, len(table)), 5)
+    gain = table.p - table.p_outside
+    table["calibrated"] = (table.q < LEVEL) & (gain >= LEAST)
+    table["word"] = np.select(
+        [table.calibrated, (table.q < LEVEL) & (gain < LEAST)], ["✓ above chance", "by little"], "within chance"
+    )
+    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    study, where = site.out.parent, {"task": "sounds", "model": "small", "target": "A", "mode": "specific"}
+    level = {"task": "sounds", "effect": LEAST, "q_level": LEVEL}
+    pd.DataFrame([level]).to_csv(study / "task_level_neuron_statistics_small.csv", index=False)
+    first = {"layer": table.layer[0], "neuron": table.neuron[0]}
+    sets = [where | {"fold": i, **of} for i in range(5) for of in ([first] if i else []) + [{"layer": 0, "neuron": i}]]
+    pd.DataFrame(sets).to_csv(study / "ablation_neurons.csv", index=False)
+    change = {"class": "A", "targeted": True, "measure": "accuracy", "effect": -12.5, "kind": "mean", "neurons": 1.8}
+    pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
+    site.build(selection=selection, neurons=[[first["layer"], first["neuron"]]])
+    return site, table
 
 
 @pytest.fixture
@@ -181,6 +211,83 @@ def test_copies_are_a_table_and_evars_list(page, site):
     page.click("text=Copy as int_neurons")
     pairs = page.evaluate("window.copied").removeprefix("int_neurons: ").replace("\n", "")
     assert sorted(map(tuple, json.loads(pairs))) == sorted(map(tuple, wanted.tolist()))
+
+
+def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
+    site, table = mixed
+    of, calibrated = table.set_index(["layer", "neuron", "class"]), table[table.calibrated]
+    several = table.groupby(["layer", "neuron"]).calibrated.agg(["size", "min", "max"])
+    assert (several["size"] > 1).any() and (several["min"] != several["max"]).any(), "else nothing can be mixed up"
+    for chosen in ({}, {"c": "B"}):
+        found = calibrated[calibrated["class"] == "B"] if chosen else calibrated.drop_duplicates(["layer", "neuron"])
+        for sort, only in (("q", "specific"), ("p", "specific"), ("p", "calibrated")):
+            show(page, site.out, m="small", t="sounds", find=1, s=sort, only=only, **chosen)
+            rows = page.evaluate(
+                "[...document.querySelectorAll('tbody tr')].map((r) => [...r.children].map((c) => c.innerText))"
+            )
+            values = [float(row[{"q": 5, "p": 2}[sort]].split("\u202f")[0]) for row in rows]
+            assert rows and values == sorted(values, reverse=sort == "p")
+            assert only == "specific" or page.inner_text("#found").split()[0] == str(len(found))
+            for number, _, p, outside, _, q, word, names in rows:
+                at = tuple(map(int, number.split()[0].split("/")))
+                wanted = of.loc[(*at, chosen.get("c", names.split(",")[0]))]
+                shares = [float(x.split("\u202f")[0]) / 100 for x in (p, outside)]
+                assert shares == pytest.approx([wanted.p, wanted.p_outside], abs=0.0075)
+                assert float(q) == pytest.approx(wanted.q, rel=0.06) and word == wanted.word
+
+
+def test_the_words_beside_a_neuron_are_the_studys_levels_and_a_set_is_that_of_a_fold(page, mixed):
+    site, table = mixed
+    show(page, site.out, m="small", t="sounds", find=1, s="q")
+    titles = page.evaluate("[...document.querySelectorAll('tbody td:nth-child(7) span')].map((e) => e.title)")
+    assert {title for title in titles if title} == {
+        f"q below {LEVEL} and at least {LEAST} more active than in the rest",
+        f"q below {LEVEL}, but less than {LEAST} more active than in the rest",
+    }
+    show(page, site.out, m="small", t="sounds", l=table.layer[0], n=table.neuron[0])
+    said = page.inner_text("section:has(h2:has-text('Taken away with others'))")
+    assert "1.8 neurons put to their mean together" in said and "in 4 of the 5 folds" in said
+
+
+def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed):
+    site, table = mixed
+    show(page, site.out, m="small", t="sounds", find=1)
+    page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    page.click("text=Copy as CSV")
+    copied = page.evaluate("window.copied")
+    assert all(len(line.split(",")[column]) == 4 for line in copied.splitlines()[1:] for column in (3, 4))
+    both = pd.read_csv(io.StringIO(copied)).merge(table, on=["layer", "neuron", "class"], suffixes=("", "_true"))
+    assert len(both) == len(table) and (both.p - both.p_true).abs().max() < 0.0075
+    assert page.evaluate("[0.0001, 0.00096, 3.2e-12].map(small)") == [
+        "1\u202f×\u202f10⁻⁴", "1\u202f×\u202f10⁻³", "3\u202f×\u202f10⁻¹²"
+    ]  # fmt: skip
+
+
+def test_of_chance_the_page_says_what_it_knows(page, site):
+    """Only neurons.csv is there, as after `dissect`."""
+    above = len(select(site.artifacts, rate=0.05).table()[["layer", "neuron"]].drop_duplicates())
+    show(page, site.out)
+    assert f"{above} above chance" in page.inner_text("table")
+    for where, said in (({}, "permuted labels: not known here"), ({"c": NAMES[0]}, "not known here")):
+        show(page, site.out, m="small", t="sounds", **where)
+        assert said in page.inner_text("main") and "has not been" not in page.inner_text("main")
+
+
+def test_neurons_are_the_same_where_layers_have_the_same_names(page, site, neuron, tmp_path):
+    shutil.copytree(site.out, tmp_path / "atlas")
+    index = read_script(site.out, "index")
+    for entry in index["pairs"]:
+        if entry["t"] == "other":
+            entry["layer_names"] = [f"another {name}" for name in entry["layer_names"]]
+            entry["criterion"] = "loudness"
+    write_script(tmp_path / "atlas", "index", index)
+    for out, tabs in ((site.out, 2), (tmp_path / "atlas", 0)):
+        show(page, out, **address(neuron))
+        assert page.locator("[role=tab]").count() == tabs
+        show(page, out, m="small", t="sounds", c=NAMES[0])
+        assert page.locator("option:has-text('(other)')").count() == tabs
+        show(page, out, m="small", t="other")
+        assert ("by lowest AAPE" if tabs else "by the criterion loudness") in page.inner_text("dl.facts")
 
 
 def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, neuron):

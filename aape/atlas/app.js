@@ -67,13 +67,11 @@ async function pairOf(entry) {
   pair.size = pair.aape.length;
   if (raw.groups) for (const clip of pair.clips) clip[5] = raw.groups[clip[5]]; // the first format has their numbers
   Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top));
-  const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it
+  const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it those without a class
   pair.top = new Uint8Array(pair.size);
   for (let i = 0; i < shares.length; i++) if (shares[i] > pair.top[(i / each) | 0]) pair.top[(i / each) | 0] = shares[i];
   pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, q, calibrated, out}]
   pair.ofClass = pair.names.map(() => []); // class -> its neurons, strongest first
-  pair.q = new Float32Array(pair.size).fill(NaN); // the smallest of a neuron's
-  pair.calibrated = new Uint8Array(pair.size);
   const { members } = raw, at = numbers(members.at, Uint32Array), classes = numbers(members.c, Uint16Array);
   const q = numbers(members.q, Float32Array), calibrated = bytes(members.calibrated), out = bytes(members.out);
   const scores = SCORES.map(([key]) => members[key] && numbers(members[key], Float32Array));
@@ -81,8 +79,6 @@ async function pairOf(entry) {
     if (!pair.ofNeuron.has(flat)) pair.ofNeuron.set(flat, []);
     pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
     pair.ofClass[classes[i]].push(flat);
-    if (!(pair.q[flat] <= q[i])) pair.q[flat] = q[i];
-    if (calibrated[i] === 1) pair.calibrated[flat] = 1;
   });
   pair.paged = new Set();
   for (const [layer, list] of Object.entries(raw.pages)) for (const n of list) pair.paged.add(layer * raw.width + n);
@@ -127,10 +123,17 @@ function mapOf(pair, record, place) {
 const SORTS = { // name -> [value of a neuron, largest first]
   name: [(pair) => (flat) => flat, false],
   aape: [(pair) => (flat) => pair.aape[flat], false],
-  q: [(pair) => (flat) => pair.q[flat], false],
-  p: [(pair, c) => (c < 0 ? (flat) => pair.top[flat] : (flat) => pair.p(flat, c)), true],
+  q: [(pair, c) => (flat) => lineOf(pair, flat, c).q, false],
+  p: [(pair, c) => (flat) => lineOf(pair, flat, c).p, true],
   classes: [(pair) => (flat) => pair.ofNeuron.get(flat)?.length, false],
 };
+/** What a list says of a neuron, sorts it and finds it by, all of one class: the chosen one, else (c < 0) the neuron's
+    first: {c, p, out, q, calibrated}. Only p where it is not specific to that class, the largest where it has none. */
+function lineOf(pair, flat, c) {
+  const mine = pair.ofNeuron.get(flat), own = c < 0 ? mine?.[0] : mine?.find((x) => x.c === c);
+  const p = () => (own ? pair.p(flat, own.c) : c < 0 ? pair.top[flat] / 255 : pair.p(flat, c));
+  return { ...own, get p() { return p(); } };
+}
 const classIn = (pair, params) => (params.has("c") ? pair.names.indexOf(params.get("c")) : -1);
 const sortOf = (pair, params) => {
   const name = SORTS[params.get("s")] ? params.get("s") : params.has("c") ? "p" : "aape";
@@ -142,11 +145,11 @@ function search(pair, params) {
   const c = classIn(pair, params), only = params.get("only") || "specific";
   const layer = params.has("layer") ? Number(params.get("layer")) : null;
   const fits = matcher(pair, (params.get("q") || "").trim().toLowerCase());
-  const members = c < 0 ? pair.ofNeuron : new Set(pair.ofClass[c]);
   const found = [];
   for (let flat = 0; flat < pair.size; flat++) {
     if (!fits(flat) || (layer !== null && Math.floor(flat / pair.width) !== layer)) continue;
-    if ((only !== "all" && !members.has(flat)) || (only === "calibrated" && !pair.calibrated[flat])) continue;
+    const { calibrated } = lineOf(pair, flat, c);
+    if ((only !== "all" && !known(calibrated)) || (only === "calibrated" && calibrated !== 1)) continue;
     found.push(flat);
   }
   const { name, falling } = sortOf(pair, params), value = SORTS[name][0](pair, c), sign = falling ? -1 : 1;
@@ -207,8 +210,8 @@ const fixed = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 function small(x) {
   if (!known(x)) return "–";
   if (x >= 0.001 || x === 0) return String(Number(x.toPrecision(2)));
-  const power = String(-Math.floor(Math.log10(x))).replace(/\d/g, (d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]);
-  return `${(x / 10 ** Math.floor(Math.log10(x))).toFixed(0)}\u202f×\u202f10⁻${power}`;
+  const [digit, power] = x.toExponential(0).split("e-");
+  return `${digit}\u202f×\u202f10⁻${power.replace(/\d/g, (d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d])}`;
 }
 const some = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
 const name = (pair, flat) => `${Math.floor(flat / pair.width)}/${flat % pair.width}`;
@@ -410,37 +413,41 @@ function spark(pair, flat, marked) {
 
 const facts = (...items) => html`<dl class="facts">${items.map(
   ([term, value, note]) => html`<div><dt>${term}</dt><dd>${value}${note && html`<small>${note}</small>`}</dd></div>`)}</dl>`;
-function verdict({ calibrated, q }) {
-  if (calibrated > 1) return html`<span class="soft" title="the analysis has not been run">not tested</span>`;
-  if (calibrated === 0 && q < 0.05) {
-    return html`<span class="soft" title="q below 0.05, but less than 0.1 more active than in the rest">by little</span>`;
+/** A word on a line of a list; the levels are those of the study, else the usual ones. */
+function verdict(pair, { p, out, q, calibrated }) {
+  const { q_level, effect } = pair.entry.chance, level = q_level ?? 0.05, least = effect ?? 0.1;
+  if (calibrated > 1) return html`<span class="soft" title="no q is known here">not tested</span>`;
+  if (calibrated) {
+    return html`<span class="yes" title=${`q below ${level} and at least ${least} more active than in the rest`}>✓ above chance</span>`;
   }
-  if (calibrated === 0) return html`<span class="soft">within chance</span>`;
-  return html`<span class="yes" title="q below 0.05 and at least 0.1 more active than in the rest">✓ above chance</span>`;
+  if (q < level && !(p - out >= least + 1 / 255)) { // p and p outside are rounded to bytes
+    return html`<span class="soft" title=${`q below ${level}, but less than ${least} more active than in the rest`}>by little</span>`;
+  }
+  return html`<span class="soft">within chance</span>`;
 }
 const table = (caption, heads, rows) => html`<div class="scroll"><table>${caption && html`<caption>${caption}</caption>`}
   <thead><tr>${heads}</tr></thead><tbody>${rows}</tbody></table></div>`;
 const head = (text, kind) => html`<th scope="col" class=${kind}>${text}</th>`;
 
-/** Rows of neurons. c: the class whose p is shown, or -1 for the largest. marked: classes to mark, else each's own. */
+/** Rows of neurons. c: the class that they are about, or -1 for the first of each. marked: classes to mark, else each's own. */
 function neuronRows(pair, list, params, c, marked) {
   return list.map((flat) => {
-    const mine = pair.ofNeuron.get(flat) || [], entry = c < 0 ? mine[0] : mine.find((x) => x.c === c);
+    const mine = pair.ofNeuron.get(flat) || [], line = lineOf(pair, flat, c);
     return html`<tr>
       <th scope="row" class="number"><a href=${toNeuron(pair, flat, params)}>${name(pair, flat)}</a>
         ${pair.paged.has(flat) && html`<span class="soft" title="has clips">♪</span>`}</th>
       <td>${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
-      <td class="n">${percent(c < 0 ? largest(pair, flat).p : pair.p(flat, c))}</td>
-      <td class="n phone-off">${percent(entry?.out)}</td>
+      <td class="n" title=${known(line.c) && `in ${pair.names[line.c]}`}>${percent(line.p)}</td>
+      <td class="n phone-off">${percent(line.out)}</td>
       <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? pair.aape[flat].toFixed(3) : "never active"}</td>
-      <td class="n">${small(entry?.q)}</td>
-      <td class="phone-off">${entry ? verdict(entry) : "–"}</td>
+      <td class="n">${small(line.q)}</td>
+      <td class="phone-off">${known(line.c) ? verdict(pair, line) : "–"}</td>
       <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
   });
 }
 const COLUMNS = [["Neuron", null, "name"], ["p by class"], ["p", "n", "p"], ["p outside", "n phone-off"],
   ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance", "phone-off"], ["Specific to", "phone-off", "classes"]];
-const pOf = (pair, c) => (c < 0 ? "Largest p" : `p in ${pair.names[c]}`);
+const pOf = (pair, c) => (c < 0 ? "p in its first class" : `p in ${pair.names[c]}`);
 const neuronTable = (pair, list, params, c, marked) =>
   table(null, COLUMNS.map(([text, kind]) => head(text === "p" ? pOf(pair, c) : text, kind)), neuronRows(pair, list, params, c, marked));
 
@@ -448,6 +455,7 @@ const neuronTable = (pair, list, params, c, marked) =>
 
 const trail = (entry, ...rest) => html`<nav class="trail" aria-label="You are here"><a href="#">Atlas</a> ›
   <a href=${of(entry)}>${entry.title}, ${entry.label}</a>${rest.map((x) => [" › ", x])}</nav>`;
+const selectedBy = ({ criterion = "aape" }) => (["aape", "lape"].includes(criterion) ? "by lowest AAPE" : `by the criterion ${criterion}`);
 const tested = (entry) => entry.classes.every((c) => known(c[2]));
 
 async function homePage() {
@@ -502,8 +510,8 @@ async function taskPage(entry) {
   return [
     trail(entry), html`<h1>${entry.title}</h1>`, html`<p class="soft">heard by the ${entry.label}</p>`,
     facts(["Classes", count(pair.names.length)],
-      ["Coverage", percent(entry.coverage), known(chance.coverage_null_mean) ? `permuted labels: ${percent(chance.coverage_null_mean)}` : "chance has not been computed"],
-      ["Neurons kept", count(entry.selected), `of ${count(pair.size)}, by lowest AAPE`],
+      ["Coverage", percent(entry.coverage), known(chance.coverage_null_mean) ? `permuted labels: ${percent(chance.coverage_null_mean)}` : "permuted labels: not known here"],
+      ["Neurons kept", count(entry.selected), `of ${count(pair.size)}, ${selectedBy(entry)}`],
       ["Above chance", count(chance.calibrated_neurons), "kept neurons that survive permuted labels"],
       ["Mean AAPE", known(chance.mean_aape) ? `${chance.mean_aape} nats` : "–", known(chance.mean_aape) && `permuted labels: ${chance.mean_aape_null_mean}`]),
     html`<p><a class="button" href=${of(entry, { find: 1 })}>Find and sort all its neurons</a></p>`,
@@ -523,7 +531,7 @@ async function classPage(entry, params) {
   const list = pair.ofClass[c], paged = list.filter((flat) => pair.paged.has(flat));
   const stage = html`<div class="clips wide"></div>`;
   const listenTo = () => playFound(stage, paged.map((flat) => [pair, flat, null]));
-  const others = index.pairs.filter((e) => e.m === entry.m && e.width === entry.width)
+  const others = index.pairs.filter((e) => sameNeurons(e, entry))
     .flatMap((e) => e.classes.filter(([other]) => e !== entry || other !== name).map(([d]) => ({ d, u: e === entry ? null : e.t, title: e.title })));
   const compare = html`<select aria-label="Compare with another class" onchange=${(event) => {
     const { d, u } = others[event.target.value];
@@ -534,7 +542,7 @@ async function classPage(entry, params) {
     trail(entry, name), html`<h1>${name}</h1>`,
     html`<p class="lead">${list.length ? `${count(list.length)} neurons` : "No neuron"} of the ${entry.label}
       ${list.length === 1 ? "is" : list.length ? "are" : "is"} specific to ${name};
-      ${chance ? `permuted labels give ${count(chance[1])} to ${count(chance[2])}.` : "what chance gives has not been computed."}
+      ${chance ? `permuted labels give ${count(chance[1])} to ${count(chance[2])}.` : "how many permuted labels give is not known here."}
       ${known(calibrated) && `${count(calibrated)} stand above chance one by one.`}</p>`,
     html`<div class="row">${paged.length > 0 && players("Play what excites them", listenTo, "play")}
       ${compare}<a class="button" href=${of(entry, { find: 1, c: name })}>All ${count(list.length)} in a table</a></div>`,
@@ -603,7 +611,7 @@ function asCsv(pair, found, c) {
     const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = pair.aape[flat].toFixed(5);
     const mine = (pair.ofNeuron.get(flat) || []).filter((x) => c < 0 || x.c === c);
     if (!mine.length) return [`${neuron},,,,${aape},,`];
-    return mine.map((x) => [neuron, quoted(pair.names[x.c]), pair.p(flat, x.c)?.toFixed(3), x.out.toFixed(3), aape,
+    return mine.map((x) => [neuron, quoted(pair.names[x.c]), pair.p(flat, x.c)?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
       known(x.q) ? x.q : "", ["False", "True", ""][x.calibrated]].join(","));
   });
   return ["layer,neuron,class,p,p_outside,aape,q,calibrated", ...lines, ""].join("\n");
@@ -635,7 +643,7 @@ async function neuronPage(entry, params) {
       ["Rank of its AAPE", `${count(rankOf(aape, pair))} of ${count(pair.size)}`, twin ? twinRank : "1 is the most selective"],
       ["Active at", percent(record?.density, 1), "of all tokens"],
       ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
-      ["Beside chance", first ? verdict(sure[0] || first) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
+      ["Beside chance", first ? verdict(pair, lineOf(pair, flat, (sure[0] || first).c)) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
     record
       ? [html`<h2>Listen</h2>`, listen(pair, record)]
       : html`<p class="soft">No clips were built for this neuron; build_atlas(…, neurons=[[${l}, ${n}]]) adds them.</p>`,
@@ -644,6 +652,9 @@ async function neuronPage(entry, params) {
   ];
 }
 
+/** Whether two pairs are of one model and the same layers of it; the first atlases know the number of layers alone. */
+const sameNeurons = (a, b) => a.m === b.m && a.width === b.width && a.layers === b.layers &&
+  String(a.layer_names ?? b.layer_names) === String(b.layer_names ?? a.layer_names);
 const twinOf = (entry) => index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
 
 /** 1 for the lowest AAPE of a pair. */
@@ -674,7 +685,7 @@ function steps(pair, flat, params) {
 
 /** Bars of p on this task, and tabs for the same neuron on the study's other tasks. */
 async function taskTabs(pair, record, flat) {
-  const entries = [pair.entry, ...index.pairs.filter((e) => e !== pair.entry && e.m === pair.entry.m && e.width === pair.width && e.layers === pair.layers.length)];
+  const entries = [pair.entry, ...index.pairs.filter((e) => e !== pair.entry && sameNeurons(e, pair.entry))];
   const panel = html`<div role="tabpanel" id="bars"></div>`;
   const show = async (entry) => {
     tabs.forEach((tab, i) => tab.setAttribute("aria-selected", String(entries[i] === entry)));
@@ -699,13 +710,14 @@ function recordBars({ bars: { c, p, low, high } }) {
 function panels(pair, record, flat) {
   const panel = (title, ...content) => html`<section><h2>${title}</h2>${content}</section>`;
   const mine = pair.ofNeuron.get(flat) || [];
-  const sets = pair.effects.filter((set) => set.neurons.some(([l, n]) => l * pair.width + n === flat));
+  const place = (set) => set.neurons.findIndex(([l, n]) => l * pair.width + n === flat);
+  const sets = pair.effects.filter((set) => place(set) >= 0);
   return [
     record.histogram && panel("Clip by clip", histogram(pair, record)),
     known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
     mine.some((x) => x.scores.some(known)) && panel("Does it tell its classes, on clips held out?", scores(pair, mine)),
     record.attribution && panel("If it were silenced alone, to first order", attribution(pair, record)),
-    sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set))),
+    sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set, place(set)))),
     record.near?.length > 0 && panel("Neurons with the same profile over clips", html`<ul>${record.near.map(([l, n, r]) => {
       const other = l * pair.width + n, classes = classNames(pair, pair.ofNeuron.get(other) || []);
       return html`<li><a href=${toNeuron(pair, other)}>${l}/${n}</a><span class="soft"> r = ${r.toFixed(2)}${classes.length > 0 && `, ${some(classes, 3)}`}</span></li>`;
@@ -752,14 +764,16 @@ function groupEffect(pair, { groups, crowd }) {
     html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
   ];
 }
-function effect({ neurons, rows }) {
+/** What silencing a set did. place: of the neuron in it. */
+function effect({ neurons, size, folds, chosen, rows }, place) {
   const cells = rows.map(([c, measure, , difference, mean, low, high, , q]) => {
     const [unit, digits] = measure === "accuracy" ? ["points", 1] : ["nats", 2];
     return html`<tr><th scope="row">${c}</th><td class="n">${fixed(difference, digits)} ${unit}</td>
       <td class="n">${fixed(mean, digits)} (${fixed(low, digits)} to ${fixed(high, digits)})</td><td class="n">${small(q)}</td></tr>`;
   });
   return [
-    html`<p class="soft small">${count(neurons.length)} neurons put to their mean together; the change is the class's less that of other classes; controls: random sets as active in the class.</p>`,
+    html`<p class="soft small">${Number((size ?? neurons.length).toFixed(1)).toLocaleString("en")} neurons put to their mean together${
+      folds && `, chosen fold by fold: this one in ${chosen[place]} of the ${folds} folds that choose any`}; the change is the class's less that of other classes; controls: random sets as active in the class.</p>`,
     table(null, [head("Class"), head("Change", "n"), head("Controls", "n"), head("q", "n")], cells),
   ];
 }
@@ -866,7 +880,7 @@ function help() {
     <p>A neuron is one channel of a block's MLP after its activation function; it is active at a token where that is above 0.
       p: the share of a class's tokens at which it is active. AAPE: the entropy of p over the classes; low is selective.
       q: false-discovery rate of a neuron and a class, against permuted labels. Above chance: q below the study's level, and
-      at least 0.1 more active than in the rest; by little: the first alone. A group is what clips were cut from: a
+      more active than in the rest by as much as the study asks; by little: the first alone. A group is what clips were cut from: a
       recording, a speaker.</p>
     <form method="dialog"><button class="main">Close</button></form></dialog>`;
   document.body.append(dialog);

@@ -310,13 +310,20 @@ class Pair:
 
     def _entry(self, classes: list[dict[str, Any]]) -> dict[str, Any]:
         """The pair's line in the index."""
-        about, selection = self.about, self.heard.selection
+        about, selection, table = self.about, self.heard.selection, self.heard.table
+        chance = task_chance(self.artifacts, about.task, about.model)
+        if (
+            len(table) and table.calibrated.notna().all()
+        ):  # also where neurons.csv is the only table, as after `dissect`
+            sure = table[table.calibrated == 1]
+            chance["calibrated_neurons"] = len(sure.drop_duplicates(["layer", "neuron"]))
         return {
             "folder": about.folder, "m": about.model, "t": about.task, "label": about.label, "title": about.title,
             "role": about.role, "layers": len(self.artifacts.layers), "width": self.heard.width,
+            "layer_names": list(self.artifacts.layers), "criterion": selection.criterion,
             "classes": [[c["name"], c["neurons"], c["calibrated"]] for c in classes],
             "selected": int(selection.selected.sum()), "coverage": rounded(selection.coverage),
-            "chance": task_chance(self.artifacts, about.task), "best": _best(self.heard.table),
+            "chance": chance, "best": _best(table),
         }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ PAIR = ["layer", "neuron", "class"]
 CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
 SCORES = ("auprc", "f1", "iou")
 CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons",
-          *SCORES, *(f"{score}_permuted" for score in SCORES))  # fmt: skip
+          *SCORES, *(f"{score}_permuted" for score in SCORES), "effect", "q_level")  # fmt: skip
 
 
 def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
@@ -26,6 +27,7 @@ def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
         "neurons": artifacts.path / "neurons.csv",
         "classes": study / "class_level_neuron_statistics.csv",
         "task": study / f"task_level_neuron_statistics_{model}.csv",
+        "seeds": study / f"task_level_neuron_statistics_{re.sub(r'-[0-9]+$', '', model)}.csv",  # one for all seeds
         "effects": study / "ablation_effects.csv",
         "silenced": study / "ablation_neurons.csv",
     }
@@ -76,23 +78,33 @@ def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[
     return {name: [rounded(v) for v in row] for name, row in zip(table["class"], rows, strict=True)}
 
 
-def task_chance(artifacts: Artifacts, task: str) -> dict[str, float | None]:
-    """Coverage, mean AAPE and mean scores, also under permuted labels, and neurons above chance: what the analysis has."""
-    rows = _numbers(_read(study_tables(artifacts, task)["task"], set(), task=task), *CHANCE)
+def task_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, float | None]:
+    """Coverage, mean AAPE and mean scores, also under permuted labels, neurons above chance, and the least effect and
+    level of q that these pass: what the analysis has."""
+    paths = study_tables(artifacts, task)
+    found = _read(paths["task"], set(), task=task)
+    rows = _numbers(found if len(found) else _read(paths["seeds"], set(), task=task, model=model), *CHANCE)
     return dict(zip(CHANCE, map(rounded, rows[0]), strict=True)) if len(rows) else {}
 
 
 def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]:
-    """Sets of neurons that the ablation put to their mean: target, mode, neurons, and rows of [class, measure, *CHANGE],
-    for the classes that were targeted. Controls are random sets that are as active in the class."""
+    """Sets of neurons that the ablation put to their mean: target, mode, neurons of any fold, size (neurons that are put
+    to their mean together, the mean of the folds), and rows of [class, measure, *CHANGE], for the classes that were
+    targeted; of several folds also how many there are, and in how many each neuron was chosen. Controls are random sets
+    that are as active in the class."""
     paths, found = study_tables(artifacts, task), []
     members = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
     columns = {"target", "mode", "class", "measure"}
     changes = _read(paths["effects"], columns, task=task, model=model, kind="mean", targeted="True")
     for (target, mode), rows in changes.groupby(["target", "mode"], sort=False):
-        mine = members[(members.target == target) & (members["mode"] == mode)][["layer", "neuron"]]
+        mine = members[(members.target == target) & (members["mode"] == mode)].astype({"layer": int, "neuron": int})
+        chosen = mine.groupby(["layer", "neuron"], sort=False).size()  # a row for every fold
         said = zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True)
         changed = [[name, measure, *map(rounded, row)] for name, measure, row in said]
-        neurons = mine.astype(int).drop_duplicates().to_numpy().tolist()
-        found.append({"target": target, "mode": mode, "neurons": neurons, "rows": changed})
+        size, folds = rounded(_numbers(rows, "neurons")[0, 0]), mine["fold"].nunique() if "fold" in mine else 1
+        found.append(
+            {"target": target, "mode": mode, "neurons": [*map(list, chosen.index)], "size": size, "rows": changed}
+        )
+        if folds > 1:
+            found[-1] |= {"folds": folds, "chosen": chosen.tolist()}
     return found
