@@ -312,9 +312,7 @@ class Pair:
         """The pair's line in the index."""
         about, selection, table = self.about, self.heard.selection, self.heard.table
         chance = task_chance(self.artifacts, about.task, about.model)
-        if (
-            len(table) and table.calibrated.notna().all()
-        ):  # also where neurons.csv is the only table, as after `dissect`
+        if len(table) and table.calibrated.notna().all():  # after `dissect` neurons.csv is the only table
             sure = table[table.calibrated == 1]
             chance["calibrated_neurons"] = len(sure.drop_duplicates(["layer", "neuron"]))
         return {
