@@ -242,7 +242,7 @@ class UnitSums:
         """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
         clips, units = len(self.units.of_clip), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
-        width = int(np.clip(2**24 // units, 128, 1024))  # a block of the sums stays near the processor
+        width = int(np.clip(2**24 // units, 16, 1024))  # a block of the sums stays near the processor
         for start in range(0, self.width, READ):
             active = self._data.active(slice(start, start + READ))
             for first in range(0, active.shape[1], width):
