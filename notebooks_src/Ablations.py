@@ -38,7 +38,7 @@ Markdown(settings.heading())
 # chosen on training clips, the classifier is fitted on them, and both are tested on others.
 
 # %%
-task = next((t.task for t in settings.ablation.targets), next(iter(settings.tasks)))
+task = next((stated.task for stated in settings.ablation.targets), next(iter(settings.tasks)))
 model = next(iter(settings.encoders))
 artifacts = load_artifacts(settings.artifacts_directory(task, model))
 encoder, sounds = load_encoder(settings, model).to(device or "cpu"), load_task(settings, task)
