@@ -580,7 +580,10 @@ def from_double() -> Encoder:
     """The toy in float64."""
     encoder = toy()
     encoder.module.double()
-    return dataclasses.replace(encoder, embed=lambda wave: encoder.module(wave.double()))
+    double = lambda wave: encoder.module(wave.double())  # noqa: E731
+    return dataclasses.replace(
+        encoder, embed=double, padding_masks=None, token_grid=None
+    )  # these run the first `embed`
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
