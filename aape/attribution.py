@@ -83,8 +83,10 @@ def attribute(
     sums = cache.get(name, key) or _zeros(artifacts)
     batches = np.split(rows, range(batch_size, len(rows), batch_size))
     todo = batches[int(sums["done"]) :]
+    if not todo:
+        return _effect(sums, artifacts.labels[rows], replace_by)
     known = artifacts.embeddings()
-    judges, judge_of = _judges(artifacts, known, rows, seed) if todo else ([], rows)
+    judges, judge_of = _judges(artifacts, known, rows, seed)
     waves = read_all(task, [position[batch] for batch in todo], encoder.sample_rate)
     shown = {"unit": "batch", "desc": f"attribution, {encoder.name}", "disable": None if progress else True}
     saved = time.monotonic()
