@@ -32,7 +32,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,27 +192,30 @@ def _say(jobs: Sequence[Job], settings: AblationSettings, models: int) -> None:
 
 
 def _in_threads(jobs: Sequence[Job], encoders: Mapping[str, Callable[[], Encoder]], device: torch.device) -> Rows:
-    """Every job; on a CPU of several cores the models side by side, each on its share of them."""
+    """Every job; on a CPU of several cores they run side by side, each on its share of them, the longest first."""
     threads = torch.get_num_threads()
-    workers = min(len(encoders), threads) if device.type == "cpu" else 1
+    workers = min(len(jobs), threads) if device.type == "cpu" else 1
     stop = threading.Event()
 
-    def of_model(model: str) -> list[Rows]:
+    def run(job: Job) -> Rows:
         torch.set_num_threads(max(1, threads // workers))  # of this thread
-        encoder = encoders[model]().to(device)
+        encoder = encoders[job.model]().to(device)
         with alone_with(encoder):
-            return [_one(job, encoder, stop) for job in jobs if job.model == model]
+            return _one(job, encoder, stop)
 
     # One BLAS thread for all: the fits would set and reset it under each other.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        found = {job: pool.submit(run, job) for job in sorted(jobs, key=Job.passes, reverse=True)}
         try:
-            found = list(pool.map(of_model, encoders))
+            for done in as_completed(found.values()):
+                done.result()
         except BaseException:
             stop.set()  # what is done is kept; the others end with their batch
             raise
         finally:
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return {name: [row for rows in itertools.chain(*found) for row in rows[name]] for name in TABLES}
+    return {name: [row for job in jobs for row in found[job].result()[name]] for name in TABLES}
 
 
 def _one(job: Job, encoder: Encoder, stop: threading.Event) -> Rows:

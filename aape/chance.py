@@ -260,8 +260,7 @@ class _Scale:
         mean: float32 [classes, width].
         inverse: float32 [classes, width], cells per token: 1 / (standard deviation * Z_STEP), 0 where that is 0.
         bin: int64 [width], bin of sparsity, -1 where the neuron never varies.
-        first: int64 [classes, 1], first cell of the bin of class sizes.
-        tested: bool [classes, 1], whether some of the class's units move.
+        first: int32 [classes, width], first cell of the pair's bins; where nothing is tested, what makes its cell -1.
         cells: how many cells the pooled statistic has: class bins x sparsity bins x Z_CELLS.
     """
 
@@ -277,37 +276,44 @@ class _Scale:
         self.rate = np.empty(width, dtype=np.float32)
         self.mean, self.inverse = np.zeros((2, units.n_classes, width), dtype=np.float32)
         skewness = np.full(width, np.nan)
-        for block, found in sums:
+
+        def one(block: slice, found: np.ndarray) -> None:
             x = found.astype(np.float64)
             self.rate[block] = rate = x.sum(axis=0) / tokens.sum()
-            r = x - tokens[:, None] * rate
+            r = np.subtract(x, tokens[:, None] * rate, out=x)
             centre = (by_stratum @ r) / n[:, None]  # [strata, block]
             self.mean[:, block] = m @ centre
             r -= centre[units.stratum]
             r[stays] = 0
-            square = by_stratum @ (r * r)
+            power = r * r
+            square = by_stratum @ power
             variance = weight @ square  # [classes, block]
             # counts are whole numbers: a spread below this is rounding of a neuron that never varies
             varies = square.sum(axis=0) > 1e-6
             known = varies & (variance > 1e-9)
             self.inverse[:, block] = np.where(known, 1 / np.sqrt(np.maximum(variance, 1e-30)), 0) / Z_STEP
-            spread = np.sqrt((r * r).mean(axis=0))
-            skewness[block] = np.where(varies, (r**3).mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
-        self.tested = units.tested[:, None]
+            spread = np.sqrt(power.mean(axis=0))
+            power *= r
+            skewness[block] = np.where(varies, power.mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
+
+        sums.each_block(one)
         size = np.bincount(units.label[~stays], minlength=units.n_classes)
         self.bin, size_bin = _sparsity_bins(skewness), _size_bins(np.where(size, size, max(size.max(), 1)))
-        self.first = (size_bin * (SPARSITY_BINS * Z_CELLS))[:, None]
+        first = (size_bin[:, None] * SPARSITY_BINS + self.bin) * Z_CELLS
+        # nothing varies where nothing is tested: its statistic is 0
+        self.first = np.where(units.tested[:, None] & (self.bin >= 0), first, -1 + Z_LOW / Z_STEP).astype(np.int32)
         self.cells = (int(size_bin.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
     def cell_of_pair(self, active: np.ndarray, tokens: np.ndarray, block: slice = slice(None)) -> np.ndarray:
-        """int64 [classes, neurons of the block], below 0 where nothing is tested. active, tokens: see `histogram`."""
+        """int32 [classes, neurons of the block], -1 where nothing is tested. active, tokens: see `histogram`."""
         z = active[:, block] - tokens.astype(np.float32) * self.rate[block]
         z -= self.mean[:, block]
         z *= self.inverse[:, block]
         z -= Z_LOW / Z_STEP
         np.clip(z, 0, Z_CELLS - 1, out=z)
-        known = self.tested & (self.bin[block] >= 0)
-        return np.where(known, z.astype(np.int64) + self.bin[block] * Z_CELLS + self.first, -1)
+        cell = z.astype(np.int32)
+        cell += self.first[:, block]
+        return cell
 
     def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """int64 [cells]: how many pairs fall into each. active: [classes, width]; tokens: [classes, 1]."""

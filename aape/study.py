@@ -9,9 +9,10 @@ The shortest one names two things, everything else has a default:
 
 Models and tasks take any names, at any number. Besides `hub` (a model by name or folder), `folder` (sounds in class
 folders, or named by a pattern) and `metadata` (a CSV), `loader: package.module:function` with `options` calls any
-Python function. **A study file is therefore code: run only those that you trust.** Paths are relative to the study
-file, `~`, `$NAME` and `${NAME:-default}` are expanded; the shipped studies (`studies/` of the clone) count from the
-repository's root. Results lie in `outputs/<study>/` at the same place; $AAPE_OUTPUT replaces `outputs`.
+Python function, also of a module beside the study's file. **A study file is therefore code: run only those that you
+trust.** Paths are relative to the study file, `~`, `$NAME` and `${NAME:-default}` are expanded; the shipped studies
+(`studies/` of the clone) count from the repository's root. Results lie in `outputs/<study>/` at the same place;
+$AAPE_OUTPUT replaces `outputs`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import inspect
 import os
 import pkgutil
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -380,14 +382,22 @@ def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], 
     """The function that an entry of the study names, and its keyword arguments with paths resolved.
 
     Raises:
-        ValueError: no such module or function, an option that it does not take, a variable that is not set.
+        ValueError: no such module or function, a module of that name elsewhere, an option that it does not take, a
+            variable that is not set.
     """
+    if (folder := str(study.base)) not in sys.path:
+        sys.path.append(folder)
     try:
         made = pkgutil.resolve_name(spec.loader)
         taken = inspect.signature(made)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        beside = f"; for modules beside the study, PYTHONPATH={study.base}" * isinstance(error, ModuleNotFoundError)
-        raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error}{beside})") from error
+        raise ValueError(f"loader {spec.loader!r}: expected package.module:function ({error})") from error
+    top = re.split(r"[.:]", spec.loader)[0]
+    beside, found = study.base / f"{top}.py", getattr(sys.modules.get(top), "__file__", None)
+    if beside.is_file() and found and Path(found).resolve() != beside.resolve():
+        raise ValueError(
+            f"loader {spec.loader!r}: expected {beside}, found a module {top!r} at {found}. Give yours another name."
+        )
     resolved = {key: resolve(key, value, study.base) for key, value in spec.options.items()}
     try:
         taken.bind(**resolved)

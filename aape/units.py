@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ import pandas as pd
 from scipy.sparse import csc_array, csr_array
 
 BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
-READ = 2048  # neurons read at a time
+READ = 1024  # neurons a thread reads at a time
 SIZE_RATIO = 1.1  # clips of the largest group to those of the smallest in joined sizes; see benchmarks/calibration.md
 TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
 THREADS = min(os.cpu_count() or 1, 4)  # their number does not change results
@@ -238,16 +238,20 @@ class UnitSums:
         self.width = int(np.prod(self.shape))
         self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
 
-    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Blocks of neurons: where they stand, and float32 [units, neurons of the block]."""
+    def each_block(self, work: Callable[[slice, np.ndarray], None]) -> None:
+        """Calls work(neurons, float32 [units, those neurons]) for all blocks of neurons, several at a time in threads."""
         clips, units = len(self.units.of_clip), len(self.units)
         gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
-        width = int(np.clip(2**24 // units, 16, 1024))  # a block of the sums stays near the processor
-        for start in range(0, self.width, READ):
+        width = int(np.clip(2**24 // units, 16, READ))  # a block of the sums stays near the processor
+
+        def read(start: int) -> None:
             active = self._data.active(slice(start, start + READ))
             for first in range(0, active.shape[1], width):
                 block = active[:, first : first + width].astype(np.float32)
-                yield slice(start + first, start + first + block.shape[1]), gather @ block
+                work(slice(start + first, start + first + block.shape[1]), gather @ block)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read, range(0, self.width, READ)))
 
     def class_tokens(self, labels: np.ndarray) -> np.ndarray:
         """float64 [classes]: tokens by label (-1: left out)."""
@@ -270,14 +274,13 @@ class UnitSums:
             used = (labels >= 0).astype(np.float32)
             return csc_array((used.reshape(-1), row.reshape(-1), column), (len(some) * n_classes, len(labels)))
 
-        def put(start: int, member: csc_array, where: slice, sums: np.ndarray) -> None:
-            found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
-            out[start : start + len(found), :, where] = found
+        while batch := list(itertools.islice(labellings, len(out))):
+            members = [member_of(batch[start : start + TOGETHER]) for start in range(0, len(batch), TOGETHER)]
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            while batch := list(itertools.islice(labellings, len(out))):
-                starts = range(0, len(batch), TOGETHER)
-                members = [member_of(batch[start : start + TOGETHER]) for start in starts]
-                for block in self:
-                    list(pool.map(put, starts, members, *map(itertools.repeat, block)))
-                yield batch, out[: len(batch)]
+            def put(where: slice, sums: np.ndarray, members: list[csc_array] = members) -> None:
+                for start, member in zip(itertools.count(0, TOGETHER), members, strict=False):
+                    found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
+                    out[start : start + len(found), :, where] = found
+
+            self.each_block(put)
+            yield batch, out[: len(batch)]

@@ -119,7 +119,7 @@ def check_tables(path: Path) -> None:
 
 def run(study: Path, outputs: Path, *options: str) -> str:
     """The runner as a user starts it; what it prints."""
-    environment = os.environ | {"AAPE_OUTPUT": str(outputs), "PYTHONPATH": str(study.parent)}
+    environment = os.environ | {"AAPE_OUTPUT": str(outputs)}
     environment["MPLBACKEND"] = "agg"  # as on a server: executed copies have their pictures all the same
     command = [sys.executable, "-m", "notebooks_src.run", str(study), *options]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
@@ -189,7 +189,6 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: t
 def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple[Path, Path, str], monkeypatch):
     study, out, _ = own_study
     monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
-    monkeypatch.setenv("PYTHONPATH", str(study.parent))
     for name in ("Analyze_ClassSpecificNeurons", "Ablations"):
         book = nbformat.read(REPOSITORY / f"{name}.ipynb", as_version=4)
         code = [c for c in book.cells if c.cell_type == "code"]

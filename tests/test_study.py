@@ -13,7 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 from aape.encoder import from_module
-from aape.study import load_encoder, load_study, load_task, resolve
+from aape.study import load_encoder, load_study, load_task, prepare, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))
 SHORT = """
@@ -154,6 +154,19 @@ def test_names_that_are_not_there_and_loaders_that_do_not_load(tmp_path: Path):
     ):
         with pytest.raises(ValueError, match=words):
             load_encoder(load_study(written(tmp_path, models={"x": {"loader": loader}})), "x")
+
+
+def test_a_module_beside_the_study_is_found_and_not_taken_for_another_of_its_name(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    studies = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model_of_mine.py").write_text(f"def load():\n    return {number}\n")
+        studies.append(load_study(written(folder, models={"x": {"loader": "model_of_mine:load"}})))
+    assert prepare(studies[0], "x", studies[0].encoder("x"))[0]() == 1
+    with pytest.raises(ValueError, match=r"expected .*2/model_of_mine.py, found a module .* at .*1/model_of_mine.py"):
+        prepare(studies[1], "x", studies[1].encoder("x"))
 
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
