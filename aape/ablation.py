@@ -125,7 +125,7 @@ def ablate(
             "titles": {task.name: task.name},
         }
     else:
-        study = subject if isinstance(subject, Study) else load_study(subject)
+        study = load_study(subject)
         changed |= {} if targets is None else {"targets": targets}
         asked = AblationSettings(**study.ablation.model_dump() | changed)
         directory, jobs, names = study.directory, list(_jobs(study, asked, batch_size)), _names(study)

@@ -104,7 +104,7 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
             artifacts differ in shape or weights from task to task.
         FolderBusy: another process is analysing the study.
     """
-    study = study if isinstance(study, Study) else load_study(study)
+    study = load_study(study)
     artifacts, missing = find_artifacts(study)
     notes = _check_together(artifacts)
     if study.selection.criterion not in AAPE:

@@ -28,7 +28,7 @@ from aape.encoder import Encoder, choose_device, full_precision
 from aape.files import Cache, folder_lock, sha256_of, sync_folder, whole_file, write_text
 from aape.manifest import ARRAYS, FILES, read_manifest, write_manifest
 from aape.plan import ENCODER, IDENTITY, RUN, Plan, naming_space, plan_pass, say_what_comes
-from aape.study import load_encoder, load_study, load_task
+from aape.study import Study, load_encoder, load_study, load_task
 from aape.task import BadClip, Task, prefetched
 
 _PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "soxr")
@@ -107,7 +107,7 @@ def collect(
 
 
 def collect_study(
-    study: str | Path, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
+    study: str | Path | Study, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
 ) -> Artifacts:
     """Everything a collecting notebook does: load a study's model and task by name, collect with its settings."""
     loaded = load_study(study)

@@ -328,14 +328,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_study(name_or_path: str | Path) -> Study:
-    """A study by name (a file in `studies/` of the clone) or from a YAML file.
+def load_study(name_or_path: str | Path | Study) -> Study:
+    """A study by name (a file in `studies/` of the clone) or from a YAML file; one that is loaded comes back as it is.
 
     Raises:
         FileNotFoundError: no such study.
         ValueError: a key that is not known (with the nearest one) or stands twice, a value that does not fit, a
             reference to a task or model that the study does not have.
     """
+    if isinstance(name_or_path, Study):
+        return name_or_path
     path, shipped = Path(name_or_path), ROOT / "studies"
     if path.suffix not in (".yaml", ".yml"):
         path = shipped / f"{name_or_path}.yaml"

@@ -86,7 +86,7 @@ def build_atlas(
 
 
 def build_study(
-    study: Study | str,
+    study: str | Path | Study,
     *,
     models: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
@@ -106,7 +106,7 @@ def build_study(
     Raises:
         FileNotFoundError: nothing has been collected.
     """
-    study = study if isinstance(study, Study) else load_study(study)
+    study = load_study(study)
     found = {
         model: [t for t in tasks or study.tasks if (study.artifacts_directory(t, model) / "over_zero.pt").is_file()]
         for model in models or study.encoders
