@@ -31,7 +31,7 @@ from aape.sharing import Sharing, against_drawn, by_distance, matched, pairs_of,
 from aape.statistics import TaskResult, task_result
 from aape.study import SharingFigure, Study, load_study
 
-FORMAT = 10  # of what is kept; raise it when its meaning changes
+FORMAT = 11  # of what is kept; raise it when its meaning changes
 Place = tuple[str, str]  # task, encoder
 
 

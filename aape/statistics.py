@@ -85,6 +85,7 @@ def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progr
         **settings,
         "ln_classes": ln_classes,
         "aape_share": numbers["mean_aape"] / ln_classes if ln_classes else np.nan,
+        "below_ln_classes": ln_classes - numbers["mean_aape"],
     }
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": chosen.per_class.to_numpy()})
     neurons = chosen.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False, group_share=np.nan)
@@ -140,6 +141,7 @@ def _chance_row(row: dict[str, Any], found: Calibrated) -> dict[str, Any]:
     for name in ("mean_aape", "classes_per_neuron"):
         numbers[f"p_{name}"] = one_sided_p(row[name], draws[name].to_numpy(), slack=1e-6)  # the null is in float32
     kept = ("coverage", "per_class_mean", "per_class_median", "classes_per_neuron")
+    numbers["below_ln_classes_null_mean"] = row["ln_classes"] - numbers["mean_aape_null_mean"]
     return numbers | {
         "permutation": null.units.description,
         "permutations": null.permutations,

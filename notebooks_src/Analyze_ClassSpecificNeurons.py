@@ -141,20 +141,21 @@ show("chance")
 analysis
 
 # %% [markdown]
-# What chance gives: means over the permutations. *p (AAPE)* is the share of them whose selected neurons have as low a
-# mean AAPE. *Calibrated*, above: pairs of neuron and class with q < 0.05 and a stated least difference between p inside
-# and outside the class (`chance.effect` of the study), in a task of which at most 5 % of the permutations make as many
+# What chance gives: means over the permutations. *ln C - AAPE* is how far the selected neurons lie below ln C, the AAPE
+# of a neuron without any preference; *p (AAPE)* is the share of permutations whose selected neurons lie as far below.
+# *Calibrated*, above: pairs of neuron and class with q < 0.05 and a stated least difference between p inside and
+# outside the class (`chance.effect` of the study), in a task of which at most 5 % of the permutations make as many
 # discoveries.
 
 # %%
 chance_columns = {
     "task": "task",
     "model": "model",
-    "groups": "groups",
     "coverage_null_mean": "coverage, permuted",
     "per_class_mean_null_mean": "neurons per class, permuted",
     "classes_per_neuron_null_mean": "classes per neuron, permuted",
-    "mean_aape_null_mean": "mean AAPE, permuted (nats)",
+    "below_ln_classes": "ln C - AAPE (nats)",
+    "below_ln_classes_null_mean": "ln C - AAPE, permuted",
     "p_mean_aape": "p (AAPE)",
 }
 table(analysis.overview, chance_columns, rows=100, csv="task_level_neuron_statistics_*.csv")

@@ -2,8 +2,7 @@
 # # Hear what a neuron listens to
 #
 # One neuron of one model on one task: how active it is by class beside what permuted labels give, the clips that excite
-# it most, contrasts and random examples, and where in time and frequency it is active (in colour, over what the model
-# sees). The atlas at the end has a page for the strongest neurons of every class.
+# it most, contrasts and random examples, and where in time and frequency it is active (in colour, over the spectrogram). The atlas at the end has a page for the strongest neurons of every class.
 #
 # Needs the artifacts of the study's collecting pass and its audio. The atlas of the study `miniature` takes some
 # minutes the first time; what was built is kept.
@@ -15,8 +14,6 @@ task = "esc50"  # any task of the study
 layer, neuron = None, None  # counted from 0; None: the strongest of the task
 
 # %%
-from IPython.display import IFrame
-
 import common
 from aape import select, show_neuron
 from aape.figures.tables import table
@@ -38,11 +35,10 @@ shown = tuple(neurons.loc[0, ["layer", "neuron"]]) if neuron is None else (layer
 show_neuron(artifacts, encoder, clips, int(shown[0]), int(shown[1]), selection=selection)
 
 # %% [markdown]
-# The atlas: open the address below in a browser, or look at it here.
+# The atlas: open the address below in a browser. Where Jupyter runs on another machine, copy the folder here first.
 
 # %%
 from aape.atlas import build_study
 
 page = build_study(settings, models=[model], tasks=[task])
 print(page.resolve().as_uri())
-IFrame(str(page.resolve().relative_to(page.resolve().parents[3])), width="100%", height=700)

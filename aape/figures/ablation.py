@@ -21,7 +21,7 @@ from aape.figures.style import colours, legend_below, nothing, panels, save, sty
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
 KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
 MARKERS = {"zero": "^", "resample": "o", "mean": "s", "zero, index plus one": "D"}
-RANDOM = {"layer-matched": ("#9A9A9A", "as many in each layer"), "as active in the classes": ("#56B4E9", "as active")}
+RANDOM = {"layer-matched": ("#D9C27E", "as many in each layer"), "as active in the classes": ("#56B4E9", "as active")}
 SHOWN = 12  # classes side by side at most
 
 
@@ -85,7 +85,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
         axis.axhline(0, color="black", lw=0.8)
         if not here.difference.notna().any():
             nothing(axis, "no such neurons")
-        axis.set_title("" if row else f"{result.labels[models[column]]}\n{here.neurons.max():.4g} neurons")
+        axis.set_title("" if row else f"{result.labels[models[column]]}\n{round(float(here.neurons.max()), 1):,g} neurons")
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}")
         axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
@@ -114,7 +114,8 @@ def against_controls(result: AblationResult, measure: str = "log_probability") -
                 if len(drawn):
                     axis.hist(drawn, bins=bins, density=True, color=face, alpha=0.75, label=label)
             axis.axvline(line.effect, color=colour[models[c]], lw=2.2)
-            axis.axvspan(line.effect_low, line.effect_high, color=colour[models[c]], alpha=0.12, lw=0)
+            span = {"color": colour[models[c]], "alpha": 0.12, "lw": 0, "label": "95 % interval of the line"}
+            axis.axvspan(line.effect_low, line.effect_high, **span)
             axis.axvline(0, color="black", lw=0.6, ls=":")
         else:
             nothing(axis, "no such neurons")
@@ -147,7 +148,7 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
         sizes = here.groupby("silenced").neurons.first().reindex(classes, fill_value=0)
         axis.set_facecolor("#E5E5E5")  # a class without neurons
         image = axis.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest)
-        axis.set_yticks(range(len(classes)), [f"{c} ({sizes[c]:.3g})" for c in classes], fontsize=font)
+        axis.set_yticks(range(len(classes)), [f"{c} ({round(float(sizes[c]), 1):,g})" for c in classes], fontsize=font)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=font)
         axis.set_title(result.labels[model])
         for i, j in np.argwhere(matrix.notna().to_numpy() & small):
@@ -156,7 +157,9 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=ink, fontweight=weight)
     figure.supxlabel("class measured", fontsize=8)
     figure.supylabel(f"neurons {KINDS[result.headline]} (how many)", fontsize=8)
-    figure.colorbar(image, ax=grid, shrink=0.7, pad=0.01).ax.tick_params(labelsize=7)
+    beyond = table.difference.min() < -largest, table.difference.max() > largest
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    figure.colorbar(image, ax=grid, shrink=0.7, pad=0.01, extend=extend).ax.tick_params(labelsize=7)
     return figure
 
 

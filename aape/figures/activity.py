@@ -32,11 +32,19 @@ def activity_by_layer(artifacts: Artifacts) -> Figure:
     axes.fill_between(layers, first, third, color="#0072B2", alpha=0.3, lw=0, label="quartiles")
     axes.plot(layers, median, color="#0072B2", marker="o", ms=4, label="median neuron")
     never = (artifacts.over_zero == 0).all(dim=2).sum(dim=1).numpy()
-    axes.set_xticks(layers, [f"{layer}\n{n} never\nactive" if n else str(layer) for layer, n in enumerate(never)])
+    for layer in np.flatnonzero(never):
+        axes.text(layer, 1.01, f"{never[layer]}", ha="center", fontsize=6, transform=axes.get_xaxis_transform())
+    axes.set_xticks(_ticks(layers))
     name, task = artifacts.manifest.get("encoder", artifacts.path.name), artifacts.manifest.get("task", "unknown task")
-    axes.set(xlabel="layer", ylabel="share of active tokens", ylim=(0, None), title=f"{name} on {task}")
+    axes.set(xlabel="layer", ylabel="share of active tokens", ylim=(0, None))
+    axes.set_title(f"{name} on {task}" + "\n(above a layer: neurons that are never active)" * bool(never.any()), pad=12)
     legend_below(figure, axes)
     return figure
+
+
+def _ticks(layers: np.ndarray) -> np.ndarray:
+    """Every layer, or so many that their numbers do not run into each other."""
+    return layers[:: -(-len(layers) // 16)]
 
 
 @styled
@@ -65,7 +73,7 @@ def layer_figure(results: Mapping[tuple[str, str], Any], labels: Mapping[str, st
         axes.bar(layers, specific, width=0.85, color="#B8D4E8", label="class-specific")
         axes.bar(layers, calibrated.any(axis=2).sum(axis=1), width=0.55, color="#0072B2", label="calibrated")
         axes.plot(layers, several, "o-", color="#D55E00", lw=0.9, ms=2.2, label="shared by several classes")
-        axes.set_xticks(layers)
+        axes.set_xticks(_ticks(layers))
         axes.set_ylim(0, max(1, specific.max() * 1.1))
         drawn = axes
     legend_below(whole, drawn)

@@ -8,12 +8,19 @@ from matplotlib.figure import Figure
 from aape.chance import Calibrated
 from aape.figures.style import legend_below, panels, styled
 
+SHOWN = 40  # classes at most
+
 
 @styled
 def class_figure(calibrated: Calibrated, title: str = "") -> Figure:
-    """Class-specific neurons of each class, those that survive the calibration, and what permuted labels give."""
+    """Class-specific neurons of each class, those that survive the calibration, and what permuted labels give.
+
+    Of more than 40 classes those with the most; the title says so.
+    """
     chosen, survive = calibrated.selection.per_class, calibrated.per_class
-    order = np.lexsort((chosen.to_numpy(), survive.to_numpy()))[-40:]  # the strongest on top
+    order = np.lexsort((chosen.to_numpy(), survive.to_numpy()))[-SHOWN:]  # the strongest on top
+    if len(chosen) > SHOWN:
+        title = f"{title}\n{SHOWN} of {len(chosen)} classes, those with the most neurons".strip()
     rows, null = np.arange(len(order)), calibrated.null.per_class[:, order]
     figure, ((axes,),) = panels(1, 1, (6.4, 0.24 * len(order) + 1.5), title)
     axes.barh(rows, chosen.iloc[order], color="#B8D4E8", label="class-specific")

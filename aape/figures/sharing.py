@@ -103,12 +103,12 @@ def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *
     axes.tick_params(length=0)
     n = max(values.shape)
     thin, size = 0.35 if n < 60 else 0.15, min(16.0, 900.0 / n**1.35)
-    for q, colour, edge in ((found.q_centred, "none", "white"), (found.q, "white", "black")):
+    ink = np.where(values < 0.6 * top, "white", "black")  # of what is written on a cell
+    for q, colour, edges in ((found.q_centred, "none", ink), (found.q, "white", np.full(ink.shape, "black"))):
         y, x = np.nonzero(q[np.ix_(*order)] < level)
-        axes.scatter(x, y + 0.28 * few, s=size, c=colour, edgecolor=edge, linewidth=thin)  # below the number
+        axes.scatter(x, y + 0.28 * few, s=size, c=colour, edgecolors=edges[y, x], linewidth=thin)  # below the number
     for i, j in np.argwhere(~np.isnan(values) & few):
-        ink = "white" if values[i, j] < 0.6 * top else "black"
-        axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=ink)
+        axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=ink[i, j])
     extend = "max" if np.nanmax(np.append(values, 0)) > top else "neither"
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, extend=extend)
     bar.set_label("Jaccard index", fontsize=7)
