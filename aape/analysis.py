@@ -127,8 +127,8 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
             "published_neuron_lists": published_lists(study, artifacts),
         }
         for name, content in tables.items():
-            if len(content):
-                _write(content, study.directory / f"{name}.csv")
+            path = study.directory / f"{name}.csv"
+            _write(content, path) if len(content) else path.unlink(missing_ok=True)  # none of an earlier study stays
         for model, spec in study.models.items():
             mine = statistics[statistics["model"].isin(study.copies(model))]
             mine = mine if spec.seeds else mine.drop(columns="model")
@@ -192,7 +192,12 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
     """Notes on what is missing or alike. ValueError where one model's or one task's artifacts do not belong together."""
     first: dict[str, Artifacts] = {}  # of each task, and of each model
     heard_by: dict[tuple[str, Any], str] = {}  # (task, hash of the weights) -> model
+    by_task: dict[str, str] = {}  # the first model
     notes = set()
+
+    def heard_of(found: Artifacts) -> list[Any]:
+        return [found.manifest.get(key) for key in ("data", "clip_seconds")]
+
     for (task, model), mine in artifacts.items():
         of_task, of_model = (
             first.setdefault(f"{what} {name}", mine) for what, name in (("task", task), ("model", model))
@@ -209,6 +214,8 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
             raise ValueError(
                 f"{mine.path}: of {task!r}, but with different classes or another order than {of_task.path}"
             )
+        if model != (other := by_task.setdefault(task, model)) and heard_of(mine) != heard_of(of_task):
+            notes.add(f"{task}: {model} heard other clips, or other seconds of them, than {other}: do not compare them")
         for twin in {heard_by.setdefault((task, identity), model) for identity in weights} - {model}:
             notes.add(f"{task}: {twin} and {model} have the same weights")
         if not mine.has_counts:
@@ -230,7 +237,9 @@ def _task_result(study: Study, place: Place, artifacts: Artifacts, progress: boo
     if arrays is None:
         arrays = task_result(study, task, model, artifacts, progress).arrays()
         cache.put(name, key, arrays)
-    return TaskResult.from_arrays(arrays)
+    result = TaskResult.from_arrays(arrays)
+    result.row["title"] = study.task(task).title  # which may be changed without computing anything again
+    return result
 
 
 # Tables
@@ -358,7 +367,8 @@ def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigur
         what, alike = "same name", (lower[0][:, None] == lower[1]) & (not within)
         other = ~alike
     if alike.any() and other.any():
-        test = matched(found.observed, alike, other, within=within, seed=study.seed)
+        chance = None if np.isnan(found.mean).all() else found.mean
+        test = matched(found.observed, alike, other, chance=chance, within=within, seed=study.seed)
         summary |= {"alike": what, "alike Jaccard": test.alike, "other Jaccard": test.other}
         summary |= {"alike p": test.p, "least p": test.least_p}
     pairs = pairs.sort_values(["jaccard", "rows", "columns"], ascending=[False, True, True])

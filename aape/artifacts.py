@@ -109,12 +109,14 @@ class Artifacts(Shown):
     tokens = _of_clips("tokens", "Tokens per clip, int64 [clips].")
     padding_tokens = _of_clips("padding_tokens", "Tokens of zero padding per clip, int64 [clips].")
 
+    @property
+    def kept(self) -> np.ndarray:
+        """Which clip each row of `counts` and `means` is, int64, rising: all, or those that were kept."""
+        return np.asarray(self.manifest.get("kept_clips", range(len(self.labels))), dtype=np.int64)
+
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Active tokens per clip, unsigned [clips, layers, neurons], memory-mapped.
-
-        Where only some clips' counts were kept (`manifest["kept_clips"]`), the rows are those clips.
-        """
+        """Active tokens per clip, unsigned [clips that were kept (`kept`), layers, neurons], memory-mapped."""
         return load_array(self._need("clip_counts.npy"))
 
     @functools.cached_property

@@ -159,11 +159,11 @@ def cross_folds(artifacts: Artifacts, rows: np.ndarray, seed: int = 0) -> np.nda
         fold_of_group = np.empty(len(key), dtype=np.int64)
         fold_of_group[order] = np.arange(len(key)) % min(MOST_FOLDS, len(key))
         fold = fold_of_group[of_clip]
-    for c in np.unique(labels):
-        if len(set(fold[labels == c])) < 2:
+    for c, name in enumerate(artifacts.classes):
+        if len(found := set(fold[labels == c])) < 2:
             raise ValueError(
-                f"{artifacts.path}: all clips of {artifacts.classes[c]!r} are in one fold or group; a classifier that "
-                "has not heard them does not know the class. Take it out, or give another seed."
+                f"{artifacts.path}: all clips of {name!r} are in {len(found)} fold or group; a classifier that has not heard "
+                "them does not know the class. Take it out, or give another seed or split."
             )
     return fold
 

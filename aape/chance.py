@@ -21,6 +21,7 @@ size.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -121,11 +122,15 @@ class Drawn:
         neurons: int32 [permutations, k], index (layer * width + neuron) of each neuron kept, -1 beyond the last.
         bits: uint8 [permutations, classes, ceil(k / 8)], whether it is specific to the class, 8 neurons a byte.
         tested: bool [classes], whether labels of the class can move at all (`aape.units.Units.tested`).
+        clips: uint64 [clips], equal for the same audio alone; empty where that is not known.
+        moved: uint64, equal for two tasks in whose permutations the same clips swap labels.
     """
 
     neurons: np.ndarray
     bits: np.ndarray
     tested: np.ndarray
+    clips: np.ndarray
+    moved: np.ndarray
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for neurons, bits in zip(self.neurons, self.bits, strict=True):
@@ -148,8 +153,8 @@ class Null:
         task_p: the share of labellings with as many discoveries (1 if none).
         drawn: what each permutation selected.
 
-    What is selected under permuted labels is known for AAPE alone: where another criterion chose the neurons, `drawn` is
-    None and per_class, coverage, classes_per_neuron and mean_aape are NaN.
+    What is selected under permuted labels is known for AAPE and all clips alone: where another criterion chose the neurons,
+    or from more clips than have counts, `drawn` is None and per_class, coverage, classes_per_neuron and mean_aape are NaN.
     """
 
     per_class: np.ndarray
@@ -198,7 +203,9 @@ def permutation_null(
     below = np.empty((total, sums.width), dtype=np.float32)
     cells = np.empty((total, scale.cells), dtype=np.uint32)
     bits = np.zeros((total, units.n_classes, -(-most // 8)), np.uint8)
-    drawn = Drawn(np.full((total, most), -1, np.int32), bits, units.tested)
+    moved = hashlib.sha256(b"".join(a.tobytes() for a in (np.array(seed), units.clips, units.of_clip, units.stratum)))
+    moved_id = np.frombuffer(moved.digest()[:8], np.uint64)[0]
+    drawn = Drawn(np.full((total, most), -1, np.int32), bits, units.tested, units.clips, moved_id)
 
     def one(index: int, labels: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Neurons of each class, classes of a neuron, and mean AAPE of a labelling; the rest goes into the arrays."""
@@ -457,13 +464,16 @@ def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None, pa
     Raises:
         ValueError: the artifacts have no counts per clip, or no such split.
     """
-    kept = np.asarray(artifacts.manifest.get("kept_clips", np.arange(len(artifacts.labels))), dtype=np.int64)
-    rows = np.flatnonzero(np.isin(kept, artifacts.rows(split)))
-    clips = kept[rows]
+    rows = np.flatnonzero(np.isin(artifacts.kept, artifacts.rows(split)))
+    clips = artifacts.kept[rows]
     tokens, without = artifacts.tokens[clips], None
     if not padding:
         tokens, without = tokens - artifacts.padding_tokens[clips], artifacts.padding_counts
-    return Counted(artifacts.counts, artifacts.labels[clips], tokens, artifacts.groups[clips], without, rows)
+    digests = [int(artifacts.manifest["clips"]["sha256"][clip][:16], 16) for clip in clips]
+    return Counted(
+        artifacts.counts, artifacts.labels[clips], tokens, artifacts.groups[clips], without, rows,
+        np.array(digests, np.uint64), len(clips) == len(artifacts.rows(split)),
+    )  # fmt: skip
 
 
 def calibrate(
@@ -513,7 +523,7 @@ def calibrate_counts(
     Args:
         data: the clips of the selection.
         selection: its rule is repeated on every permutation.
-        permutations, seed: how many, at least 20, and their seed.
+        permutations, seed: how many, at least 20, and their seed; of other clips another one, where `data.clips` is None.
         q: level of the false-discovery rate over all (neuron, class) pairs of the task.
         effect: least p in the class minus p outside it, in shares of tokens.
         progress: whether to show a bar.
@@ -522,7 +532,7 @@ def calibrate_counts(
         UserWarning: classes none of whose clips can swap labels; nothing of them is calibrated.
     """
     p = selection.probabilities
-    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2]))
+    sums = UnitSums(data, exchangeable_units(data.labels, data.groups, p.shape[2], data.clips))
     if still := [name for name, tested in zip(selection.classes, sums.units.tested, strict=True) if not tested]:
         named = ", ".join(still[:10]) + f" and {len(still) - 10} more" * (len(still) > 10)
         warnings.warn(
@@ -533,7 +543,7 @@ def calibrate_counts(
             stacklevel=2,
         )
     null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
-    if selection.criterion not in AAPE:
+    if selection.criterion not in AAPE or not data.whole:
         no, of_classes = np.full(permutations, np.nan), np.full((permutations, p.shape[2]), np.nan)
         null = replace(null, drawn=None, per_class=of_classes, coverage=no, classes_per_neuron=no, mean_aape=no)
     chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)

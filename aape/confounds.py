@@ -167,7 +167,8 @@ def within_loudness(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame
         seed: of the permutations.
 
     Returns:
-        float64 columns p (one-sided, of p in the class minus p outside it) and q (over the pairs), rows as in `pairs`.
+        float64 columns p (one-sided, of p in the class minus p outside it; NaN for a class none of whose clips can move) and
+        q (over the pairs), rows as in `pairs`.
     """
     neurons, at, which = _places(artifacts, pairs)
     data = counted_clips(artifacts)
@@ -184,7 +185,7 @@ def within_loudness(artifacts: Artifacts, heard: np.ndarray, pairs: pd.DataFrame
             p = (found / tokens[:, None]).T  # [neurons, classes]
             gains.append((p - outside_class(p, tokens))[at, which])
     higher = (np.stack(gains[1:]) >= gains[0] - 1e-6).sum(axis=0)
-    p = (1 + higher) / len(gains)
+    p = np.where(units.tested[which], (1 + higher) / len(gains), np.nan)
     return pd.DataFrame({"p": p, "q": benjamini_hochberg(p)}, index=pairs.index)
 
 

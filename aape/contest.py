@@ -142,7 +142,7 @@ def compare_criteria(
         device: None: CUDA if there, else CPU.
 
     Raises:
-        ValueError: as `Bench`; a class or fold that is not there.
+        ValueError: as `Bench`; a class or fold that is not there; no draws.
         NothingToCompare: fewer than two classes for which every criterion has a neuron.
 
     Warns:
@@ -150,7 +150,9 @@ def compare_criteria(
     """
     folder = artifacts.path / "contest" if out_dir is None else Path(out_dir)
     named = dict(criteria) if isinstance(criteria, Mapping) else {name: name for name in criteria}
-    names = list(classes or artifacts.classes)
+    names = list(dict.fromkeys(classes or artifacts.classes))
+    if draws < 1:
+        raise ValueError(f"draws: expected at least one random set of each floor, found {draws}")
     if unknown := sorted(set(names) - set(artifacts.classes)):
         raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
     with folder_lock(folder):

@@ -258,8 +258,9 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
     """How well each (neuron, class) tells the class's clips: AUPRC, F1 and IoU on clips held out.
 
     Only these (and Pearson, cosine) pass the sanity checks of NeuronEval (ICML 2025); AUROC and recall do not. The
-    threshold is chosen on all folds but one and tried on that one, groups whole (`aape.attribution.cross_folds`). Neurons
-    that were chosen on the same clips look better than they are: compare with neurons chosen under permuted labels.
+    threshold is chosen on all folds but one and tried on that one, groups whole (`aape.attribution.cross_folds`);
+    AUPRC has none and is of all clips. Neurons that were chosen on the same clips look better than they are: compare with
+    neurons chosen under permuted labels.
 
     Args:
         artifacts: with counts per clip.
@@ -267,8 +268,8 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
         labels: other class indices of the clips, [clips] (permuted ones); by default the artifacts' own.
 
     Returns:
-        float64 columns auprc, f1, iou, base (the share of clips that are of the class: the AUPRC of a neuron that knows
-        nothing), rows as in `pairs`.
+        float64 columns auprc, f1, iou, base (the share of clips that are of the class; a neuron that knows nothing has
+        an AUPRC of about that, of few clips a little more), rows as in `pairs`.
     """
     from aape.attribution import cross_folds
 
@@ -277,14 +278,12 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
     out = pd.DataFrame(0.0, index=pairs.index, columns=["auprc", "f1", "iou", "base"])
     for name, mine in pairs.groupby("class", sort=False):
         x = clips.values((mine["layer"] * artifacts.over_zero.shape[1] + mine["neuron"]).to_numpy())
-        positive, said, areas = own == artifacts.classes.index(str(name)), np.zeros(x.shape, dtype=bool), []
+        positive, said = own == artifacts.classes.index(str(name)), np.zeros(x.shape, dtype=bool)
         for number in np.unique(fold):
             test = fold == number
             said[test] = x[test] >= curve(x[~test], positive[~test])[1]
-            if positive[test].any():
-                areas.append(curve(x[test], positive[test])[0])
         hit, either = said[positive].sum(axis=0), (said | positive[:, None]).sum(axis=0)
         f1, iou = 2 * hit / np.maximum(said.sum(axis=0) + positive.sum(), 1), hit / np.maximum(either, 1)
-        scores = [np.mean(areas, axis=0), f1, iou, np.full(len(mine), positive.mean())]
+        scores = [curve(x, positive)[0], f1, iou, np.full(len(mine), positive.mean())]
         out.loc[mine.index] = np.stack(scores, axis=1)
     return out

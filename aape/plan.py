@@ -104,7 +104,13 @@ def plan_pass(
     except (TypeError, ValueError) as error:
         raise ValueError(f"a name in {task.name}, or in the weights of {encoder.name}: {error}") from error
     keep = len(task) if keep_clips is None else min(keep_clips, len(task))
-    kept = np.isin(np.arange(len(task)), np.random.default_rng(seed).choice(len(task), keep, replace=False))
+    if 0 < keep < len(task.classes):
+        raise ValueError(
+            f"keep_clips: expected a clip of each of {len(task.classes)} classes or more, or 0, found {keep}"
+        )
+    order = np.random.default_rng(seed).permutation(len(task))
+    of_new_class = np.sort(np.unique(task.labels[order], return_index=True)[1])  # one of each class is kept first
+    kept = np.isin(np.arange(len(task)), np.append(order[of_new_class], np.delete(order, of_new_class))[:keep])
     seen, probe = dry_run(encoder)
     digests, seconds = _survey(task)
     classes = [task.classes[label] for label in task.labels]

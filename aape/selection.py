@@ -113,7 +113,7 @@ def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, flo
     if rule.weak_filter == "paper":
         # 5 % of very few neurons is none: then nothing is dropped
         none = round(PAPER_WEAK_SHARE * largest.size) == 0
-        weak = -1.0 if none else kth_smallest(largest, PAPER_WEAK_SHARE)
+        weak = -np.inf if none else kth_smallest(largest, PAPER_WEAK_SHARE)
     eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
     kept = eligible[np.argsort(rank[eligible], kind="stable")]
     return kept[: round(rule.rate * largest.size)], threshold, weak

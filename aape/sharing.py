@@ -13,13 +13,15 @@ say and are shared by all classes; re-dealing the memberships of one selection a
 
 Do classes that are alike (of the same name, an octave apart) share more than classes that are not? The matching of the
 classes is permuted: quadratic assignment (Hubert and Schultz 1976; Krackhardt 1988, doi 10.1016/0378-8733(88)90004-4),
-on the double-centred index, so that classes with many neurons do not decide it.
+on the double-centred index less what permuted labels give for the pair, so that classes with many neurons, or many
+clips, do not decide it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,8 @@ from scipy.sparse import csr_array
 
 from aape.chance import Calibrated, Drawn, benjamini_hochberg, one_sided_p, pooled_p
 from aape.selection import jaccard_index
+
+SAME_CLIPS = 0.1  # share of the smaller task's clips from which on two tasks are taken to be of the same ones
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -110,10 +114,24 @@ def against_drawn(
     """As `sharing_against_chance`, from members [layers, neurons, classes] and what their permutations selected.
 
     p-values pool the standardised draws over pairs of like expected overlap, so that they can be smaller than
-    1 / permutations. Where a task's permutations are not known (None), nothing but `observed` is: NaN.
+    1 / permutations. Where a task's permutations are not known (None), nothing but `observed` is: NaN. So it is where
+    two tasks are of the same clips but other groups swap labels in them: their labels cannot be permuted as one.
+
+    Warns:
+        UserWarning: two such tasks.
     """
     within = b is None
     observed, drawn_b = jaccard(a, a if b is None else b), drawn_a if within else drawn_b
+    if drawn_a is not None and drawn_b is not None and drawn_a.moved != drawn_b.moved:
+        fewer, both = min(len(drawn_a.clips), len(drawn_b.clips)), len(np.intersect1d(drawn_a.clips, drawn_b.clips))
+        if both > SAME_CLIPS * fewer:
+            warnings.warn(
+                f"sharing of two tasks with {both} clips in common has no p: expected the same clips, in the same order, "
+                "with the same groups swapping labels in both; found other ones.\nThe classes of one task are nested in the "
+                "other's clips, so that noise of a clip would be found as sharing. Take tasks of different clips.",
+                stacklevel=2,
+            )
+            drawn_a = None
     if drawn_a is None or drawn_b is None:
         no = np.full(observed.shape, np.nan)
         return Sharing(observed, no, no, no, no, no, no, no, no[None], within)
@@ -177,6 +195,7 @@ def matched(
     alike: np.ndarray,
     other: np.ndarray | None = None,
     *,
+    chance: np.ndarray | None = None,
     within: bool = False,
     permutations: int = 10_000,
     seed: int = 0,
@@ -184,13 +203,15 @@ def matched(
     """Whether pairs of classes that are alike share more than others, by quadratic assignment.
 
     The statistic is the mean over the alike pairs minus the mean over the others, of the double-centred index (row and
-    column means taken off, the grand mean added). Between two tasks the columns are permuted; within one, rows and
+    column means taken off, the grand mean added) less what chance gives. Between two tasks the columns are permuted; within one, rows and
     columns together. Few classes have few matchings: then all of them are taken, and two classes cannot give p below
     1/2.
 
     Args:
         observed: Jaccard [classes_a, classes_b].
         alike, other: bool, shaped as `observed`; other: by default all pairs that are not alike.
+        chance: what permuted labels give for each pair (`Sharing.mean`), taken off: two large classes share more by it,
+            by more than their two means. None: nothing is taken off, which is honest for classes of like size alone.
         within: the two are the same task; a class with itself is no pair.
         permutations: how many are drawn where there are more matchings than this.
         seed: of the draws.
@@ -202,7 +223,7 @@ def matched(
     sides = [np.nonzero(side & counted) for side in (alike, ~alike if other is None else other)]
     if not all(len(rows) for rows, _ in sides):
         raise ValueError("expected a pair that is alike and one that is not, found none")
-    gain = centred(observed, within)
+    gain = centred(observed if chance is None else observed - chance, within)
     orders = _matchings(observed.shape[1], permutations, seed)
     means = [gain[orders[:, r] if within else r, orders[:, c]].mean(axis=1) for r, c in sides]
     found = means[0] - means[1]  # [orders]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class TaskResult:
         """A result from the cache."""
         row, *tables = json.loads(str(arrays["text"])).values()
         neurons, classes, sensitivity = map(pd.DataFrame, tables)
-        drawn = Drawn(arrays["neurons"], arrays["bits"], arrays["tested"]) if "bits" in arrays else None
+        drawn = Drawn(*(arrays[field.name] for field in fields(Drawn))) if "bits" in arrays else None
         return cls(arrays["members"], arrays["calibrated"], row, neurons, classes, sensitivity, drawn)
 
 

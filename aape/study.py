@@ -202,6 +202,13 @@ class AblationSettings(_Strict):
     bootstrap: int = Field(default=2000, ge=0)
     refits: int = Field(default=20, ge=0)
 
+    @model_validator(mode="after")
+    def _once(self) -> AblationSettings:
+        for i, target in enumerate(self.targets):  # its controls would count twice
+            if target in self.targets[:i]:
+                raise ValueError(f"target {', '.join(target.classes)} of {target.task} ({target.mode}) stands twice")
+        return self
+
 
 class Study(Shown, _Strict):
     """See the module's docstring. `base` is the folder that paths and outputs are relative to."""

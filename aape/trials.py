@@ -129,13 +129,24 @@ class Bench:
 
     @functools.cached_property
     def means(self) -> dict[str, np.ndarray]:
-        """By fold: mean activation over its training clips, float32 [layers, neurons], from clip_means.npy."""
-        tokens, found = self.artifacts.tokens, {}
+        """By fold: mean activation over its training clips, float32 [layers, neurons], from clip_means.npy.
+
+        Raises:
+            ValueError: no means, or of no training clip of a fold.
+        """
+        found, tokens = {}, self.artifacts.tokens[self.artifacts.kept]
         for fold in self.folds:
-            total = np.zeros(self.artifacts.means.shape[1:])
-            for clips in np.split(fold.fit, range(256, len(fold.fit), 256)):
-                total += np.tensordot(tokens[clips], self.artifacts.means[clips].astype(np.float64), axes=1)
-            found[fold.name] = (total / tokens[fold.fit].sum()).astype(np.float32)
+            mine, total = (
+                np.flatnonzero(np.isin(self.artifacts.kept, fold.fit)),
+                np.zeros(self.artifacts.means.shape[1:]),
+            )
+            if not len(mine):
+                raise ValueError(
+                    f"{self.artifacts.path}: means of no training clip of {fold.name} were kept; collect more"
+                )
+            for rows in np.split(mine, range(256, len(mine), 256)):
+                total += np.tensordot(tokens[rows], self.artifacts.means[rows].astype(np.float64), axes=1)
+            found[fold.name] = (total / tokens[mine].sum()).astype(np.float32)
         return found
 
     def donors(self, fold: Fold, clips: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ but come with these groups and their sizes, all permutations are equally likely 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +48,8 @@ class Counted:
         labels, tokens, groups: class index, number of tokens, and group of each clip, [clips].
         without: counts to take off, shaped as `counts` (those of zero padding; `tokens` is then without them too).
         rows: the rows of `counts` that are these clips; None: all.
+        clips: uint64 [clips], equal for the same audio alone; None: not known.
+        whole: whether no clip of the selection is left out.
     """
 
     counts: np.ndarray
@@ -55,6 +58,8 @@ class Counted:
     groups: np.ndarray
     without: np.ndarray | None = None
     rows: np.ndarray | None = None
+    clips: np.ndarray | None = None
+    whole: bool = True
 
     def active(self, neurons: slice | np.ndarray) -> np.ndarray:
         """Active tokens of some neurons (places in [layers * neurons]), unsigned [clips, k]: read from disk here."""
@@ -75,6 +80,7 @@ class Units:
         group: int64 [units].
         n_classes: number of classes, some may have no unit.
         description: one sentence for tables.
+        clips: uint64 [clips], equal for the same audio alone; empty where that is not known.
     """
 
     of_clip: np.ndarray
@@ -83,6 +89,7 @@ class Units:
     group: np.ndarray
     n_classes: int
     description: str
+    clips: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)
@@ -118,13 +125,16 @@ def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str
     return (variance / (variance + within)).fillna(0).to_numpy()
 
 
-def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None) -> Units:
+def exchangeable_units(
+    labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None, clips: np.ndarray | None = None
+) -> Units:
     """The units whose labels are permuted.
 
     Args:
         labels: class index of each clip, [clips].
         groups: [clips], text or numbers.
         n_classes: by default one more than the largest label.
+        clips: uint64 [clips], equal for the same audio alone; by default not known.
 
     Raises:
         ValueError: no clips, lengths that differ, negative or too large labels.
@@ -151,7 +161,8 @@ def exchangeable_units(labels: Any, groups: Sequence[str] | np.ndarray, n_classe
     stratum[whole] = of_size
     _, stratum = np.unique(stratum[unit_group], return_inverse=True)
     description = _description(int(is_split.sum()), pd.Series(low[whole]).groupby(of_size), sizes)
-    return Units(of_clip, label[first], stratum, unit_group, n_classes, description)
+    known = np.zeros(0, np.uint64) if clips is None else clips
+    return Units(of_clip, label[first], stratum, unit_group, n_classes, description, known)
 
 
 def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -203,8 +214,13 @@ def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
 
 
 def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.ndarray]:
-    """`permutations` times int32 [units], labels permuted within the strata; seeded."""
-    rng = np.random.default_rng(seed)
+    """`permutations` times int32 [units], labels permuted within the strata.
+
+    Seeded by the clips too, where they are known: those of two tasks are independent. With one seed for both, tasks of as
+    many groups would get the same permutation, and permuted classes would share what the classes share.
+    """
+    of_clips = hashlib.sha256(units.clips.tobytes()).digest()[:8] if len(units.clips) else b""
+    rng = np.random.default_rng([seed, *np.frombuffer(of_clips, np.uint32).tolist()])
     home = np.argsort(units.stratum, kind="stable")
     for _ in range(permutations):
         # stratum + random in [0, 1): sorting shuffles inside each stratum

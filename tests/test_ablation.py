@@ -188,7 +188,8 @@ def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> Non
     assert (grouped[1] - grouped[0]) > 2 * (single[1] - single[0])
     assert grouped[1] - grouped[0] == pytest.approx(2 * 2.02 * difference[::10].std() / np.sqrt(39), rel=0.15)
     assert np.isnan(paired_interval(difference, np.arange(400) % 2, count=100, rng=rng)).all()
-    assert paired_interval(np.zeros(400), np.arange(400), count=100, rng=rng) == (0.0, 0.0)
+    assert np.isnan(paired_interval(np.zeros(400), np.arange(400), count=100, rng=rng)).all()
+    assert paired_interval(np.ones(400), np.arange(400), count=100, rng=rng) == (1.0, 1.0)
 
     covered, covered_minus = [], []
     for _ in range(400):  # percentiles of the mean cover 88.5 % here
@@ -201,6 +202,19 @@ def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> Non
         low, high = paired_interval(values, groups, *others, count=400, rng=rng)
         covered_minus.append(low <= -0.5 <= high)
     assert 0.92 <= np.mean(covered) <= 0.98 and 0.92 <= np.mean(covered_minus) <= 0.98
+
+
+@pytest.mark.parametrize(("groups", "clips", "share"), [(8, 5, 0.05), (265, 1, 0.004)])
+def test_the_interval_of_accuracy_holds_the_truth_where_few_clips_change(groups: int, clips: int, share: float) -> None:
+    rng, covered, wide = np.random.default_rng(0), [], []
+    for _ in range(300):
+        points = -100.0 * (rng.random(groups * clips) < share)
+        if points.any():
+            low, high = paired_interval(points, np.arange(len(points)) // clips, count=300, rng=rng, step=100.0)
+            covered.append(low <= -100 * share <= high)
+            wide.append(high - low)
+            assert low < points.mean() < high  # without the half clip it ends at the mean, and covers 68 and 42 %
+    assert np.mean(covered) > 0.9 and np.median(wide) < 1000 * max(share, 1 / len(points))
 
 
 def test_no_interval_goes_beyond_what_a_class_can_lose_or_gain() -> None:

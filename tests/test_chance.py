@@ -14,6 +14,7 @@ from aape.chance import (
     benjamini_hochberg,
     calibrate,
     calibrate_counts,
+    counted_clips,
     one_sided_p,
     permutation_null,
     pooled_p,
@@ -281,7 +282,7 @@ def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
     bare, padded = (select(artifacts.probabilities(padding=padding), rate=0.1) for padding in (False, True))
     without, found = (calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (bare, padded))
     counts, tokens = artifacts.counts - artifacts.padding_counts, artifacts.tokens - artifacts.padding_tokens
-    data = Counted(counts, artifacts.labels, tokens, artifacts.groups)
+    data = Counted(counts, artifacts.labels, tokens, artifacts.groups, clips=counted_clips(artifacts).clips)
     expected = calibrate_counts(data, bare, permutations=20, progress=False)
     assert np.array_equal(without.null.pair_p, expected.null.pair_p, equal_nan=True)
     assert np.array_equal(without.null.mean_aape, expected.null.mean_aape)

@@ -35,7 +35,7 @@ def drawn_of(selections):
     order = np.argsort(~kept, axis=1, kind="stable")[:, :most]
     bits = np.packbits(np.take_along_axis(rows, order[:, :, None], axis=1).swapaxes(1, 2), axis=2)
     neurons = np.where(np.take_along_axis(kept, order, axis=1), order, -1)
-    return Drawn(neurons, bits, np.ones(rows.shape[2], dtype=bool))
+    return Drawn(neurons, bits, np.ones(rows.shape[2], dtype=bool), np.zeros(0, np.uint64), np.uint64(0))
 
 
 def noise(seed, layers=2, width=150, classes=8, each=10):
@@ -48,9 +48,11 @@ def noise(seed, layers=2, width=150, classes=8, each=10):
     return counts, labels, groups
 
 
-def calibrated(counts, labels, groups, permutations=60, **how):
+def calibrated(counts, labels, groups, permutations=60, clips=None, **how):
+    """clips: a number of the set of clips, None: not known."""
     p = np.stack([counts[labels == c].mean(axis=0) / 60 for c in range(labels.max() + 1)], axis=-1)
-    data = Counted(counts, labels, np.full(len(labels), 60), groups)
+    known = None if clips is None else np.arange(len(labels), dtype=np.uint64) + 10_000 * clips
+    data = Counted(counts, labels, np.full(len(labels), 60), groups, clips=known)
     return calibrate_counts(data, select(p, rate=0.15), permutations=permutations, progress=False, **how)
 
 
@@ -102,6 +104,27 @@ def test_a_class_of_few_long_recordings_alone_is_not_tested():
     assert max(found) <= 3  # of 20, at 5 %: more has probability 1.6 %
 
 
+def test_permutations_of_two_tasks_are_independent_and_those_of_the_same_clips_are_one():
+    """Laid out alike, with one seed: were they one, class c's permuted clips would be of the same classes in both tasks."""
+    counts, labels, groups = noise(0, classes=6)
+    other = noise(1, classes=6)[0]
+    counts[:, 0, :12], other[:, 0, :12] = ((np.repeat(np.arange(6), 2) == labels[:, None]) * 50,) * 2
+    select_all = {"effect": 0.0, "permutations": 60}
+    a, b = (calibrated(c, labels, groups, clips=i, **select_all) for i, c in enumerate((counts, other)))
+    null = sharing_against_chance(a, b).null.mean(axis=0)
+    same = np.eye(6, dtype=bool)
+    assert null[same].mean() < 1.3 * null[~same].mean()
+    halves = calibrated(
+        counts, labels // 2, groups, clips=0, **select_all
+    )  # the same groups swap labels: one permutation
+    assert a.null.drawn.moved == halves.null.drawn.moved and not np.isnan(sharing_against_chance(a, halves).p).any()
+    within = calibrated(
+        counts, np.arange(len(labels)) % 2, groups, clips=0, **select_all
+    )  # clips swap labels in groups
+    with pytest.warns(UserWarning, match=f"{len(labels)} clips in common has no p"):
+        assert np.isnan(sharing_against_chance(a, within).p).all()
+
+
 def test_planted_sharing_survives_and_the_rest_does_not():
     counts, labels, groups = noise(0)
     counts[:, 1, :24] = np.where(np.isin(labels, (2, 5)), 55, 0)[:, None]
@@ -131,6 +154,18 @@ def test_matched_is_the_share_of_matchings_by_hand():
     assert matched(np.array([[0.9, 0.1], [0.1, 0.9]]), np.eye(2, dtype=bool)).p == 0.5  # two matchings only
     with pytest.raises(ValueError, match="found none"):
         matched(observed, np.ones((3, 3), dtype=bool))
+
+
+def test_classes_that_are_large_in_both_tasks_are_not_alike_by_that():
+    rng, size = np.random.default_rng(0), np.linspace(0.02, 0.5, 10)
+    draw = lambda: jaccard(*(rng.random((2, 1, 300, 10)) < size))  # noqa: E731
+    chance = np.mean([draw() for _ in range(300)], axis=0)
+    p = [
+        [matched(draw(), np.eye(10, dtype=bool), chance=c, permutations=500).p for _ in range(60)]
+        for c in (None, chance)
+    ]
+    naive, honest = (np.array(p) <= 0.05).mean(axis=1)
+    assert honest <= 0.13 < naive  # of 60, at 5 %: more than 0.13 has probability 0.5 %
 
 
 def test_matched_p_is_uniform_where_likeness_means_nothing():

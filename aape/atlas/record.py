@@ -62,7 +62,7 @@ class Heard:
         """Everything that pages are made from."""
         rows = np.zeros(0, dtype=np.int64)
         if artifacts.has_counts:
-            rows = np.asarray(artifacts.manifest.get("kept_clips", np.arange(len(artifacts.labels))), dtype=np.int64)
+            rows = artifacts.kept
             if len(rows) > MOST_CLIPS:
                 rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST_CLIPS])
         table = with_q(selection.table(), artifacts)
@@ -114,8 +114,7 @@ class Heard:
         """Active tokens [rows, k] of neurons, indices into L * N, in some of the artifacts' clips; read in blocks."""
         if not len(rows):
             return np.zeros((0, len(flat)), np.uint8)
-        stored, kept = self.artifacts.counts, self.artifacts.manifest.get("kept_clips")
-        at = rows if kept is None else np.searchsorted(kept, rows)
+        stored, at = self.artifacts.counts, np.searchsorted(self.artifacts.kept, rows)
         found = np.empty((len(rows), len(flat)), stored.dtype)
         for start in range(0, len(rows), 256):
             found[start : start + 256] = stored[at[start : start + 256]].reshape(-1, len(self.p))[:, flat]

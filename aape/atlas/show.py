@@ -82,9 +82,13 @@ class NeuronView:
                 kind = "mpeg" if sound.endswith("mp3") else "wav"
                 player = f"<audio controls preload='none' style='width:15em;height:2em' src='{_data(f'audio/{kind}', self.sounds[sound])}'></audio>"
                 look = "height:6em;grid-area:1/1"
-                scene = f"<img style='{look};width:15em;filter:invert(1)' src='{_data('image/png', self.sounds[image])}'>"
+                scene = (
+                    f"<img style='{look};width:15em;filter:invert(1)' src='{_data('image/png', self.sounds[image])}'>"
+                )
                 if "maps" in self.record:
-                    look += f";width:{15 * self.pair['map_seconds'] / self.pair['seconds']:.3f}em"  # its cells may go on
+                    look += (
+                        f";width:{15 * self.pair['map_seconds'] / self.pair['seconds']:.3f}em"  # its cells may go on
+                    )
                     scene += f"<img style='{look};image-rendering:pixelated;position:relative' src='{_data('image/png', self._map(place))}'>"
                 player = f"<div style='display:grid;overflow:hidden'>{scene}</div>{player}"
             cells.append(f"<figure style='margin:0;width:15em'>{player}<figcaption>{said}</figcaption></figure>")

@@ -85,7 +85,9 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
         axis.axhline(0, color="black", lw=0.8)
         if not here.difference.notna().any():
             nothing(axis, "no such neurons")
-        axis.set_title("" if row else f"{result.labels[models[column]]}\n{round(float(here.neurons.max()), 1):,g} neurons")
+        axis.set_title(
+            "" if row else f"{result.labels[models[column]]}\n{round(float(here.neurons.max()), 1):,g} neurons"
+        )
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}")
         axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""

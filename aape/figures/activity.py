@@ -33,7 +33,7 @@ def activity_by_layer(artifacts: Artifacts) -> Figure:
     axes.plot(layers, median, color="#0072B2", marker="o", ms=4, label="median neuron")
     never = (artifacts.over_zero == 0).all(dim=2).sum(dim=1).numpy()
     for layer in np.flatnonzero(never):
-        axes.text(layer, 1.01, f"{never[layer]}", ha="center", fontsize=6, transform=axes.get_xaxis_transform())
+        axes.text(int(layer), 1.01, f"{never[layer]}", ha="center", fontsize=6, transform=axes.get_xaxis_transform())
     axes.set_xticks(_ticks(layers))
     name, task = artifacts.manifest.get("encoder", artifacts.path.name), artifacts.manifest.get("task", "unknown task")
     axes.set(xlabel="layer", ylabel="share of active tokens", ylim=(0, None))

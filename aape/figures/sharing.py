@@ -106,7 +106,9 @@ def _heatmap(axes: Axes, found: Sharing, order: Any, top: float, level: float, *
     ink = np.where(values < 0.6 * top, "white", "black")  # of what is written on a cell
     for q, colour, edges in ((found.q_centred, "none", ink), (found.q, "white", np.full(ink.shape, "black"))):
         y, x = np.nonzero(q[np.ix_(*order)] < level)
-        axes.scatter(x, y + 0.28 * few, s=size, c=colour, edgecolors=edges[y, x], linewidth=thin)  # below the number
+        axes.scatter(
+            x, y + 0.28 * few, s=size, c=colour, edgecolors=edges[y, x].tolist(), linewidth=thin
+        )  # below the number
     for i, j in np.argwhere(~np.isnan(values) & few):
         axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=ink[i, j])
     extend = "max" if np.nanmax(np.append(values, 0)) > top else "neither"
