@@ -204,6 +204,23 @@ def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> Non
     assert 0.92 <= np.mean(covered) <= 0.98 and 0.92 <= np.mean(covered_minus) <= 0.98
 
 
+def test_means_of_kept_clips_are_of_training_clips(study: Study, tmp_path: Path) -> None:
+    encoder, task = tuned(), load_task(study, "tones")
+    bench = trials.Bench(encoder, task, collect(encoder, task, tmp_path / "all", device="cpu"), tmp_path / "a")
+    some = trials.Bench(
+        encoder, task, collect(encoder, task, tmp_path / "some", device="cpu", keep_clips=30), tmp_path / "b"
+    )
+    mine = np.intersect1d(some.artifacts.kept, some.folds[0].fit)
+    assert 3 < len(mine) < 30 and some.means["test"] == pytest.approx(
+        bench.artifacts.means[mine].mean(axis=0), abs=1e-3
+    )
+
+
+def test_a_target_may_not_stand_twice(study: Study) -> None:
+    with pytest.raises(ValueError, match=r"target low of tones \(specific\) stands twice"):
+        ablate(study, targets=[{"task": "tones", "classes": ["low"], "mode": "specific"}] * 2)
+
+
 @pytest.mark.parametrize(("groups", "clips", "share"), [(8, 5, 0.05), (265, 1, 0.004)])
 def test_the_interval_of_accuracy_holds_the_truth_where_few_clips_change(groups: int, clips: int, share: float) -> None:
     rng, covered, wide = np.random.default_rng(0), [], []

@@ -187,7 +187,11 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="layers or neurons differ"):
         _check_together(whole)
     two = {("events", model): load_artifacts(folder / f"events_{model}") for model in ("analysis", "vit")}
-    assert _check_together(two) == ["events: analysis and vit have the same weights"]
+    same = "events: analysis and vit have the same weights"
+    assert _check_together(two) == [same]
+    two["events", "vit"].manifest["clip_seconds"] = 10.0
+    other = "events: vit heard other clips, or other seconds of them, than analysis: do not compare them"
+    assert _check_together(two) == [same, other]
     os.rename(folder / "events_vit", folder / "spare")
     os.rename(folder / "notes_vit", folder / "events_vit")
     with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):

@@ -129,7 +129,7 @@ def test_folds_keep_groups_whole_and_every_class_on_both_sides(heard):
     for group in set(artifacts.groups):
         assert len(set(fold[artifacts.groups[some] == group])) <= 1
     alone = some[(artifacts.labels[some] != 0) | (artifacts.groups[some] == "g0")]
-    with pytest.raises(ValueError, match="'class0' are in one fold or group"):
+    with pytest.raises(ValueError, match="'class0' are in 1 fold or group"):
         cross_folds(artifacts, alone)
 
 

@@ -337,6 +337,10 @@ def test_kept_clips_are_a_subset_and_over_zero_is_exact(tmp_path: Path, toy, tas
     assert np.array_equal(some.means, whole.means[kept])
     with pytest.raises(ValueError, match="9 clips only were kept"):
         some.probabilities()
+    least = collect(toy, task, tmp_path / "z" / "least", batch_size=4, keep_clips=len(task.classes))
+    assert sorted(least.labels[least.kept]) == list(range(len(task.classes)))
+    with pytest.raises(ValueError, match="keep_clips: expected a clip of each of 3 classes or more, or 0, found 2"):
+        collect(toy, task, tmp_path / "z" / "less", keep_clips=2)
 
 
 def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):

@@ -145,16 +145,15 @@ def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_bas
     found = held_out_scores(artifacts, pairs)
     assert (found[["auprc", "f1", "iou"]] > 0.8).all().all() and (found.base == 0.25).all()
     shuffled = held_out_scores(artifacts, pairs, np.random.default_rng(0).permutation(LABELS))
-    assert shuffled.auprc.mean() < 0.45 and shuffled.iou.mean() < 0.35
+    assert abs(shuffled.auprc.mean() - 0.25) < 0.08 and shuffled.iou.mean() < 0.35
     # in one fold by hand: one neuron, thresholds from the other folds
     one = held_out_scores(artifacts, pd.DataFrame({"layer": [1], "neuron": [7], "class": ["b"]})).iloc[0]
     fold, x = cross_folds(artifacts, np.arange(72)), artifacts.counts[:, 1, 7] / TOKENS
-    said, areas, mine = np.zeros(72, dtype=bool), [], LABELS == 1
+    said, mine = np.zeros(72, dtype=bool), LABELS == 1
     for f in range(5):
         others = fold != f
         reached = {t: f1_score(mine[others], x[others] >= t) for t in sorted(set(x[others]), reverse=True)}
         threshold = max(reached, key=reached.__getitem__)
         said[fold == f] = x[fold == f] >= threshold
-        areas.append(average_precision_score(mine[fold == f], x[fold == f]))
     assert one.f1 == pytest.approx(f1_score(mine, said)) and one.iou == pytest.approx(jaccard_score(mine, said))
-    assert one.auprc == pytest.approx(np.mean(areas))
+    assert one.auprc == pytest.approx(average_precision_score(mine, x))
