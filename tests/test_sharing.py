@@ -115,13 +115,9 @@ def test_permutations_of_two_tasks_are_independent_and_those_of_the_same_clips_a
     null = sharing_against_chance(a, b).null.mean(axis=0)
     same = np.eye(6, dtype=bool)
     assert null[same].mean() < 2 * null[~same].mean()  # by one permutation: ten times
-    halves = calibrated(
-        counts, labels // 2, groups, clips=0, **select_all
-    )  # the same groups swap labels: one permutation
+    halves = calibrated(tasks[0], labels // 2, groups, clips=0)  # the same groups swap labels: one permutation
     assert a.null.drawn.moved == halves.null.drawn.moved and not np.isnan(sharing_against_chance(a, halves).p).any()
-    within = calibrated(
-        counts, np.arange(len(labels)) % 2, groups, clips=0, **select_all
-    )  # clips swap labels in groups
+    within = calibrated(tasks[0], np.arange(72) % 2, groups, clips=0)  # clips swap labels within groups
     with pytest.warns(UserWarning, match="72 clips in common has no p"):
         assert np.isnan(sharing_against_chance(a, within).p).all()
 
