@@ -1,6 +1,7 @@
 """Permutations, p-values that hold on shuffled labels, stability."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -287,6 +288,8 @@ def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
     assert np.array_equal(without.null.pair_p, expected.null.pair_p, equal_nan=True)
     assert np.array_equal(without.null.mean_aape, expected.null.mean_aape)
     assert not np.array_equal(without.null.mean_aape, found.null.mean_aape)
+    some = calibrate_counts(replace(data, whole=False), bare, permutations=20, progress=False).null
+    assert some.drawn is None and np.isnan(some.mean_aape).all() and np.array_equal(some.pair_p, expected.null.pair_p)
 
 
 def test_halves_keep_groups_whole_and_every_class_in_both():
