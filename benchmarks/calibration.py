@@ -40,6 +40,7 @@ KINDS = {
     "joined": "synthetic, no two classes share a size (sizes up to 1.1 times as large are joined)",
     "alone": "synthetic, one class of few recordings that are much longer than all others (it is not tested)",
     "crossed": "synthetic, every group has every class",
+    "large": "synthetic, classes of 2 to 30 recordings, the same ones large in both tasks",
 }
 BEFORE = """
 The same beside the code before permutations knew sizes and sharing permuted labels; fewer runs, from trials:
@@ -64,7 +65,7 @@ How far apart may sizes be that are joined (`aape.units.SIZE_RATIO`)? Two classe
 
 
 def recordings(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Class and group of each clip, of 5 or 6 classes.
+    """Class and group of each clip, of 5 to 12 classes.
 
     Labels are shuffled among groups that may swap them, but not where sizes are to be joined: shuffled, classes would share
     every size. They mean nothing there either, since counts are drawn without them.
@@ -72,6 +73,8 @@ def recordings(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndar
     if kind == "crossed":
         return rng.permuted(np.arange(240).reshape(12, 20) % 6, axis=1).ravel(), np.repeat(np.arange(12), 20)
     sizes = [[12] * 8 + [1] * 8 if c < 3 else [12] + [1] * 64 for c in range(6)]
+    if kind == "large":
+        sizes = [[3] * n for n in np.linspace(2, 30, 12).round().astype(int)]
     if kind == "joined":
         sizes = [[10] * 30, [11] * 6, [20] * 20, [21] * 20, [22] * 6]
     if kind == "alone":
@@ -87,12 +90,13 @@ def recordings(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndar
 def synthetic(run: int, kind: str) -> list[Counted]:
     """Two tasks of 300 neurons that go up and down together from recording to recording."""
     rng, made = np.random.default_rng([run, 21]), []
-    for _ in range(2):
+    for number in range(2):
         labels, groups = recordings(rng, kind)
         together = rng.normal(0, 1, (groups.max() + 1, 5)) @ rng.normal(0, 0.8, (5, 300))
         rate = np.clip(rng.beta(0.5, 3, 300) * np.exp(together[groups]), 0, 1)
         counts = rng.binomial(TOKENS, rate).astype(np.uint8).reshape(len(groups), 2, 150)
-        made.append(Counted(counts, labels, np.full(len(labels), TOKENS), groups))
+        clips = np.arange(len(labels), dtype=np.uint64) + 10**6 * number
+        made.append(Counted(counts, labels, np.full(len(labels), TOKENS), groups, clips=clips))
     return made
 
 
@@ -121,7 +125,8 @@ def discoveries(pair: list[Counted], permutations: int, seed: int, rate: float) 
     """Which tests find something (1 or 0), and the share of pairs of neuron and class with a small p."""
     one, two = (calibrated(data, permutations, seed, rate) for data in pair)
     null, within, across = one.null, sharing_against_chance(one), sharing_against_chance(one, two)
-    same = matched(across.observed, np.eye(len(across.observed), dtype=bool), permutations=999, seed=seed)
+    alike = np.eye(len(across.observed), dtype=bool)
+    same = matched(across.observed, alike, chance=across.mean, permutations=999, seed=seed)
     found = {
         "neurons: a pair (neuron, class) with q < 0.05, in a task with p <= 0.05": null.discoveries and null.task_p <= LEVEL,
         "neurons: a calibrated class-specific neuron": one.members.any(),
