@@ -1,9 +1,10 @@
 """The atlas in a real browser, opened from disk with the network off."""
 
+import base64
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, rec
 from aape.artifacts import load_artifacts
 from aape.atlas import About
 from aape.atlas.pair import read_script, write_script
+from aape.atlas.record import b64
 from aape.collecting import collect
 from aape.selection import select
 
@@ -261,6 +263,31 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed
     assert page.evaluate("[0.0001, 0.00096, 3.2e-12].map(small)") == [
         "1\u202f×\u202f10⁻⁴", "1\u202f×\u202f10⁻³", "3\u202f×\u202f10⁻¹²"
     ]  # fmt: skip
+
+
+def changed(site: Site, to: Path, key: str, change: Callable[[Any], None]) -> Path:
+    """A copy of an atlas in which one of its scripts hands over something else."""
+    if not to.exists():
+        shutil.copytree(site.out, to)
+    content = read_script(to, key)
+    change(content)
+    write_script(to, key, content)
+    return to
+
+
+def test_a_rank_is_among_all_neurons_and_one_that_is_never_active_has_none(page, site, tmp_path):
+    def silence(pair: dict[str, Any]) -> None:
+        aape = np.frombuffer(base64.b64decode(pair["aape"]), "<f4").copy()
+        p = np.frombuffer(base64.b64decode(pair["p"]), np.uint8).reshape(len(aape), -1).copy()
+        aape[dead], p[dead] = np.inf, 0
+        pair |= {"aape": b64(aape), "p": b64(p)}
+
+    dead = next(n for n in range(256) if n not in select(site.artifacts, rate=0.05).table().neuron.to_numpy())
+    show(page, changed(site, tmp_path / "atlas", "small-sounds/pair", silence), m="small", t="sounds", l=0, n=dead)
+    page.wait_for_function("document.body.innerText.includes('untrained twin: –')")
+    assert page.inner_text("dl.facts div:has-text('Rank of its AAPE') dd").split("\n")[0] == "–"
+    ranks = "[0.5, 0.1, 3, Infinity].map((x) => rankOf(x, { sorted: [0.2, 0.5, 1], size: 3 }))"
+    assert page.evaluate(ranks) == ["2 of 3", "1 of 3", "above all 3", "–"]
 
 
 def test_of_chance_the_page_says_what_it_knows(page, site):

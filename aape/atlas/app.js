@@ -628,7 +628,7 @@ async function neuronPage(entry, params) {
   const sure = mine.filter((x) => x.calibrated === 1);
   const twin = twinOf(entry);
   const twinRank = html`<span></span>`;
-  if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${count(rankOf(aape, u))} of ${count(u.size)}`), () => {});
+  if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${rankOf(aape, u)}`), () => {});
   return [
     html`<div class="trail">${trail(entry, ...listLink(entry, params))}${steps(pair, flat, params)}</div>`,
     html`<h1>Layer ${l}, neuron ${n}</h1>`,
@@ -640,7 +640,7 @@ async function neuronPage(entry, params) {
           <span class="hot">${pair.names[largest(pair, flat).c]}</span>, at ${percent(largest(pair, flat).p)} of its tokens.</p>`,
     facts(
       ["AAPE", Number.isFinite(aape) ? `${aape.toFixed(3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
-      ["Rank of its AAPE", `${count(rankOf(aape, pair))} of ${count(pair.size)}`, twin ? twinRank : "1 is the most selective"],
+      ["Rank of its AAPE", rankOf(aape, pair), twin ? twinRank : "1 is the most selective"],
       ["Active at", percent(record?.density, 1), "of all tokens"],
       ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
       ["Beside chance", first ? verdict(pair, lineOf(pair, flat, (sure[0] || first).c)) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
@@ -657,15 +657,16 @@ const sameNeurons = (a, b) => a.m === b.m && a.width === b.width && a.layers ===
   String(a.layer_names ?? b.layer_names) === String(b.layer_names ?? a.layer_names);
 const twinOf = (entry) => index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
 
-/** 1 for the lowest AAPE of a pair. */
-function rankOf(aape, { sorted }) {
+/** Place of an AAPE among those of a pair, in words: the lowest is 1; one that is never active has none. */
+function rankOf(aape, { sorted, size }) {
+  if (!Number.isFinite(aape)) return "–";
   let low = 0, high = sorted.length;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (sorted[middle] < aape) low = middle + 1;
     else high = middle;
   }
-  return low + 1;
+  return low < size ? `${count(low + 1)} of ${count(size)}` : `above all ${count(size)}`;
 }
 
 /** The list that a neuron's page was opened from: a search, a class, or all neurons with clips. */
