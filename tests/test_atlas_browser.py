@@ -70,7 +70,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     pd.DataFrame(sets).to_csv(study / "ablation_neurons.csv", index=False)
     change = {"class": "A", "targeted": True, "measure": "accuracy", "effect": -12.5, "kind": "mean", "neurons": 1.8}
     pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
-    site.build(selection=selection, neurons=[[first["layer"], first["neuron"]]])
+    none = np.argwhere(~selection.members.any(axis=2))[0].tolist()  # a neuron of no class
+    site.build(selection=selection, neurons=[[first["layer"], first["neuron"]], none])
     return site, table
 
 
@@ -249,6 +250,22 @@ def test_the_words_beside_a_neuron_are_the_studys_levels_and_a_set_is_that_of_a_
     show(page, site.out, m="small", t="sounds", l=table.layer[0], n=table.neuron[0])
     said = page.inner_text("section:has(h2:has-text('Taken away with others'))")
     assert "1.8 neurons put to their mean together" in said and "in 4 of the 5 folds" in said
+
+
+def test_the_classes_whose_clips_are_set_against_the_rest_are_named(page, mixed):
+    site, table = mixed
+    many = table.groupby(["layer", "neuron"]).size()
+    pages = {many.get((record["l"], record["n"]), 0): record for record in site.records()}  # one for each number
+    for classes in (0, 1, 2):
+        record = pages[classes]
+        first = "ABC"[record["own"][0]]
+        own = [f"{first}, its strongest class", first, "its 2 classes"][classes]
+        show(page, site.out, **address(record))
+        said = page.inner_text("main")
+        assert f"Outside {own}, these excite it most" in said and f"Among clips of {own}, these" in said
+        assert f"{own} ({sum(record['histogram'][0])} clips)" in said
+    of_all = "{ names: ['A', 'B'], width: 9, ofNeuron: new Map([[5, [{ c: 1 }, { c: 0 }]]]) }"
+    assert page.evaluate(f"ownOf({of_all}, {{ l: 0, n: 5, own: [1] }})") == "B, its strongest class"
 
 
 def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed):

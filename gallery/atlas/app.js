@@ -10,14 +10,14 @@ const ROWS = 100; // of a long list, at a time
 const TOP = 0; // role of the most active clips
 const SECTIONS = [
   { title: "Most active", roles: [TOP], grid: "clips wide",
-    say: "The clips with the largest share of active tokens, one a group where there are enough." },
+    say: () => "The clips with the largest share of active tokens, one a group where there are enough." },
   { title: "Most active elsewhere", roles: [5], grid: "clips",
-    say: "Outside its classes, these excite it most, apart from those above." },
+    say: (own) => `Outside ${own}, these excite it most, apart from those above.` },
   { title: "Least active inside", roles: [6], grid: "clips",
-    say: "Of its own classes, these excite it least." },
+    say: (own) => `Among clips of ${own}, these excite it least.` },
   { title: "From the most to the least active quarter of all clips", roles: [1, 2, 3, 4], grid: "clips four",
-    say: "Examples of each quarter, drawn at random, so that the top does not mislead." },
-  { title: "At random", roles: [7], grid: "clips", say: "Any clips of the task." },
+    say: () => "Examples of each quarter, drawn at random, so that the top does not mislead." },
+  { title: "At random", roles: [7], grid: "clips", say: () => "Any clips of the task." },
 ];
 const SCORES = [["auprc", "AUPRC"], ["f1", "F1"], ["iou", "IoU"]];
 const QUARTERS = { 1: "1st quarter", 2: "2nd quarter", 3: "3rd quarter", 4: "4th quarter" };
@@ -343,6 +343,13 @@ const mapsShown = () => !document.body.classList.contains("no-maps");
 const topCards = (pair, record, label) =>
   (record?.clips || []).flatMap(([, role], place) => (role === TOP ? [card(pair, record, place, label)] : []));
 
+/** The classes that a record sets against the rest, in words: of a neuron that is specific to all or to none, one. */
+function ownOf(pair, { l, n, own }) {
+  const mine = pair.ofNeuron.get(l * pair.width + n) || [], first = pair.names[own[0]];
+  if (own.length !== mine.length) return `${first}, its strongest class`;
+  return own.length === 1 ? first : `its ${own.length} classes`;
+}
+
 /** All clips of a record, in sections. */
 function listen(pair, record) {
   if (!record.clips.length) {
@@ -352,7 +359,7 @@ function listen(pair, record) {
   const sections = SECTIONS.map(({ title, roles, grid, say }) => {
     const cards = record.clips.flatMap(([, role], place) => (roles.includes(role) ? [card(pair, record, place)] : []));
     const empty = roles[0] === TOP ? "It is active in no clip." : "There is no such clip that is not shown already.";
-    const node = html`<section><h3>${title}</h3><p class="soft small">${cards.length ? say : empty}</p>
+    const node = html`<section><h3>${title}</h3><p class="soft small">${cards.length ? say(ownOf(pair, record)) : empty}</p>
       ${cards.length > 0 && html`<div class=${grid}>${cards}</div>`}</section>`;
     return { node, cards };
   });
@@ -388,15 +395,15 @@ function bars(pair, rows, flat) {
   ];
 }
 
-/** Clips by share of active tokens: those of its classes upwards, all others downwards. */
+/** Clips by share of active tokens: those of its classes (see ownOf) upwards, all others downwards. */
 function histogram(pair, record) {
   const [inside, rest] = record.histogram, sum = (list) => Math.max(1, list.reduce((a, b) => a + b));
   const sides = [inside, rest].map((list) => list.map((x) => x / sum(list))), top = Math.max(...sides.flat());
   const column = (clips, share, i, side) => html`<i class=${side} style=${`height: ${css(share / top)}`} title=${
     `${clips} clips with ${percent(i / inside.length)} to ${percent((i + 1) / inside.length)} of their tokens active`}></i>`;
-  const own = record.own.length === 1 ? pair.names[record.own[0]] : `its ${record.own.length} classes`;
+  const own = ownOf(pair, record);
   return [
-    html`<div class="histogram" role="img" aria-label="Clips by share of active tokens, its classes above all others">
+    html`<div class="histogram" role="img" aria-label=${`Clips by share of active tokens: ${own} above, all others below`}>
       <div>${sides[0].map((x, i) => column(inside[i], x, i, "inside"))}</div>
       <div>${sides[1].map((x, i) => column(rest[i], x, i, "rest"))}</div></div>`,
     html`<p class="axis"><span>0 %</span><span>share of active tokens in a clip</span><span>100 %</span></p>`,
