@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, records_of, small_m2d
 
+import aape.atlas.pair as pair_room
 from aape.artifacts import load_artifacts
 from aape.atlas import About
 from aape.atlas.pair import read_script, write_script
@@ -268,8 +269,24 @@ def test_the_classes_whose_clips_are_set_against_the_rest_are_named(page, mixed)
     assert page.evaluate(f"ownOf({of_all}, {{ l: 0, n: 5, own: [1] }})") == "B, its strongest class"
 
 
-def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed):
+@pytest.mark.parametrize("table_is", ["whole", "the largest of each neuron"])
+def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed, tmp_path, monkeypatch, table_is):
     site, table = mixed
+    if table_is != "whole":
+        monkeypatch.setattr(pair_room, "WHOLE_TABLE", 0)
+        monkeypatch.setattr(pair_room, "TOP", 1)
+        site = site.but(out=tmp_path / "atlas")
+        site.build(selection=select(site.artifacts, rate=1.0, quantile=0.6))
+        assert "p" not in site.pair()
+    weaker = table[table.duplicated(["layer", "neuron"])].iloc[-1]  # not the neuron's largest p
+    show(page, site.out, m="small", t="sounds", l=weaker.layer, n=weaker.neuron, c=weaker["class"])
+    said = float(page.inner_text(".lead .hot >> nth=0").split("\u202f")[0]) / 100
+    assert said == pytest.approx(weaker.p, abs=0.0075)
+    show(page, site.out, m="small", t="sounds", find=1, c="B", s="p")
+    assert page.evaluate(
+        "(async () => { const pair = await pairOf(index.pairs[0]); "
+        "return search(pair, here()).every((flat) => known(lineOf(pair, flat, 1).p)); })()"
+    )
     show(page, site.out, m="small", t="sounds", find=1)
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     page.click("text=Copy as CSV")

@@ -70,14 +70,16 @@ async function pairOf(entry) {
   const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it those without a class
   pair.top = new Uint8Array(pair.size);
   for (let i = 0; i < shares.length; i++) if (shares[i] > pair.top[(i / each) | 0]) pair.top[(i / each) | 0] = shares[i];
-  pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, q, calibrated, out}]
+  pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, p, q, calibrated, out, scores}]
   pair.ofClass = pair.names.map(() => []); // class -> its neurons, strongest first
   const { members } = raw, at = numbers(members.at, Uint32Array), classes = numbers(members.c, Uint16Array);
   const q = numbers(members.q, Float32Array), calibrated = bytes(members.calibrated), out = bytes(members.out);
+  const own = members.p && bytes(members.p); // where the table has the largest p alone, which need not be among these
   const scores = SCORES.map(([key]) => members[key] && numbers(members[key], Float32Array));
   at.forEach((flat, i) => {
     if (!pair.ofNeuron.has(flat)) pair.ofNeuron.set(flat, []);
-    pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
+    pair.ofNeuron.get(flat).push({ c: classes[i], p: own ? own[i] / 255 : pair.p(flat, classes[i]), q: q[i],
+      calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
     pair.ofClass[classes[i]].push(flat);
   });
   pair.paged = new Set();
@@ -96,7 +98,11 @@ const wholeTable = (p, classes) => ({
 function largestOnly({ k, c, p }) {
   const classes = numbers(c, Uint16Array), shares = bytes(p);
   const row = (flat) => Array.from({ length: k }, (_, i) => ({ c: classes[flat * k + i], p: shares[flat * k + i] / 255 }));
-  return { shares, each: k, row, p: (flat, which) => row(flat).find((x) => x.c === which)?.p };
+  const one = (flat, which) => {
+    const place = classes.subarray(flat * k, (flat + 1) * k).indexOf(which);
+    return place < 0 ? undefined : shares[flat * k + place] / 255;
+  };
+  return { shares, each: k, row, p: one };
 }
 const largest = (pair, flat) => pair.row(flat).reduce((best, x) => (x.p > best.p ? x : best));
 
@@ -131,8 +137,7 @@ const SORTS = { // name -> [value of a neuron, largest first]
     first: {c, p, out, q, calibrated}. Only p where it is not specific to that class, the largest where it has none. */
 function lineOf(pair, flat, c) {
   const mine = pair.ofNeuron.get(flat), own = c < 0 ? mine?.[0] : mine?.find((x) => x.c === c);
-  const p = () => (own ? pair.p(flat, own.c) : c < 0 ? pair.top[flat] / 255 : pair.p(flat, c));
-  return { ...own, get p() { return p(); } };
+  return own || { p: c < 0 ? pair.top[flat] / 255 : pair.p(flat, c) };
 }
 const classIn = (pair, params) => (params.has("c") ? pair.names.indexOf(params.get("c")) : -1);
 const sortOf = (pair, params) => {
@@ -618,7 +623,7 @@ function asCsv(pair, found, c) {
     const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = pair.aape[flat].toFixed(5);
     const mine = (pair.ofNeuron.get(flat) || []).filter((x) => c < 0 || x.c === c);
     if (!mine.length) return [`${neuron},,,,${aape},,`];
-    return mine.map((x) => [neuron, quoted(pair.names[x.c]), pair.p(flat, x.c)?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
+    return mine.map((x) => [neuron, quoted(pair.names[x.c]), x.p?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
       known(x.q) ? x.q : "", ["False", "True", ""][x.calibrated]].join(","));
   });
   return ["layer,neuron,class,p,p_outside,aape,q,calibrated", ...lines, ""].join("\n");
@@ -640,7 +645,7 @@ async function neuronPage(entry, params) {
     html`<div class="trail">${trail(entry, ...listLink(entry, params))}${steps(pair, flat, params)}</div>`,
     html`<h1>Layer ${l}, neuron ${n}</h1>`,
     first
-      ? html`<p class="lead">Active at <span class="hot">${percent(pair.p(flat, first.c))}</span> of the tokens of
+      ? html`<p class="lead">Active at <span class="hot">${percent(first.p)}</span> of the tokens of
           <span class="hot">${pair.names[first.c]}</span> and at ${percent(first.out)} of all others; specific to
           ${mine.length === 1 ? "this class only" : `${mine.length} of ${pair.names.length} classes`}.</p>`
       : html`<p class="lead">Specific to no class here; most active for
