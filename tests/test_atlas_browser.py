@@ -215,6 +215,9 @@ def test_copies_are_a_table_and_evars_list(page, site):
     page.click("text=Copy as int_neurons")
     pairs = page.evaluate("window.copied").removeprefix("int_neurons: ").replace("\n", "")
     assert sorted(map(tuple, json.loads(pairs))) == sorted(map(tuple, wanted.tolist()))
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as over plain http
+    page.click("text=Copy address")
+    page.wait_for_selector("#said >> text=The browser does not let it be copied.")
 
 
 def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):

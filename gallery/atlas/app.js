@@ -238,8 +238,14 @@ function say(text) {
   clearTimeout(say.timer);
   say.timer = setTimeout(() => place.replaceChildren(), 2500);
 }
-const copy = (text, what) =>
-  navigator.clipboard.writeText(text).then(() => say(`${what} copied`), () => say("The browser does not let it be copied."));
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text); // over plain http there is no clipboard at all
+    say(`${what} copied`);
+  } catch {
+    say("The browser does not let it be copied.");
+  }
+}
 
 // -- clips ------------------------------------------------------------------------------------------------------------
 
