@@ -205,6 +205,19 @@ def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site):
     assert "1 of 512" in page.inner_text("#found") and rows > 1
 
 
+def test_a_class_is_found_by_its_name_whatever_it_is_called(page, site, tmp_path):
+    names = {"3/4": "3/4", "0.5": "0.5", "E\u0301cole": "\u00e9co"}  # an accent as a character of its own
+
+    def rename(pair: dict[str, Any]) -> None:
+        for of, name in zip(pair["classes"], names, strict=True):
+            of["name"] = name
+
+    out = changed(site, tmp_path / "atlas", "small-sounds/pair", rename)
+    for c, text in enumerate(names.values()):
+        show(page, out, m="small", t="sounds", find=1, q=text)
+        assert page.inner_text("#found").split()[0] == str(site.pair()["classes"][c]["neurons"]) != "0"
+
+
 def test_copies_are_a_table_and_evars_list(page, site):
     show(page, site.out, m="small", t="other", find=1, c="a")
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")

@@ -149,7 +149,7 @@ const sortOf = (pair, params) => {
 function search(pair, params) {
   const c = classIn(pair, params), only = params.get("only") || "specific";
   const layer = params.has("layer") ? Number(params.get("layer")) : null;
-  const fits = matcher(pair, (params.get("q") || "").trim().toLowerCase());
+  const fits = matcher(pair, folded((params.get("q") || "").trim()));
   const found = [];
   for (let flat = 0; flat < pair.size; flat++) {
     if (!fits(flat) || (layer !== null && Math.floor(flat / pair.width) !== layer)) continue;
@@ -166,14 +166,17 @@ function search(pair, params) {
   return Array.from(order, (i) => found[i]);
 }
 
-/** Whether a neuron fits a text: a class's name or a part of it, a layer (L3), a neuron (2233), or both (3/2233). */
+const folded = (text) => text.toLowerCase().normalize("NFC"); // an é may come as one character or as two
+
+/** Whether a neuron fits a text: a class's name or a part of it, a layer (L3), a neuron (2233), or both (3/2233). A class
+    may be called like a neuron. */
 function matcher(pair, text) {
   if (!text) return () => true;
   const both = text.match(/^l?(\d+)\s*[/.,: ]\s*n?(\d+)$/), layer = text.match(/^l(\d+)$/), number = text.match(/^n?(\d+)$/);
-  if (both) return (flat) => flat === both[1] * pair.width + Number(both[2]) && both[2] < pair.width;
-  const named = new Set(pair.names.flatMap((name, c) => (name.toLowerCase().includes(text) ? pair.ofClass[c] : [])));
+  const named = new Set(pair.names.flatMap((name, c) => (folded(name).includes(text) ? pair.ofClass[c] : [])));
   return (flat) =>
     named.has(flat) ||
+    (both !== null && both[2] < pair.width && flat === both[1] * pair.width + Number(both[2])) ||
     (layer !== null && Math.floor(flat / pair.width) === Number(layer[1])) ||
     (number !== null && flat % pair.width === Number(number[1]));
 }
