@@ -379,6 +379,15 @@ def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, n
     assert "(other)" in heading(page)
 
 
+def test_a_model_and_a_task_are_picked_also_where_there_are_no_pages_of_both(page, site):
+    assert [(e["m"], e["t"]) for e in read_script(site.out, "index")["pairs"]].count(("twin", "other")) == 0
+    show(page, site.out, m="twin", t="sounds")
+    for pick, value, shown in (("t", "other", ("small", "other")), ("m", "twin", ("twin", "sounds"))):
+        settled(page, lambda pick=pick, value=value: page.select_option(f"#pick-{pick}", value))
+        assert (page.input_value("#pick-m"), page.input_value("#pick-t")) == shown
+        assert page.locator("[role=alert]").count() == 0 and heading(page) == shown[1]
+
+
 def test_names_in_any_script_are_text(page, site):
     for name in NAMES:
         show(page, site.out, m="small", t="sounds", c=name)

@@ -835,15 +835,17 @@ async function sharedPage(entry, other, params) {
 
 function frame(entry) {
   const now = entry || index.pairs[0];
-  const pick = (key, label, text, to) => {
+  const pick = (key, label, text) => {
     const options = [...new Map(index.pairs.map((e) => [e[key], e[text]]))];
-    const select = html`<select id=${`pick-${key}`} onchange=${(event) => to(event.target.value)}>
+    const select = html`<select id=${`pick-${key}`} onchange=${(event) => move(key, event.target.value)}>
       ${options.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select>`;
     select.value = now[key];
     return html`<label>${label} ${select}</label>`;
   };
-  const move = (m, t) => { // the same neuron elsewhere, if one is looked at
-    location.hash = of(entryOf(m, t) || index.pairs.find((e) => e.m === m), { l: here().get("l"), n: here().get("n") });
+  const move = (key, value) => { // the same neuron elsewhere; not all models need be there for all tasks
+    const kept = key === "m" ? "t" : "m", there = index.pairs.filter((e) => e[key] === value);
+    const to = there.find((e) => e[kept] === now[kept]) || there[0];
+    location.hash = of(to, { l: here().get("l"), n: here().get("n") });
   };
   const find = (event) => {
     event.preventDefault();
@@ -851,7 +853,7 @@ function frame(entry) {
     location.hash = of(now, { find: 1, q, only: /\d/.test(q) ? "all" : null });
   };
   document.getElementById("bar").replaceChildren(html`<form role="search" onsubmit=${find}><a class="home" href="#">Atlas of neurons</a>
-    ${now && [pick("m", "Model", "label", (m) => move(m, now.t)), pick("t", "Task", "title", (t) => move(now.m, t))]}
+    ${now && [pick("m", "Model", "label"), pick("t", "Task", "title")]}
     ${now && html`<label class="search"><input type="search" id="search" value=${here().get("q")} placeholder="class, L3 or 3/2233"
       aria-label="Find neurons by class, layer or number"></label>`}</form>`);
 }
