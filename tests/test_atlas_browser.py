@@ -379,6 +379,15 @@ def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, n
     assert "(other)" in heading(page)
 
 
+def test_a_class_can_be_compared_with_every_other_however_many_there_are(page, site, tmp_path):
+    def add(index: dict[str, Any]) -> None:
+        next(e for e in index["pairs"] if e["t"] == "other")["classes"] += [[f"class {i}", 0, 0] for i in range(600)]
+
+    show(page, changed(site, tmp_path / "atlas", "index", add), m="small", t="sounds", c=NAMES[0])
+    others = page.locator("[aria-label='Compare with another class'] option").all_inner_texts()
+    assert len(others) == 1 + 2 + 2 + 600 and others[-1] == "class 599 (other)"
+
+
 def test_a_model_and_a_task_are_picked_also_where_there_are_no_pages_of_both(page, site):
     assert [(e["m"], e["t"]) for e in read_script(site.out, "index")["pairs"]].count(("twin", "other")) == 0
     show(page, site.out, m="twin", t="sounds")

@@ -558,7 +558,7 @@ async function classPage(entry, params) {
     const { d, u } = others[event.target.value];
     location.hash = of(entry, { c: name, d, u });
   }}><option value="">Compare with…</option>
-    ${others.slice(0, 500).map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
+    ${others.map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
   return [
     trail(entry, name), html`<h1>${name}</h1>`,
     html`<p class="lead">${list.length ? `${count(list.length)} neurons` : "No neuron"} of the ${entry.label}
