@@ -313,6 +313,14 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed
     assert page.evaluate("[0.0001, 0.00096, 3.2e-12].map(small)") == [
         "1\u202f×\u202f10⁻⁴", "1\u202f×\u202f10⁻³", "3\u202f×\u202f10⁻¹²"
     ]  # fmt: skip
+    assert page.evaluate("[-0.001, 0, -0.006, -1, 10].map((x) => fixed(x, 2))") == [
+        "0.00",
+        "0.00",
+        "-0.01",
+        "-1.00",
+        "10.00",
+    ]
+    assert page.evaluate("percent(-0.001)") == "0\u202f%"
 
 
 def changed(site: Site, to: Path, key: str, change: Callable[[Any], None]) -> Path:
@@ -389,7 +397,7 @@ def test_a_class_can_be_compared_with_every_other_however_many_there_are(page, s
 
 
 def test_a_model_and_a_task_are_picked_also_where_there_are_no_pages_of_both(page, site):
-    assert [(e["m"], e["t"]) for e in read_script(site.out, "index")["pairs"]].count(("twin", "other")) == 0
+    assert ("twin", "other") not in [(e["m"], e["t"]) for e in read_script(site.out, "index")["pairs"]]
     show(page, site.out, m="twin", t="sounds")
     for pick, value, shown in (("t", "other", ("small", "other")), ("m", "twin", ("twin", "sounds"))):
         settled(page, lambda pick=pick, value=value: page.select_option(f"#pick-{pick}", value))

@@ -211,10 +211,10 @@ function set(node, name, value) {
 }
 
 const known = (x) => x !== null && x !== undefined && x === x;
-const percent = (x, digits = 0) => (known(x) ? `${(100 * x).toFixed(digits)}\u202f%` : "–");
+const fixed = (x, digits) => (known(x) ? x.toFixed(digits).replace(/^-(?=[0.]+$)/, "") : "–"); // never "-0.00"
+const percent = (x, digits = 0) => (known(x) ? `${fixed(100 * x, digits)}\u202f%` : "–");
 const css = (share) => `${(100 * share).toFixed(2)}%`;
 const count = (x) => (known(x) ? Math.round(x).toLocaleString("en") : "–");
-const fixed = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 function small(x) {
   if (!known(x)) return "–";
   if (x >= 0.001 || x === 0) return String(Number(x.toPrecision(2)));
@@ -460,7 +460,7 @@ function neuronRows(pair, list, params, c, marked) {
       <td>${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
       <td class="n" title=${known(line.c) && `in ${pair.names[line.c]}`}>${percent(line.p)}</td>
       <td class="n phone-off">${percent(line.out)}</td>
-      <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? pair.aape[flat].toFixed(3) : "never active"}</td>
+      <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? fixed(pair.aape[flat], 3) : "never active"}</td>
       <td class="n">${small(line.q)}</td>
       <td class="phone-off">${known(line.c) ? verdict(pair, line) : "–"}</td>
       <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
@@ -629,7 +629,7 @@ async function findPage(entry, params) {
 function asCsv(pair, found, c) {
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
   const lines = found.flatMap((flat) => {
-    const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = pair.aape[flat].toFixed(5);
+    const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = fixed(pair.aape[flat], 5);
     const mine = (pair.ofNeuron.get(flat) || []).filter((x) => c < 0 || x.c === c);
     if (!mine.length) return [`${neuron},,,,${aape},,`];
     return mine.map((x) => [neuron, quoted(pair.names[x.c]), x.p?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
@@ -660,7 +660,7 @@ async function neuronPage(entry, params) {
       : html`<p class="lead">Specific to no class here; most active for
           <span class="hot">${pair.names[largest(pair, flat).c]}</span>, at ${percent(largest(pair, flat).p)} of its tokens.</p>`,
     facts(
-      ["AAPE", Number.isFinite(aape) ? `${aape.toFixed(3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
+      ["AAPE", Number.isFinite(aape) ? `${fixed(aape, 3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
       ["Rank of its AAPE", rankOf(aape, pair), twin ? twinRank : "1 is the most selective"],
       ["Active at", percent(record?.density, 1), "of all tokens"],
       ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
@@ -768,7 +768,7 @@ function attribution(pair, { bars, own, attribution: { zero, mean, rank } }) {
   const all = Array.from(zeros, (x, i) => ({ c: bars.c ? bars.c[i] : i, zero: x, mean: means[i] })).filter((x) => known(x.zero));
   const changed = [...all].sort((a, b) => Math.abs(b.zero) - Math.abs(a.zero));
   const listed = [...changed.filter((x) => own.includes(x.c)).slice(0, 5), ...changed.filter((x) => !own.includes(x.c)).slice(0, 3)];
-  const milli = (x) => `${(1000 * x).toFixed(2)}`;
+  const milli = (x) => fixed(1000 * x, 2);
   return [
     html`<p class="soft small">Estimated change of a classifier's ln p of the class on clips of the class, in thousandths of a
       nat, from a backward pass; below 0 it would lose the class. Rank: 1 would lose most of all ${count(pair.size)} neurons.</p>`,
