@@ -344,6 +344,7 @@ def test_a_rank_is_among_all_neurons_and_one_that_is_never_active_has_none(page,
     show(page, changed(site, tmp_path / "atlas", "small-sounds/pair", silence), m="small", t="sounds", l=0, n=dead)
     page.wait_for_function("document.body.innerText.includes('untrained twin: –')")
     assert page.inner_text("dl.facts div:has-text('Rank of its AAPE') dd").split("\n")[0] == "–"
+    assert page.inner_text(".lead") == "Specific to no class here; it is never active on this task."
     ranks = "[0.5, 0.1, 3, Infinity].map((x) => rankOf(x, { sorted: [0.2, 0.5, 1], size: 3 }))"
     assert page.evaluate(ranks) == ["2 of 3", "1 of 3", "above all 3", "–"]
 

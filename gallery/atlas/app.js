@@ -383,7 +383,8 @@ function listen(pair, record) {
     : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
   const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
   const controls = html`<div class="row">${players("Play the most active", () => playAll(sections[0].cards), "play")}${maps}</div>`;
-  return [controls, top, html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
+  const active = record.aape !== null; // else no class is its strongest
+  return [controls, top, active && html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
 }
 
 // -- pictures of numbers ----------------------------------------------------------------------------------------------
@@ -657,8 +658,7 @@ async function neuronPage(entry, params) {
       ? html`<p class="lead">Active at <span class="hot">${percent(first.p)}</span> of the tokens of
           <span class="hot">${pair.names[first.c]}</span> and at ${percent(first.out)} of all others; specific to
           ${mine.length === 1 ? "this class only" : `${mine.length} of ${pair.names.length} classes`}.</p>`
-      : html`<p class="lead">Specific to no class here; most active for
-          <span class="hot">${pair.names[largest(pair, flat).c]}</span>, at ${percent(largest(pair, flat).p)} of its tokens.</p>`,
+      : html`<p class="lead">Specific to no class here; ${whereActive(pair, flat)}.</p>`,
     facts(
       ["AAPE", Number.isFinite(aape) ? `${fixed(aape, 3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
       ["Rank of its AAPE", rankOf(aape, pair), twin ? twinRank : "1 is the most selective"],
@@ -671,6 +671,14 @@ async function neuronPage(entry, params) {
     html`<h2>Active at, by class</h2>`, await taskTabs(pair, record, flat),
     record && html`<div class="panels">${panels(pair, record, flat)}</div>`,
   ];
+}
+
+/** Where a neuron that is specific to no class is active, to the end of a sentence. */
+function whereActive(pair, flat) {
+  const { c, p } = largest(pair, flat);
+  if (!Number.isFinite(pair.aape[flat])) return "it is never active on this task";
+  if (p === 0) return "it is active at less than 0.2\u202f% of the tokens of any class"; // p is rounded to bytes
+  return ["most active for ", html`<span class="hot">${pair.names[c]}</span>`, `, at ${percent(p, p < 0.01 ? 1 : 0)} of its tokens`];
 }
 
 /** Whether two pairs are of one model and the same layers of it; the first atlases know the number of layers alone. */
@@ -735,7 +743,7 @@ function panels(pair, record, flat) {
   const place = (set) => set.neurons.findIndex(([l, n]) => l * pair.width + n === flat);
   const sets = pair.effects.filter((set) => place(set) >= 0);
   return [
-    record.histogram && panel("Clip by clip", histogram(pair, record)),
+    record.histogram && record.aape !== null && panel("Clip by clip", histogram(pair, record)),
     known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
     mine.some((x) => x.scores.some(known)) && panel("Does it tell its classes, on clips held out?", scores(pair, mine)),
     record.attribution && panel("If it were silenced alone, to first order", attribution(pair, record)),
