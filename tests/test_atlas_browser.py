@@ -349,6 +349,13 @@ def test_a_rank_is_among_all_neurons_and_one_that_is_never_active_has_none(page,
     assert page.evaluate(ranks) == ["2 of 3", "1 of 3", "above all 3", "–"]
 
 
+def test_a_share_of_groups_is_part_of_what_it_follows_and_most_from_one_half(page, site):
+    show(page, site.out)
+    for share, said in ((0.1, None), (0.25, "Part of what it follows"), (0.5, "Most of what it follows")):
+        text = page.evaluate(f"groupEffect({{}}, {{ groups: {share}, crowd: [] }})[0].innerText")
+        assert said in text if said else "what it follows" not in text
+
+
 def test_of_chance_the_page_says_what_it_knows(page, site):
     """Only neurons.csv is there, as after `dissect`."""
     above = len(select(site.artifacts, rate=0.05).table()[["layer", "neuron"]].drop_duplicates())

@@ -790,7 +790,7 @@ function groupEffect(pair, { groups, crowd }) {
   const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups?.[g] ?? g}`).join(", ");
   return [
     html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random give
-      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,
+      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && `${share < 0.5 ? "Part" : "Most"} of what it follows is who or what was recorded.`}</p>`,
     html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
   ];
 }
