@@ -458,17 +458,17 @@ function neuronRows(pair, list, params, c, marked) {
     return html`<tr>
       <th scope="row" class="number"><a href=${toNeuron(pair, flat, params)}>${name(pair, flat)}</a>
         ${pair.paged.has(flat) && html`<span class="soft" title="has clips">♪</span>`}</th>
-      <td>${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
+      <td class="phone-off">${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
       <td class="n" title=${known(line.c) && `in ${pair.names[line.c]}`}>${percent(line.p)}</td>
       <td class="n phone-off">${percent(line.out)}</td>
       <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? fixed(pair.aape[flat], 3) : "never active"}</td>
       <td class="n">${small(line.q)}</td>
-      <td class="phone-off">${known(line.c) ? verdict(pair, line) : "–"}</td>
+      <td>${known(line.c) ? verdict(pair, line) : "–"}</td>
       <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
   });
 }
-const COLUMNS = [["Neuron", null, "name"], ["p by class"], ["p", "n", "p"], ["p outside", "n phone-off"],
-  ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance", "phone-off"], ["Specific to", "phone-off", "classes"]];
+const COLUMNS = [["Neuron", null, "name"], ["p by class", "phone-off"], ["p", "n", "p"], ["p outside", "n phone-off"],
+  ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance"], ["Specific to", "phone-off", "classes"]];
 const pOf = (pair, c) => (c < 0 ? "p in its first class" : `p in ${pair.names[c]}`);
 const neuronTable = (pair, list, params, c, marked) =>
   table(null, COLUMNS.map(([text, kind]) => head(text === "p" ? pOf(pair, c) : text, kind)), neuronRows(pair, list, params, c, marked));
