@@ -356,6 +356,13 @@ def test_a_share_of_groups_is_part_of_what_it_follows_and_most_from_one_half(pag
         assert said in text if said else "what it follows" not in text
 
 
+def test_a_picture_that_is_not_the_models_own_is_called_so(page, site, neuron, tmp_path):
+    plain = changed(site, tmp_path / "atlas", "small-sounds/pair", lambda pair: pair.update(own_picture=False))
+    for out, said in ((site.out, False), (plain, True)):
+        show(page, out, **address(neuron))
+        assert ("The pictures are plain mel spectrograms" in page.inner_text("main")) is said
+
+
 def test_of_chance_the_page_says_what_it_knows(page, site):
     """Only neurons.csv is there, as after `dissect`."""
     above = len(select(site.artifacts, rate=0.05).table()[["layer", "neuron"]].drop_duplicates())

@@ -383,8 +383,10 @@ function listen(pair, record) {
     : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
   const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
   const controls = html`<div class="row">${players("Play the most active", () => playAll(sections[0].cards), "play")}${maps}</div>`;
+  const picture = pair.own_picture === false && html`<p class="soft small">The pictures are plain mel spectrograms, not what this
+    model itself computes from the sound.</p>`;
   const active = record.aape !== null; // else no class is its strongest
-  return [controls, top, active && html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
+  return [controls, picture, top, active && html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
 }
 
 // -- pictures of numbers ----------------------------------------------------------------------------------------------
