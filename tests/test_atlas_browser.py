@@ -1,9 +1,10 @@
 """The atlas in a real browser, opened from disk with the network off."""
 
+import base64
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pandas as pd
 import pytest
 from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, records_of, small_m2d
 
+import aape.atlas.pair as pair_room
 from aape.artifacts import load_artifacts
 from aape.atlas import About
 from aape.atlas.pair import read_script, write_script
+from aape.atlas.record import b64
 from aape.collecting import collect
 from aape.selection import select
 
@@ -68,7 +71,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     pd.DataFrame(sets).to_csv(study / "ablation_neurons.csv", index=False)
     change = {"class": "A", "targeted": True, "measure": "accuracy", "effect": -12.5, "kind": "mean", "neurons": 1.8}
     pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
-    site.build(selection=selection, neurons=[[first["layer"], first["neuron"]]])
+    none = np.argwhere(~selection.members.any(axis=2))[0].tolist()  # a neuron of no class
+    site.build(selection=selection, neurons=[[first["layer"], first["neuron"]], none])
     return site, table
 
 
@@ -201,6 +205,19 @@ def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site):
     assert "1 of 512" in page.inner_text("#found") and rows > 1
 
 
+def test_a_class_is_found_by_its_name_whatever_it_is_called(page, site, tmp_path):
+    names = {"3/4": "3/4", "0.5": "0.5", "E\u0301cole": "\u00e9co"}  # an accent as a character of its own
+
+    def rename(pair: dict[str, Any]) -> None:
+        for of, name in zip(pair["classes"], names, strict=True):
+            of["name"] = name
+
+    out = changed(site, tmp_path / "atlas", "small-sounds/pair", rename)
+    for c, text in enumerate(names.values()):
+        show(page, out, m="small", t="sounds", find=1, q=text)
+        assert page.inner_text("#found").split()[0] == str(site.pair()["classes"][c]["neurons"]) != "0"
+
+
 def test_copies_are_a_table_and_evars_list(page, site):
     show(page, site.out, m="small", t="other", find=1, c="a")
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
@@ -211,6 +228,9 @@ def test_copies_are_a_table_and_evars_list(page, site):
     page.click("text=Copy as int_neurons")
     pairs = page.evaluate("window.copied").removeprefix("int_neurons: ").replace("\n", "")
     assert sorted(map(tuple, json.loads(pairs))) == sorted(map(tuple, wanted.tolist()))
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as over plain http
+    page.click("text=Copy address")
+    page.wait_for_selector("#said >> text=The browser does not let it be copied.")
 
 
 def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
@@ -249,8 +269,40 @@ def test_the_words_beside_a_neuron_are_the_studys_levels_and_a_set_is_that_of_a_
     assert "1.8 neurons put to their mean together" in said and "in 4 of the 5 folds" in said
 
 
-def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed):
+def test_the_classes_whose_clips_are_set_against_the_rest_are_named(page, mixed):
     site, table = mixed
+    many = table.groupby(["layer", "neuron"]).size()
+    pages = {many.get((record["l"], record["n"]), 0): record for record in site.records()}  # one for each number
+    for classes in (0, 1, 2):
+        record = pages[classes]
+        first = "ABC"[record["own"][0]]
+        own = [f"{first}, its strongest class", first, "its 2 classes"][classes]
+        show(page, site.out, **address(record))
+        said = page.inner_text("main")
+        assert f"Outside {own}, these excite it most" in said and f"Among clips of {own}, these" in said
+        assert f"{own} ({sum(record['histogram'][0])} clips)" in said
+    of_all = "{ names: ['A', 'B'], width: 9, ofNeuron: new Map([[5, [{ c: 1 }, { c: 0 }]]]) }"
+    assert page.evaluate(f"ownOf({of_all}, {{ l: 0, n: 5, own: [1] }})") == "B, its strongest class"
+
+
+@pytest.mark.parametrize("table_is", ["whole", "the largest of each neuron"])
+def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed, tmp_path, monkeypatch, table_is):
+    site, table = mixed
+    if table_is != "whole":
+        monkeypatch.setattr(pair_room, "WHOLE_TABLE", 0)
+        monkeypatch.setattr(pair_room, "TOP", 1)
+        site = site.but(out=tmp_path / "atlas")
+        site.build(selection=select(site.artifacts, rate=1.0, quantile=0.6))
+        assert "p" not in site.pair()
+    weaker = table[table.duplicated(["layer", "neuron"])].iloc[-1]  # not the neuron's largest p
+    show(page, site.out, m="small", t="sounds", l=weaker.layer, n=weaker.neuron, c=weaker["class"])
+    said = float(page.inner_text(".lead .hot >> nth=0").split("\u202f")[0]) / 100
+    assert said == pytest.approx(weaker.p, abs=0.0075)
+    show(page, site.out, m="small", t="sounds", find=1, c="B", s="p")
+    assert page.evaluate(
+        "(async () => { const pair = await pairOf(index.pairs[0]); "
+        "return search(pair, here()).every((flat) => known(lineOf(pair, flat, 1).p)); })()"
+    )
     show(page, site.out, m="small", t="sounds", find=1)
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     page.click("text=Copy as CSV")
@@ -261,6 +313,54 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed
     assert page.evaluate("[0.0001, 0.00096, 3.2e-12].map(small)") == [
         "1\u202f×\u202f10⁻⁴", "1\u202f×\u202f10⁻³", "3\u202f×\u202f10⁻¹²"
     ]  # fmt: skip
+    assert page.evaluate("[-0.001, 0, -0.006, -1, 10].map((x) => fixed(x, 2))") == [
+        "0.00",
+        "0.00",
+        "-0.01",
+        "-1.00",
+        "10.00",
+    ]
+    assert page.evaluate("percent(-0.001)") == "0\u202f%"
+
+
+def changed(site: Site, to: Path, key: str, change: Callable[[Any], None]) -> Path:
+    """A copy of an atlas in which one of its scripts hands over something else."""
+    if not to.exists():
+        shutil.copytree(site.out, to)
+    content = read_script(to, key)
+    change(content)
+    write_script(to, key, content)
+    return to
+
+
+def test_a_rank_is_among_all_neurons_and_one_that_is_never_active_has_none(page, site, tmp_path):
+    def silence(pair: dict[str, Any]) -> None:
+        aape = np.frombuffer(base64.b64decode(pair["aape"]), "<f4").copy()
+        p = np.frombuffer(base64.b64decode(pair["p"]), np.uint8).reshape(len(aape), -1).copy()
+        aape[dead], p[dead] = np.inf, 0
+        pair |= {"aape": b64(aape), "p": b64(p)}
+
+    dead = next(n for n in range(256) if n not in select(site.artifacts, rate=0.05).table().neuron.to_numpy())
+    show(page, changed(site, tmp_path / "atlas", "small-sounds/pair", silence), m="small", t="sounds", l=0, n=dead)
+    page.wait_for_function("document.body.innerText.includes('untrained twin: –')")
+    assert page.inner_text("dl.facts div:has-text('Rank of its AAPE') dd").split("\n")[0] == "–"
+    assert page.inner_text(".lead") == "Specific to no class here; it is never active on this task."
+    ranks = "[0.5, 0.1, 3, Infinity].map((x) => rankOf(x, { sorted: [0.2, 0.5, 1], size: 3 }))"
+    assert page.evaluate(ranks) == ["2 of 3", "1 of 3", "above all 3", "–"]
+
+
+def test_a_share_of_groups_is_part_of_what_it_follows_and_most_from_one_half(page, site):
+    show(page, site.out)
+    for share, said in ((0.1, None), (0.25, "Part of what it follows"), (0.5, "Most of what it follows")):
+        text = page.evaluate(f"groupEffect({{}}, {{ groups: {share}, crowd: [] }})[0].innerText")
+        assert said in text if said else "what it follows" not in text
+
+
+def test_a_picture_that_is_not_the_models_own_is_called_so(page, site, neuron, tmp_path):
+    plain = changed(site, tmp_path / "atlas", "small-sounds/pair", lambda pair: pair.update(own_picture=False))
+    for out, said in ((site.out, False), (plain, True)):
+        show(page, out, **address(neuron))
+        assert ("The pictures are plain mel spectrograms" in page.inner_text("main")) is said
 
 
 def test_of_chance_the_page_says_what_it_knows(page, site):
@@ -302,6 +402,24 @@ def test_other_tasks_of_a_neuron_and_shared_neurons_of_two_classes(page, site, n
     assert "(other)" in heading(page)
 
 
+def test_a_class_can_be_compared_with_every_other_however_many_there_are(page, site, tmp_path):
+    def add(index: dict[str, Any]) -> None:
+        next(e for e in index["pairs"] if e["t"] == "other")["classes"] += [[f"class {i}", 0, 0] for i in range(600)]
+
+    show(page, changed(site, tmp_path / "atlas", "index", add), m="small", t="sounds", c=NAMES[0])
+    others = page.locator("[aria-label='Compare with another class'] option").all_inner_texts()
+    assert len(others) == 1 + 2 + 2 + 600 and others[-1] == "class 599 (other)"
+
+
+def test_a_model_and_a_task_are_picked_also_where_there_are_no_pages_of_both(page, site):
+    assert ("twin", "other") not in [(e["m"], e["t"]) for e in read_script(site.out, "index")["pairs"]]
+    show(page, site.out, m="twin", t="sounds")
+    for pick, value, shown in (("t", "other", ("small", "other")), ("m", "twin", ("twin", "sounds"))):
+        settled(page, lambda pick=pick, value=value: page.select_option(f"#pick-{pick}", value))
+        assert (page.input_value("#pick-m"), page.input_value("#pick-t")) == shown
+        assert page.locator("[role=alert]").count() == 0 and heading(page) == shown[1]
+
+
 def test_names_in_any_script_are_text(page, site):
     for name in NAMES:
         show(page, site.out, m="small", t="sounds", c=name)
@@ -336,6 +454,8 @@ def test_every_kind_of_page_fits_a_phone_is_labelled_and_has_contrast(page, site
             assert page.evaluate(UNLABELLED) == [], where
             assert page.evaluate(FAINT) == [], where
             assert page.locator("h1").count() == 1 and page.title()
+            if "find" in where:  # the verdict is the last thing to be left out
+                assert page.locator("th:has-text('Beside chance'), td:has-text('above chance')").nth(1).is_visible()
 
 
 UNLABELLED = """() => [...document.querySelectorAll("button, a, input, select, [role=img], img")].filter((e) =>

@@ -10,14 +10,14 @@ const ROWS = 100; // of a long list, at a time
 const TOP = 0; // role of the most active clips
 const SECTIONS = [
   { title: "Most active", roles: [TOP], grid: "clips wide",
-    say: "The clips with the largest share of active tokens, one a group where there are enough." },
+    say: () => "The clips with the largest share of active tokens, one a group where there are enough." },
   { title: "Most active elsewhere", roles: [5], grid: "clips",
-    say: "Outside its classes, these excite it most, apart from those above." },
+    say: (own) => `Outside ${own}, these excite it most, apart from those above.` },
   { title: "Least active inside", roles: [6], grid: "clips",
-    say: "Of its own classes, these excite it least." },
+    say: (own) => `Among clips of ${own}, these excite it least.` },
   { title: "From the most to the least active quarter of all clips", roles: [1, 2, 3, 4], grid: "clips four",
-    say: "Examples of each quarter, drawn at random, so that the top does not mislead." },
-  { title: "At random", roles: [7], grid: "clips", say: "Any clips of the task." },
+    say: () => "Examples of each quarter, drawn at random, so that the top does not mislead." },
+  { title: "At random", roles: [7], grid: "clips", say: () => "Any clips of the task." },
 ];
 const SCORES = [["auprc", "AUPRC"], ["f1", "F1"], ["iou", "IoU"]];
 const QUARTERS = { 1: "1st quarter", 2: "2nd quarter", 3: "3rd quarter", 4: "4th quarter" };
@@ -70,14 +70,16 @@ async function pairOf(entry) {
   const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it those without a class
   pair.top = new Uint8Array(pair.size);
   for (let i = 0; i < shares.length; i++) if (shares[i] > pair.top[(i / each) | 0]) pair.top[(i / each) | 0] = shares[i];
-  pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, q, calibrated, out}]
+  pair.ofNeuron = new Map(); // flat -> its classes, strongest first: [{c, p, q, calibrated, out, scores}]
   pair.ofClass = pair.names.map(() => []); // class -> its neurons, strongest first
   const { members } = raw, at = numbers(members.at, Uint32Array), classes = numbers(members.c, Uint16Array);
   const q = numbers(members.q, Float32Array), calibrated = bytes(members.calibrated), out = bytes(members.out);
+  const own = members.p && bytes(members.p); // where the table has the largest p alone, which need not be among these
   const scores = SCORES.map(([key]) => members[key] && numbers(members[key], Float32Array));
   at.forEach((flat, i) => {
     if (!pair.ofNeuron.has(flat)) pair.ofNeuron.set(flat, []);
-    pair.ofNeuron.get(flat).push({ c: classes[i], q: q[i], calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
+    pair.ofNeuron.get(flat).push({ c: classes[i], p: own ? own[i] / 255 : pair.p(flat, classes[i]), q: q[i],
+      calibrated: calibrated[i], out: out[i] / 255, scores: scores.map((s) => s?.[i]) });
     pair.ofClass[classes[i]].push(flat);
   });
   pair.paged = new Set();
@@ -96,7 +98,11 @@ const wholeTable = (p, classes) => ({
 function largestOnly({ k, c, p }) {
   const classes = numbers(c, Uint16Array), shares = bytes(p);
   const row = (flat) => Array.from({ length: k }, (_, i) => ({ c: classes[flat * k + i], p: shares[flat * k + i] / 255 }));
-  return { shares, each: k, row, p: (flat, which) => row(flat).find((x) => x.c === which)?.p };
+  const one = (flat, which) => {
+    const place = classes.subarray(flat * k, (flat + 1) * k).indexOf(which);
+    return place < 0 ? undefined : shares[flat * k + place] / 255;
+  };
+  return { shares, each: k, row, p: one };
 }
 const largest = (pair, flat) => pair.row(flat).reduce((best, x) => (x.p > best.p ? x : best));
 
@@ -131,8 +137,7 @@ const SORTS = { // name -> [value of a neuron, largest first]
     first: {c, p, out, q, calibrated}. Only p where it is not specific to that class, the largest where it has none. */
 function lineOf(pair, flat, c) {
   const mine = pair.ofNeuron.get(flat), own = c < 0 ? mine?.[0] : mine?.find((x) => x.c === c);
-  const p = () => (own ? pair.p(flat, own.c) : c < 0 ? pair.top[flat] / 255 : pair.p(flat, c));
-  return { ...own, get p() { return p(); } };
+  return own || { p: c < 0 ? pair.top[flat] / 255 : pair.p(flat, c) };
 }
 const classIn = (pair, params) => (params.has("c") ? pair.names.indexOf(params.get("c")) : -1);
 const sortOf = (pair, params) => {
@@ -144,7 +149,7 @@ const sortOf = (pair, params) => {
 function search(pair, params) {
   const c = classIn(pair, params), only = params.get("only") || "specific";
   const layer = params.has("layer") ? Number(params.get("layer")) : null;
-  const fits = matcher(pair, (params.get("q") || "").trim().toLowerCase());
+  const fits = matcher(pair, folded((params.get("q") || "").trim()));
   const found = [];
   for (let flat = 0; flat < pair.size; flat++) {
     if (!fits(flat) || (layer !== null && Math.floor(flat / pair.width) !== layer)) continue;
@@ -161,14 +166,17 @@ function search(pair, params) {
   return Array.from(order, (i) => found[i]);
 }
 
-/** Whether a neuron fits a text: a class's name or a part of it, a layer (L3), a neuron (2233), or both (3/2233). */
+const folded = (text) => text.toLowerCase().normalize("NFC"); // an é may come as one character or as two
+
+/** Whether a neuron fits a text: a class's name or a part of it, a layer (L3), a neuron (2233), or both (3/2233). A class
+    may be called like a neuron. */
 function matcher(pair, text) {
   if (!text) return () => true;
   const both = text.match(/^l?(\d+)\s*[/.,: ]\s*n?(\d+)$/), layer = text.match(/^l(\d+)$/), number = text.match(/^n?(\d+)$/);
-  if (both) return (flat) => flat === both[1] * pair.width + Number(both[2]) && both[2] < pair.width;
-  const named = new Set(pair.names.flatMap((name, c) => (name.toLowerCase().includes(text) ? pair.ofClass[c] : [])));
+  const named = new Set(pair.names.flatMap((name, c) => (folded(name).includes(text) ? pair.ofClass[c] : [])));
   return (flat) =>
     named.has(flat) ||
+    (both !== null && both[2] < pair.width && flat === both[1] * pair.width + Number(both[2])) ||
     (layer !== null && Math.floor(flat / pair.width) === Number(layer[1])) ||
     (number !== null && flat % pair.width === Number(number[1]));
 }
@@ -203,10 +211,10 @@ function set(node, name, value) {
 }
 
 const known = (x) => x !== null && x !== undefined && x === x;
-const percent = (x, digits = 0) => (known(x) ? `${(100 * x).toFixed(digits)}\u202f%` : "–");
+const fixed = (x, digits) => (known(x) ? x.toFixed(digits).replace(/^-(?=[0.]+$)/, "") : "–"); // never "-0.00"
+const percent = (x, digits = 0) => (known(x) ? `${fixed(100 * x, digits)}\u202f%` : "–");
 const css = (share) => `${(100 * share).toFixed(2)}%`;
 const count = (x) => (known(x) ? Math.round(x).toLocaleString("en") : "–");
-const fixed = (x, digits) => (known(x) ? x.toFixed(digits) : "–");
 function small(x) {
   if (!known(x)) return "–";
   if (x >= 0.001 || x === 0) return String(Number(x.toPrecision(2)));
@@ -233,8 +241,14 @@ function say(text) {
   clearTimeout(say.timer);
   say.timer = setTimeout(() => place.replaceChildren(), 2500);
 }
-const copy = (text, what) =>
-  navigator.clipboard.writeText(text).then(() => say(`${what} copied`), () => say("The browser does not let it be copied."));
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text); // over plain http there is no clipboard at all
+    say(`${what} copied`);
+  } catch {
+    say("The browser does not let it be copied.");
+  }
+}
 
 // -- clips ------------------------------------------------------------------------------------------------------------
 
@@ -343,6 +357,13 @@ const mapsShown = () => !document.body.classList.contains("no-maps");
 const topCards = (pair, record, label) =>
   (record?.clips || []).flatMap(([, role], place) => (role === TOP ? [card(pair, record, place, label)] : []));
 
+/** The classes that a record sets against the rest, in words: of a neuron that is specific to all or to none, one. */
+function ownOf(pair, { l, n, own }) {
+  const mine = pair.ofNeuron.get(l * pair.width + n) || [], first = pair.names[own[0]];
+  if (own.length !== mine.length) return `${first}, its strongest class`;
+  return own.length === 1 ? first : `its ${own.length} classes`;
+}
+
 /** All clips of a record, in sections. */
 function listen(pair, record) {
   if (!record.clips.length) {
@@ -352,7 +373,7 @@ function listen(pair, record) {
   const sections = SECTIONS.map(({ title, roles, grid, say }) => {
     const cards = record.clips.flatMap(([, role], place) => (roles.includes(role) ? [card(pair, record, place)] : []));
     const empty = roles[0] === TOP ? "It is active in no clip." : "There is no such clip that is not shown already.";
-    const node = html`<section><h3>${title}</h3><p class="soft small">${cards.length ? say : empty}</p>
+    const node = html`<section><h3>${title}</h3><p class="soft small">${cards.length ? say(ownOf(pair, record)) : empty}</p>
       ${cards.length > 0 && html`<div class=${grid}>${cards}</div>`}</section>`;
     return { node, cards };
   });
@@ -362,7 +383,10 @@ function listen(pair, record) {
     : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
   const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
   const controls = html`<div class="row">${players("Play the most active", () => playAll(sections[0].cards), "play")}${maps}</div>`;
-  return [controls, top, html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
+  const picture = pair.own_picture === false && html`<p class="soft small">The pictures are plain mel spectrograms, not what this
+    model itself computes from the sound.</p>`;
+  const active = record.aape !== null; // else no class is its strongest
+  return [controls, picture, top, active && html`<div class="pairs">${elsewhere}${inside}</div>`, examples];
 }
 
 // -- pictures of numbers ----------------------------------------------------------------------------------------------
@@ -388,15 +412,15 @@ function bars(pair, rows, flat) {
   ];
 }
 
-/** Clips by share of active tokens: those of its classes upwards, all others downwards. */
+/** Clips by share of active tokens: those of its classes (see ownOf) upwards, all others downwards. */
 function histogram(pair, record) {
   const [inside, rest] = record.histogram, sum = (list) => Math.max(1, list.reduce((a, b) => a + b));
   const sides = [inside, rest].map((list) => list.map((x) => x / sum(list))), top = Math.max(...sides.flat());
   const column = (clips, share, i, side) => html`<i class=${side} style=${`height: ${css(share / top)}`} title=${
     `${clips} clips with ${percent(i / inside.length)} to ${percent((i + 1) / inside.length)} of their tokens active`}></i>`;
-  const own = record.own.length === 1 ? pair.names[record.own[0]] : `its ${record.own.length} classes`;
+  const own = ownOf(pair, record);
   return [
-    html`<div class="histogram" role="img" aria-label="Clips by share of active tokens, its classes above all others">
+    html`<div class="histogram" role="img" aria-label=${`Clips by share of active tokens: ${own} above, all others below`}>
       <div>${sides[0].map((x, i) => column(inside[i], x, i, "inside"))}</div>
       <div>${sides[1].map((x, i) => column(rest[i], x, i, "rest"))}</div></div>`,
     html`<p class="axis"><span>0 %</span><span>share of active tokens in a clip</span><span>100 %</span></p>`,
@@ -436,17 +460,17 @@ function neuronRows(pair, list, params, c, marked) {
     return html`<tr>
       <th scope="row" class="number"><a href=${toNeuron(pair, flat, params)}>${name(pair, flat)}</a>
         ${pair.paged.has(flat) && html`<span class="soft" title="has clips">♪</span>`}</th>
-      <td>${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
+      <td class="phone-off">${spark(pair, flat, marked || mine.map((x) => x.c))}</td>
       <td class="n" title=${known(line.c) && `in ${pair.names[line.c]}`}>${percent(line.p)}</td>
       <td class="n phone-off">${percent(line.out)}</td>
-      <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? pair.aape[flat].toFixed(3) : "never active"}</td>
+      <td class="n phone-off">${Number.isFinite(pair.aape[flat]) ? fixed(pair.aape[flat], 3) : "never active"}</td>
       <td class="n">${small(line.q)}</td>
-      <td class="phone-off">${known(line.c) ? verdict(pair, line) : "–"}</td>
+      <td>${known(line.c) ? verdict(pair, line) : "–"}</td>
       <td class="phone-off soft small">${mine.length ? some(classNames(pair, mine), 3) : "no class"}</td></tr>`;
   });
 }
-const COLUMNS = [["Neuron", null, "name"], ["p by class"], ["p", "n", "p"], ["p outside", "n phone-off"],
-  ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance", "phone-off"], ["Specific to", "phone-off", "classes"]];
+const COLUMNS = [["Neuron", null, "name"], ["p by class", "phone-off"], ["p", "n", "p"], ["p outside", "n phone-off"],
+  ["AAPE", "n phone-off", "aape"], ["q", "n", "q"], ["Beside chance"], ["Specific to", "phone-off", "classes"]];
 const pOf = (pair, c) => (c < 0 ? "p in its first class" : `p in ${pair.names[c]}`);
 const neuronTable = (pair, list, params, c, marked) =>
   table(null, COLUMNS.map(([text, kind]) => head(text === "p" ? pOf(pair, c) : text, kind)), neuronRows(pair, list, params, c, marked));
@@ -537,7 +561,7 @@ async function classPage(entry, params) {
     const { d, u } = others[event.target.value];
     location.hash = of(entry, { c: name, d, u });
   }}><option value="">Compare with…</option>
-    ${others.slice(0, 500).map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
+    ${others.map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
   return [
     trail(entry, name), html`<h1>${name}</h1>`,
     html`<p class="lead">${list.length ? `${count(list.length)} neurons` : "No neuron"} of the ${entry.label}
@@ -608,10 +632,10 @@ async function findPage(entry, params) {
 function asCsv(pair, found, c) {
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
   const lines = found.flatMap((flat) => {
-    const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = pair.aape[flat].toFixed(5);
+    const neuron = `${Math.floor(flat / pair.width)},${flat % pair.width}`, aape = fixed(pair.aape[flat], 5);
     const mine = (pair.ofNeuron.get(flat) || []).filter((x) => c < 0 || x.c === c);
     if (!mine.length) return [`${neuron},,,,${aape},,`];
-    return mine.map((x) => [neuron, quoted(pair.names[x.c]), pair.p(flat, x.c)?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
+    return mine.map((x) => [neuron, quoted(pair.names[x.c]), x.p?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
       known(x.q) ? x.q : "", ["False", "True", ""][x.calibrated]].join(","));
   });
   return ["layer,neuron,class,p,p_outside,aape,q,calibrated", ...lines, ""].join("\n");
@@ -628,19 +652,18 @@ async function neuronPage(entry, params) {
   const sure = mine.filter((x) => x.calibrated === 1);
   const twin = twinOf(entry);
   const twinRank = html`<span></span>`;
-  if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${count(rankOf(aape, u))} of ${count(u.size)}`), () => {});
+  if (twin) pairOf(twin).then((u) => twinRank.append(`in the ${twin.label}: ${rankOf(aape, u)}`), () => {});
   return [
     html`<div class="trail">${trail(entry, ...listLink(entry, params))}${steps(pair, flat, params)}</div>`,
     html`<h1>Layer ${l}, neuron ${n}</h1>`,
     first
-      ? html`<p class="lead">Active at <span class="hot">${percent(pair.p(flat, first.c))}</span> of the tokens of
+      ? html`<p class="lead">Active at <span class="hot">${percent(first.p)}</span> of the tokens of
           <span class="hot">${pair.names[first.c]}</span> and at ${percent(first.out)} of all others; specific to
           ${mine.length === 1 ? "this class only" : `${mine.length} of ${pair.names.length} classes`}.</p>`
-      : html`<p class="lead">Specific to no class here; most active for
-          <span class="hot">${pair.names[largest(pair, flat).c]}</span>, at ${percent(largest(pair, flat).p)} of its tokens.</p>`,
+      : html`<p class="lead">Specific to no class here; ${whereActive(pair, flat)}.</p>`,
     facts(
-      ["AAPE", Number.isFinite(aape) ? `${aape.toFixed(3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
-      ["Rank of its AAPE", `${count(rankOf(aape, pair))} of ${count(pair.size)}`, twin ? twinRank : "1 is the most selective"],
+      ["AAPE", Number.isFinite(aape) ? `${fixed(aape, 3)} nats` : "never active", pair.names.length > 1 && Number.isFinite(aape) && `${percent(aape / Math.log(pair.names.length), 1)} of ln ${pair.names.length}`],
+      ["Rank of its AAPE", rankOf(aape, pair), twin ? twinRank : "1 is the most selective"],
       ["Active at", percent(record?.density, 1), "of all tokens"],
       ["q", small(first?.q), first && `for ${pair.names[first.c]}`],
       ["Beside chance", first ? verdict(pair, lineOf(pair, flat, (sure[0] || first).c)) : "–", sure.length > 0 && `for ${some(classNames(pair, sure), 4)}`]),
@@ -652,20 +675,29 @@ async function neuronPage(entry, params) {
   ];
 }
 
+/** Where a neuron that is specific to no class is active, to the end of a sentence. */
+function whereActive(pair, flat) {
+  const { c, p } = largest(pair, flat);
+  if (!Number.isFinite(pair.aape[flat])) return "it is never active on this task";
+  if (p === 0) return "it is active at less than 0.2\u202f% of the tokens of any class"; // p is rounded to bytes
+  return ["most active for ", html`<span class="hot">${pair.names[c]}</span>`, `, at ${percent(p, p < 0.01 ? 1 : 0)} of its tokens`];
+}
+
 /** Whether two pairs are of one model and the same layers of it; the first atlases know the number of layers alone. */
 const sameNeurons = (a, b) => a.m === b.m && a.width === b.width && a.layers === b.layers &&
   String(a.layer_names ?? b.layer_names) === String(b.layer_names ?? a.layer_names);
 const twinOf = (entry) => index.pairs.find((e) => e.role === "untrained" && e.t === entry.t && e !== entry);
 
-/** 1 for the lowest AAPE of a pair. */
-function rankOf(aape, { sorted }) {
+/** Place of an AAPE among those of a pair, in words: the lowest is 1; one that is never active has none. */
+function rankOf(aape, { sorted, size }) {
+  if (!Number.isFinite(aape)) return "–";
   let low = 0, high = sorted.length;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (sorted[middle] < aape) low = middle + 1;
     else high = middle;
   }
-  return low + 1;
+  return low < size ? `${count(low + 1)} of ${count(size)}` : `above all ${count(size)}`;
 }
 
 /** The list that a neuron's page was opened from: a search, a class, or all neurons with clips. */
@@ -713,7 +745,7 @@ function panels(pair, record, flat) {
   const place = (set) => set.neurons.findIndex(([l, n]) => l * pair.width + n === flat);
   const sets = pair.effects.filter((set) => place(set) >= 0);
   return [
-    record.histogram && panel("Clip by clip", histogram(pair, record)),
+    record.histogram && record.aape !== null && panel("Clip by clip", histogram(pair, record)),
     known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
     mine.some((x) => x.scores.some(known)) && panel("Does it tell its classes, on clips held out?", scores(pair, mine)),
     record.attribution && panel("If it were silenced alone, to first order", attribution(pair, record)),
@@ -746,7 +778,7 @@ function attribution(pair, { bars, own, attribution: { zero, mean, rank } }) {
   const all = Array.from(zeros, (x, i) => ({ c: bars.c ? bars.c[i] : i, zero: x, mean: means[i] })).filter((x) => known(x.zero));
   const changed = [...all].sort((a, b) => Math.abs(b.zero) - Math.abs(a.zero));
   const listed = [...changed.filter((x) => own.includes(x.c)).slice(0, 5), ...changed.filter((x) => !own.includes(x.c)).slice(0, 3)];
-  const milli = (x) => `${(1000 * x).toFixed(2)}`;
+  const milli = (x) => fixed(1000 * x, 2);
   return [
     html`<p class="soft small">Estimated change of a classifier's ln p of the class on clips of the class, in thousandths of a
       nat, from a backward pass; below 0 it would lose the class. Rank: 1 would lose most of all ${count(pair.size)} neurons.</p>`,
@@ -760,7 +792,7 @@ function groupEffect(pair, { groups, crowd }) {
   const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups?.[g] ?? g}`).join(", ");
   return [
     html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random give
-      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && "Much of what it follows is who or what was recorded."}</p>`,
+      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && `${share < 0.5 ? "Part" : "Most"} of what it follows is who or what was recorded.`}</p>`,
     html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
   ];
 }
@@ -813,15 +845,17 @@ async function sharedPage(entry, other, params) {
 
 function frame(entry) {
   const now = entry || index.pairs[0];
-  const pick = (key, label, text, to) => {
+  const pick = (key, label, text) => {
     const options = [...new Map(index.pairs.map((e) => [e[key], e[text]]))];
-    const select = html`<select id=${`pick-${key}`} onchange=${(event) => to(event.target.value)}>
+    const select = html`<select id=${`pick-${key}`} onchange=${(event) => move(key, event.target.value)}>
       ${options.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select>`;
     select.value = now[key];
     return html`<label>${label} ${select}</label>`;
   };
-  const move = (m, t) => { // the same neuron elsewhere, if one is looked at
-    location.hash = of(entryOf(m, t) || index.pairs.find((e) => e.m === m), { l: here().get("l"), n: here().get("n") });
+  const move = (key, value) => { // the same neuron elsewhere; not all models need be there for all tasks
+    const kept = key === "m" ? "t" : "m", there = index.pairs.filter((e) => e[key] === value);
+    const to = there.find((e) => e[kept] === now[kept]) || there[0];
+    location.hash = of(to, { l: here().get("l"), n: here().get("n") });
   };
   const find = (event) => {
     event.preventDefault();
@@ -829,7 +863,7 @@ function frame(entry) {
     location.hash = of(now, { find: 1, q, only: /\d/.test(q) ? "all" : null });
   };
   document.getElementById("bar").replaceChildren(html`<form role="search" onsubmit=${find}><a class="home" href="#">Atlas of neurons</a>
-    ${now && [pick("m", "Model", "label", (m) => move(m, now.t)), pick("t", "Task", "title", (t) => move(now.m, t))]}
+    ${now && [pick("m", "Model", "label"), pick("t", "Task", "title")]}
     ${now && html`<label class="search"><input type="search" id="search" value=${here().get("q")} placeholder="class, L3 or 3/2233"
       aria-label="Find neurons by class, layer or number"></label>`}</form>`);
 }

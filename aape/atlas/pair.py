@@ -37,7 +37,8 @@ from aape.trials import check_belong_together
 FREQUENCIES, TIMES = 12, 64  # cells of a record's map, at most
 CELLS = 8192  # of all maps of a record together, which keeps it below 8 kB
 MAP_VALUES = 1 << 26  # activations that a batch's maps hold at once
-WHOLE_TABLE = 6_000_000  # probabilities by neuron and class in pair.js; of more, the TOP largest of each neuron
+# probabilities by neuron and class in pair.js; of more, the TOP largest of each neuron, and those of its own classes
+WHOLE_TABLE = 6_000_000
 TOP = 16
 Batch = tuple[np.ndarray, np.ndarray, dict[int, str]]  # waves [batch, samples], valid samples, complaints
 
@@ -279,6 +280,7 @@ class Pair:
             top = np.argpartition(-heard.p, TOP - 1, axis=1)[:, :TOP]
             largest = bytes_of(np.take_along_axis(heard.p, top, axis=1))
             content["p_top"] = {"k": TOP, "c": b64(top.astype(np.uint16)), "p": largest}
+            content["members"]["p"] = bytes_of(table.p.to_numpy())  # a neuron's classes need not be among its largest
         if shown and self.grid is not None:
             content |= {"grid": self.shape, "map_seconds": self.cell_seconds * self.grid[1]}
         if shown:
