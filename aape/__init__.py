@@ -28,7 +28,7 @@ _ROOMS = {
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
-__version__ = "0.3.0"
+__version__ = "0.3.1"
 __all__ = sorted(_HOME)
 
 
