@@ -32,8 +32,8 @@ CHANCE = {
     "coverage_null_mean": "coverage, permuted",
     "per_class_mean_null_mean": "neurons per class, permuted",
     "classes_per_neuron_null_mean": "classes per neuron, permuted",
-    "mean_aape": "mean AAPE, nats",
-    "mean_aape_null_mean": "mean AAPE, permuted",
+    "below_ln_classes": "ln C - AAPE, nats",
+    "below_ln_classes_null_mean": "ln C - AAPE, permuted",
     "p_mean_aape": "p (AAPE)",
 }
 SHARED = (
