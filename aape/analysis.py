@@ -221,7 +221,8 @@ def _check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
         if not mine.has_counts:
             notes.add(f"{task}, {model}: no counts per clip, so nothing is known of chance")
         elif not mine.has_all_counts:
-            notes.add(f"{task}, {model}: counts of {len(mine.counts)} of {len(mine.labels)} clips were kept")
+            some = f"counts of {len(mine.counts)} of {len(mine.labels)} clips were kept"
+            notes.add(f"{task}, {model}: {some}, so it is not known what permuted labels select and share")
     return sorted(notes)
 
 

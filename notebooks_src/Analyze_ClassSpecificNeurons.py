@@ -194,9 +194,9 @@ show("neurons_by_layer")
 # more than that (q < 0.05 over all pairs of the panel). Where an encoder has structure, most pairs share *less*. A ring
 # marks pairs that share more than their two classes do with others (row and column means taken off), compared with
 # permuted labels too. Whether classes of the same name, or pitches an octave apart, share more than others is tested by
-# dealing the names anew (*alike p*; two classes cannot give less than 0.5). For pitches dotted lines are whole octaves,
-# and below stands the mean sharing of pitches so many semitones apart, with the band of pitches dealt anew: peaks at 12,
-# 24, ... would be octave neurons.
+# dealing the names anew, what permuted labels give taken off (*alike p*; two classes cannot give less than 0.5). For
+# pitches dotted lines are whole octaves, and below stands the mean sharing of pitches so many semitones apart, with the
+# band of pitches dealt anew: peaks at 12, 24, ... would be octave neurons.
 
 # %%
 for figure in settings.sharing:
