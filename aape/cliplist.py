@@ -102,7 +102,8 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         table = table.rename(columns={"filename": "file_name"})
         label = "category" if label == "label" else label
     split = "split" if "split" in table else "fold"
-    group = group or next((column for column in _GROUPS if column in table), None)
+    group = group or next((column for column in _GROUPS if column in table and column != label), None)
+    refuse_one_column(path, label, group)
     wanted = ["file_name", label, split, *([group] if group else [])]
     if not {*wanted} <= {*table} or table.empty:
         found = f"{', '.join(map(str, table))} with {len(table)} rows"
@@ -132,6 +133,15 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     if split == "fold":
         clips["split"] = "fold" + clips["split"].str.partition(".")[0]
     return [Clip(*row) for row in clips.itertuples(index=False)], group
+
+
+def refuse_one_column(source: str | Path, label: str, group: str | None) -> None:
+    """Raise ValueError where classes would be groups, of which no label can be permuted to another."""
+    if label == group:
+        raise ValueError(
+            f"{source}: expected two columns, found label and group both {label!r}, which makes each class one group.\n"
+            "Give the column of what recordings share within a class as group, or none."
+        )
 
 
 def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from aape import cliplist
 from aape.audio import BadClip, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, csv_text, split_clips, warn_of_groups
+from aape.cliplist import Clip, csv_text, refuse_one_column, split_clips, warn_of_groups
 from aape.files import Shown, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -151,7 +151,7 @@ def from_metadata(
 
     Raises:
         FileNotFoundError: CSV, folder or listed files missing.
-        ValueError: columns missing, duplicate rows, empty labels, several labels in a row, unknown splits.
+        ValueError: columns missing, one column for both, duplicate rows, empty labels, several labels in a row, unknown splits.
     """
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
@@ -295,8 +295,9 @@ def from_datasets(
     if not audio or not {label, group or label} <= {*columns}:
         wanted = f"columns {label!r} and {group!r}" if group else f"a column {label!r}"
         raise ValueError(f"{repository}: expected {wanted} and one of audio, found {', '.join(columns)}")
+    refuse_one_column(repository, label, group)
     if group is None:
-        warn_of_groups(repository, columns)
+        warn_of_groups(repository, [column for column in columns if column != label])
     names = getattr(columns[label], "names", None)
     marks = [repository, revision, *(rows._fingerprint for rows in loaded.values())]
     folder = cache_dir() / "datasets" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]

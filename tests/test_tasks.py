@@ -125,6 +125,16 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
         task_of(tmp_path, text, label="animal", group="speakr")
 
 
+def test_the_column_of_the_classes_is_not_that_of_the_groups(tmp_path: Path):
+    text = "file_name,speaker_id,split\na.wav,x,train\nb.wav,y,train\n"
+    task = task_of(tmp_path, text, label="speaker_id")
+    assert task.classes == ("x", "y") and task.group_column is None and task.groups == ("0", "1")
+    with pytest.raises(ValueError, match="expected two columns, found label and group both 'speaker_id'"):
+        task_of(tmp_path, text, label="speaker_id", group="speaker_id")
+    text = text.replace("speaker_id,split", "speaker_id,split,src_file").replace("train", "train,r")
+    assert task_of(tmp_path, text, label="speaker_id").groups == ("r", "r")
+
+
 def test_missing_metadata_and_files(tmp_path: Path):
     csv = write_clips(tmp_path, 4)
     (tmp_path / "audio" / "002.wav").unlink()
