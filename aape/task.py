@@ -263,6 +263,11 @@ def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[fl
     return length, note
 
 
+def _group(found: Any, file: str) -> str:
+    """A group in words; a clip of none is one by itself."""
+    return file if found in (None, "") else str(found)
+
+
 def from_datasets(
     repository: str,
     *,
@@ -274,7 +279,8 @@ def from_datasets(
 ) -> Task:
     """A task from a dataset of the Hugging Face Hub, or a folder that `datasets` reads, with an Audio column.
 
-    Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile.
+    Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile. Rows without
+    a label, or with the Hub's -1, are left out; a row without a group is one by itself. Where only one split is left, ours is drawn.
 
     Args:
         repository: name on the Hub, or a folder. clip_seconds: length of every clip, s.
@@ -301,18 +307,23 @@ def from_datasets(
     names = getattr(columns[label], "names", None)
     marks = [repository, revision, *(rows._fingerprint for rows in loaded.values())]
     folder = cache_dir() / "datasets" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
-    clips = []
+    clips, unlabelled = [], 0
     for split, rows in loaded.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         for i, row in enumerate(rows.cast_column(audio[0], datasets.Audio(decode=False))):
-            sound = row[audio[0]]
+            sound, found = row[audio[0]], row[label]
+            if found in (None, "") or (names is not None and found < 0):  # the Hub writes -1 where labels are withheld
+                unlabelled += 1
+                continue
             path = folder / split / f"{i:06d}{Path(sound['path'] or '.wav').suffix}"
             if not path.is_file():
                 with whole_file(path, sync=False) as file:
                     file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
-            named = str(row[label] if names is None else names[row[label]])
-            clips.append(Clip(f"{split}/{path.name}", named, split, None if group is None else str(row[group])))
-    if len(loaded) == 1:
+            named, file = str(found if names is None else names[found]), f"{split}/{path.name}"
+            clips.append(Clip(file, named, split, None if group is None else _group(row[group], file)))
+    if unlabelled:
+        warnings.warn(f"{repository}: {unlabelled:,} row(s) without a value of {label!r} are left out", stacklevel=2)
+    if len({clip.split for clip in clips}) == 1:
         clips = split_clips(clips, _SHARES, 0, repository)
     write_text(folder / "clips.csv", csv_text(clips))
     return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)

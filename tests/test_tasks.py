@@ -342,6 +342,13 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
         assert from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal").group_column is None
+    columns |= {"animal": [-1] * 4 + [1, 1], "who": [*"xxxxx", None]}
+    withheld = datasets.Dataset.from_dict(columns, features=made.features)
+    for split, rows in (("train", made), ("test", withheld)):
+        rows.to_parquet(tmp_path / "withheld" / f"{split}.parquet")
+    with pytest.warns(UserWarning, match=r"withheld: 4 row\(s\) without a value of 'animal' are left out"):
+        task = from_datasets(str(tmp_path / "withheld"), clip_seconds=0.5, label="animal", group="who")
+    assert task.labels.tolist() == [0, 1] * 3 + [1, 1] and task.groups == (*"abcdefx", "test/000005.wav")
     with pytest.raises(
         ValueError, match="expected columns 'animal' and 'speaker' and one of audio, found sound, animal, who"
     ):
