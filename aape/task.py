@@ -8,7 +8,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +237,14 @@ def from_folder(
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
     if not all(clip.split for clip in clips):
         clips = split_clips(clips, _SHARES if split is None else split, seed, folder)
-        whole = " by whole groups" if grouped else ""
-        notes.append(f"the split is ours{whole}, seed {seed}: not one to be compared with")
+        notes.append(_ours(seed, whole_groups=grouped))
     by = None if not grouped else "pattern" if group is None else "group"
     return _task(clips, name or folder.resolve().name, clip_seconds, folder, folder, by, notes)
+
+
+def _ours(seed: int, whole_groups: bool) -> str:
+    """What a reader of results must know of a split of ours."""
+    return f"the split is ours{' by whole groups' * whole_groups}, seed {seed}: not one to be compared with"
 
 
 def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
@@ -280,7 +284,8 @@ def from_datasets(
     """A task from a dataset of the Hugging Face Hub, or a folder that `datasets` reads, with an Audio column.
 
     Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile. Rows without
-    a label, or with the Hub's -1, are left out; a row without a group is one by itself. Where only one split is left, ours is drawn.
+    a label, or with the Hub's -1, are left out; a row without a group is one by itself. Where only one split
+    is left, ours is drawn.
 
     Args:
         repository: name on the Hub, or a folder. clip_seconds: length of every clip, s.
@@ -323,7 +328,9 @@ def from_datasets(
             clips.append(Clip(file, named, split, None if group is None else _group(row[group], file)))
     if unlabelled:
         warnings.warn(f"{repository}: {unlabelled:,} row(s) without a value of {label!r} are left out", stacklevel=2)
+    notes = []
     if len({clip.split for clip in clips}) == 1:
-        clips = split_clips(clips, _SHARES, 0, repository)
+        clips, notes = split_clips(clips, _SHARES, 0, repository), [_ours(0, whole_groups=group is not None)]
     write_text(folder / "clips.csv", csv_text(clips))
-    return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
+    task = from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
+    return replace(task, notes=(*task.notes, *notes))

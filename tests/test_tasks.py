@@ -341,7 +341,8 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     assert np.array_equal(task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0])
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
-        assert from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal").group_column is None
+        task = from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal")
+    assert task.group_column is None and "the split is ours, seed 0" in task.notes[0]
     columns |= {"animal": [-1] * 4 + [1, 1], "who": [*"xxxxx", None]}
     withheld = datasets.Dataset.from_dict(columns, features=made.features)
     for split, rows in (("train", made), ("test", withheld)):
