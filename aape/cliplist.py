@@ -6,8 +6,8 @@ Imports only the standard library at the top, so that `doctor` runs on a Python 
 from __future__ import annotations
 
 import csv
-import glob
 import itertools
+import os
 import posixpath
 import re
 import warnings
@@ -46,10 +46,33 @@ def audio_files(root: Path) -> list[str]:
     """Audio files under a folder, relative to it, with /, sorted; without hidden ones, as macOS's ._ companions are."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
-    names = (name for name in glob.iglob("**/*", root_dir=root, recursive=True) if name.lower().endswith(SUFFIXES))
-    return sorted(
-        Path(name).as_posix() for name in names if not (root / name).is_dir()
-    )  # a link to nowhere is a clip, and missing
+    found = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(here / name)]
+        sounds = (name for name in names if name[0] != "." and name.lower().endswith(SUFFIXES))
+        found += [(here / name).relative_to(root).as_posix() for name in sounds]  # a link to nowhere too: it is missing
+    return sorted(found)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, which leads round in circles."""
+    return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+
+
+def each_once(root: Path, clips: Sequence[Clip]) -> list[Clip]:
+    """The clips without those that a link shows again and, of one name in one folder, the one of the first of `SUFFIXES`."""
+    order = lambda c: (SUFFIXES.index(posixpath.splitext(c.file_name)[1].lower()), c.file_name.count("/"), c.file_name)  # noqa: E731
+    seen, again = set[object](), set[str]()
+    for clip in sorted(clips, key=order):
+        # what lies in two classes, splits or groups is two clips, of which the plan warns
+        marks = {posixpath.splitext(clip.file_name)[0], (os.path.realpath(root / clip.file_name), *clip[1:])}
+        again |= {clip.file_name} if marks & seen else set()
+        seen |= marks
+    if again:
+        found = f"{len(again):,} of {len(clips):,} files are of a clip that is there, as another container or by a link"
+        warnings.warn(f"{root}: {found}, e.g. {min(again)}; they are left out", stacklevel=3)
+    return [clip for clip in clips if clip.file_name not in again]
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:

@@ -201,6 +201,8 @@ def from_folder(
 ) -> Task:
     """A task from a folder of sounds whose folders or names say what they are.
 
+    Links are followed. What lies there once more, by a link or in another container, is left out with a warning.
+
     Args:
         folder: class folders (`dog/a.wav`), split and class folders (`train/dog/a.wav`), or anything that `pattern`
             describes.
@@ -226,6 +228,7 @@ def from_folder(
     clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
+    clips = cliplist.each_once(folder, clips)
     for field, (first, *others) in (("class", {c.label for c in clips}), ("group", {c.group for c in clips})):
         if not others and first is not None:
             alone = f"all {len(clips):,} clips are of one {field}, {first!r}, expected two or more"

@@ -269,6 +269,18 @@ def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | Non
         from_folder(tmp_path, pattern=pattern)
 
 
+def test_a_clip_that_lies_there_twice_is_taken_once(tmp_path: Path):
+    names = [f"{c}/{i}.{kind}" for c in ("cat", "dog") for i in range(6) for kind in ("flac", "wav")]
+    folder = sounds(tmp_path, *names)
+    (folder / "dog" / "latest").symlink_to(folder)
+    (folder / "dog" / "more").symlink_to(folder / "cat")  # of another class: kept
+    (folder / "cat" / "deep").mkdir()
+    (folder / "cat" / "deep" / "x.wav").symlink_to(folder / "cat" / "0.wav")
+    with pytest.warns(UserWarning, match=r"20 of 38 files are of a clip that is there, .* e.g. cat/0.flac; they are left"):
+        task = from_folder(folder, clip_seconds=0.5)
+    assert task.files == tuple(f"{place}/{i}.wav" for place in ("cat", "dog", "dog/more") for i in range(6))
+
+
 @pytest.mark.parametrize("split", [{"train": 5, "test": 5}, {"train": 0.5, "tests": 0.5}])
 def test_shares_of_a_split_are_checked(tmp_path: Path, split: dict):
     sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
