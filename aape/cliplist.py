@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # In order of preference where one clip lies there in several containers.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
+# Sounds that libsndfile or our checks of damage do not know.
+OTHERS = (".m4a", ".mp4", ".aac", ".wma", ".caf", ".sph", ".w64", ".webm", ".mka", ".amr", ".3gp", ".wv", ".ape")
 SPLITS = ("train", "valid", "test")
 _GROUPS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
 _ALIASES = {"val": "valid", "validation": "valid", "dev": "valid", "development": "valid"}
@@ -42,7 +44,7 @@ class Clip(NamedTuple):
     group: str | None = None
 
 
-def audio_files(root: Path) -> list[str]:
+def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Audio files under a folder, relative to it, with /, sorted; without hidden ones, as macOS's ._ companions are."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
@@ -50,7 +52,7 @@ def audio_files(root: Path) -> list[str]:
     for place, folders, names in os.walk(root, followlinks=True):
         here = Path(place)
         folders[:] = [name for name in folders if name[0] != "." and not _leads_back(here / name)]
-        sounds = (name for name in names if name[0] != "." and name.lower().endswith(SUFFIXES))
+        sounds = (name for name in names if name[0] != "." and name.lower().endswith(suffixes))
         found += [(here / name).relative_to(root).as_posix() for name in sounds]  # a link to nowhere too: it is missing
     return sorted(found)
 
@@ -58,6 +60,20 @@ def audio_files(root: Path) -> list[str]:
 def _leads_back(folder: Path) -> bool:
     """Whether a folder is a link to one that it lies in, which leads round in circles."""
     return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+
+
+def refuse_or_name_others(root: Path, files: Sequence[str]) -> None:
+    """Warn of audio that we cannot read, and of folders that hold no other. Raises FileNotFoundError where all do."""
+    read = {posixpath.splitext(name)[0] for name in files}
+    others = [name for name in audio_files(root, OTHERS) if posixpath.splitext(name)[0] not in read]
+    if not files:
+        found = f", found {len(others):,} others, e.g. {others[0]}; convert them" if others else ""
+        raise FileNotFoundError(f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{found}")
+    if others:
+        empty = sorted({posixpath.dirname(name) for name in others} - {posixpath.dirname(name) for name in files})
+        none = f"; no sound is left of {', '.join(empty[:5])}" if empty else ""
+        found = f"{len(others):,} audio files that cannot be read are left out, e.g. {others[0]}{none}"
+        warnings.warn(f"{root}: {found}. Convert them to one of {', '.join(SUFFIXES)}", stacklevel=3)
 
 
 def each_once(root: Path, clips: Sequence[Clip]) -> list[Clip]:

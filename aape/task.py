@@ -223,8 +223,7 @@ def from_folder(
     """
     folder = Path(folder).expanduser()
     files = cliplist.audio_files(folder)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no audio; expected files that end in {', '.join(cliplist.SUFFIXES)}")
+    cliplist.refuse_or_name_others(folder, files)
     clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
         clips = [clip._replace(group=group(clip.file_name)) for clip in clips]

@@ -276,9 +276,20 @@ def test_a_clip_that_lies_there_twice_is_taken_once(tmp_path: Path):
     (folder / "dog" / "more").symlink_to(folder / "cat")  # of another class: kept
     (folder / "cat" / "deep").mkdir()
     (folder / "cat" / "deep" / "x.wav").symlink_to(folder / "cat" / "0.wav")
-    with pytest.warns(UserWarning, match=r"20 of 38 files are of a clip that is there, .* e.g. cat/0.flac; they are left"):
+    with pytest.warns(UserWarning, match="20 of 38 files are of a clip that is there.* e.g. cat/0.flac; they are"):
         task = from_folder(folder, clip_seconds=0.5)
     assert task.files == tuple(f"{place}/{i}.wav" for place in ("cat", "dog", "dog/more") for i in range(6))
+
+
+def test_audio_that_cannot_be_read_is_not_passed_over_in_silence(tmp_path: Path):
+    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
+    for name in ("x/0.m4a", "x/5.M4A", "z/0.m4a", "z/1.m4a"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="3 audio files .* e.g. x/5.M4A; no sound is left of z. Convert"):
+        assert len(from_folder(folder, clip_seconds=0.5)) == 8
+    with pytest.raises(FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a; convert them"):
+        from_folder(folder / "z", clip_seconds=0.5)
 
 
 @pytest.mark.parametrize("split", [{"train": 5, "test": 5}, {"train": 0.5, "tests": 0.5}])
