@@ -151,7 +151,9 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         warn_of_groups(path, table.columns.difference(wanted))
     clips = table[wanted].set_axis(Clip._fields[: len(wanted)], axis=1)
     clips["file_name"] = [posixpath.normpath(name) if name else "" for name in clips["file_name"]]
-    clips["split"] = clips["split"].str.strip().replace(_ALIASES)
+    for column in clips.columns.drop("file_name"):  # spaces around a name make no other class, and no other speaker
+        clips[column] = clips[column].str.strip()
+    clips["split"] = clips["split"].replace(_ALIASES)
     without = clips["split"] == ""
     if without.any() and not without.all():  # EVAR's gtzan.csv lists 70 clips outside the fault-filtered ones
         warnings.warn(f"{path}: {without.sum()} row(s) without a {split} are left out", stacklevel=3)

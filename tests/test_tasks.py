@@ -42,6 +42,8 @@ def test_evar_format_and_esc50s_own(tmp_path: Path):
             one,
             other,
         )
+    task = task_of(tmp_path, "file_name,label,split,group\na.wav,x, train,r1\nb.wav, x ,test,r1 \n")
+    assert task.classes == ("x",) and task.groups == ("r1", "r1")
     header = "filename,fold,target,category,esc10,src_file,take\n"
     task = task_of(tmp_path, header + "a.wav,1,0,dog,True,100,A\nb.wav,2.0,0,dog,True,100,B\n")
     assert task.classes == ("dog",) and task.splits == ("fold1", "fold2")
