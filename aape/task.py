@@ -218,7 +218,7 @@ def from_folder(
 
     Raises:
         FileNotFoundError: no folder, or no audio in it.
-        ValueError: files that are no class folders or do not fit the pattern, or that cannot be read; a single class, a
+        ValueError: files that are no class folders or do not fit the pattern, or none that can be read; a single class, a
             single group or fewer groups than splits.
     """
     folder = Path(folder).expanduser()
@@ -232,8 +232,7 @@ def from_folder(
         if not others and first is not None:
             alone = f"all {len(clips):,} clips are of one {field}, {first!r}, expected two or more"
             raise ValueError(f"{folder}: {alone}. Give the folder above, or another pattern")
-    seconds = np.array([seconds_of(folder / clip.file_name) for clip in clips])
-    clip_seconds, note = _length(seconds, clip_seconds, folder)
+    clip_seconds, note = _length(_seconds(folder, clips), clip_seconds, folder)
     notes, grouped = [note], clips[0].group is not None
     if not grouped:
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
@@ -247,6 +246,22 @@ def from_folder(
 def _ours(seed: int, whole_groups: bool) -> str:
     """What a reader of results must know of a split of ours."""
     return f"the split is ours{' by whole groups' * whole_groups}, seed {seed}: not one to be compared with"
+
+
+def _seconds(folder: Path, clips: Sequence[Clip]) -> np.ndarray:
+    """Durations of the clips that can be read, s; warns of the others, which the pass meets. Raises BadClip without any."""
+    seconds, complaints = [], []
+    for clip in clips:
+        try:
+            seconds.append(seconds_of(folder / clip.file_name))
+        except BadClip as error:
+            complaints.append(error)
+    if not seconds:
+        raise complaints[0]
+    if complaints:
+        found = f"{len(complaints):,} of {len(clips):,} files cannot be read; `collect` stops there, or leaves them out"
+        warnings.warn(f"{folder}: {found} with on_bad_clip='skip'. The first, {complaints[0]}", stacklevel=3)
+    return np.array(seconds)
 
 
 def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
