@@ -72,8 +72,11 @@ class Task(Shown):
             BadClip: unreadable, cut off, zero-length, or not finite.
         """
         length = self.samples(sample_rate)
-        wave = read_mono(self.audio_dir / self.files[index], sample_rate, self.clip_seconds)
+        path = self.audio_dir / self.files[index]
+        wave = read_mono(path, sample_rate, self.clip_seconds)
         valid = min(len(wave), length)
+        if not valid:
+            raise BadClip(f"{path}: no sample of it is left at {sample_rate} Hz. Replace it, or remove it")
         out = np.zeros(length, dtype=np.float32)
         out[:valid] = wave[:valid]
         return out, valid
@@ -196,7 +199,7 @@ def from_folder(
     pattern: str | None = None,
     name: str | None = None,
     split: Mapping[str, float] | None = None,
-    group: Callable[[str], str] | None = None,
+    group: Callable[[str], Any] | None = None,
     seed: int = 0,
 ) -> Task:
     """A task from a folder of sounds whose folders or names say what they are.
@@ -213,7 +216,7 @@ def from_folder(
             without a suffix any kind of audio fits.
         name: short name; None: the folder's.
         split: shares of a split of ours, by whole groups, where the folder has none.
-        group: path below `folder` -> group, where no `{group}` says it.
+        group: path below `folder` -> group, where no `{group}` says it; None: the clip is one by itself.
         seed: of a split of ours.
 
     Raises:
@@ -226,7 +229,7 @@ def from_folder(
     cliplist.refuse_or_name_others(folder, files)
     clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
-        clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
+        clips = [clip._replace(group=_group(group(clip.file_name), clip.file_name)) for clip in clips]
     clips = cliplist.each_once(folder, clips)
     for field, (first, *others) in (("class", {c.label for c in clips}), ("group", {c.group for c in clips})):
         if not others and first is not None:

@@ -185,6 +185,13 @@ def test_bad_audio_is_named(tmp_path: Path, content: bytes | np.ndarray, message
         read_mono(path, 1000, 1.0)
 
 
+def test_a_clip_of_less_than_a_sample_is_bad(tmp_path: Path):
+    task = task_of(tmp_path, "file_name,label,split\na.wav,x,train\n")
+    soundfile.write(tmp_path / "audio" / "a.wav", np.ones(1), 48000)
+    with pytest.raises(BadClip, match="a.wav: no sample of it is left at 16000 Hz. Replace it"):
+        task.read(0, 16000)
+
+
 def test_resampled_audio_is_kept_by_what_a_file_holds(tmp_path: Path):
     paths = [tmp_path / name / "a.wav" for name in ("one", "two")]
     waves = [np.random.default_rng(i).normal(0, 0.1, 8000) for i in range(2)]
@@ -222,6 +229,8 @@ def test_a_pattern_names_classes_and_groups(tmp_path: Path):
     assert len(split_of) == 10 and Counter(s for _, s in split_of) == {"train": 7, "valid": 1, "test": 2}
     by_function = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: name.split("_")[1])
     assert by_function.splits == task.splits and by_function.groups == task.groups
+    numbers = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: int(name[-5]) or None)
+    assert numbers.groups[:2] == ("one_a_0.wav", "1")
     halves = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_{group}_*", split={"train": 0.5, "test": 0.5})
     assert Counter(halves.splits) == {"train": 20, "test": 20}
 
