@@ -1,6 +1,7 @@
 """Tasks: metadata, audio in any shape, and complaints that help."""
 
 import os
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.signal import correlate
 from aape import cli
 from aape.audio import cache_dir, read_mono, seconds_of
 from aape.cliplist import clips_of_names
+from aape.collecting import collect
 from aape.task import BadClip, from_datasets, from_folder, from_metadata
 
 
@@ -362,6 +364,15 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
         with pytest.raises(SystemExit):
             cli.main(words)
         assert "expected a file" in (said := capsys.readouterr().err) or "takes no --pattern" in said
+
+
+def test_copies_that_count_as_independent_are_said_before_a_pass(tmp_path: Path, toy):
+    task = make_task(tmp_path, 12)  # three classes, five folds, six groups
+    for one, copy in ((1, 7), (4, 5)):  # of one class and group; of two
+        shutil.copy(tmp_path / "audio" / task.files[one], tmp_path / "audio" / task.files[copy])
+    said = "2 of 12 .* byte for byte: 1 in another class, 2 in another split, 1 in another group, e.g. 004.wav and 005"
+    with pytest.warns(UserWarning, match=said):
+        collect(toy, task, tmp_path / "out")
 
 
 def test_a_dataset_with_an_audio_column(tmp_path: Path):
