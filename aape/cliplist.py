@@ -6,8 +6,8 @@ Imports only the standard library at the top, so that `doctor` runs on a Python 
 from __future__ import annotations
 
 import csv
-import glob
 import itertools
+import os
 import posixpath
 import re
 import warnings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # In order of preference where one clip lies there in several containers.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
+# Sounds that libsndfile or our checks of damage do not know.
+OTHERS = (".m4a", ".mp4", ".aac", ".wma", ".caf", ".sph", ".w64", ".webm", ".mka", ".amr", ".3gp", ".wv", ".ape")
 SPLITS = ("train", "valid", "test")
 _GROUPS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
 _ALIASES = {"val": "valid", "validation": "valid", "dev": "valid", "development": "valid"}
@@ -42,14 +44,51 @@ class Clip(NamedTuple):
     group: str | None = None
 
 
-def audio_files(root: Path) -> list[str]:
+def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Audio files under a folder, relative to it, with /, sorted; without hidden ones, as macOS's ._ companions are."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
-    names = (name for name in glob.iglob("**/*", root_dir=root, recursive=True) if name.lower().endswith(SUFFIXES))
-    return sorted(
-        Path(name).as_posix() for name in names if not (root / name).is_dir()
-    )  # a link to nowhere is a clip, and missing
+    found = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(here / name)]
+        sounds = (name for name in names if name[0] != "." and name.lower().endswith(suffixes))
+        found += [(here / name).relative_to(root).as_posix() for name in sounds]  # a link to nowhere too: it is missing
+    return sorted(found)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, which leads round in circles."""
+    return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+
+
+def refuse_or_name_others(root: Path, files: Sequence[str]) -> None:
+    """Warn of audio that we cannot read, and of folders that hold no other. Raises FileNotFoundError where all do."""
+    read = {posixpath.splitext(name)[0] for name in files}
+    others = [name for name in audio_files(root, OTHERS) if posixpath.splitext(name)[0] not in read]
+    if not files:
+        found = f", found {len(others):,} others, e.g. {others[0]}; convert them" if others else ""
+        raise FileNotFoundError(f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{found}")
+    if others:
+        empty = sorted({posixpath.dirname(name) for name in others} - {posixpath.dirname(name) for name in files})
+        none = f"; no sound is left of {', '.join(empty[:5])}" if empty else ""
+        found = f"{len(others):,} audio files that cannot be read are left out, e.g. {others[0]}{none}"
+        warnings.warn(f"{root}: {found}. Convert them to one of {', '.join(SUFFIXES)}", stacklevel=3)
+
+
+def each_once(root: Path, clips: Sequence[Clip]) -> list[Clip]:
+    """The clips without those that a link shows again and, of one name in one folder, the one of the first of `SUFFIXES`."""
+    order = lambda c: (SUFFIXES.index(posixpath.splitext(c.file_name)[1].lower()), c.file_name.count("/"), c.file_name)  # noqa: E731
+    seen, again = set[object](), set[str]()
+    for clip in sorted(clips, key=order):
+        # what lies in two classes, splits or groups is two clips, of which the plan warns
+        marks = {posixpath.splitext(clip.file_name)[0], (os.path.realpath(root / clip.file_name), *clip[1:])}
+        again |= {clip.file_name} if marks & seen else set()
+        seen |= marks
+    if again:
+        found = f"{len(again):,} of {len(clips):,} files are of a clip that is there, as another container or by a link"
+        warnings.warn(f"{root}: {found}, e.g. {min(again)}; they are left out", stacklevel=3)
+    return [clip for clip in clips if clip.file_name not in again]
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
@@ -102,7 +141,8 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         table = table.rename(columns={"filename": "file_name"})
         label = "category" if label == "label" else label
     split = "split" if "split" in table else "fold"
-    group = group or next((column for column in _GROUPS if column in table), None)
+    group = group or next((column for column in _GROUPS if column in table and column != label), None)
+    refuse_one_column(path, label, group)
     wanted = ["file_name", label, split, *([group] if group else [])]
     if not {*wanted} <= {*table} or table.empty:
         found = f"{', '.join(map(str, table))} with {len(table)} rows"
@@ -111,7 +151,9 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
         warn_of_groups(path, table.columns.difference(wanted))
     clips = table[wanted].set_axis(Clip._fields[: len(wanted)], axis=1)
     clips["file_name"] = [posixpath.normpath(name) if name else "" for name in clips["file_name"]]
-    clips["split"] = clips["split"].str.strip().replace(_ALIASES)
+    for column in clips.columns.drop("file_name"):  # spaces around a name make no other class, and no other speaker
+        clips[column] = clips[column].str.strip()
+    clips["split"] = clips["split"].replace(_ALIASES)
     without = clips["split"] == ""
     if without.any() and not without.all():  # EVAR's gtzan.csv lists 70 clips outside the fault-filtered ones
         warnings.warn(f"{path}: {without.sum()} row(s) without a {split} are left out", stacklevel=3)
@@ -132,6 +174,15 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     if split == "fold":
         clips["split"] = "fold" + clips["split"].str.partition(".")[0]
     return [Clip(*row) for row in clips.itertuples(index=False)], group
+
+
+def refuse_one_column(source: str | Path, label: str, group: str | None) -> None:
+    """Raise ValueError where classes would be groups, of which no label can be permuted to another."""
+    if label == group:
+        raise ValueError(
+            f"{source}: expected two columns, found label and group both {label!r}, which makes each class one group.\n"
+            "Give the column of what recordings share within a class as group, or none."
+        )
 
 
 def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:

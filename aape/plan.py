@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,6 +189,7 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
             f"and map them, in encoder.with_layers({plan.settings['layers']})",
             stacklevel=3,
         )
+    _warn_of_copies(plan)
     padded = np.nansum(np.clip(length - seconds, 0, None)) / (len(seconds) * length)
     if encoder.padding_masks is None and padded > 1e-4:
         warnings.warn(
@@ -200,6 +202,26 @@ def say_what_comes(plan: Plan, encoder: Encoder, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "not begun")  # `naming_space` says the rest
     if least > 1 << 26:
         tqdm.write(f"{name}: {len(seconds):,} clips to hear, {needs}")
+
+
+def _warn_of_copies(plan: Plan) -> None:
+    """Warn of files that hold the same bytes in two classes, splits or groups, where they count as independent."""
+    task, first, copies = plan.task, dict[str, int](), []
+    about = list(zip(task.labels, task.splits, task.groups, strict=True))
+    for clip, digest in enumerate(plan.digests):
+        one = first.setdefault(digest, clip)
+        if digest and about[one] != about[clip]:
+            copies.append((one, clip))
+    if copies:
+        crossed = [zip(("class", "split", "group"), about[a], about[b], strict=True) for a, b in copies]
+        counts = Counter(what for each in crossed for what, x, y in each if x != y)
+        found = ", ".join(f"{count:,} in another {what}" for what, count in counts.items())
+        example = " and ".join(task.files[clip] for clip in copies[0])
+        warnings.warn(
+            f"{task.name}: {len(copies):,} of {len(about):,} clips are copies of others, byte for byte: {found}, e.g. "
+            f"{example}. Keep one of each in the task; of copies within a class and split, one group will do.",
+            stacklevel=4,
+        )
 
 
 @contextlib.contextmanager

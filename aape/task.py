@@ -8,7 +8,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from aape import cliplist
 from aape.audio import BadClip, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, csv_text, split_clips, warn_of_groups
+from aape.cliplist import Clip, csv_text, refuse_one_column, split_clips, warn_of_groups
 from aape.files import Shown, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -72,8 +72,11 @@ class Task(Shown):
             BadClip: unreadable, cut off, zero-length, or not finite.
         """
         length = self.samples(sample_rate)
-        wave = read_mono(self.audio_dir / self.files[index], sample_rate, self.clip_seconds)
+        path = self.audio_dir / self.files[index]
+        wave = read_mono(path, sample_rate, self.clip_seconds)
         valid = min(len(wave), length)
+        if not valid:
+            raise BadClip(f"{path}: no sample of it is left at {sample_rate} Hz. Replace it, or remove it")
         out = np.zeros(length, dtype=np.float32)
         out[:valid] = wave[:valid]
         return out, valid
@@ -151,7 +154,7 @@ def from_metadata(
 
     Raises:
         FileNotFoundError: CSV, folder or listed files missing.
-        ValueError: columns missing, duplicate rows, empty labels, several labels in a row, unknown splits.
+        ValueError: columns missing, one column for both, duplicate rows, empty labels, several labels in a row, unknown splits.
     """
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
@@ -196,10 +199,12 @@ def from_folder(
     pattern: str | None = None,
     name: str | None = None,
     split: Mapping[str, float] | None = None,
-    group: Callable[[str], str] | None = None,
+    group: Callable[[str], Any] | None = None,
     seed: int = 0,
 ) -> Task:
     """A task from a folder of sounds whose folders or names say what they are.
+
+    Links are followed. What lies there once more, by a link or in another container, is left out with a warning.
 
     Args:
         folder: class folders (`dog/a.wav`), split and class folders (`train/dog/a.wav`), or anything that `pattern`
@@ -211,36 +216,55 @@ def from_folder(
             without a suffix any kind of audio fits.
         name: short name; None: the folder's.
         split: shares of a split of ours, by whole groups, where the folder has none.
-        group: path below `folder` -> group, where no `{group}` says it.
+        group: path below `folder` -> group, where no `{group}` says it; None: the clip is one by itself.
         seed: of a split of ours.
 
     Raises:
         FileNotFoundError: no folder, or no audio in it.
-        ValueError: files that are no class folders or do not fit the pattern, or that cannot be read; a single class, a
+        ValueError: files that are no class folders or do not fit the pattern, or none that can be read; a single class, a
             single group or fewer groups than splits.
     """
     folder = Path(folder).expanduser()
     files = cliplist.audio_files(folder)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no audio; expected files that end in {', '.join(cliplist.SUFFIXES)}")
+    cliplist.refuse_or_name_others(folder, files)
     clips = cliplist.clips_of_names(files, pattern)
     if group is not None:
-        clips = [clip._replace(group=group(clip.file_name)) for clip in clips]
+        clips = [clip._replace(group=_group(group(clip.file_name), clip.file_name)) for clip in clips]
+    clips = cliplist.each_once(folder, clips)
     for field, (first, *others) in (("class", {c.label for c in clips}), ("group", {c.group for c in clips})):
         if not others and first is not None:
             alone = f"all {len(clips):,} clips are of one {field}, {first!r}, expected two or more"
             raise ValueError(f"{folder}: {alone}. Give the folder above, or another pattern")
-    seconds = np.array([seconds_of(folder / clip.file_name) for clip in clips])
-    clip_seconds, note = _length(seconds, clip_seconds, folder)
+    clip_seconds, note = _length(_seconds(folder, clips), clip_seconds, folder)
     notes, grouped = [note], clips[0].group is not None
     if not grouped:
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
     if not all(clip.split for clip in clips):
         clips = split_clips(clips, _SHARES if split is None else split, seed, folder)
-        whole = " by whole groups" if grouped else ""
-        notes.append(f"the split is ours{whole}, seed {seed}: not one to be compared with")
+        notes.append(_ours(seed, whole_groups=grouped))
     by = None if not grouped else "pattern" if group is None else "group"
     return _task(clips, name or folder.resolve().name, clip_seconds, folder, folder, by, notes)
+
+
+def _ours(seed: int, whole_groups: bool) -> str:
+    """What a reader of results must know of a split of ours."""
+    return f"the split is ours{' by whole groups' * whole_groups}, seed {seed}: not one to be compared with"
+
+
+def _seconds(folder: Path, clips: Sequence[Clip]) -> np.ndarray:
+    """Durations of the clips that can be read, s; warns of the others, which the pass meets. Raises BadClip without any."""
+    seconds, complaints = [], []
+    for clip in clips:
+        try:
+            seconds.append(seconds_of(folder / clip.file_name))
+        except BadClip as error:
+            complaints.append(error)
+    if not seconds:
+        raise complaints[0]
+    if complaints:
+        found = f"{len(complaints):,} of {len(clips):,} files cannot be read; `collect` stops there, or leaves them out"
+        warnings.warn(f"{folder}: {found} with on_bad_clip='skip'. The first, {complaints[0]}", stacklevel=3)
+    return np.array(seconds)
 
 
 def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[float, str]:
@@ -263,6 +287,11 @@ def _length(seconds: np.ndarray, wanted: float | None, source: Path) -> tuple[fl
     return length, note
 
 
+def _group(found: Any, file: str) -> str:
+    """A group in words; a clip of none is one by itself."""
+    return file if found in (None, "") else str(found)
+
+
 def from_datasets(
     repository: str,
     *,
@@ -274,7 +303,9 @@ def from_datasets(
 ) -> Task:
     """A task from a dataset of the Hugging Face Hub, or a folder that `datasets` reads, with an Audio column.
 
-    Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile.
+    Needs `pip install 'aape[datasets]'`. Files are put into the cache as they are and decoded by soundfile. Rows without
+    a label, or with the Hub's -1, are left out; a row without a group is one by itself. Where only one split
+    is left, ours is drawn.
 
     Args:
         repository: name on the Hub, or a folder. clip_seconds: length of every clip, s.
@@ -295,23 +326,31 @@ def from_datasets(
     if not audio or not {label, group or label} <= {*columns}:
         wanted = f"columns {label!r} and {group!r}" if group else f"a column {label!r}"
         raise ValueError(f"{repository}: expected {wanted} and one of audio, found {', '.join(columns)}")
+    refuse_one_column(repository, label, group)
     if group is None:
-        warn_of_groups(repository, columns)
+        warn_of_groups(repository, [column for column in columns if column != label])
     names = getattr(columns[label], "names", None)
     marks = [repository, revision, *(rows._fingerprint for rows in loaded.values())]
     folder = cache_dir() / "datasets" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
-    clips = []
+    clips, unlabelled = [], 0
     for split, rows in loaded.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         for i, row in enumerate(rows.cast_column(audio[0], datasets.Audio(decode=False))):
-            sound = row[audio[0]]
+            sound, found = row[audio[0]], row[label]
+            if found in (None, "") or (names is not None and found < 0):  # the Hub writes -1 where labels are withheld
+                unlabelled += 1
+                continue
             path = folder / split / f"{i:06d}{Path(sound['path'] or '.wav').suffix}"
             if not path.is_file():
                 with whole_file(path, sync=False) as file:
                     file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
-            named = str(row[label] if names is None else names[row[label]])
-            clips.append(Clip(f"{split}/{path.name}", named, split, None if group is None else str(row[group])))
-    if len(loaded) == 1:
-        clips = split_clips(clips, _SHARES, 0, repository)
+            named, file = str(found if names is None else names[found]), f"{split}/{path.name}"
+            clips.append(Clip(file, named, split, None if group is None else _group(row[group], file)))
+    if unlabelled:
+        warnings.warn(f"{repository}: {unlabelled:,} row(s) without a value of {label!r} are left out", stacklevel=2)
+    notes = []
+    if len({clip.split for clip in clips}) == 1:
+        clips, notes = split_clips(clips, _SHARES, 0, repository), [_ours(0, whole_groups=group is not None)]
     write_text(folder / "clips.csv", csv_text(clips))
-    return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
+    task = from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
+    return replace(task, notes=(*task.notes, *notes))

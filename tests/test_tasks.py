@@ -1,6 +1,7 @@
 """Tasks: metadata, audio in any shape, and complaints that help."""
 
 import os
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.signal import correlate
 from aape import cli
 from aape.audio import cache_dir, read_mono, seconds_of
 from aape.cliplist import clips_of_names
+from aape.collecting import collect
 from aape.task import BadClip, from_datasets, from_folder, from_metadata
 
 
@@ -42,6 +44,8 @@ def test_evar_format_and_esc50s_own(tmp_path: Path):
             one,
             other,
         )
+    task = task_of(tmp_path, "file_name,label,split,group\na.wav,x, train,r1\nb.wav, x ,test,r1 \n")
+    assert task.classes == ("x",) and task.groups == ("r1", "r1")
     header = "filename,fold,target,category,esc10,src_file,take\n"
     task = task_of(tmp_path, header + "a.wav,1,0,dog,True,100,A\nb.wav,2.0,0,dog,True,100,B\n")
     assert task.classes == ("dog",) and task.splits == ("fold1", "fold2")
@@ -125,6 +129,16 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
         task_of(tmp_path, text, label="animal", group="speakr")
 
 
+def test_the_column_of_the_classes_is_not_that_of_the_groups(tmp_path: Path):
+    text = "file_name,speaker_id,split\na.wav,x,train\nb.wav,y,train\n"
+    task = task_of(tmp_path, text, label="speaker_id")
+    assert task.classes == ("x", "y") and task.group_column is None and task.groups == ("0", "1")
+    with pytest.raises(ValueError, match="expected two columns, found label and group both 'speaker_id'"):
+        task_of(tmp_path, text, label="speaker_id", group="speaker_id")
+    text = text.replace("speaker_id,split", "speaker_id,split,src_file").replace("train", "train,r")
+    assert task_of(tmp_path, text, label="speaker_id").groups == ("r", "r")
+
+
 def test_missing_metadata_and_files(tmp_path: Path):
     csv = write_clips(tmp_path, 4)
     (tmp_path / "audio" / "002.wav").unlink()
@@ -173,6 +187,13 @@ def test_bad_audio_is_named(tmp_path: Path, content: bytes | np.ndarray, message
         read_mono(path, 1000, 1.0)
 
 
+def test_a_clip_of_less_than_a_sample_is_bad(tmp_path: Path):
+    task = task_of(tmp_path, "file_name,label,split\na.wav,x,train\n")
+    soundfile.write(tmp_path / "audio" / "a.wav", np.ones(1), 48000)
+    with pytest.raises(BadClip, match="a.wav: no sample of it is left at 16000 Hz. Replace it"):
+        task.read(0, 16000)
+
+
 def test_resampled_audio_is_kept_by_what_a_file_holds(tmp_path: Path):
     paths = [tmp_path / name / "a.wav" for name in ("one", "two")]
     waves = [np.random.default_rng(i).normal(0, 0.1, 8000) for i in range(2)]
@@ -210,6 +231,8 @@ def test_a_pattern_names_classes_and_groups(tmp_path: Path):
     assert len(split_of) == 10 and Counter(s for _, s in split_of) == {"train": 7, "valid": 1, "test": 2}
     by_function = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: name.split("_")[1])
     assert by_function.splits == task.splits and by_function.groups == task.groups
+    numbers = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: int(name[-5]) or None)
+    assert numbers.groups[:2] == ("one_a_0.wav", "1")
     halves = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_{group}_*", split={"train": 0.5, "test": 0.5})
     assert Counter(halves.splits) == {"train": 20, "test": 20}
 
@@ -243,8 +266,7 @@ def test_patterns(pattern: str | None, file: str, found: tuple):
         ("x_ann_1.wav y_ann_1.wav y_bob_1.wav", "{label}_{group}_{}", "2 group.s. .ann, bob. cannot fill the splits train,"),
         ("x_x_1.wav", "{label}_{label}.wav", "needs {label}"),
         ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "2 of 2 files do not fit .*ann-1.wav .fits as far as '{label}'"),
-        ("x/1.wav y/empty.wav", None, "y/empty.wav: cannot be read as audio .*0 bytes"),
-        ("x/1.wav y/1.wav y/gone.wav", None, "y/gone.wav: cannot be read as audio .*missing"),
+        ("x/empty.wav y/empty.wav", None, "x/empty.wav: cannot be read as audio .*0 bytes"),
         ("train/x/1.wav test/x/1.wav more/x/1.wav", None, "more, test, train some are splits, 'more' is none"),
         ("train/x/1.wav test/x/1.wav more/x/1.wav", "{split}/{label}/*", "more/x/1.wav: {split} is 'more', expected train"),
     ],
@@ -252,11 +274,40 @@ def test_patterns(pattern: str | None, file: str, found: tuple):
 def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | None, message: str):
     for path in map(Path, sounds(tmp_path, *names.split()).rglob("*empty.wav")):
         path.write_bytes(b"")
-    for path in tmp_path.rglob("gone.wav"):  # as git-annex leaves what was not fetched
-        path.unlink()
-        path.symlink_to(tmp_path / "nowhere")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         from_folder(tmp_path, pattern=pattern)
+
+
+def test_files_that_cannot_be_read_are_left_to_the_pass(tmp_path: Path):
+    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
+    (folder / "x" / "gone.wav").symlink_to(tmp_path / "nowhere")  # as git-annex leaves what was not fetched
+    (folder / "y" / "empty.wav").write_bytes(b"")
+    with pytest.warns(UserWarning, match="2 of 10 files cannot be read; .*on_bad_clip='skip'.*x/gone.wav: .*missing"):
+        task = from_folder(folder)
+    assert len(task) == 10 and task.clip_seconds == 0.5
+
+
+def test_a_clip_that_lies_there_twice_is_taken_once(tmp_path: Path):
+    names = [f"{c}/{i}.{kind}" for c in ("cat", "dog") for i in range(6) for kind in ("flac", "wav")]
+    folder = sounds(tmp_path, *names)
+    (folder / "dog" / "latest").symlink_to(folder)
+    (folder / "dog" / "more").symlink_to(folder / "cat")  # of another class: kept
+    (folder / "cat" / "deep").mkdir()
+    (folder / "cat" / "deep" / "x.wav").symlink_to(folder / "cat" / "0.wav")
+    with pytest.warns(UserWarning, match="20 of 38 files are of a clip that is there.* e.g. cat/0.flac; they are"):
+        task = from_folder(folder, clip_seconds=0.5)
+    assert task.files == tuple(f"{place}/{i}.wav" for place in ("cat", "dog", "dog/more") for i in range(6))
+
+
+def test_audio_that_cannot_be_read_is_not_passed_over_in_silence(tmp_path: Path):
+    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
+    for name in ("x/0.m4a", "x/5.M4A", "z/0.m4a", "z/1.m4a"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="3 audio files .* e.g. x/5.M4A; no sound is left of z. Convert"):
+        assert len(from_folder(folder, clip_seconds=0.5)) == 8
+    with pytest.raises(FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a; convert them"):
+        from_folder(folder / "z", clip_seconds=0.5)
 
 
 @pytest.mark.parametrize("split", [{"train": 5, "test": 5}, {"train": 0.5, "tests": 0.5}])
@@ -315,6 +366,15 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
         assert "expected a file" in (said := capsys.readouterr().err) or "takes no --pattern" in said
 
 
+def test_copies_that_count_as_independent_are_said_before_a_pass(tmp_path: Path, toy):
+    task = make_task(tmp_path, 12)  # three classes, five folds, six groups
+    for one, copy in ((1, 7), (4, 5)):  # of one class and group; of two
+        shutil.copy(tmp_path / "audio" / task.files[one], tmp_path / "audio" / task.files[copy])
+    said = "2 of 12 .* byte for byte: 1 in another class, 2 in another split, 1 in another group, e.g. 004.wav and 005"
+    with pytest.warns(UserWarning, match=said):
+        collect(toy, task, tmp_path / "out")
+
+
 def test_a_dataset_with_an_audio_column(tmp_path: Path):
     datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
     folder = sounds(tmp_path / "wavs", *(f"{i}.wav" for i in range(6)))
@@ -331,7 +391,15 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     assert np.array_equal(task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0])
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
-        assert from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal").group_column is None
+        task = from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal")
+    assert task.group_column is None and "the split is ours, seed 0" in task.notes[0]
+    columns |= {"animal": [-1] * 4 + [1, 1], "who": [*"xxxxx", None]}
+    withheld = datasets.Dataset.from_dict(columns, features=made.features)
+    for split, rows in (("train", made), ("test", withheld)):
+        rows.to_parquet(tmp_path / "withheld" / f"{split}.parquet")
+    with pytest.warns(UserWarning, match=r"withheld: 4 row\(s\) without a value of 'animal' are left out"):
+        task = from_datasets(str(tmp_path / "withheld"), clip_seconds=0.5, label="animal", group="who")
+    assert task.labels.tolist() == [0, 1] * 3 + [1, 1] and task.groups == (*"abcdefx", "test/000005.wav")
     with pytest.raises(
         ValueError, match="expected columns 'animal' and 'speaker' and one of audio, found sound, animal, who"
     ):
