@@ -63,7 +63,7 @@ def collect(
             them wants `encoder.with_layers(layers)`.
         keep_clips: how many clips' own counts and means are written, a random choice by `seed`; all. over_zero.pt
             counts every clip either way.
-        means: write clip_means.npy, 2 bytes for each clip and neuron.
+        means: write clip_means.npy, 2 bytes for each clip and neuron; never of an encoder with `preactivation`.
         on_bad_clip: "stop", or "skip" to leave unreadable clips out (the manifest lists them).
         seed: of `keep_clips`.
 
@@ -80,8 +80,9 @@ def collect(
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
     plan = plan_pass(
-        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, means=means,
-        batch_size=32 if batch_size is None else batch_size, device=on.type, on_bad_clip=on_bad_clip,
+        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, on_bad_clip=on_bad_clip,
+        batch_size=32 if batch_size is None else batch_size, device=on.type,
+        means=means and not encoder.preactivation,  # they would pass for those of the neurons
     )  # fmt: skip
     progress = Progress(plan, out_dir / ".partial")
     if _is_whole(plan, out_dir) and not progress.folder.exists():

@@ -351,8 +351,13 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
     without = collect(toy, task, tmp_path / "x" / "bare", means=False)
     assert np.array_equal(without.counts, whole.counts) and not (without.path / "clip_means.npy").exists()
-    with pytest.raises(ValueError, match="holds no clip_means.npy"):
-        _ = without.means
+    with pytest.warns(UserWarning, match="linear layers"):
+        linear = bare(toy.module, activations="layers.*.fc")
+    before = collect(linear, task, tmp_path / "linear" / "out")  # its means are others: criteria would differ silently
+    assert np.array_equal(before.counts, whole.counts) and not (before.path / "clip_means.npy").exists()
+    for artifacts in (without, before):
+        with pytest.raises(ValueError, match=r"holds no clip_means.npy.*\n.*functions are modules.*ablation.modes: \[zero\]"):
+            _ = artifacts.means
     long = dataclasses.replace(task, clip_seconds=1.2)
     assert collect(make_toy(chunks=True), long, tmp_path / "z").tokens.tolist() == [12] * 24
 
