@@ -122,6 +122,12 @@ class Artifacts(Shown):
     @functools.cached_property
     def means(self) -> np.ndarray:
         """Mean activation over a clip's tokens, float16 [clips, layers, neurons], memory-mapped; rows as `counts`."""
+        if not self.manifest.get("means", True):
+            raise ValueError(
+                f"{self.path} holds no clip_means.npy, the neurons' mean activations: collected with means=False, or at "
+                "linear layers in front of the activation functions.\nCollect elsewhere with means=True and a model whose "
+                "activation functions are modules, or do without: criteria of rates; ablation.modes: [zero]."
+            )
         return load_array(self._need("clip_means.npy"))
 
     @functools.cached_property

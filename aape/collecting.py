@@ -63,7 +63,7 @@ def collect(
             them wants `encoder.with_layers(layers)`.
         keep_clips: how many clips' own counts and means are written, a random choice by `seed`; all. over_zero.pt
             counts every clip either way.
-        means: write clip_means.npy, 2 bytes for each clip and neuron.
+        means: write clip_means.npy, 2 bytes for each clip and neuron; never of an encoder with `preactivation`.
         on_bad_clip: "stop", or "skip" to leave unreadable clips out (the manifest lists them).
         seed: of `keep_clips`.
 
@@ -80,8 +80,9 @@ def collect(
         torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
     encoder.to(on)
     plan = plan_pass(
-        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, means=means,
-        batch_size=32 if batch_size is None else batch_size, device=on.type, on_bad_clip=on_bad_clip,
+        encoder, task, splits=splits, layers=layers, keep_clips=keep_clips, seed=seed, on_bad_clip=on_bad_clip,
+        batch_size=32 if batch_size is None else batch_size, device=on.type,
+        means=means and not encoder.preactivation,  # they would pass for those of the neurons
     )  # fmt: skip
     progress = Progress(plan, out_dir / ".partial")
     if _is_whole(plan, out_dir) and not progress.folder.exists():
@@ -124,23 +125,29 @@ class Progress:
     of which nobody knows the tokens) and `complaints` ("" of those that are good), and, of those that are kept, the
     arrays of the artifacts, padding_counts only where there are any.
 
-    A process's sums are active tokens by class [classes, layers, neurons] over the batches in its `done`; both are
-    saved as one, after the batches themselves, so no batch is counted twice or lost.
+    A process's sums are active tokens by class [classes, layers, neurons], `of` the batches with these contents (0 where
+    a batch is not in them), with so many of them `less` some clip; all are saved as one, after the batches themselves, so
+    no batch is counted twice or lost.
+
+    Batches and sums are of the bytes that the files held: what a mended file is in is computed anew, the rest stays.
     """
 
     def __init__(self, plan: Plan, partial: Path) -> None:
-        self.folder, self._cache = partial, Cache(partial)
-        # without the probe, which is equal to rounding only
-        self._key = {k: v for k, v in plan.settings.items() if k != "probe"} | {"entries": 3}
-        self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "done": (len(plan.batches),)}
+        self.folder, self._cache, self._contents = partial, Cache(partial), plan.contents
+        # the probe is equal to rounding only; data are in the contents
+        apart = ("probe", "data", "on_bad_clip")
+        self._key = {k: v for k, v in plan.settings.items() if k not in apart} | {"entries": 4}
+        self._whole = plan.settings["on_bad_clip"] == "stop"  # what was computed without a bad clip will not do
+        self._sizes = {"sums": (len(plan.task.classes), *plan.shape), "of": self._contents.shape, "less": ()}
 
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """An entry, or None where it is not there or damaged."""
-        return self._cache.get(name, self._key)
+    def get(self, batch: int) -> dict[str, np.ndarray] | None:
+        """The entry of a batch, or None where it is not there, damaged or not what is to be computed."""
+        rows = self._cache.get(_entry(batch), self._key | {"contents": int(self._contents[batch])})
+        return None if rows is None or (self._whole and rows["complaints"].any()) else rows
 
-    def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep an entry."""
-        self._cache.put(name, self._key, arrays)
+    def put(self, batch: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the entry of a batch."""
+        self._cache.put(_entry(batch), self._key | {"contents": int(self._contents[batch])}, arrays)
 
     def remove(self) -> None:
         """Remove the folder if it is ours; last the settings, by which it is known as that."""
@@ -158,18 +165,34 @@ class Progress:
         Raises:
             OSError: one that was whole when the pass began is not any more; the next call computes it anew.
         """
-        for number in range(*self._sizes["done"]):
-            if (rows := self.get(_entry(number))) is None:
+        for number in range(len(self._contents)):
+            if (rows := self.get(number)) is None:
                 raise OSError(f"batch {number} in {self.folder} was damaged just now; call again to compute it anew")
             yield rows
 
     def sums(self, rank: int | str = "*") -> dict[str, np.ndarray]:
-        """Sums of a process, or of all, and in how many of them each batch is."""
+        """Sums of a process, or of all."""
         total = {name: np.zeros(size, np.int64) for name, size in self._sizes.items()}
         for path in self.folder.glob(f"sums-{rank}.npz"):
-            for name, values in (self.get(path.stem) or {}).items():
+            for name, values in (self._saved(path) or {}).items():
                 total[name] += values
         return total
+
+    def put_sums(self, rank: int, sums: Mapping[str, np.ndarray]) -> None:
+        """Keep the sums of a process."""
+        self._cache.put(f"sums-{rank}", self._key, sums)
+
+    def drop_old_sums(self) -> None:
+        """Remove sums that can no longer be used: should a file come back as it was, batches would count twice."""
+        for path in self.folder.glob("sums-*.npz"):
+            if self._saved(path) is None:
+                path.unlink()
+
+    def _saved(self, path: Path) -> dict[str, np.ndarray] | None:
+        saved = self._cache.get(path.stem, self._key)
+        if saved is None or saved["of"].shape != self._contents.shape or (self._whole and saved["less"]):
+            return None
+        return saved if ((saved["of"] == 0) | (saved["of"] == self._contents)).all() else None
 
 
 def _entry(batch: int) -> str:
@@ -193,7 +216,7 @@ def _barrier(world: int) -> None:
 def _is_whole(plan: Plan, out_dir: Path) -> bool:
     """Whether the artifacts of this plan are there. Raises ValueError where another run's are."""
     if there := (out_dir / "manifest.json").exists():
-        _refuse_other(read_manifest(out_dir / "manifest.json"), plan.settings, out_dir, IDENTITY)
+        _refuse_other(read_manifest(out_dir / "manifest.json"), plan, out_dir, IDENTITY)
     return there
 
 
@@ -202,7 +225,7 @@ def _open(plan: Plan, progress: Progress, out_dir: Path) -> None:
     partial, cache = progress.folder, Cache(progress.folder)
     settings = cache.get("settings", "of the pass")
     if settings is not None:
-        _refuse_other(json.loads(settings["json"].tobytes()), plan.settings, out_dir, IDENTITY + RUN)
+        _refuse_other(json.loads(settings["json"].tobytes()), plan, out_dir, IDENTITY + RUN)
     strangers = [name for name in FILES if os.path.lexists(out_dir / name)]
     if (partial / "final").is_dir():  # a run was killed that moved them to their place
         strangers = []
@@ -214,21 +237,44 @@ def _open(plan: Plan, progress: Progress, out_dir: Path) -> None:
             f"{out_dir} holds {', '.join(strangers)} that no pass of this version has written there (artifacts of "
             "another tool?).\nChoose another out_dir, or move them away; nothing was changed."
         )
-    if settings is None:
-        text = json.dumps(plan.settings).encode()
-        cache.put("settings", "of the pass", {"json": np.frombuffer(text, np.uint8)})
+    clips = {name: column for name, column in plan.clips.items() if name != "sha256"}  # files may be mended
+    text = json.dumps({**plan.settings, "classes": plan.task.classes, "clips": clips}).encode()
+    cache.put("settings", "of the pass", {"json": np.frombuffer(text, np.uint8)})
+    progress.drop_old_sums()
 
 
-def _refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], out_dir: Path, keys: Sequence[str]) -> None:
-    """Refuse to go on with, or to return, what was made with other settings."""
-    plain = [k for k in keys if k not in ("identity", "probe") and theirs.get(k) != ours[k]]
+def _refuse_other(theirs: Mapping[str, Any], plan: Plan, out_dir: Path, keys: Sequence[str]) -> None:
+    """Refuse to go on with, or to return, what was made with other settings or clips."""
+    ours = plan.settings
+    plain = [k for k in keys if k not in ("identity", "probe", "data") and theirs.get(k) != ours[k]]
     sides = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in plain]
-    sides += filter(None, [other_encoder(theirs, ours["identity"], ours["probe"])])
+    sides += filter(None, [_other_clip(theirs, plan), other_encoder(theirs, ours["identity"], ours["probe"])])
     if sides:
         raise ValueError(
-            f"{out_dir} belongs to another run: {'; '.join(sides)}. Give this run another out_dir, restore the setting, "
+            f"{out_dir} belongs to another run: {'; '.join(sides)}.\nGive this run another out_dir, restore what differs, "
             "or delete the folder; nothing was changed."
         )
+
+
+def _other_clip(theirs: Mapping[str, Any], plan: Plan) -> str | None:
+    """How the clips of a manifest, or of what an unfinished pass left, differ from a plan's, or None."""
+    if theirs["data"] == plan.settings["data"] or "clips" not in theirs:  # left by an earlier version, and not used
+        return None
+    columns = [name for name in plan.clips if name in theirs["clips"]]
+
+    def by_file(clips: Mapping[str, list[Any]], classes: Sequence[str]) -> dict[str, list[Any]]:
+        named = {**clips, "label": [classes[label] for label in clips["label"]]}
+        return {file: rest for file, *rest in zip(*(named[column] for column in columns), strict=True)}
+
+    there, here = by_file(theirs["clips"], theirs["classes"]), by_file(plan.clips, plan.task.classes)
+    skipped = {clip["file"] for clip in theirs.get("skipped", ())}
+    for file in {**here, **there}:
+        if there.get(file) != here.get(file) and file not in skipped:
+            sides = (", ".join(map(str, side[file])) if file in side else "none" for side in (there, here))
+            return "clip {} ({}) is {} there and {} here".format(file, ", ".join(columns[1:]), *sides)
+    if "sha256" in columns or [*there] != [*here]:
+        return f"the clips are in another order, or {min(skipped, default='one')} was left out there"
+    return None
 
 
 # --- what the encoder makes of the clips ------------------------------------------------------------------------------
@@ -238,8 +284,8 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
     """Every batch of this process that is not on disk yet through the encoder."""
     task, layers = plan.task, plan.settings["layers"]
     sums, own = progress.sums(), progress.sums(rank)
-    missing = (sums["done"] == 0) & (not plan.kept.all())  # in the sums over clips whose own counts are not kept
-    todo = [b for b in range(rank, len(plan.batches), world) if missing[b] or progress.get(_entry(b)) is None]
+    missing = (sums["of"] == 0) & (not plan.kept.all())  # in the sums over clips whose own counts are not kept
+    todo = [b for b in range(rank, len(plan.batches), world) if missing[b] or progress.get(b) is None]
     clips = [plan.batches[b] for b in todo]
     if rank == 0 and todo:
         say_what_comes(plan, encoder, progress.folder)
@@ -258,21 +304,24 @@ def _hear(encoder: Encoder, plan: Plan, progress: Progress, device: torch.device
             complaints = _complaints(plan, mine, counted, unreadable)
             good = complaints == ""
             if plan.settings["on_bad_clip"] == "stop" and not good.all():
+                if missing.any():
+                    progress.put_sums(rank, own)
                 raise BadClip(
                     f"{complaints[~good][0]} ({(~good).sum()} such clip(s) in this batch.) What was computed is kept: "
                     "mend the file and call again, or collect with on_bad_clip='skip'."
                 )
             unmarked = (valid < wave.shape[1]) & (encoder.padding_masks is None)
             about = {"complaints": complaints, "unmarked": unmarked}
-            progress.put(_entry(b), about | _arrays(plan, counted, plan.kept[mine], good))
+            progress.put(b, about | _arrays(plan, counted, plan.kept[mine], good))
             if missing[b]:
                 add_by_class(own["sums"], task.labels[mine[good]], counted.counts.numpy()[good])
-                own["done"][b] = 1
-                if own["done"].sum() % 32 == 0:
-                    progress.put(f"sums-{rank}", own)
+                own["of"][b] = plan.contents[b]
+                own["less"] += not good.all()
+                if np.count_nonzero(own["of"]) % 32 == 0:
+                    progress.put_sums(rank, own)
             bar.update(len(mine))
     if missing.any():
-        progress.put(f"sums-{rank}", own)
+        progress.put_sums(rank, own)
 
 
 def _complaints(plan: Plan, clips: np.ndarray, counted: BatchCounts, unreadable: Mapping[int, str]) -> np.ndarray:
@@ -351,7 +400,7 @@ def _take_over(plan: Plan, source: Artifacts, progress: Progress) -> dict[str, A
     columns |= {"clip_means": source.means} if plan.settings["means"] else {}
     columns |= {"padding_counts": source.padding_counts} if padding == "counted" else {}
     for number, batch in enumerate(plan.batches):
-        progress.put(_entry(number), {name: values[places[batch]] for name, values in columns.items()})
+        progress.put(number, {name: values[places[batch]] for name, values in columns.items()})
     facts = {k: source.manifest[k] for k in ("weights", "hardware", "versions")}
     return facts | {"pass_of": f"{source.path.name} (task {source.manifest['task']})"}
 
@@ -417,13 +466,9 @@ def merge(plan: Plan, progress: Progress, facts: Mapping[str, Any], out_dir: Pat
         "classes": list(task.classes),
         "group_column": task.group_column,
         "clips": {
-            "file": [task.files[i] for i in clips],
-            "label": labels.tolist(),
-            "split": splits.tolist(),
-            "group": [task.groups[i] for i in clips],
+            **{name: [column[clip] for clip in clips] for name, column in plan.clips.items()},
             "tokens": known["tokens"][good].tolist(),
             "padding_tokens": known["padding_tokens"][good].tolist(),
-            "sha256": [plan.digests[i] for i in clips],
         },
         "skipped": [{"file": task.files[i], "reason": str(known["complaints"][i])} for i in np.flatnonzero(~good)],
         "notes": list(task.notes),

@@ -62,8 +62,8 @@ class Encoder(Shown):
         activations: layer name -> module whose output [batch, ..., neurons] is counted, in order of depth.
         embed: wave [batch, samples] float32 -> clip embedding [batch, dim]. It does not switch gradients off.
         weights: where the weights came from: `source`, `sha256`, `seed`, `revision`, whatever applies.
-        preactivation: the counted modules are the linear layers before the activation: the signs are the same,
-            but scaling there is not scaling a neuron, so `aape.silencing` refuses.
+        preactivation: the counted modules are the linear layers before the activation: the signs are the same, but
+            means are not those of the neurons, so none are kept, nor is scaling there, so `aape.silencing` refuses.
         chunks: `embed` takes waves longer than `clip_seconds` and cuts them itself.
         padding_masks: (valid samples [batch], samples of the wave) -> one bool mask [batch, tokens] for each call of
             the counted modules, True where the token saw nothing but zero padding. None: not known for this model.
@@ -303,7 +303,7 @@ def from_module(
     if linear:
         warnings.warn(
             f"{name}: {linear[0]!r} ... are linear layers. If the activation follows at once and keeps signs (GELU, "
-            "ReLU, SiLU), the counts are those of the neurons; silencing there is refused.",
+            "ReLU, SiLU), the counts are those of the neurons; means are not, so none are kept; silencing there is refused.",
             stacklevel=2,
         )
     more = {field: value for field, value in more.items() if value is not None}

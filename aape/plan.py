@@ -29,7 +29,7 @@ from aape.task import Task
 
 ENCODER = ("encoder", "identity", "probe", "dtype", "layers", "neurons", "sample_rate")
 IDENTITY = (*ENCODER, "task", "clip_seconds", "splits", "data", "kept", "means")
-RUN = ("batch_size", "device", "on_bad_clip")  # may differ between finished runs, not within one
+RUN = ("batch_size", "device")  # may differ between finished runs, not within one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,20 @@ class Plan:
         """Indices of the clips of each batch."""
         clips, size = np.arange(len(self.task)), self.settings["batch_size"]
         return np.split(clips, range(size, len(clips), size))
+
+    @property
+    def clips(self) -> dict[str, list[Any]]:
+        """What is known of the clips before the pass, by columns of `aape.manifest.Clips`."""
+        task = self.task
+        known = {"file": task.files, "label": task.labels.tolist(), "split": task.splits, "group": task.groups}
+        return {name: list(column) for name, column in (known | {"sha256": self.digests}).items()}
+
+    @functools.cached_property
+    def contents(self) -> np.ndarray:
+        """What each batch depends on besides the settings (its clips, their bytes, which are kept), a hash int64 [batches]."""
+        rows = list(zip(*self.clips.values(), self.kept.tolist(), strict=True))
+        told = [json.dumps([rows[clip] for clip in batch]).encode() for batch in self.batches]
+        return np.array([int.from_bytes(hashlib.sha256(text).digest()[:7], "big") for text in told])
 
     @property
     def cut(self) -> int:

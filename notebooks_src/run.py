@@ -2,7 +2,7 @@
 
 Every task of the study goes through every model: in the paper's own notebooks where it has one for the two, in
 Collect.ipynb otherwise; then come the analysis and the ablations. Executed copies go to `outputs/<study>/notebooks/`.
-A notebook that was executed from the same source, study and artifacts is not executed again.
+A notebook that was executed from the same source, study, loaders, weights, sounds and artifacts is not executed again.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import queue
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import papermill
@@ -26,7 +28,8 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from traitlets.config import Config
 
 from aape.files import FolderBusy, folder_lock, write_json
-from aape.study import ROOT, Study, load_study, load_task
+from aape.study import ROOT, Loader, Study, load_study, load_task, resolve
+from aape.task import Task
 from notebooks_src.generate import collecting_notebook
 
 # What a fresh kernel does not have: names, numbers of cells, open figures, warnings that were shown already.
@@ -43,13 +46,17 @@ __import__("gc").collect()
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook with its parameters, the name of its executed copy, and the files that its result stands on."""
+    """A notebook with its parameters, the name of its executed copy, and the files that its result stands on.
+
+    `reads` is of files too large to be read each time: what they are -> `_mark` of them, None where they are not here.
+    """
 
     notebook: str
     executed: str
     parameters: dict[str, str]
     inputs: tuple[Path, ...] = ()
     results: tuple[Path, ...] = ()
+    reads: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def collecting_jobs(study: Study, name: str) -> list[Job]:
@@ -60,8 +67,43 @@ def collecting_jobs(study: Study, name: str) -> list[Job]:
             notebook = collecting_notebook(model, task)
             executed = notebook if notebook != "Collect.ipynb" else f"Collect.{task}.{model}.ipynb"
             manifest = study.artifacts_directory(task, model) / "manifest.json"
-            jobs.append(Job(notebook, executed, {"study": name, "model": model, "task": task}, results=(manifest,)))
+            sources = {*_sources(study, study.task(task)), *_sources(study, study.encoder(model))}
+            parameters = {"study": name, "model": model, "task": task}
+            jobs.append(Job(notebook, executed, parameters, tuple(sorted(sources)), (manifest,)))
     return jobs
+
+
+def _sources(study: Study, spec: Loader) -> Iterator[Path]:
+    """The code of a loader outside `aape`: its module or package, and what lies beside the study."""
+    yield from study.base.glob("*.py")
+    top = re.split(r"[.:]", spec.loader)[0]
+    found = None if top == "aape" else PathFinder.find_spec(top, [*sys.path, str(study.base)])
+    if found and found.submodule_search_locations:
+        yield from (path for folder in found.submodule_search_locations for path in Path(folder).rglob("*.py"))
+    elif found and found.origin:
+        yield Path(found.origin)
+
+
+def _mark(paths: Iterable[Path], also: str = "") -> str | None:
+    """Hash of names, sizes and times of files, and of all files below folders; None where one is not there."""
+    digest = hashlib.sha256(also.encode())
+    try:
+        for path in paths:
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                stat = file.stat()
+                digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode() if not file.is_dir() else b"")
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _weights(study: Study, model: str) -> str | None:
+    """`_mark` of the paths among a model's options."""
+    options = study.encoder(model).options.items()
+    try:
+        return _mark([p for p in (resolve(key, value, study.base) for key, value in options) if isinstance(p, Path)])
+    except ValueError:  # a variable that is not set: they are not on this machine
+        return None
 
 
 def final_jobs(study: Study, name: str) -> list[Job]:
@@ -85,7 +127,10 @@ def _is_done(job: Job, study: Study) -> bool:
     stamp = folder / f".{job.executed}.json"
     if not stamp.is_file() or not (folder / job.executed).is_file():
         return False
-    return json.loads(stamp.read_text())["stamp"] == _stamp(job, study) and all(p.is_file() for p in job.results)
+    saved = json.loads(stamp.read_text())
+    # what is not on this machine cannot have changed: artifacts may come from another one
+    same = all(mark in (None, saved.get("reads", {}).get(what)) for what, mark in job.reads.items())
+    return same and saved["stamp"] == _stamp(job, study) and all(p.is_file() for p in job.results)
 
 
 @contextlib.contextmanager
@@ -138,12 +183,12 @@ def execute(job: Job, study: Study, manager: KernelManager) -> float:
         raise ValueError(f"{job.notebook} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     folder = study.directory / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    start, stamp = time.monotonic(), _stamp(job, study)  # not of what is changed while it runs
     _forget(manager)
     papermill.execute_notebook(
         str(source), str(folder / job.executed), job.parameters, progress_bar=False, kernel_name="python3", km=manager
     )
-    write_json(folder / f".{job.executed}.json", {"stamp": _stamp(job, study)})
+    write_json(folder / f".{job.executed}.json", {"stamp": stamp, "reads": job.reads})
     return time.monotonic() - start
 
 
@@ -184,9 +229,21 @@ def run_study(name: str, workers: int = 2) -> int:
     if Path(name).suffix in (".yaml", ".yml"):
         name = str(Path(name).resolve())  # kernels start in the repository's folder
     study, cores = load_study(name), os.cpu_count() or 1
-    todo = [job for job in collecting_jobs(study, name) if not _is_done(job, study)]
+    tasks = _load_tasks(study, name)
+    sounds = {
+        name: task and _mark(map(task.audio_dir.joinpath, task.files), f"{task.clip_seconds} {task.csv()}")
+        for name, task in tasks.items()
+    }
+    weights = {model: _weights(study, model) for model in study.encoders}
+    jobs = [
+        replace(job, reads={"sounds": sounds[job.parameters["task"]], "weights": weights[job.parameters["model"]]})
+        for job in collecting_jobs(study, name)
+    ]
+    todo = [job for job in jobs if not _is_done(job, study)]
     if todo:
-        later = _prepare_tasks(study, name)
+        for task in {job.parameters["task"] for job in todo if tasks[job.parameters["task"]] is None}:
+            load_task(study, task)  # which says what it lacks
+        later = _on_known_audio(tasks)
         todo.sort(key=lambda job: job.parameters["task"] in later)
         at_once = min(workers, len(todo))
         _execute_all(todo, study, at_once, max(1, cores // at_once))
@@ -199,17 +256,26 @@ def run_study(name: str, workers: int = 2) -> int:
     return len(todo) + len(final)
 
 
-def _prepare_tasks(study: Study, name: str) -> set[str]:
-    """Load every task once, so that audio which is made on first use is made before the notebooks need it.
-
-    Returns the tasks whose clips are those of an earlier task: collected after it, they take its pass over.
-    """
-    seen, later = set(), set()
+def _load_tasks(study: Study, name: str) -> dict[str, Task | None]:
+    """Every task, so that audio which is made on first use is made before the notebooks need it; None: not here."""
+    tasks: dict[str, Task | None] = {}
     for task in study.tasks:
         start = time.monotonic()
-        loaded = load_task(study, task)
-        print(f"{name}/{task}: {len(loaded)} clips ready ({time.monotonic() - start:.0f} s)", flush=True)
-        audio = (str(loaded.audio_dir), loaded.files)
+        try:
+            tasks[task] = load_task(study, task)
+        except (OSError, ValueError) as error:
+            tasks[task] = None
+            print(f"{name}/{task}: what was collected of it is taken as it is, for {error}", flush=True)
+        else:
+            print(f"{name}/{task}: {len(tasks[task])} clips ready ({time.monotonic() - start:.0f} s)", flush=True)
+    return tasks
+
+
+def _on_known_audio(tasks: Mapping[str, Task | None]) -> set[str]:
+    """The tasks whose clips are those of an earlier task: collected after it, they take its pass over."""
+    seen, later = set(), set()
+    for task, loaded in tasks.items():
+        audio = loaded and (str(loaded.audio_dir), loaded.files)
         if audio in seen:
             later.add(task)
         seen.add(audio)

@@ -130,7 +130,9 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
-    with pytest.raises(ValueError, match="data is '[0-9a-f]{64}' there"):
+    with pytest.raises(
+        ValueError, match=rf"clip {task.files[3]} \(label, split, group, sha256\) is class0, fold4, g3, \w+ "
+    ):
         collect(toy, task, out)
     assert contents(out) == before and not heard
     with folder_lock(tmp_path / "b"), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
@@ -209,7 +211,7 @@ def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
     assert len(np.unique(taken.embeddings(), axis=0)) == 12
     late[3, -1] += 0.5
     soundfile.write(task.audio_dir / task.files[3], late[3], 40_300, subtype="FLOAT")
-    with pytest.raises(ValueError, match="data is .* there"):
+    with pytest.raises(ValueError, match=f"clip {task.files[3]} .* there and .* here"):
         collect(toy, task, out)
 
 
@@ -355,8 +357,15 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
     without = collect(toy, task, tmp_path / "x" / "bare", means=False)
     assert np.array_equal(without.counts, whole.counts) and not (without.path / "clip_means.npy").exists()
-    with pytest.raises(ValueError, match="holds no clip_means.npy"):
-        _ = without.means
+    with pytest.warns(UserWarning, match="linear layers"):
+        linear = bare(toy.module, activations="layers.*.fc")
+    before = collect(linear, task, tmp_path / "linear" / "out")  # its means are others: criteria would differ silently
+    assert np.array_equal(before.counts, whole.counts) and not (before.path / "clip_means.npy").exists()
+    for artifacts in (without, before):
+        with pytest.raises(
+            ValueError, match=r"holds no clip_means.npy.*\n.*functions are modules.*ablation.modes: \[zero\]"
+        ):
+            _ = artifacts.means
     long = dataclasses.replace(task, clip_seconds=1.2)
     assert collect(make_toy(chunks=True), long, tmp_path / "z").tokens.tolist() == [12] * 24
 
@@ -399,6 +408,44 @@ def test_a_bad_clip_stops_the_run_and_keeps_its_work_or_is_skipped(tmp_path: Pat
     (task.audio_dir / task.files[13]).unlink()  # since the task was made
     skipped = collect(toy, task, tmp_path / "third" / "out", batch_size=4, on_bad_clip="skip")
     assert "missing" in skipped.manifest["skipped"][0]["reason"] and np.array_equal(skipped.counts, counts)
+
+
+@pytest.mark.parametrize("keep", [None, 9])
+def test_in_a_cut_off_pass_batches_of_mended_files_alone_are_heard_again(tmp_path, toy, task, heard, monkeypatch, keep):
+    def go(name: str, cut=False, clips=task, **options):
+        options = {"batch_size": 4, "keep_clips": keep} | options
+        heard.clear()
+        if not cut:
+            return collect(toy, clips, tmp_path / name / "noise", **options)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(collecting, "merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            collect(toy, clips, tmp_path / name / "noise", **options)
+
+    bad, good = task.audio_dir / task.files[21], (task.audio_dir / task.files[21]).read_bytes()
+    whole = go("whole")
+    bad.write_bytes(b"not audio")
+    skipped = go("skipped", on_bad_clip="skip")
+    with pytest.raises(BadClip, match="mend the file and call again, or"):
+        go("a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert contents(go("a", on_bad_clip="skip").path) == contents(skipped.path)
+    assert len(heard) == 1
+    go("b", cut=True, on_bad_clip="skip")
+    with pytest.raises(BadClip):  # what was left out is not overlooked
+        go("b")
+    bad.write_bytes(good)
+    first = task.audio_dir / task.files[0]
+    other = first.read_bytes()
+    soundfile.write(first, np.zeros(1000), 1000, subtype="FLOAT")
+    go("b", cut=True)  # of a first batch that is not wanted
+    assert len(heard) == (6 if keep else 2)
+    first.write_bytes(other)
+    with pytest.raises(
+        ValueError, match=f"clip {task.files[5]} .label, split, group. is class2, fold1, g5 there and none h"
+    ):
+        go("b", clips=rows_of(task, [*range(5), *range(6, 24)], "noise"))
+    assert contents(go("b").path) == contents(whole.path)
+    assert len(heard) == (6 if keep else 1)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):
@@ -445,9 +492,9 @@ def test_sums_are_kept_whichever_batch_comes_last(tmp_path: Path, toy, task, mon
         with pytest.raises(KeyboardInterrupt):
             collect(toy, task, out, batch_size=4, keep_clips=9)
     with np.load(out / ".partial" / "sums-0.npz") as file:
-        key, sums = json.loads(str(file["__key__"])), np.zeros_like(file["sums"])
+        key, sums, of = json.loads(str(file["__key__"])), np.zeros_like(file["sums"]), file["of"] * (np.arange(6) == 5)
     collecting.add_by_class(sums, task.labels[20:], whole.counts[20:])  # of the last batch, by a second process
-    Cache(out / ".partial").put("sums-1", key, {"sums": sums, "done": np.array([0, 0, 0, 0, 0, 1])})
+    Cache(out / ".partial").put("sums-1", key, {"sums": sums, "of": of, "less": np.array(0)})
     for name in ("sums-0", "batch-000005"):
         (out / ".partial" / f"{name}.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="cannot be used"):

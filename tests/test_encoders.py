@@ -200,7 +200,7 @@ def test_what_cannot_be_counted_is_named(encoder: Encoder, words: str):
 
 def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
-    with pytest.warns(UserWarning, match="silencing there is refused"):
+    with pytest.warns(UserWarning, match="means are not, so none are kept; silencing there is refused"):
         linear = bare(toy.module, "layers.*.fc")
     ours, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (toy, linear))
     assert torch.equal(ours, theirs) and linear.preactivation and not toy.preactivation

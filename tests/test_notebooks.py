@@ -184,6 +184,14 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: t
         assert [c.execution_count for c in code] == [*range(1, len(code) + 1)]  # as a fresh kernel numbers them
     assert headings(copies[0])[0] == "## my toy on my noise"
     assert "0 notebook(s) executed" in run(study, out.parent)
+    sounds, model = study.parent / "noise" / "audio", study.parent / "own_model.py"
+    sounds.rename(sounds.with_name("elsewhere"))  # as where artifacts alone were copied to
+    assert "0 notebook(s) executed" in run(study, out.parent)
+    sounds.with_name("elsewhere").rename(sounds)
+    os.utime(sounds / "003.wav")
+    assert "1 notebook(s) executed" in run(study, out.parent)  # which finds that the sounds are the same
+    model.write_text(f"{OWN_MODEL}# changed\n")
+    assert "2 notebook(s) executed" in run(study, out.parent)
 
 
 def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple[Path, Path, str], monkeypatch):
