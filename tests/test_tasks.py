@@ -349,6 +349,7 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
     made = from_folder(folder, pattern="{label}_{group}_{}", clip_seconds=0.5)
     for field in ("files", "splits", "groups", "classes"):
         assert getattr(read, field) == getattr(made, field)
+    assert read.notes == made.notes[1:] == ("the split is ours by whole groups, seed 0: not one to be compared with",)
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
     pets = sounds(tmp_path / "pets", *(f"{name}/{i}.wav" for name in ("rain, heavy", "wind") for i in range(4)))
