@@ -340,8 +340,8 @@ def from_datasets(
             if not path.is_file():
                 with whole_file(path, sync=False) as file:
                     file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
-            named, file = str(found if names is None else names[found]), f"{split}/{path.name}"
-            clips.append(Clip(file, named, split, None if group is None else _group(row[group], file)))
+            named, below = str(found if names is None else names[found]), f"{split}/{path.name}"
+            clips.append(Clip(below, named, split, None if group is None else _group(row[group], below)))
     if unlabelled:
         warnings.warn(f"{repository}: {unlabelled:,} row(s) without a value of {label!r} are left out", stacklevel=2)
     note = ""
