@@ -12,7 +12,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def refuse_or_name_others(root: Path, files: Sequence[str]) -> None:
         found = f", found {len(others):,} others, e.g. {others[0]}; convert them" if others else ""
         raise FileNotFoundError(f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{found}")
     if others:
-        empty = sorted({posixpath.dirname(name) for name in others} - {posixpath.dirname(name) for name in files})
+        heard = {folder for name in files for folder in PurePosixPath(name).parents}
+        empty = sorted({str(PurePosixPath(name).parent) for name in others} - {*map(str, heard)})
         none = f"; no sound is left of {', '.join(empty[:5])}" if empty else ""
         found = f"{len(others):,} audio files that cannot be read are left out, e.g. {others[0]}{none}"
         warnings.warn(f"{root}: {found}. Convert them to one of {', '.join(SUFFIXES)}", stacklevel=3)
