@@ -12,7 +12,7 @@ import posixpath
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def refuse_or_name_others(root: Path, files: Sequence[str]) -> None:
         found = f", found {len(others):,} others, e.g. {others[0]}; convert them" if others else ""
         raise FileNotFoundError(f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{found}")
     if others:
-        empty = sorted({posixpath.dirname(name) for name in others} - {posixpath.dirname(name) for name in files})
+        heard = {folder for name in files for folder in PurePosixPath(name).parents}
+        empty = sorted({str(PurePosixPath(name).parent) for name in others} - {*map(str, heard)})
         none = f"; no sound is left of {', '.join(empty[:5])}" if empty else ""
         found = f"{len(others):,} audio files that cannot be read are left out, e.g. {others[0]}{none}"
         warnings.warn(f"{root}: {found}. Convert them to one of {', '.join(SUFFIXES)}", stacklevel=3)
@@ -127,8 +128,10 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
 
 
-def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -> tuple[list[Clip], str | None]:
-    """The clips of a CSV file in EVAR's format, or of ESC-50's own `meta/esc50.csv`, and the column of their groups.
+def read_clips_csv(
+    path: Path, label: str = "label", group: str | None = None
+) -> tuple[list[Clip], str | None, list[str]]:
+    """The clips of a CSV file in EVAR's format, or of ESC-50's own `meta/esc50.csv`, the column of their groups, and notes.
 
     Args:
         path: see `aape.task.from_metadata`. label: column of the classes. group: column of the groups.
@@ -173,7 +176,8 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
             raise ValueError(f"{path}, line {row.name}: {complaint.format(**row)}")
     if split == "fold":
         clips["split"] = "fold" + clips["split"].str.partition(".")[0]
-    return [Clip(*row) for row in clips.itertuples(index=False)], group
+    notes = [note for note in dict.fromkeys(table.get("split_note", ())) if note.strip()]
+    return [Clip(*row) for row in clips.itertuples(index=False)], group, notes
 
 
 def refuse_one_column(source: str | Path, label: str, group: str | None) -> None:
@@ -194,8 +198,13 @@ def warn_of_groups(source: str | Path, columns: Iterable[str]) -> None:
         warnings.warn(f"{source}: {what}. {how}", stacklevel=4)
 
 
-def csv_text(clips: Iterable[Clip]) -> str:
-    """EVAR's format: a column `fold` where splits are folds, else `split`; `group` where groups are known.
+def our_split(seed: int, whole_groups: bool = True) -> str:
+    """What a reader of results must know of a split of ours; it goes into the column `split_note` of a table."""
+    return f"the split is ours{' by whole groups' * whole_groups}, seed {seed}: not one to be compared with"
+
+
+def csv_text(clips: Iterable[Clip], split_note: str = "") -> str:
+    """EVAR's format: a column `fold` where splits are folds, else `split`; `group` and `split_note` where there are any.
 
     Raises:
         ValueError: a class that could not be read back.
@@ -211,6 +220,8 @@ def csv_text(clips: Iterable[Clip]) -> str:
         table = table.rename(columns={"split": "fold"}).replace({"fold": {"^fold": ""}}, regex=True)
     if table["group"].isna().any():
         del table["group"]
+    if split_note:
+        table["split_note"] = split_note
     return table.to_csv(index=False, lineterminator="\n")
 
 

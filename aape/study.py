@@ -129,7 +129,7 @@ def _written_out(kind: str, name: str, entry: Any) -> Any:
     if given == ["loader"]:
         return entry
     if "metadata" in entry:
-        entry.setdefault("audio_dir", str(Path(entry["metadata"]).parent))
+        entry.setdefault("audio_dir", str(Path(_filled(str(entry["metadata"]))).parent))
     loader, arguments = _SHORT[given[0]]
     options = {} if kind == "models" else {"name": name}
     options |= {argument: entry.pop(key) for key, argument in arguments.items() if key in entry}
@@ -366,7 +366,14 @@ def load_study(name_or_path: str | Path | Study) -> Study:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     found = "" if error["type"] in ("value_error", "missing") else f", found {str(error.get('input'))[:80]!r}"
+    if error["type"] == "string_type" and not isinstance(error["input"], (dict, list)):
+        found += "; put it in quotes, without which YAML makes yes, no and numbers something else"
     return f"{where}: {error['msg']}{found}".replace("Value error, ", "").removeprefix(": ")
+
+
+def _filled(path: str) -> str:
+    """A path with `$NAME` and `${NAME:-default}` filled in; a variable that is not set stays."""
+    return os.path.expandvars(re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], path))
 
 
 def resolve(key: str, value: Any, base: Path) -> Any:
@@ -379,8 +386,7 @@ def resolve(key: str, value: Any, base: Path) -> Any:
     """
     if not isinstance(value, str) or value == "random" or not key.endswith(("_path", "_dir", "folder")):
         return value
-    filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], value)
-    expanded = os.path.expanduser(os.path.expandvars(filled))
+    expanded = os.path.expanduser(_filled(value))
     if "$" in expanded:
         raise ValueError(f"{key}: {value!r} needs an environment variable that is not set; set it or write the path")
     path = base / expanded  # an absolute path stays absolute

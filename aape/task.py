@@ -8,7 +8,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from aape import cliplist
 from aape.audio import BadClip, cache_dir, read_mono, seconds_of
-from aape.cliplist import Clip, csv_text, refuse_one_column, split_clips, warn_of_groups
+from aape.cliplist import Clip, csv_text, our_split, refuse_one_column, split_clips, warn_of_groups
 from aape.files import Shown, whole_file, write_text
 
 __all__ = ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"]
@@ -85,7 +85,8 @@ class Task(Shown):
         """The clips as CSV text, as `from_metadata` reads it."""
         groups = [None] * len(self) if self.group_column is None else self.groups
         names = [self.classes[c] for c in self.labels]
-        return csv_text(map(Clip, self.files, names, self.splits, groups))
+        ours = next((note for note in self.notes if note.startswith("the split is ours")), "")
+        return csv_text(map(Clip, self.files, names, self.splits, groups), ours)
 
     def _facts(self) -> dict[str, str]:
         more = f", ... ({len(self.classes)})" if len(self.classes) > 10 else ""
@@ -145,8 +146,8 @@ def from_metadata(
 
     Args:
         csv_path: columns `file_name`, `label`, and `split` (train, valid, test) or `fold` (numbers); optional `group`
-            (also recognised: `src_file`, `speaker_id`). ESC-50's `filename`, `category`, `fold`, `src_file` are
-            recognised as such.
+            (also recognised: `src_file`, `speaker_id`) and `split_note` (a note on the split, see `Task`). ESC-50's
+            `filename`, `category`, `fold`, `src_file` are recognised as such.
         audio_dir: folder that `file_name` is relative to. WAV, FLAC, Ogg, MP3, AU ..., any rate and channel count.
         clip_seconds: length of every clip, s.
         name: short name.
@@ -159,11 +160,11 @@ def from_metadata(
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
-    clips, column = cliplist.read_clips_csv(csv_path, label, group)
+    clips, column, notes = cliplist.read_clips_csv(csv_path, label, group)
     if absent := [clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()]:
         found = f"{len(absent)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}"
         raise FileNotFoundError(f"{found}, e.g. {', '.join(absent[:5])}. Complete the data, or take out the lines.")
-    return _task(clips, name, clip_seconds, audio_dir, csv_path, column)
+    return _task(clips, name, clip_seconds, audio_dir, csv_path, column, notes)
 
 
 def _task(
@@ -241,14 +242,9 @@ def from_folder(
         notes.append("groups unknown: clips of one speaker or recording may stand in training and test")
     if not all(clip.split for clip in clips):
         clips = split_clips(clips, _SHARES if split is None else split, seed, folder)
-        notes.append(_ours(seed, whole_groups=grouped))
+        notes.append(our_split(seed, whole_groups=grouped))
     by = None if not grouped else "pattern" if group is None else "group"
     return _task(clips, name or folder.resolve().name, clip_seconds, folder, folder, by, notes)
-
-
-def _ours(seed: int, whole_groups: bool) -> str:
-    """What a reader of results must know of a split of ours."""
-    return f"the split is ours{' by whole groups' * whole_groups}, seed {seed}: not one to be compared with"
 
 
 def _seconds(folder: Path, clips: Sequence[Clip]) -> np.ndarray:
@@ -344,13 +340,12 @@ def from_datasets(
             if not path.is_file():
                 with whole_file(path, sync=False) as file:
                     file.write(sound["bytes"] or Path(sound["path"]).read_bytes())
-            named, file = str(found if names is None else names[found]), f"{split}/{path.name}"
-            clips.append(Clip(file, named, split, None if group is None else _group(row[group], file)))
+            named, below = str(found if names is None else names[found]), f"{split}/{path.name}"
+            clips.append(Clip(below, named, split, None if group is None else _group(row[group], below)))
     if unlabelled:
         warnings.warn(f"{repository}: {unlabelled:,} row(s) without a value of {label!r} are left out", stacklevel=2)
-    notes = []
+    note = ""
     if len({clip.split for clip in clips}) == 1:
-        clips, notes = split_clips(clips, _SHARES, 0, repository), [_ours(0, whole_groups=group is not None)]
-    write_text(folder / "clips.csv", csv_text(clips))
-    task = from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)
-    return replace(task, notes=(*task.notes, *notes))
+        clips, note = split_clips(clips, _SHARES, 0, repository), our_split(0, whole_groups=group is not None)
+    write_text(folder / "clips.csv", csv_text(clips, note))
+    return from_metadata(folder / "clips.csv", folder, clip_seconds=clip_seconds, name=name or Path(repository).name)

@@ -110,6 +110,7 @@ def test_cremad_without_evar(tmp_path):
     assert table.label.value_counts().to_dict() == {"ANG": 10, "HAP": 10, "SAD": 1}  # a clip in two containers is one
     assert table.groupby("group").split.nunique().max() == 1
     beside = json.loads(Path(emotion["csv"]).with_suffix(".json").read_text())
+    assert table.split_note.str.startswith("the split is ours by whole groups, seed 0").all()
     assert (beside["comparable"], beside["seed"]) == (False, 0) and "NOT COMPARABLE" in shown(emotion)
     _, by_gender = build("cremad_gender", root, tmp_path)
     assert by_gender.drop(columns="label").equals(table.drop(columns="label"))  # one pass serves both

@@ -108,6 +108,8 @@ def test_a_model_of_several_seeds(tmp_path: Path):
         ({"chance": {"permutations": -5}}, "chance.permutations"),
         ({"collect": {"batch_size": 0}}, "collect.batch_size"),
         ({"models": {"x": "openai/whisper-tiny"}}, "models.x: Input should be .*, found 'openai/whisper-tiny'"),
+        ({"ablation": {"targets": [{"task": "digits", "classes": [True]}]}}, "found 'True'; put it in quotes"),
+        ({"tasks": {60: {"folder": "f"}}}, "found '60'; put it in quotes"),
         ({"base": "/tmp"}, "expected the keys of a study, of which 'base' is none"),
     ],
 )
@@ -177,6 +179,8 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     default = "${AAPE_ELSEWHERE:-openai/whisper-tiny}"
     monkeypatch.delenv("AAPE_ELSEWHERE", raising=False)
     assert resolve("name_or_folder", default, tmp_path) == "openai/whisper-tiny"
+    study = load_study(written(tmp_path, tasks={"x": {"metadata": "${AAPE_ELSEWHERE:-a/b.csv}", "clip_seconds": 1}}))
+    assert prepare(study, "x", study.task("x"))[1]["audio_dir"] == tmp_path / "a"
     monkeypatch.setenv("AAPE_ELSEWHERE", str(tmp_path))
     assert resolve("name_or_folder", default, Path("/")) == tmp_path
     monkeypatch.delenv("SOMEWHERE")

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
 from aape.audio import BadClip, opened
-from aape.cliplist import csv_text, read_clips_csv, split_clips
+from aape.cliplist import csv_text, our_split, read_clips_csv, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
 from aape.files import write_json, write_text
@@ -51,7 +51,7 @@ def shown(report: Mapping[str, Any]) -> str:
 
 def _evar_rows(task: str, path: Path) -> Rows:
     """EVAR's metadata as it is, with groups."""
-    clips, column = read_clips_csv(path)
+    clips, column, _ = read_clips_csv(path)
     if column is None:
         clips = [clip._replace(group=TASKS[task].evar_group(clip.file_name)) for clip in clips]
     return Rows(clips, f"EVAR's {path.name}, used as it is")
@@ -125,6 +125,6 @@ def build_metadata(
         "notes": notes,
     }
     out_csv.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out_csv, csv_text(clips))
+    write_text(out_csv, csv_text(clips, "" if rows.shares is None else our_split(seed)))
     write_json(out_csv.with_suffix(".json"), report)
     return report
