@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_toy
+from conftest import REPOSITORY, make_toy
 from safetensors.torch import save_file
 from torch import nn
 
@@ -224,6 +226,22 @@ FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  
 def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern: str, message: str):
     with pytest.raises(ValueError, match=message):
         bare(module, pattern)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the old switches")
+@pytest.mark.parametrize("how", ["fp32_precision = 'tf32'", "fp32_precision = 'ieee'", "cudnn.allow_tf32 = True"])
+def test_full_precision_whichever_switches_were_set_and_back(how: str):
+    script = f"""
+import torch
+from aape.encoder import full_precision
+torch.backends.{how}
+places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+before = [place.fp32_precision == "tf32" for place in places]
+with full_precision():
+    assert "tf32" not in [place.fp32_precision for place in places]
+assert [place.fp32_precision == "tf32" for place in places] == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)  # the switches are the process's
 
 
 def test_patterns_tell_capitals_apart_on_windows_too(monkeypatch):
