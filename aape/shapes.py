@@ -12,7 +12,7 @@ from aape.encoder import Encoder, hooked, noise, spread
 Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each call
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model keeps for later (positions, say) could take no gradient then
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
     """The clip embeddings [batch, dim], checked to be that."""
     found = encoder.embed(wave)

@@ -201,7 +201,7 @@ def silenced(
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_with_sets(
     encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], donors: Tensor | None = None
 ) -> Tensor:

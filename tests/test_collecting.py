@@ -247,6 +247,19 @@ def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task
     assert half.manifest["dtype"] == "bfloat16" and "bfloat16" in half._repr_html_()
 
 
+def test_what_a_model_keeps_from_the_pass_lets_gradients_through_later(tmp_path: Path, task):
+    class Positions(Toy):
+        kept = None
+
+        def forward(self, wave):
+            self.kept = torch.linspace(0.5, 1, 8) if self.kept is None else self.kept
+            return super().forward(wave) * self.kept
+
+    encoder = bare(Positions())
+    collect(encoder, task, tmp_path / "out")
+    encoder.embed(torch.ones(1, 1000)).sum().backward()
+
+
 def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
     with pytest.warns(UserWarning, match=r"6 of 24 clips last longer than clip_seconds=1 \(the longest 1.2 s\)"):
         told = collect(toy, task, tmp_path / "a" / "out")
