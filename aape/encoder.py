@@ -245,8 +245,8 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
-    kind, known = type(module), r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation"
+    """Whether a module is an activation function, element-wise or gated, by its class (torch, timm, transformers)."""
+    kind, known = type(module), r"gelu|relu|silu|swish|mish|elu|glu|snake|tanh|sigmoid|activation"
     told = kind.__module__ == "torch.nn.modules.activation" or re.search(known, kind.__name__, re.I)
     return bool(told) and not [*module.children()]
 

@@ -210,6 +210,23 @@ def test_the_linear_before_the_activation_counts_the_same_and_warns():
         pass
 
 
+class SwiGLU(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * value
+
+
+def test_neurons_of_a_gated_activation_are_its_products():
+    gated = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 32), SwiGLU())
+    encoder = bare(gated, "2", embed=lambda wave: gated(wave).mean(dim=1))
+    assert width_of(encoder, encoder.layers) == 16
+    counted = count_batch(encoder, WAVE, WHOLE, encoder.layers, 16)
+    gate, value = gated[:2](WAVE).chunk(2, dim=-1)
+    assert torch.equal(counted.counts[:, 0], (gate * value > 0).sum(dim=1))  # SiLU keeps signs
+    with silenced(encoder, [[0, 3]]), torch.no_grad():
+        assert (encoder.embed(WAVE) == 0).sum(dim=0).tolist() == [3 * (i == 3) for i in range(16)]
+
+
 RELU = nn.ReLU()
 FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  # its GELU is a function
 
