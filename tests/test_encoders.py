@@ -227,6 +227,34 @@ def test_neurons_of_a_gated_activation_are_its_products():
         assert (encoder.embed(WAVE) == 0).sum(dim=0).tolist() == [3 * (i == 3) for i in range(16)]
 
 
+class Swapped(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_time_first_model_is_told_what_to_do_and_that_helps():
+    module = make_toy().module
+
+    def embed(wave: torch.Tensor) -> torch.Tensor:
+        x = wave.unflatten(1, (-1, 100)).transpose(0, 1)
+        for layer in module.layers:
+            x = layer.act(layer.fc(x))
+        return x.mean(dim=0)
+
+    with pytest.raises(ValueError, match=r"\(10, 2, 8\) for 2 clips.*\n.*self.act\(x.transpose\(0, 1\)\)"):
+        dry_run(bare(module, "layers.*.act", embed=embed))
+    for layer in module.layers:
+        layer.act = Swapped(layer.act)
+    encoder, toy = bare(module, "layers.*.act.act", embed=embed), make_toy()
+    dry_run(encoder)
+    mine, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (encoder, toy))
+    assert torch.equal(mine, theirs)
+
+
 RELU = nn.ReLU()
 FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  # its GELU is a function
 
