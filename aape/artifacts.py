@@ -189,7 +189,7 @@ class Artifacts(Shown):
             split: one split, several, or None for all.
             classes: new class name -> old names that it unites; None keeps the task's.
             clips: bool mask or indices over clips.
-            padding: count tokens of zero padding too, as EVAR does.
+            padding: count tokens of zero padding too, as EVAR does. Zeros that stand in a file itself count either way.
 
         Returns:
             float64 [layers, neurons, classes].

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +71,25 @@ def _damage(file: soundfile.SoundFile) -> str:
 
 def cache_dir() -> Path:
     """Where resampled audio is kept: $AAPE_CACHE, else ~/.cache/aape."""
-    return Path(os.environ.get("AAPE_CACHE", Path.home() / ".cache" / "aape"))
+    return Path(os.environ.get("AAPE_CACHE") or "~/.cache/aape").expanduser()
+
+
+@contextlib.contextmanager
+def forgiving(cache: Cache) -> Iterator[None]:
+    """Go on, with a warning, where the disk of a cache does not do what the block asks: nothing depends on it."""
+    try:
+        yield
+    except OSError as error:
+        _warn_of(cache.folder.parent, str(error.strerror or error))
+
+
+@functools.cache  # once for each, not for each clip
+def _warn_of(folder: Path, error: str) -> None:
+    warnings.warn(
+        f"{folder} cannot be used ({error}); what would be kept there is computed anew each time.\n"
+        "Make space there, or set AAPE_CACHE to a folder that can be written.",
+        stacklevel=2,
+    )
 
 
 def seconds_of(path: Path) -> float:
@@ -98,8 +118,9 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
             key = f"{sha256_of(path)}|{sample_rate}|{seconds}"
             digest = hashlib.sha256(key.encode()).hexdigest()[:32]
             cache, name = Cache(cache_dir() / "resampled"), f"{digest[:2]}/{digest}"
-            if found := cache.get(name, key):
-                return found["wave"]
+            with forgiving(cache):  # within: `opened` would blame the clip
+                if found := cache.get(name, key):
+                    return found["wave"]
         # A little more than is needed, so that a resampler's edge lies behind the cut.
         wanted = min(math.ceil((seconds + 0.1) * rate), file.frames)
         wave = file.read(wanted, dtype="float32")
@@ -113,5 +134,6 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
         raise BadClip(f"{path}: sample {bad} (at {bad / rate:.3f} s) is {wave[bad]}, expected numbers")
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)
-        cache.put(name, key, {"wave": wave})
+        with forgiving(cache):
+            cache.put(name, key, {"wave": wave})
     return wave

@@ -245,8 +245,8 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an element-wise activation function, by its class (torch, timm, transformers)."""
-    kind, known = type(module), r"gelu|relu|silu|swish|mish|elu|tanh|sigmoid|activation"
+    """Whether a module is an activation function, element-wise or gated, by its class (torch, timm, transformers)."""
+    kind, known = type(module), r"gelu|relu|silu|swish|mish|elu|glu|snake|tanh|sigmoid|activation"
     told = kind.__module__ == "torch.nn.modules.activation" or re.search(known, kind.__name__, re.I)
     return bool(told) and not [*module.children()]
 
@@ -353,9 +353,19 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """float32 without TF32: rounding moves signs near zero."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    exact: bool | str
     try:
+        places, switch, exact = [matmul, cudnn], "allow_tf32", False
+        before = [getattr(place, switch) for place in places]
+    except RuntimeError:  # somebody set torch's newer switches; where nobody did, they would make the older unreadable
+        places, switch, exact = [matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "ieee"
+        before = [getattr(place, switch) for place in places]
+    try:
+        for place in places:
+            setattr(place, switch, exact)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            setattr(place, switch, value)

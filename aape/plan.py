@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from aape.audio import BadClip, cache_dir, seconds_of
+from aape.audio import BadClip, cache_dir, forgiving, seconds_of
 from aape.encoder import Encoder
 from aape.files import Cache, sha256_of
 from aape.manifest import Settings, check_classes, checked
@@ -174,14 +174,16 @@ def _survey(task: Task) -> tuple[list[str], np.ndarray]:
 
     folder = task.audio_dir.resolve()
     cache, name = Cache(cache_dir() / "content"), hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    saved = cache.get(name, "sha256, seconds")
-    known = json.loads(saved["json"].tobytes()) if saved else {}
+    known: dict[str, tuple[str, float]] = {}
+    with forgiving(cache):
+        saved = cache.get(name, "sha256, seconds")
+        known = json.loads(saved["json"].tobytes()) if saved else {}
     paths = {mark(path): path for path in map(folder.joinpath, task.files)}
     if new := {m: path for m, path in paths.items() if m not in known}:
         with ThreadPoolExecutor(max_workers=8) as pool:
             known |= dict(zip(new, pool.map(look, new.values()), strict=True))
         readable = json.dumps({m: found for m, found in known.items() if found[0]})
-        with contextlib.suppress(OSError):  # they are computed again
+        with forgiving(cache):
             cache.put(name, "sha256, seconds", {"json": np.frombuffer(readable.encode(), np.uint8)})
     digests, seconds = zip(*(known[m] for m in paths), strict=True)
     return list(digests), np.array(seconds)

@@ -12,7 +12,7 @@ from aape.encoder import Encoder, hooked, noise, spread
 Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each call
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model keeps for later (positions, say) could take no gradient then
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
     """The clip embeddings [batch, dim], checked to be that."""
     found = encoder.embed(wave)
@@ -30,7 +30,11 @@ def _look(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
     def see(layer: int, output: Tensor) -> None:
         if len(output) != len(wave):
             found = f"gave {tuple(output.shape)} for {len(wave)} clips, expected [{len(wave)}, ..., neurons]"
-            raise ValueError(f"layer {encoder.layers[layer]!r} {found}: the batch is not first (windowed attention?)")
+            raise ValueError(
+                f"layer {encoder.layers[layer]!r} {found}: the batch is not first (windowed attention?).\nWhere time is first, "
+                "put in the place of each act a module with the forward self.act(x.transpose(0, 1)).transpose(0, 1), and "
+                "match the act within."
+            )
         seen[encoder.layers[layer]].append((output[0, ..., 0].numel(), output.shape[-1]))
 
     with hooked(encoder, encoder.layers, see):

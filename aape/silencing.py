@@ -191,17 +191,22 @@ def silenced(
     change = neuron_set(encoder, neurons, gain, replace_by)
     with _applied(encoder, change) as calls:
         yield encoder
-    idle = [layer for layer in change.layers if not calls[layer]]
-    if idle:
-        warnings.warn(
-            f"{encoder.name}: layer {idle[0]} ({encoder.layers[idle[0]]!r}) did not run while its neurons were to be "
-            "changed: nothing was silenced there",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if complaint := _idle(encoder, calls):
+        warnings.warn(complaint, RuntimeWarning, stacklevel=3)
 
 
-@torch.inference_mode()
+def _idle(encoder: Encoder, calls: dict[int, int]) -> str:
+    """What to say where a layer that was to be changed never ran, else ""."""
+    if not (idle := [layer for layer, times in calls.items() if not times]):
+        return ""
+    return (
+        f"{encoder.name}: layer {idle[0]} ({encoder.layers[idle[0]]!r}) did not run while its neurons were to be changed: "
+        "nothing was silenced there.\nembed must call it each time; after torch.compile it does not: make the encoder of "
+        "the module as it was before compiling."
+    )
+
+
+@torch.no_grad()
 def embed_with_sets(
     encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | None], donors: Tensor | None = None
 ) -> Tensor:
@@ -217,7 +222,7 @@ def embed_with_sets(
         Embeddings [sets, batch, dim], on the encoder's device.
 
     Raises:
-        ValueError: a set that resamples without donors, or stages that do not fit the encoder.
+        ValueError: a set that resamples without donors, stages that do not fit the encoder, or a layer that never runs.
     """
     stages = encoder.stages
     if stages is not None and len(stages.blocks) != len(encoder.layers):
@@ -233,8 +238,13 @@ def embed_with_sets(
         return _staged(encoder, stages, wave, sets, donor)
     embeddings = []
     for change in sets:
-        with contextlib.nullcontext() if change is None else _applied(encoder, change, donor):
+        if change is None:
             embeddings.append(encoder.embed(wave))
+            continue
+        with _applied(encoder, change, donor) as calls:
+            embeddings.append(encoder.embed(wave))
+        if complaint := _idle(encoder, calls):
+            raise ValueError(complaint)
     return torch.stack(embeddings)
 
 

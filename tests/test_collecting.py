@@ -21,6 +21,7 @@ from torch import nn
 import aape.collecting as collecting
 from aape import manifest
 from aape.artifacts import load_artifacts
+from aape.audio import cache_dir
 from aape.collecting import collect
 from aape.encoder import from_module, hooked
 from aape.files import Cache, FolderBusy, folder_lock, sha256_of
@@ -247,6 +248,19 @@ def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task
     assert half.manifest["dtype"] == "bfloat16" and "bfloat16" in half._repr_html_()
 
 
+def test_what_a_model_keeps_from_the_pass_lets_gradients_through_later(tmp_path: Path, task):
+    class Positions(Toy):
+        kept = None
+
+        def forward(self, wave):
+            self.kept = torch.linspace(0.5, 1, 8) if self.kept is None else self.kept
+            return super().forward(wave) * self.kept
+
+    encoder = bare(Positions())
+    collect(encoder, task, tmp_path / "out")
+    encoder.embed(torch.ones(1, 1000)).sum().backward()
+
+
 def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
     with pytest.warns(UserWarning, match=r"6 of 24 clips last longer than clip_seconds=1 \(the longest 1.2 s\)"):
         told = collect(toy, task, tmp_path / "a" / "out")
@@ -446,6 +460,21 @@ def test_in_a_cut_off_pass_batches_of_mended_files_alone_are_heard_again(tmp_pat
         go("b", clips=rows_of(task, [*range(5), *range(6, 24)], "noise"))
     assert contents(go("b").path) == contents(whole.path)
     assert len(heard) == (6 if keep else 1)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, toy, monkeypatch):
+    task = make_task(tmp_path / "data", rate=2000)
+    whole = collect(toy, task, tmp_path / "w" / "whole")
+    (tmp_path / "full").write_text("")  # where a folder is wanted
+    monkeypatch.setenv("AAPE_CACHE", str(tmp_path / "full"))
+    with pytest.warns(UserWarning, match=r"full cannot be used \(.*\n.*set AAPE_CACHE") as told:
+        assert contents(collect(toy, task, tmp_path / "out").path) == contents(whole.path)
+    assert sum("set AAPE_CACHE" in str(warning.message) for warning in told) == 1
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for value in ("~/kept", ""):
+        monkeypatch.setenv("AAPE_CACHE", value)
+        assert cache_dir() == tmp_path / (value[2:] or ".cache/aape")
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_toy
+from conftest import REPOSITORY, make_toy
 from safetensors.torch import save_file
 from torch import nn
 
@@ -208,6 +210,51 @@ def test_the_linear_before_the_activation_counts_the_same_and_warns():
         pass
 
 
+class SwiGLU(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * value
+
+
+def test_neurons_of_a_gated_activation_are_its_products():
+    gated = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 32), SwiGLU())
+    encoder = bare(gated, "2", embed=lambda wave: gated(wave).mean(dim=1))
+    assert width_of(encoder, encoder.layers) == 16
+    counted = count_batch(encoder, WAVE, WHOLE, encoder.layers, 16)
+    gate, value = gated[:2](WAVE).chunk(2, dim=-1)
+    assert torch.equal(counted.counts[:, 0], (gate * value > 0).sum(dim=1))  # SiLU keeps signs
+    with silenced(encoder, [[0, 3]]), torch.no_grad():
+        assert (encoder.embed(WAVE) == 0).sum(dim=0).tolist() == [3 * (i == 3) for i in range(16)]
+
+
+class Swapped(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_time_first_model_is_told_what_to_do_and_that_helps():
+    module = make_toy().module
+
+    def embed(wave: torch.Tensor) -> torch.Tensor:
+        x = wave.unflatten(1, (-1, 100)).transpose(0, 1)
+        for layer in module.layers:
+            x = layer.act(layer.fc(x))
+        return x.mean(dim=0)
+
+    with pytest.raises(ValueError, match=r"\(10, 2, 8\) for 2 clips.*\n.*self.act\(x.transpose\(0, 1\)\)"):
+        dry_run(bare(module, "layers.*.act", embed=embed))
+    for layer in module.layers:
+        layer.act = Swapped(layer.act)
+    encoder, toy = bare(module, "layers.*.act.act", embed=embed), make_toy()
+    dry_run(encoder)
+    mine, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (encoder, toy))
+    assert torch.equal(mine, theirs)
+
+
 RELU = nn.ReLU()
 FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  # its GELU is a function
 
@@ -224,6 +271,22 @@ FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  
 def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern: str, message: str):
     with pytest.raises(ValueError, match=message):
         bare(module, pattern)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the old switches")
+@pytest.mark.parametrize("how", ["fp32_precision = 'tf32'", "fp32_precision = 'ieee'", "cudnn.allow_tf32 = True"])
+def test_full_precision_whichever_switches_were_set_and_back(how: str):
+    script = f"""
+import torch
+from aape.encoder import full_precision
+torch.backends.{how}
+places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+before = [place.fp32_precision == "tf32" for place in places]
+with full_precision():
+    assert "tf32" not in [place.fp32_precision for place in places]
+assert [place.fp32_precision == "tf32" for place in places] == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)  # the switches are the process's
 
 
 def test_patterns_tell_capitals_apart_on_windows_too(monkeypatch):

@@ -103,8 +103,11 @@ def test_bad_sets_are_refused(vit: Encoder, neurons: object, options: dict, mess
 def test_a_layer_that_never_runs_is_not_passed_over_in_silence() -> None:
     encoder = toy()
     encoder.embed(torch.ones(1, 2))
-    with pytest.warns(RuntimeWarning, match="did not run"), silenced(encoder, [[0, 0]]):
+    with pytest.warns(RuntimeWarning, match=r"did not run.*\n.*torch.compile"), silenced(encoder, [[0, 0]]):
         pass
+    compiled = replace(encoder, embed=lambda wave: wave)  # whose hooks it passes by
+    with pytest.raises(ValueError, match="did not run"):
+        embed_with_sets(compiled, torch.ones(1, 2), [None, neuron_set(encoder, [[0, 0]])])
 
 
 def plainly(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor, donor: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ def maps_of_pairs(
             raise _Heard
 
     layers = [encoder.layers[layer] for layer in used]
-    with contextlib.suppress(_Heard), hooked(encoder, layers, see), torch.inference_mode():
+    with contextlib.suppress(_Heard), hooked(encoder, layers, see), torch.no_grad():
         encoder.embed(waves.to(encoder.device))
     if set(calls) != {len(cells)}:
         raise ValueError(f"{encoder.name}: token_grid speaks of {len(cells)} calls, embed made {calls} of the layers")

@@ -82,7 +82,7 @@ class Pictures:
         """[bands, frames] of a wave [samples]."""
         rate = self.encoder.sample_rate
         if self.encoder.log_mel is not None:
-            with torch.inference_mode():
+            with torch.no_grad():
                 found = self.encoder.log_mel(torch.from_numpy(wave[None]).to(self.encoder.device))
             return found.flatten(0, -3)[0].float().cpu().numpy()
         import nnAudio.features  # here: it takes a second

@@ -55,6 +55,9 @@ def from_hub(
 ) -> Encoder:
     """An audio Transformer of the Hugging Face Hub, or of a folder that `save_pretrained` wrote, as an Encoder.
 
+    The model is given each clip up to its last sound, but padding is what is put behind a file that ends early: zeros at
+    the end of a file itself count as sound, also in `probabilities(padding=False)`.
+
     Args:
         name_or_folder: "openai/whisper-tiny", or a folder with config.json, preprocessor_config.json and weights.
         revision: commit, tag or branch of the Hub's repository. The commit that was found is recorded in `weights`.
