@@ -84,9 +84,9 @@ def collect(
         batch_size=32 if batch_size is None else batch_size, device=on.type,
         means=means and not encoder.preactivation,  # they would pass for those of the neurons
     )  # fmt: skip
-    progress = Progress(plan, out_dir / ".partial")
-    if _is_whole(plan, out_dir) and not progress.folder.exists():
+    if _is_whole(plan, out_dir) and not (out_dir / ".partial").exists():
         return load_artifacts(out_dir)
+    progress = Progress(plan, out_dir / ".partial")
     first = rank == 0  # it holds the lock for all processes of the group
     with naming_space(plan, out_dir), folder_lock(out_dir) if first else contextlib.nullcontext():
         _barrier(world)
@@ -269,9 +269,12 @@ def _other_clip(theirs: Mapping[str, Any], plan: Plan) -> str | None:
     there, here = by_file(theirs["clips"], theirs["classes"]), by_file(plan.clips, plan.task.classes)
     skipped = {clip["file"] for clip in theirs.get("skipped", ())}
     for file in {**here, **there}:
-        if there.get(file) != here.get(file) and file not in skipped:
-            sides = (", ".join(map(str, side[file])) if file in side else "none" for side in (there, here))
-            return "clip {} ({}) is {} there and {} here".format(file, ", ".join(columns[1:]), *sides)
+        if there.get(file) == here.get(file) or file in skipped:
+            continue
+        if file not in there or file not in here:
+            return f"clip {file} is only {'there' if file in there else 'here'}"
+        triples = zip(columns[1:], there[file], here[file], strict=True)
+        return next(f"clip {file}: {column} is {a!r} there and {b!r} here" for column, a, b in triples if a != b)
     if "sha256" in columns or [*there] != [*here]:
         return f"the clips are in another order, or {min(skipped, default='one')} was left out there"
     return None

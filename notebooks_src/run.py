@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
+from stat import S_ISDIR
 
 import papermill
 from jupyter_client import BlockingKernelClient, KernelManager
@@ -85,13 +86,14 @@ def _sources(study: Study, spec: Loader) -> Iterator[Path]:
 
 
 def _mark(paths: Iterable[Path], also: str = "") -> str | None:
-    """Hash of names, sizes and times of files, and of all files below folders; None where one is not there."""
+    """Hash of sizes and times of files, and of all files below folders; None where one is not there."""
     digest = hashlib.sha256(also.encode())
     try:
         for path in paths:
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 stat = file.stat()
-                digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode() if not file.is_dir() else b"")
+                if not S_ISDIR(stat.st_mode):
+                    digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     except OSError:
         return None
     return digest.hexdigest()
@@ -231,8 +233,8 @@ def run_study(name: str, workers: int = 2) -> int:
     study, cores = load_study(name), os.cpu_count() or 1
     tasks = _load_tasks(study, name)
     sounds = {
-        name: task and _mark(map(task.audio_dir.joinpath, task.files), f"{task.clip_seconds} {task.csv()}")
-        for name, task in tasks.items()
+        key: task and _mark(map(task.audio_dir.joinpath, task.files), f"{task.clip_seconds} {task.csv()}")
+        for key, task in tasks.items()
     }
     weights = {model: _weights(study, model) for model in study.encoders}
     jobs = [

@@ -131,9 +131,7 @@ def test_a_whole_run_returns_at_once_and_another_runs_folder_is_refused(tmp_path
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
-    with pytest.raises(
-        ValueError, match=rf"clip {task.files[3]} \(label, split, group, sha256\) is class0, fold4, g3, \w+ "
-    ):
+    with pytest.raises(ValueError, match=rf"clip {task.files[3]}: sha256 is '\w+' there"):
         collect(toy, task, out)
     assert contents(out) == before and not heard
     with folder_lock(tmp_path / "b"), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
@@ -212,7 +210,7 @@ def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
     assert len(np.unique(taken.embeddings(), axis=0)) == 12
     late[3, -1] += 0.5
     soundfile.write(task.audio_dir / task.files[3], late[3], 40_300, subtype="FLOAT")
-    with pytest.raises(ValueError, match=f"clip {task.files[3]} .* there and .* here"):
+    with pytest.raises(ValueError, match=f"clip {task.files[3]}: sha256 is .* there and .* here"):
         collect(toy, task, out)
 
 
@@ -454,9 +452,7 @@ def test_in_a_cut_off_pass_batches_of_mended_files_alone_are_heard_again(tmp_pat
     go("b", cut=True)  # of a first batch that is not wanted
     assert len(heard) == (6 if keep else 2)
     first.write_bytes(other)
-    with pytest.raises(
-        ValueError, match=f"clip {task.files[5]} .label, split, group. is class2, fold1, g5 there and none h"
-    ):
+    with pytest.raises(ValueError, match=f"clip {task.files[5]} is only there"):
         go("b", clips=rows_of(task, [*range(5), *range(6, 24)], "noise"))
     assert contents(go("b").path) == contents(whole.path)
     assert len(heard) == (6 if keep else 1)
