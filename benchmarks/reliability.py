@@ -570,7 +570,7 @@ def other_things(work: Path, task: Task) -> Iterator[str | None]:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         os.utime(path, (1, 1))
         code, text = in_child(lambda: collect(toy(), task_of(str(data)), out))
-        yield error_names(code, text, "data", "there", "here")
+        yield error_names(code, text, "clip", "sha256", "there", "here")
     path.write_bytes(content)
     code, text = in_child(lambda: collect(toy(), task_of(str(data)), out))
     yield None if code == 0 else text
