@@ -25,6 +25,11 @@ RANDOM = {"layer-matched": ("#D9C27E", "as many in each layer"), "as active in t
 SHOWN = 12  # classes side by side at most
 
 
+def _many(neurons: float) -> str:
+    """How many neurons, with a decimal where folds differ."""
+    return f"{round(float(neurons), 1):,g}"
+
+
 def _title(result: AblationResult, text: str, task: str = "") -> str:
     """With the task in front, and the mark of stand-ins, once."""
     title = f"{result.titles.get(task, task)}: {text}" if task else text
@@ -85,9 +90,7 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
         axis.axhline(0, color="black", lw=0.8)
         if not here.difference.notna().any():
             nothing(axis, "no such neurons")
-        axis.set_title(
-            "" if row else f"{result.labels[models[column]]}\n{round(float(here.neurons.max()), 1):,g} neurons"
-        )
+        axis.set_title("" if row else f"{result.labels[models[column]]}\n{_many(here.neurons.max())} neurons")
         axis.set_ylabel("" if column else f"change in {UNITS[at['measure']]}")
         axis.set_xticks(place, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     cut = "; of the other classes those that change most" if len(classes) < bars["class"].nunique() else ""
@@ -150,7 +153,7 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
         sizes = here.groupby("silenced").neurons.first().reindex(classes, fill_value=0)
         axis.set_facecolor("#E5E5E5")  # a class without neurons
         image = axis.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest)
-        axis.set_yticks(range(len(classes)), [f"{c} ({round(float(sizes[c]), 1):,g})" for c in classes], fontsize=font)
+        axis.set_yticks(range(len(classes)), [f"{c} ({_many(sizes[c])})" for c in classes], fontsize=font)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=font)
         axis.set_title(result.labels[model])
         for i, j in np.argwhere(matrix.notna().to_numpy() & small):
