@@ -13,12 +13,12 @@ artifacts.probabilities(split="train", classes={"animal": ["dog", "cat"], "rest"
 # ruff: noqa: F401, the names are here for others
 from __future__ import annotations
 
-from aape.ablation import AblationResult, ablate
-from aape.analysis import Analysis, TaskResult, analyze, example
-from aape.artifacts import Artifacts, load_artifacts
-from aape.chance import Calibrated, calibrate, counted_clips
+from aape.artifacts.folder import Artifacts, load_artifacts
+from aape.causal.silencing import silenced
 from aape.figures.tables import table
-from aape.selection import Selection, entropy, select
-from aape.sharing import jaccard, sharing_against_chance
-from aape.silencing import silenced
-from aape.study import Study, load_study
+from aape.neurons.chance import Calibrated, calibrate, counted_clips
+from aape.neurons.selection import Selection, entropy, select
+from aape.neurons.sharing import jaccard, sharing_against_chance
+from aape.study.ablation import AblationResult, ablate
+from aape.study.analysis import Analysis, TaskResult, analyze, example
+from aape.study.study import Study, load_study

@@ -1,44 +1,106 @@
-"""Dissect audio Transformers neuron by neuron: the public names, loaded when first used."""
+"""Dissect audio Transformers neuron by neuron.
+
+The public names are imported when they are first used, so that `import aape` takes no time.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_ROOMS = {
-    "ablation": ["AblationResult", "ablate"],
-    "analysis": ["Analysis", "analyze"],
-    "atlas": ["build_atlas", "show_neuron", "token_maps"],
-    "artifacts": ["Artifacts", "load_artifacts"],
-    "attribution": ["attribute"],
-    "chance": ["Calibrated", "calibrate"],
-    "criteria": ["rank"],
-    "collecting": ["collect", "collect_study"],
-    "dissecting": ["Dissection", "dissect"],
-    "contest": ["compare_criteria"],
-    "encoder": ["Encoder", "from_module"],
-    "encoders": ["m2d"],
-    "encoders.contracts": ["from_hear", "from_xares"],
-    "encoders.hub": ["from_hub"],
-    "selection": ["Selection", "entropy", "select"],
-    "sharing": ["jaccard", "sharing_against_chance"],
-    "silencing": ["silenced"],
-    "study": ["Study", "load_encoder", "load_study", "load_task"],
-    "task": ["BadClip", "Task", "from_datasets", "from_folder", "from_metadata"],
+if TYPE_CHECKING:  # what editors and type checkers see
+    from aape.artifacts.folder import Artifacts, load_artifacts
+    from aape.atlas import build_atlas, show_neuron, token_maps
+    from aape.causal.attribution import attribute
+    from aape.causal.silencing import silenced
+    from aape.collecting.passing import collect, collect_study
+    from aape.criteria.comparing import compare_criteria
+    from aape.criteria.ranking import rank
+    from aape.dissecting import Dissection, dissect
+    from aape.encoders import m2d
+    from aape.encoders.encoder import Encoder, from_module
+    from aape.encoders.hub import from_hub
+    from aape.neurons import chance
+    from aape.neurons.chance import Calibrated, calibrate
+    from aape.neurons.selection import Selection, entropy, select
+    from aape.neurons.sharing import jaccard, sharing_against_chance
+    from aape.sounds.task import BadClip, Task, from_datasets, from_folder, from_metadata
+    from aape.study.ablation import AblationResult, ablate
+    from aape.study.analysis import Analysis, analyze
+    from aape.study.study import Study, load_encoder, load_study, load_task
+
+__version__ = "0.4.0"
+
+_MODULES = {  # module -> the public names that it defines
+    "aape.artifacts.folder": ("Artifacts", "load_artifacts"),
+    "aape.atlas": ("build_atlas", "show_neuron", "token_maps"),
+    "aape.causal.attribution": ("attribute",),
+    "aape.causal.silencing": ("silenced",),
+    "aape.collecting.passing": ("collect", "collect_study"),
+    "aape.criteria.comparing": ("compare_criteria",),
+    "aape.criteria.ranking": ("rank",),
+    "aape.dissecting": ("Dissection", "dissect"),
+    "aape.encoders.encoder": ("Encoder", "from_module"),
+    "aape.encoders.hub": ("from_hub",),
+    "aape.neurons.chance": ("Calibrated", "calibrate"),
+    "aape.neurons.selection": ("Selection", "entropy", "select"),
+    "aape.neurons.sharing": ("jaccard", "sharing_against_chance"),
+    "aape.sounds.task": ("BadClip", "Task", "from_datasets", "from_folder", "from_metadata"),
+    "aape.study.ablation": ("AblationResult", "ablate"),
+    "aape.study.analysis": ("Analysis", "analyze"),
+    "aape.study.study": ("Study", "load_encoder", "load_study", "load_task"),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_SUBMODULES = {"chance": "aape.neurons.chance", "m2d": "aape.encoders.m2d"}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__version__ = "0.3.1"
-__all__ = sorted(_HOME)
+__all__ = [
+    "AblationResult",
+    "Analysis",
+    "Artifacts",
+    "BadClip",
+    "Calibrated",
+    "Dissection",
+    "Encoder",
+    "Selection",
+    "Study",
+    "Task",
+    "ablate",
+    "analyze",
+    "attribute",
+    "build_atlas",
+    "calibrate",
+    "chance",
+    "collect",
+    "collect_study",
+    "compare_criteria",
+    "dissect",
+    "entropy",
+    "from_datasets",
+    "from_folder",
+    "from_hub",
+    "from_metadata",
+    "from_module",
+    "jaccard",
+    "load_artifacts",
+    "load_encoder",
+    "load_study",
+    "load_task",
+    "m2d",
+    "rank",
+    "select",
+    "sharing_against_chance",
+    "show_neuron",
+    "silenced",
+    "token_maps",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported from its room on first use, so that `import aape` costs nothing."""
-    if name == "m2d":
-        return importlib.import_module("aape.encoders.m2d")
-    if name not in _HOME:
-        raise AttributeError(f"module 'aape' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"aape.{_HOME[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(_SUBMODULES[name])
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module 'aape' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from aape.nearest import nearest
+from aape.suggest import nearest
 
 # Nothing but the standard library up here: `doctor` must run on a Python without any package.
 
@@ -29,7 +29,7 @@ def _collect(parser: argparse.ArgumentParser, words: list[str]) -> None:
         parser.add_argument(name)
     _add_pass(parser)
     options = parser.parse_args(words)
-    from aape.collecting import collect_study
+    from aape.collecting.passing import collect_study
 
     print(collect_study(**vars(options)))
 
@@ -43,7 +43,7 @@ def _doctor(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """What is installed, found and missing for a study, and the next step."""
     parser.add_argument("study", nargs="?", help="name in studies/, or a YAML file (default: paper, in a clone)")
     options = parser.parse_args(words)
-    from aape.datasets.doctor import doctor
+    from aape.doctor import doctor
 
     return doctor(options.study)
 
@@ -90,7 +90,7 @@ def _table(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="CSV to write")
     options = vars(parser.parse_args(words))
     from aape.files import write_text
-    from aape.task import from_folder
+    from aape.sounds.task import from_folder
 
     folder, output = options.pop("folder"), options.pop("output")
     if output.is_dir():
@@ -116,7 +116,7 @@ def _dissect(parser: argparse.ArgumentParser, words: list[str]) -> None:
     if table and (seconds is None or options["pattern"]):
         parser.error("--table needs --seconds, the length that every clip is cut or padded to, and takes no --pattern")
     from aape.dissecting import dissect
-    from aape.task import from_metadata
+    from aape.sounds.task import from_metadata
 
     if table:
         task = from_metadata(table, task, clip_seconds=seconds, name=Path(table).stem)

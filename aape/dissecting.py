@@ -14,18 +14,19 @@ from typing import Any
 
 import pandas as pd
 
-from aape.ablation import AblationResult, ablate
-from aape.artifacts import Artifacts
+from aape.artifacts.folder import Artifacts
 from aape.atlas.build import build_atlas
-from aape.chance import Calibrated, calibrate
-from aape.collecting import collect
-from aape.encoder import Encoder
+from aape.collecting.passing import collect
+from aape.display import Displayed
+from aape.encoders.encoder import Encoder
 from aape.encoders.hub import from_hub
 from aape.figures.classes import class_figure
 from aape.figures.style import save
-from aape.files import Shown, write_text
-from aape.selection import select
-from aape.task import Task, from_folder
+from aape.files import write_text
+from aape.neurons.chance import Calibrated, calibrate
+from aape.neurons.selection import select
+from aape.sounds.task import Task, from_folder
+from aape.study.ablation import AblationResult, ablate
 
 # What the ablation of a first look leaves out for its time; `ablate` by itself does it all.
 FIRST_LOOK: dict[str, Any] = {"modes": ("mean", "zero"), "gains": [], "off_target": False}
@@ -37,7 +38,7 @@ HOW_TO_READ = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dissection(Shown):
+class Dissection(Displayed):
     """What `dissect` made.
 
     Attributes:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from aape.artifacts import load_artifacts, save_tensors
+from aape.artifacts.folder import load_artifacts, save_tensors
 from aape.atlas import About, build_atlas, build_study
-from aape.collecting import collect
-from aape.encoder import full_precision
+from aape.collecting.passing import collect
 from aape.encoders import m2d
-from aape.selection import select
-from aape.study import load_study
-from aape.task import Task, from_metadata
+from aape.encoders.encoder import full_precision
+from aape.neurons.selection import select
+from aape.sounds.task import Task, from_metadata
+from aape.study.study import load_study
 
 
 def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:

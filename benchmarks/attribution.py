@@ -15,11 +15,11 @@ import torch
 from scipy.stats import beta, spearmanr
 from tqdm.auto import tqdm
 
-from aape.artifacts import load_artifacts
-from aape.attribution import _judges
-from aape.silencing import embed_with_sets, neuron_set
-from aape.study import load_encoder, load_study, load_task
-from aape.task import read_clips
+from aape.artifacts.folder import load_artifacts
+from aape.causal.attribution import _judges
+from aape.causal.silencing import embed_with_sets, neuron_set
+from aape.sounds.task import read_clips
+from aape.study.study import load_encoder, load_study, load_task
 
 
 def stratified(scores: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +81,7 @@ def main() -> None:
     labels = artifacts.labels[some]
 
     # per-clip sums by the same code, restricted to these clips
-    from aape.attribution import _add, _frozen, _zeros
+    from aape.causal.attribution import _add, _frozen, _zeros
 
     estimates, seconds = {}, {}
     sums = _zeros(artifacts)

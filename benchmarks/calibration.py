@@ -24,12 +24,12 @@ import pandas as pd
 from scipy.stats import binom
 from tqdm.auto import tqdm
 
-from aape.artifacts import Artifacts, load_artifacts
-from aape.chance import Calibrated, calibrate_counts, counted_clips
+from aape.artifacts.folder import Artifacts, load_artifacts
 from aape.files import write_text
-from aape.selection import select
-from aape.sharing import Matched, matched, sharing_against_chance
-from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.chance import Calibrated, calibrate_counts, counted_clips
+from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.selection import select
+from aape.neurons.sharing import Matched, matched, sharing_against_chance
 from notebooks_src.report import markdown
 
 TOKENS = 60
@@ -51,7 +51,7 @@ The same beside the code before permutations knew sizes and sharing permuted lab
 | the same, p <= 0.01 in classes of long recordings | share of pairs | 40 | 0.008 | 0.059 |
 | noise that goes together by recording | sharing within the task, q < 0.05 | 20 | at most 3 | 10 |
 
-How far apart may sizes be that are joined (`aape.units.SIZE_RATIO`)? Two classes without meaning, one of 40 groups, one of
+How far apart may sizes be that are joined (`aape.neurons.permuting.SIZE_RATIO`)? Two classes without meaning, one of 40 groups, one of
 6 larger ones; clips of a group are alike (intraclass correlation 0.9), neurons are independent; from trials:
 
 | larger / smaller | neurons | permutations | runs | with a calibrated neuron | sharing, q < 0.05 | limit at 5 % |

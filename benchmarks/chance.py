@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aape.artifacts import ArrayWriter
-from aape.chance import Calibrated, calibrate_counts, permutation_null
-from aape.selection import Rule, select
-from aape.units import THREADS, Counted, UnitSums, exchangeable_units
+from aape.artifacts.folder import ArrayWriter
+from aape.neurons.chance import Calibrated, calibrate_counts, permutation_null
+from aape.neurons.permuting import THREADS, Counted, UnitSums, exchangeable_units
+from aape.neurons.selection import Rule, select
 
 TOKENS = 60
 

@@ -31,13 +31,13 @@ import soundfile
 import soxr
 import torch
 
-from aape.collecting import collect
-from aape.counting import count_batch
-from aape.encoder import Encoder, hooked
+from aape.collecting.counting import count_batch
+from aape.collecting.passing import collect
 from aape.encoders import m2d
+from aape.encoders.dry_run import widths
+from aape.encoders.encoder import Encoder, hooked
 from aape.encoders.hub import from_hub
-from aape.shapes import widths
-from aape.task import Task, from_metadata, read_clips
+from aape.sounds.task import Task, from_metadata, read_clips
 
 BATCH = 16
 

@@ -13,11 +13,11 @@ import argparse
 
 import numpy as np
 
-from aape.artifacts import load_artifacts
-from aape.confounds import causal_checks, confounded, descriptors, within_loudness
+from aape.artifacts.folder import load_artifacts
+from aape.criteria.confounds import causal_checks, confounded, descriptors, within_loudness
 from aape.files import write_text
-from aape.selection import select
-from aape.study import load_encoder, load_study, load_task
+from aape.neurons.selection import select
+from aape.study.study import load_encoder, load_study, load_task
 
 
 def main() -> None:

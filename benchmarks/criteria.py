@@ -21,14 +21,14 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
-from aape.artifacts import load_artifacts
-from aape.contest import Contest, NothingToCompare, compare_criteria, draw_classes
-from aape.criteria import CRITERIA
+from aape.artifacts.folder import load_artifacts
+from aape.causal.trials import MEASURES
+from aape.criteria.comparing import Contest, NothingToCompare, compare_criteria, draw_classes
+from aape.criteria.ranking import CRITERIA
 from aape.figures.ablation import criteria
 from aape.figures.style import save
 from aape.files import write_text
-from aape.study import load_encoder, load_study, load_task
-from aape.trials import MEASURES
+from aape.study.study import load_encoder, load_study, load_task
 from notebooks_src.report import markdown
 
 SEEN = (

@@ -20,9 +20,9 @@ import soundfile
 import torch
 from torch import nn
 
-from aape.collecting import collect
-from aape.encoder import from_module
-from aape.task import from_metadata
+from aape.collecting.passing import collect
+from aape.encoders.encoder import from_module
+from aape.sounds.task import from_metadata
 from benchmarks.chance import anonymous_gib
 
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aape.collecting import collect
-from aape.encoder import Encoder, choose_device
+from aape.collecting.passing import collect
 from aape.encoders import m2d
+from aape.encoders.encoder import Encoder, choose_device
 from aape.encoders.hub import from_hub
-from aape.task import read_clips
+from aape.sounds.task import read_clips
 from benchmarks.collecting import task_of
 
 

@@ -37,14 +37,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from aape.ablation import ablate
-from aape.analysis import analyze
-from aape.artifacts import load_artifacts
-from aape.collecting import collect
-from aape.encoder import Encoder, from_module
+from aape.artifacts.folder import load_artifacts
+from aape.collecting.passing import collect
+from aape.encoders.encoder import Encoder, from_module
 from aape.files import FolderBusy, folder_lock
-from aape.study import load_study
-from aape.task import Task, from_metadata
+from aape.sounds.task import Task, from_metadata
+from aape.study.ablation import ablate
+from aape.study.analysis import analyze
+from aape.study.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 1000  # Hz
@@ -482,9 +482,9 @@ def tampered_progress(work: Path, task: Task, **options: Any) -> Iterator[str | 
     collect(toy(), task, whole, batch_size=16, **options)
 
     def die() -> None:
-        import aape.collecting
+        import aape.collecting.passing
 
-        aape.collecting.merge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        aape.collecting.passing.merge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         collect(toy(), task, killed / "out", batch_size=16, **options)
 
     in_child(die)
@@ -552,10 +552,10 @@ def other_things(work: Path, task: Task) -> Iterator[str | None]:
             out = work / f"{half}-{number}" / "out"
 
             def first(out: Path = out, half: bool = half) -> None:
-                import aape.collecting
+                import aape.collecting.passing
 
                 if half:
-                    aape.collecting.merge = lambda *_: os._exit(0)
+                    aape.collecting.passing.merge = lambda *_: os._exit(0)
                 collect(toy(), task, out)
 
             in_child(first)

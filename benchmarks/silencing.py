@@ -23,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
-from aape.encoder import Encoder
+from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 from aape.encoders import m2d
-from aape.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
-from aape.task import Task, from_metadata, prefetched, read_clips
+from aape.encoders.encoder import Encoder
+from aape.sounds.task import Task, from_metadata, prefetched, read_clips
 
 
 def random_sets(encoder: Encoder, starts: list[int], seed: int = 0, size: int = 24) -> list[NeuronSet | None]:

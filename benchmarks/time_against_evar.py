@@ -24,9 +24,9 @@ import pandas as pd
 import soundfile
 import torch
 
-from aape.collecting import collect
+from aape.collecting.passing import collect
 from aape.encoders import m2d
-from aape.task import from_metadata
+from aape.sounds.task import from_metadata
 from add_to_evar import bridge as evar
 from benchmarks import numpy_weights
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from aape.encoder import Encoder
 from aape.encoders import m2d
+from aape.encoders.encoder import Encoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 SSL_NAME = "MSM-MAE (miniature)"

@@ -22,9 +22,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from aape.artifacts import load_artifacts, other_encoder
-from aape.encoder import Encoder
-from aape.task import Task, from_metadata
+from aape.artifacts.belonging import other_encoder
+from aape.artifacts.folder import load_artifacts
+from aape.encoders.encoder import Encoder
+from aape.sounds.task import Task, from_metadata
 from miniature import encoders
 from miniature.train import _write
 
@@ -180,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         meta = given.esc50 / "meta" / "esc50.csv"
         probe(from_metadata(meta, given.esc50 / "audio", clip_seconds=5.0, name="esc50"), "ESC-50, fold 5")
     if given.study is not None:
-        from aape.study import load_study, load_task
+        from aape.study.study import load_study, load_task
 
         study = load_study(given.study)
         for name in study.tasks:

@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from aape.classifier import fit, folds
-from aape.contest import compare_criteria, draw_classes
+from aape.causal.classifier import fit, folds
+from aape.criteria.comparing import compare_criteria, draw_classes
 from aape.figures import ablation as figures
 from common import load_encoder, load_study, load_task
 from common_analyze import ablate, load_artifacts, select, silenced, table
@@ -176,7 +176,7 @@ table(agreement.rename(columns=sizes).reset_index(), rows=60, csv="ablation_iden
 # AAPE is one way to say which neurons belong to a class; others stand beside it. Equally many neurons a class by each of
 # them, chosen on training clips, are put to their mean, and held-out clips are judged: by a linear classifier, and by the
 # nearest class mean. *Attribution* is the gradient of the class's log-probability times the activations, from one backward
-# pass (`aape.attribution`). An effect is the change of log-probability (nats) in the class less that in the others, in
+# pass (`aape.causal.attribution`). An effect is the change of log-probability (nats) in the class less that in the others, in
 # brackets a 95 % interval over classes; *less as active*: minus that of random sets as active in the class. A few classes
 # drawn by a seed, on the task of part 1: an example. `python -m benchmarks.criteria` does it at length.
 

@@ -19,11 +19,11 @@ import jinja2
 import pandas as pd
 from scipy.stats import binomtest
 
-from aape.ablation import load_result, read_text_table
-from aape.analysis import OVERVIEW, over_seeds
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
-from aape.study import ROOT, Study, load_study
+from aape.study.ablation import load_result, read_text_table
+from aape.study.analysis import OVERVIEW, over_seeds
+from aape.study.study import ROOT, Study, load_study
 
 GALLERY = ROOT / "gallery"
 CHANCE = {

@@ -16,8 +16,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from aape.encoder import Encoder, from_module
-from aape.task import Task, from_metadata
+from aape.encoders.encoder import Encoder, from_module
+from aape.sounds.task import Task, from_metadata
 
 matplotlib.use("agg")
 REPOSITORY = Path(__file__).resolve().parent.parent

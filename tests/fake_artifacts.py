@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import yaml
 
-from aape.artifacts import save_tensors
+from aape.artifacts.folder import save_tensors
+from aape.artifacts.manifest import write_manifest
 from aape.files import sha256_of, write_text
-from aape.manifest import write_manifest
 
 TOKENS = 60
 

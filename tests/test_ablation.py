@@ -14,22 +14,23 @@ import torch
 from conftest import write_sounds
 from torch import nn
 
-from aape import ablation, trials
-from aape.ablation import ablate, load_result
-from aape.artifacts import load_artifacts
-from aape.chance import one_sided_p
-from aape.classifier import fit, folds
-from aape.collecting import collect
-from aape.effects import AT, against_controls, paired_interval, possible
-from aape.encoder import Encoder, from_module
+from aape.artifacts.folder import load_artifacts
+from aape.causal import trials
+from aape.causal.classifier import fit, folds
+from aape.causal.silencing import silenced
+from aape.collecting.passing import collect
+from aape.encoders.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
 from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock
-from aape.selection import select
-from aape.silencing import silenced
-from aape.study import AblationTarget, Study, load_encoder, load_task
-from aape.targets import matched, target_neurons
-from aape.task import Task, from_metadata
+from aape.neurons.chance import one_sided_p
+from aape.neurons.selection import select
+from aape.sounds.task import Task, from_metadata
+from aape.study import ablation
+from aape.study.ablation import ablate, load_result
+from aape.study.effects import AT, against_controls, paired_interval, possible
+from aape.study.study import AblationTarget, Study, load_encoder, load_task
+from aape.study.targets import matched, target_neurons
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")
 TONES = {"low": 20, "middle": 60, "high": 120}  # Hz
@@ -108,7 +109,7 @@ def test_a_loader_that_gives_both_models_the_same_one_moves_no_number(tmp_path, 
     """Each model has a thread; their hooks on one module must not mix."""
     same = tuned()
     same.module.act.register_forward_hook(lambda *_: time.sleep(0.001))  # let the other thread in
-    monkeypatch.setattr("aape.ablation.load_encoder", lambda *_: same)
+    monkeypatch.setattr("aape.study.ablation.load_encoder", lambda *_: same)
     study = make_study(tmp_path, controls=20, gains=[0.0], refits=0)
     for model in study.models:
         collect(same, load_task(study, "tones"), study.artifacts_directory("tones", model), device="cpu")

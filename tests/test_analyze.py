@@ -15,14 +15,14 @@ import torch
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 from matplotlib.figure import Figure
 
-from aape.analysis import _check_together, panels_of, pitch_of, spread
-from aape.criteria import CRITERIA
+from aape.criteria.ranking import CRITERIA
 from aape.figures.sharing import _octave_axes
 from aape.figures.style import styled
 from aape.files import FolderBusy, folder_lock
-from aape.published import published_lists, published_neurons
-from aape.selection import select
-from aape.study import SelectionSettings, load_study
+from aape.neurons.selection import select
+from aape.study.analysis import _check_together, panels_of, pitch_of, spread
+from aape.study.published import published_lists, published_neurons
+from aape.study.study import SelectionSettings, load_study
 from common_analyze import analyze, load_artifacts
 
 EVENTS = ["dog", "rain", "siren", "sea_waves"]
@@ -113,7 +113,7 @@ def test_figures_are_written_as_pdf_and_png_with_something_on_them(analysis):
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same(analysis, monkeypatch):
-    monkeypatch.setattr("aape.analysis.task_result", None)  # it would be called
+    monkeypatch.setattr("aape.study.analysis.task_result", None)  # it would be called
     again = analyze(analysis.study, draw=False, progress=False)
     for name in ("overview", "classes", "sensitivity", "sharing_summary"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(analysis, name))
@@ -160,7 +160,7 @@ def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, mo
     found = analyze(path, draw=False, progress=False)
     assert (found.published_lists.remark == "not comparable: weights random or unknown").all()
     assert "no counts per clip" in found.notes[0]
-    monkeypatch.setattr("aape.published.not_comparable", lambda *_: "")
+    monkeypatch.setattr("aape.study.published.not_comparable", lambda *_: "")
     lists = published_lists(load_study(path), {("cremad", "ssl"): load_artifacts(folder)})
     assert lists["published"].tolist() == [22] * 4 and len(published_neurons("gtzan", "jazz", "classical")) == 26
     lists = lists.set_index(["filter", "meaning"])[["ours", "in both"]]

@@ -26,21 +26,21 @@ from PIL import Image
 import aape.atlas.build as build_room
 import aape.atlas.pair as pair_room
 import aape.atlas.sound as sound
-from aape.artifacts import Artifacts, load_artifacts
+from aape.artifacts.folder import Artifacts, load_artifacts
 from aape.atlas import About, build_atlas, show_neuron, token_maps
 from aape.atlas.maps import maps_of_pairs, packed, pooled
 from aape.atlas.pair import read_script
 from aape.atlas.record import Heard, chance_bands, choose_clips, nearest
-from aape.atlas.tables import effects, task_chance
-from aape.attribution import attribute
+from aape.atlas.study_tables import effects, task_chance
+from aape.causal.attribution import attribute
 from aape.cli import main
-from aape.collecting import collect
-from aape.encoder import Encoder, hooked
+from aape.collecting.passing import collect
 from aape.encoders import m2d
+from aape.encoders.encoder import Encoder, hooked
 from aape.files import FolderBusy, folder_lock
-from aape.selection import select
-from aape.study import load_study
-from aape.task import Task, from_metadata
+from aape.neurons.selection import select
+from aape.sounds.task import Task, from_metadata
+from aape.study.study import load_study
 
 RATE = 16000
 DATA = Path(__file__).parent / "data" / "atlas_v1"  # written by the first version, never to be written again

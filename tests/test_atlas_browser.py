@@ -14,12 +14,12 @@ import pytest
 from test_atlas import DATA, NAMES, Site, levels_of, make_site, make_sounds, records_of, small_m2d
 
 import aape.atlas.pair as pair_room
-from aape.artifacts import load_artifacts
+from aape.artifacts.folder import load_artifacts
 from aape.atlas import About
 from aape.atlas.pair import read_script, write_script
 from aape.atlas.record import b64
-from aape.collecting import collect
-from aape.selection import select
+from aape.collecting.passing import collect
+from aape.neurons.selection import select
 
 PAGES = Path(__file__).parent.parent / "aape" / "atlas"
 

@@ -9,11 +9,11 @@ import soundfile
 import torch
 from conftest import make_task, make_toy
 
-from aape import attribution
-from aape.attribution import attribute, cross_folds
-from aape.classifier import fit, folds
-from aape.collecting import collect
-from aape.encoder import hooked
+from aape.causal import attribution
+from aape.causal.attribution import attribute, cross_folds
+from aape.causal.classifier import fit, folds
+from aape.collecting.passing import collect
+from aape.encoders.encoder import hooked
 
 
 @pytest.fixture

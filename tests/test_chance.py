@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fake_artifacts import planted_counts, write_artifacts
 
-from aape.artifacts import load_artifacts
-from aape.chance import (
+from aape.artifacts.folder import load_artifacts
+from aape.neurons.chance import (
     Z_STEP,
     _below_uniform,
     _Scale,
@@ -20,9 +20,9 @@ from aape.chance import (
     permutation_null,
     pooled_p,
 )
-from aape.selection import Rule, entropy, select
-from aape.statistics import halves, stability
-from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.selection import Rule, entropy, select
+from aape.study.task_result import halves, stability
 
 TOKENS = 60
 
@@ -95,8 +95,8 @@ def test_neighbouring_sizes_are_joined_within_a_factor_and_the_rest_stays():
 
 def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
     """Read from disk in blocks, in several batches of labellings, with counts to take off."""
-    monkeypatch.setattr("aape.units.READ", 5)
-    monkeypatch.setattr("aape.units.BATCH_BYTES", (1, 4 * 3 * 14 * 2))
+    monkeypatch.setattr("aape.neurons.permuting.READ", 5)
+    monkeypatch.setattr("aape.neurons.permuting.BATCH_BYTES", (1, 4 * 3 * 14 * 2))
     rng = np.random.default_rng(0)
     labels, groups, tokens = (rng.integers(low, high, 600) for low, high in ((0, 3), (0, 200), (1, 300)))
     np.save(tmp_path / "counts.npy", rng.integers(100, 255, (600, 2, 7)).astype(np.uint8))
@@ -147,8 +147,8 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
 def test_results_do_not_depend_on_threads(monkeypatch):
     counts, labels, found = noise(1), np.arange(240) % 5, []
     for threads in (1, 3):
-        monkeypatch.setattr("aape.units.THREADS", threads)
-        monkeypatch.setattr("aape.chance.THREADS", threads)
+        monkeypatch.setattr("aape.neurons.permuting.THREADS", threads)
+        monkeypatch.setattr("aape.neurons.chance.THREADS", threads)
         found.append(null_of(counts, labels))
     one, three = found
     assert np.array_equal(one.pair_q, three.pair_q, equal_nan=True)

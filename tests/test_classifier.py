@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aape import classifier
-from aape.classifier import Classifier, fit, fit_nearest_mean, folds, held_out, refits, scores
+from aape.causal import classifier
+from aape.causal.classifier import Classifier, fit, fit_nearest_mean, folds, held_out, refits, scores
 
 CLASSES = ("a", "b", "c")
 

@@ -18,14 +18,14 @@ import torch
 from conftest import REPOSITORY, Toy, make_task, make_toy, one_thread
 from torch import nn
 
-import aape.collecting as collecting
-from aape import manifest
-from aape.artifacts import load_artifacts
-from aape.audio import cache_dir
-from aape.collecting import collect
-from aape.encoder import from_module, hooked
+import aape.collecting.passing as collecting
+from aape.artifacts import manifest
+from aape.artifacts.folder import load_artifacts
+from aape.collecting.passing import collect
+from aape.encoders.encoder import from_module, hooked
 from aape.files import Cache, FolderBusy, folder_lock, sha256_of
-from aape.task import BadClip, from_metadata
+from aape.sounds.audio import cache_dir
+from aape.sounds.task import BadClip, from_metadata
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -288,8 +288,8 @@ SCRIPT = f"""
 import os, signal, sys
 sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
 from conftest import make_toy
-from aape.task import from_metadata
-import aape.collecting as collecting
+from aape.sounds.task import from_metadata
+import aape.collecting.passing as collecting
 csv, audio, out, how = sys.argv[1:]
 task = from_metadata(csv, audio, clip_seconds=1.0, name="noise")
 real, seen = collecting.count_batch, []

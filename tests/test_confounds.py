@@ -8,16 +8,16 @@ from conftest import write_sounds
 from fake_artifacts import TOKENS, write_artifacts
 from torch import nn
 
-from aape.artifacts import load_artifacts
-from aape.collecting import collect
-from aape.encoder import from_module
-from aape.selection import select
-from aape.task import from_metadata
+from aape.artifacts.folder import load_artifacts
+from aape.collecting.passing import collect
+from aape.encoders.encoder import from_module
+from aape.neurons.selection import select
+from aape.sounds.task import from_metadata
 
 pytest.importorskip("librosa", reason="librosa is not installed: pip install aape[confounds]")
 
-from aape.confounds import NAMES, RATE, causal_checks, confounded, describe, explained, within_loudness
-from aape.units import share_of_groups
+from aape.criteria.confounds import NAMES, RATE, causal_checks, confounded, describe, explained, within_loudness
+from aape.neurons.permuting import share_of_groups
 
 
 def test_descriptors_of_sounds_that_are_known():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tests.test_ablation as toy
-from aape.artifacts import load_artifacts
-from aape.collecting import collect
-from aape.contest import FLOORS, NothingToCompare, compare_criteria, draw_classes, strongest
-from aape.criteria import Clips
+from aape.artifacts.folder import load_artifacts
+from aape.collecting.passing import collect
+from aape.criteria.comparing import FLOORS, NothingToCompare, compare_criteria, draw_classes, strongest
+from aape.criteria.ranking import Clips
 from benchmarks import criteria as benchmark
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aape.counting import count_batch
+from aape.collecting.counting import count_batch
 from aape.encoders.contracts import from_hear, from_xares
 
 

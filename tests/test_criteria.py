@@ -10,13 +10,13 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from aape.artifacts import load_artifacts
-from aape.attribution import attribute, cross_folds
-from aape.collecting import collect
-from aape.criteria import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
+from aape.artifacts.folder import load_artifacts
+from aape.artifacts.manifest import write_manifest
+from aape.causal.attribution import attribute, cross_folds
+from aape.collecting.passing import collect
+from aape.criteria.ranking import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
 from aape.files import sha256_of
-from aape.manifest import write_manifest
-from aape.selection import kth_smallest, select
+from aape.neurons.selection import kth_smallest, select
 
 LABELS = np.repeat(np.arange(4), 18)
 SPLITS = np.where(np.arange(72) % 4 == 0, "test", "train")
@@ -51,7 +51,7 @@ LITERAL = {  # of one neuron: share of active tokens and mean activation of the 
 
 @pytest.mark.parametrize("name", LITERAL)
 def test_criteria_equal_literal_references(artifacts, name, monkeypatch):
-    monkeypatch.setattr("aape.criteria.NEURONS_AT_ONCE", 70)
+    monkeypatch.setattr("aape.criteria.ranking.NEURONS_AT_ONCE", 70)
     found = rank(artifacts, name)  # of the training clips
     rates, means = artifacts.counts[TRAIN] / TOKENS, np.asarray(artifacts.means)[TRAIN].astype(float)
     for layer, neuron, c in itertools.product(range(3), range(0, 100, 3), range(4)):

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 
 from aape.cli import main
-from aape.cliplist import Clip, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Source
 from aape.datasets.check import build_metadata, shown
 from aape.datasets.ravdess import EMOTIONS
+from aape.sounds.clips import Clip, split_clips
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 from aape import cli
 from aape.datasets import DATASETS, TASKS, doctor
-from aape.study import load_study
+from aape.study.study import load_study
 
 WEIGHTS = "m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth"
 

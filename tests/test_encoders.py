@@ -13,11 +13,11 @@ from conftest import REPOSITORY, make_toy
 from safetensors.torch import save_file
 from torch import nn
 
-from aape.counting import count_active, count_batch
-from aape.encoder import Encoder, from_module, hooked
+from aape.causal.silencing import silenced
+from aape.collecting.counting import count_active, count_batch
 from aape.encoders import m2d
-from aape.shapes import common_width, dry_run
-from aape.silencing import silenced
+from aape.encoders.dry_run import common_width, dry_run
+from aape.encoders.encoder import Encoder, from_module, hooked
 
 WAVE = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
 WHOLE = torch.full((3,), 1000)
@@ -278,7 +278,7 @@ def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern
 def test_full_precision_whichever_switches_were_set_and_back(how: str):
     script = f"""
 import torch
-from aape.encoder import full_precision
+from aape.encoders.encoder import full_precision
 torch.backends.{how}
 places = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
 before = [place.fp32_precision == "tf32" for place in places]

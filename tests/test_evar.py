@@ -11,10 +11,10 @@ import soundfile
 import torch
 from conftest import needs_evar
 
-from aape.counting import count_batch
+from aape.causal.silencing import silenced
+from aape.collecting.counting import count_batch
 from aape.encoders import m2d
-from aape.shapes import widths
-from aape.silencing import silenced
+from aape.encoders.dry_run import widths
 from add_to_evar import bridge as evar
 from benchmarks import numpy_weights
 

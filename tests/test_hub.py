@@ -16,11 +16,11 @@ import transformers
 from conftest import shared_folder, tiny_whisper
 from safetensors.torch import load_file, save_file
 
-from aape.counting import count_batch
-from aape.encoder import Encoder, hooked
+from aape.causal.silencing import embed_with_sets, neuron_set
+from aape.collecting.counting import count_batch
+from aape.encoders.dry_run import widths
+from aape.encoders.encoder import Encoder, hooked
 from aape.encoders.hub import FAMILIES, from_hub
-from aape.shapes import widths
-from aape.silencing import embed_with_sets, neuron_set
 
 WHISPER, RAVDESS = shared_folder("models", "whisper-tiny-encoder"), shared_folder("data", "ravdess")
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")

@@ -24,7 +24,7 @@ from sklearn.preprocessing import LabelBinarizer, StandardScaler
 from timm.layers import Mlp
 from torch import nn
 
-from aape.selection import select
+from aape.neurons.selection import select
 from add_to_evar import bridge
 from benchmarks import numpy_weights
 

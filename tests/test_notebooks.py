@@ -18,9 +18,9 @@ import yaml
 from conftest import REPOSITORY, tiny_whisper, write_clips
 from nbclient import NotebookClient
 
-from aape.artifacts import load_artifacts
+from aape.artifacts.folder import load_artifacts
 from aape.figures.tables import table, three_digits
-from aape.study import load_study
+from aape.study.study import load_study
 from miniature.tasks import render
 from notebooks_src.generate import MODELS, TASKS, all_notebooks
 from notebooks_src.run import Job, collecting_jobs, execute, kernel

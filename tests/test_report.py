@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aape.ablation import TABLES
-from aape.study import Study
+from aape.study.ablation import TABLES
+from aape.study.study import Study
 from notebooks_src import report
 
 CLASSES = [f"c{i}" for i in range(10)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from fake_artifacts import write_artifacts
 
-from aape.artifacts import load_artifacts
-from aape.selection import entropy, select
+from aape.artifacts.folder import load_artifacts
+from aape.neurons.selection import entropy, select
 
 CLOSE = 1e-11  # nats; entropies nearer than this are a tie, whatever the order of summation
 

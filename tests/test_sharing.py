@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from aape.chance import Drawn, calibrate_counts
-from aape.selection import select
-from aape.sharing import against_drawn, by_distance, jaccard, matched, shared_neurons, sharing_against_chance
-from aape.units import Counted
+from aape.neurons.chance import Drawn, calibrate_counts
+from aape.neurons.permuting import Counted
+from aape.neurons.selection import select
+from aape.neurons.sharing import against_drawn, by_distance, jaccard, matched, shared_neurons, sharing_against_chance
 
 
 def random_members(seed, layers=3, neurons=60, classes=6, density=0.15):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from aape.encoder import Encoder, from_module
+from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
+from aape.encoders.encoder import Encoder, from_module
 from aape.encoders.m2d import load
-from aape.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 
 
 def hooks_left(encoder: Encoder) -> dict[str, int]:

@@ -13,10 +13,10 @@ from conftest import make_task, write_clips
 from scipy.signal import correlate
 
 from aape import cli
-from aape.audio import cache_dir, read_mono, seconds_of
-from aape.cliplist import clips_of_names
-from aape.collecting import collect
-from aape.task import BadClip, from_datasets, from_folder, from_metadata
+from aape.collecting.passing import collect
+from aape.sounds.audio import cache_dir, read_mono, seconds_of
+from aape.sounds.clips import clips_of_names
+from aape.sounds.task import BadClip, from_datasets, from_folder, from_metadata
 
 
 def sounds(folder: Path, *names: str, seconds: float = 0.5) -> Path:

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from aape import attribution
-from aape.artifacts import Artifacts, load_artifacts
+from aape.artifacts.folder import Artifacts, load_artifacts
 from aape.atlas.pair import About, Pair, read_script, write_script
 from aape.atlas.record import SCHEMA, with_pages
-from aape.encoder import Encoder, alone_with, choose_device, full_precision
+from aape.causal import attribution
+from aape.encoders.encoder import Encoder, alone_with, choose_device, full_precision
 from aape.files import folder_lock, write_text
-from aape.selection import Selection, select
-from aape.study import Study, load_encoder, load_study, load_task
-from aape.task import Task
+from aape.neurons.selection import Selection, select
+from aape.sounds.task import Task
+from aape.study.study import Study, load_encoder, load_study, load_task
 
 PAGE = ("index.html", "app.js", "app.css")
 PAIRS_AT_ONCE = 2  # a pass, and the making of sounds and pictures, leave one core idle in turns

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aape.encoder import Encoder, hooked
+from aape.encoders.encoder import Encoder, hooked
 
 BATCH = 32  # clips at once
 LEVELS = 15  # of a picked-up map, beside nothing

@@ -22,17 +22,17 @@ import torch
 from tqdm.auto import tqdm
 
 import aape
-from aape.artifacts import Artifacts
+from aape.artifacts.belonging import check_belong_together
+from aape.artifacts.folder import Artifacts
 from aape.atlas.maps import BATCH, grid_of, maps_of_pairs, pooled
 from aape.atlas.record import POOL, SCHEMA, Heard, b64, bytes_of, choose_clips, records
 from aape.atlas.sound import Pictures, encoded, keep, sound_format, wave_hash
-from aape.atlas.tables import SCORES, class_chance, effects, rounded, study_tables, task_chance
-from aape.attribution import FOLDER, attributed
-from aape.encoder import Encoder, full_precision
+from aape.atlas.study_tables import SCORES, class_chance, effects, rounded, study_tables, task_chance
+from aape.causal.attribution import FOLDER, attributed
+from aape.encoders.encoder import Encoder, full_precision
 from aape.files import Cache, sha256_of, write_text
-from aape.selection import Selection
-from aape.task import Task, prefetched
-from aape.trials import check_belong_together
+from aape.neurons.selection import Selection
+from aape.sounds.task import Task, prefetched
 
 FREQUENCIES, TIMES = 12, 64  # cells of a record's map, at most
 CELLS = 8192  # of all maps of a record together, which keeps it below 8 kB

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aape.artifacts import Artifacts
+from aape.artifacts.folder import Artifacts
 from aape.atlas.maps import packed
-from aape.atlas.tables import rounded, with_q
-from aape.selection import Selection
-from aape.units import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.atlas.study_tables import rounded, with_q
+from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.neurons.selection import Selection
 
 SCHEMA = 2  # of everything that the page reads; the page opens what is not newer than itself. 2: scores, attribution, groups' share as correlation
 BARS = 64  # classes in a record's bars; of more, the most active ones
@@ -191,7 +191,7 @@ def choose_clips(
 def chance_bands(heard: Heard, counts: np.ndarray, seed: int = 0) -> np.ndarray:
     """p of neurons by class under permuted labels, its 2.5 and 97.5 % points [2, classes, k].
 
-    counts: active tokens [clips, k]. Labels are permuted by group, as in `aape.units`.
+    counts: active tokens [clips, k]. Labels are permuted by group, as in `aape.neurons.permuting`.
     """
     classes, k = heard.p.shape[1], counts.shape[1]
     units = exchangeable_units(heard.labels, heard.groups, classes)

@@ -15,12 +15,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aape.artifacts import Artifacts
+from aape.artifacts.folder import Artifacts
 from aape.atlas.pair import About, Pair, read_script
 from aape.atlas.record import BINS, ROLES, checked
-from aape.encoder import Encoder
-from aape.selection import Selection, select
-from aape.task import Task
+from aape.encoders.encoder import Encoder
+from aape.neurons.selection import Selection, select
+from aape.sounds.task import Task
 
 HOT, REST, BAND = "#b4430a", "#8b95a5", "#c9ced6"  # as the atlas' page
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from aape.encoder import Encoder, noise
+from aape.encoders.encoder import Encoder, noise
 from aape.files import whole_file
 
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, MPEG 1, 2 and 2.5

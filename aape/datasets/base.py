@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from aape.cliplist import SUFFIXES, Clip, audio_files, read_table
-from aape.nearest import nearest
+from aape.sounds.clips import SUFFIXES, Clip, audio_files, read_table
+from aape.suggest import nearest
 
 
 class Remote(NamedTuple):

@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
-from aape.audio import BadClip, opened
-from aape.cliplist import csv_text, our_split, read_clips_csv, split_clips
 from aape.datasets import TASKS
 from aape.datasets.base import Rows, Source, evar_metadata
 from aape.files import write_json, write_text
-from aape.nearest import nearest
+from aape.sounds.audio import BadClip, opened
+from aape.sounds.clips import csv_text, our_split, read_clips_csv, split_clips
+from aape.suggest import nearest
 
 
 def complaint_of(path: Path) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aape.cliplist import Clip, read_table
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
+from aape.sounds.clips import Clip, read_table
 
 COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
 REMOTES = (Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),)

@@ -11,8 +11,8 @@ do not name the artist; keeping artists apart is what the filtered split is for.
 
 from __future__ import annotations
 
-from aape.cliplist import Clip
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts, parent_of
+from aape.sounds.clips import Clip
 
 _LISTS = "https://raw.githubusercontent.com/jongpillee/music_dataset_split/07e855758f180ac8bdc0e3abebbde19277094681/GTZAN_split"
 _SHA256 = {

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 
-from aape.cliplist import Clip
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
+from aape.sounds.clips import Clip
 
 _URL = "http://download.magenta.tensorflow.org/datasets/nsynth"
 _SPLITS = ("train", "valid", "test")

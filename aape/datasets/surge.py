@@ -7,8 +7,8 @@ J. Turian et al.: "One Billion Audio Sounds from GPU-enabled Modular Synthesis",
 
 from __future__ import annotations
 
-from aape.cliplist import Clip, read_table
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts, parent_of
+from aape.sounds.clips import Clip, read_table
 
 _LIST = "evar/predefined/dataset_surge_tone_splits.csv"
 _ARCHIVE = "surge-velocity64-2K.tar"

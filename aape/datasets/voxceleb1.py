@@ -24,8 +24,8 @@ entered as Norway. All of it is kept as distributed.
 
 from __future__ import annotations
 
-from aape.cliplist import Clip
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts, labelled, parent_of
+from aape.sounds.clips import Clip
 
 _META = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
 REMOTES = tuple(Remote(name, f"{_META}/{name}") for name in ("iden_split.txt", "vox1_meta.csv"))

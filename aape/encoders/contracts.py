@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from aape.encoder import Encoder, from_module, is_activation
+from aape.encoders.encoder import Encoder, from_module, is_activation
 
 
 def from_hear(

@@ -28,8 +28,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers.utils import cached_file, logging
 
-from aape.encoder import Encoder, from_module, sha256_of_state
-from aape.encoders.ears import ears_of
+from aape.encoders.encoder import Encoder, from_module, sha256_of_state
+from aape.encoders.front_ends import ears_of
 
 _MLP = "encoder.layers.*.feed_forward.intermediate_act_fn"
 _CONFORMER = "encoder.layers.*.ffn[12].intermediate_act_fn"

@@ -17,8 +17,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from aape.encoder import Encoder, Stages, sha256_of_state
 from aape.encoders.checkpoint import fill, read_checkpoint
+from aape.encoders.encoder import Encoder, Stages, sha256_of_state
 from aape.files import sha256_of
 
 NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)

@@ -15,8 +15,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from aape.ablation import AblationResult
 from aape.figures.style import colours, legend_below, nothing, panels, save, styled
+from aape.study.ablation import AblationResult
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
 KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
@@ -222,7 +222,7 @@ def criteria(summary: pd.DataFrame, title: str, mode: str = "mean") -> Figure:
     """What each criterion's neurons do to their class, beside random sets: a panel per judge, the deepest fall on top.
 
     Args:
-        summary: `aape.contest.Contest.summary()`.
+        summary: `aape.criteria.comparing.Contest.summary()`.
         title: whose neurons.
         mode: how they are changed.
     """

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from aape.artifacts import Artifacts
+from aape.artifacts.folder import Artifacts
 from aape.figures.style import colours, legend_below, nothing, panels, styled
 
 MEASURES = {  # column -> title, and the column that it is a share of
@@ -52,7 +52,7 @@ def layer_figure(results: Mapping[tuple[str, str], Any], labels: Mapping[str, st
     """Where the neurons sit: class-specific, calibrated, and shared by several classes, by layer.
 
     Args:
-        results: (task, model) -> aape.analysis.TaskResult. labels: model -> its name; a column each.
+        results: (task, model) -> aape.study.analysis.TaskResult. labels: model -> its name; a column each.
         mark: for the title, such as " [stand-ins]".
     """
     tasks = list(dict.fromkeys(task for task, _ in results))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from aape.chance import Calibrated
 from aape.figures.style import legend_below, panels, styled
+from aape.neurons.chance import Calibrated
 
 SHOWN = 40  # classes at most
 

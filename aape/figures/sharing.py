@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from aape.figures.style import nothing, styled
-from aape.sharing import Sharing, pairs_of
+from aape.neurons.sharing import Sharing, pairs_of
 
 ANNOTATED_TO = 12  # up to so many classes numbers stand in the cells; with more the panels stand one above the other
 

@@ -1,0 +1,309 @@
+"""Which neurons are specific to which classes: the AAPE rank and the three-step selection.
+
+    selection = select(artifacts, rate=0.01)            # or an array of probabilities [layers, neurons, classes]
+    selection.coverage                                  # share of the classes that have a neuron
+    selection.neurons("dog")                            # [k, 2] of (layer, neuron), strongest first
+
+AAPE (Audio Activation Probability Entropy) and the selection follow Kawamura, Niizumi and Ono, "What Do Neurons
+Listen To?", 2026, arXiv 2602.15307; the `lape` filter and the k-th smallest value as the percentile follow LAPE
+(Tang et al., ACL 2024, doi 10.18653/v1/2024.acl-long.309).
+
+Everything is NumPy in float64, whatever the device and the dtype of the input, so that the same probabilities give the
+same selection everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import entr
+
+from aape.artifacts.folder import Artifacts
+from aape.display import Displayed
+
+# Sums of the same terms in another order differ by some 1e-16. The rank is taken on the entropy rounded to this many
+# decimals, so that neurons which tie on paper tie here too and go by layer and index.
+RANK_DECIMALS = 12
+
+# The `paper` filter's own share of weak neurons; the `quantile` of `select` is the class threshold.
+PAPER_WEAK_SHARE = 0.05
+
+WEAK_FILTERS = ("lape", "paper")
+AAPE = ("aape", "lape")  # the names of the criterion that this file is about
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The thresholds of the selection; see `select`. ValueError for a share outside (0, 1] or an unknown filter."""
+
+    rate: float = 0.01
+    quantile: float = 0.95
+    weak_filter: str = "lape"
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "quantile"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], found {getattr(self, name)}")
+        if self.weak_filter not in WEAK_FILTERS:
+            raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {self.weak_filter!r}")
+
+
+def checked_probabilities(probabilities: Any) -> np.ndarray:
+    """float64 [layers, neurons, classes], or a ValueError that says what is wrong with it."""
+    if hasattr(probabilities, "detach"):  # a tensor; importing torch for this would take seconds
+        probabilities = probabilities.detach().cpu().numpy()
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 3 or 0 in p.shape:
+        raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
+    if empty := np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist():
+        raise ValueError(f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out")
+    if p.min() < 0 or p.max() > 1:
+        found = f"{p.min():.6g} to {p.max():.6g}"
+        raise ValueError(f"expected probabilities in [0, 1], found {found} (counts? divide by tokens)")
+    return p
+
+
+def entropy(probabilities: Any) -> np.ndarray:
+    """AAPE of every neuron, in nats: H = -sum_c q_c ln q_c with q = p / sum_c p.
+
+    Args:
+        probabilities: [layers, neurons, classes], share of the tokens of a class with activation > 0; an array or a
+            tensor on any device.
+
+    Returns:
+        float64 [layers, neurons], between 0 (active for one class only) and ln(classes); +inf where a neuron is never
+        active. With one class every active neuron has 0.
+
+    Raises:
+        ValueError: another shape, NaN, values outside [0, 1].
+    """
+    p = checked_probabilities(probabilities)
+    aape = np.empty(p.shape[:2])
+    for layer in range(len(p)):  # layer by layer: the temporaries stay small for 1,251 classes
+        total = p[layer].sum(axis=-1, keepdims=True)  # [neurons, 1]
+        q = np.divide(p[layer], total, out=np.zeros_like(p[layer]), where=total > 0)
+        aape[layer] = np.where(total[:, 0] > 0, entr(q).sum(axis=-1), np.inf)
+    return aape
+
+
+def kth_smallest(values: np.ndarray, quantile: float) -> float:
+    """LAPE's percentile: the k-th smallest of all values with k = round(quantile * size), at least 1."""
+    flat = values.ravel(order="K")
+    k = min(max(round(quantile * flat.size), 1), flat.size)
+    return float(np.partition(flat, k - 1)[k - 1])
+
+
+def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, float, float]:
+    """The three steps, for the data's labels (`select`) as for permuted ones (`aape.neurons.chance`).
+
+    Args:
+        p: [classes, neurons], of any float dtype.
+        rank: AAPE or what goes with it, [neurons]: the lowest stay, ties by index; +inf is never chosen.
+        rule: the thresholds.
+
+    Returns:
+        The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
+    """
+    largest = p.max(axis=0)
+    threshold = weak = kth_smallest(p, rule.quantile)
+    if rule.weak_filter == "paper":
+        # 5 % of very few neurons is none: then nothing is dropped
+        none = round(PAPER_WEAK_SHARE * largest.size) == 0
+        weak = -np.inf if none else kth_smallest(largest, PAPER_WEAK_SHARE)
+    eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
+    kept = eligible[np.argsort(rank[eligible], kind="stable")]
+    return kept[: round(rule.rate * largest.size)], threshold, weak
+
+
+def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """p outside each class, [..., classes] as p: over all tokens of the other classes; NaN where there are none.
+
+    Args:
+        p: [..., classes].
+        tokens: of each class, [classes].
+    """
+    rest = tokens.sum() - tokens
+    total = (p * tokens).sum(axis=-1, keepdims=True)
+    return np.divide(total - p * tokens, rest, out=np.full_like(p, np.nan), where=rest > 0)
+
+
+def jaccard_index(shared: Any, either: Any, empty: float = 0.0) -> np.ndarray:
+    """Jaccard index from the number of neurons in both sets and in either; `empty` where both sets are empty."""
+    shared, either = np.asarray(shared, dtype=np.float64), np.asarray(either)
+    return np.divide(shared, either, out=np.full(shared.shape, empty), where=either > 0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Displayed):
+    """Class-specific neurons and how they came about.
+
+    Attributes:
+        members: bool [layers, neurons, classes], neuron is specific to class.
+        selected: bool [layers, neurons], the neurons that the AAPE rank kept; with the `paper` filter some of them may
+            be specific to no class.
+        entropy: float64 [layers, neurons], AAPE in nats, +inf where never active.
+        probabilities: float64 [layers, neurons, classes].
+        outside: float64 [layers, neurons, classes], p over the tokens of all other classes. Where the classes' tokens
+            are not known (an array was given to `select`) every class counts the same.
+        threshold: a selected neuron is specific to the classes with p > threshold.
+        weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
+        rule: the thresholds as given to `select`.
+        criterion: what the neurons were ranked by.
+        scores: float64 [layers, neurons, classes], what the thresholds are of: p, or another criterion's scores.
+        classes: names.
+    """
+
+    members: np.ndarray
+    selected: np.ndarray
+    entropy: np.ndarray
+    probabilities: np.ndarray
+    outside: np.ndarray
+    threshold: float
+    weak_threshold: float
+    rule: Rule
+    criterion: str
+    scores: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the classes with at least one class-specific neuron."""
+        return float(self.members.any(axis=(0, 1)).mean())
+
+    @property
+    def per_class(self) -> pd.Series:
+        """Number of class-specific neurons, int64, by class name."""
+        return pd.Series(self.members.sum(axis=(0, 1)), index=pd.Index(self.classes, name="class"), name="neurons")
+
+    def class_index(self, name: str | int) -> int:
+        """Index of a class given by name or by index. ValueError: there is none."""
+        index = self.classes.index(name) if name in self.classes else name
+        if isinstance(index, str) or not 0 <= index < len(self.classes):
+            raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0")
+        return int(index)
+
+    def neurons(self, name: str | int) -> np.ndarray:
+        """int64 [k, 2] of (layer, neuron) specific to a class given by name or index, strongest first; k may be 0.
+
+        Strongest first: by p in the class minus p outside it, then by layer and neuron.
+        """
+        return self.shared([name])
+
+    def shared(self, classes: Sequence[str | int], exclusive: bool = False) -> np.ndarray:
+        """int64 [k, 2] of the neurons specific to each of these classes, whatever else they are specific to.
+
+        Args:
+            classes: names or indices.
+            exclusive: only those specific to exactly these classes.
+
+        Returns:
+            Strongest first: by p in these classes minus p outside each, on average; then by layer and neuron.
+
+        Raises:
+            ValueError: no class, or one that is not there.
+        """
+        if isinstance(classes, str) or not len(classes):
+            raise ValueError(f"expected a list of classes, at least one, found {classes!r}")
+        index = sorted({self.class_index(name) for name in classes})
+        chosen = self.members[:, :, index].all(axis=2)
+        if exclusive:
+            chosen &= self.members.sum(axis=2) == len(index)
+        found = np.argwhere(chosen).astype(np.int64).reshape(-1, 2)
+        gain = (self.probabilities - self.outside)[chosen][:, index].mean(axis=1)
+        return found[np.argsort(-np.nan_to_num(gain), kind="stable")]
+
+    def table(self) -> pd.DataFrame:
+        """A row per class-specific (neuron, class): layer, neuron, class, p, p_outside, aape, remark; strongest first.
+
+        Strongest first: by p - p_outside, then by layer, neuron and class. The remark says where a neuron is less
+        active in "its" class than outside: p above a threshold is all that the selection asks for. Classes without a
+        neuron have no row here; `per_class` has them with 0.
+        """
+        layer, neuron, index = np.nonzero(self.members)
+        p, outside = self.probabilities[self.members], self.outside[self.members]
+        table = pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.asarray(self.classes, dtype=object)[index]})
+        table = table.assign(p=p, p_outside=outside, aape=self.entropy[layer, neuron])
+        table["remark"] = np.where(p < outside, "less active than outside the class", "")
+        return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
+
+    def _facts(self) -> dict[str, str]:
+        what = "p" if self.criterion in AAPE else self.criterion
+        most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
+        return {
+            "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rule.rate:g}, {self.rule.weak_filter} filter)",
+            "specific": f"where {what} > {self.threshold:.4g} (quantile {self.rule.quantile:g})",
+            "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
+            "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
+        }
+
+
+def select(
+    probabilities: Any,
+    *,
+    rate: float = 0.01,
+    quantile: float = 0.95,
+    weak_filter: str = "lape",
+    criterion: str | np.ndarray = "aape",
+    classes: Sequence[str] | None = None,
+    encoder: Any = None,
+    task: Any = None,
+) -> Selection:
+    """Class-specific neurons by weak-response filter, lowest AAPE and class threshold.
+
+    Args:
+        probabilities: [layers, neurons, classes], an array or a tensor; or `Artifacts`: then of all its clips, with the
+            names of its classes.
+        rate: the round(rate * layers * neurons) neurons of lowest AAPE are kept, fewer if fewer pass the filter. Ties
+            go by layer, then by neuron.
+        quantile: a kept neuron is specific to each class with p above the k-th smallest of all p,
+            k = round(quantile * size), strictly.
+        weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops the 5 % of neurons whose
+            largest p is lowest (ties with the 5 % point are dropped too), as readers of the paper report it.
+        criterion: another way to rank neurons: a name of `aape.criteria.ranking` (for artifacts), or scores [layers, neurons,
+            classes] as `rank` gives them, larger = more specific. The same three steps are then taken with the score
+            in place of p, and a neuron's largest score in place of its AAPE. "lape" is another name of "aape".
+        classes: names for the result; indices as text if neither they nor artifacts are given.
+        encoder, task: what made the artifacts, for the criteria that run the model (attribution).
+
+    Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
+    nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons and layers that are
+    never active are never selected.
+
+    Raises:
+        ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
+    """
+    rule, tokens = Rule(rate, quantile, weak_filter), None
+    if isinstance(found := probabilities, Artifacts):
+        classes = classes or found.classes
+        if found.manifest:
+            tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
+        probabilities = found.probabilities() if found.has_all_counts else found.over_zero
+    p = checked_probabilities(probabilities)
+    names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
+    if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:
+        raise ValueError(f"classes: expected {p.shape[2]} different names, found {', '.join(names)}")
+    aape, by, scores = entropy(p), criterion if isinstance(criterion, str) else "scores", p
+    ranked = np.round(aape, RANK_DECIMALS)
+    if by not in AAPE:
+        if isinstance(criterion, str):
+            if not isinstance(found, Artifacts):
+                raise ValueError(
+                    f"criterion {by!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
+                )
+            from aape.criteria.ranking import rank  # it selects too: by AAPE
+
+            criterion = rank(found, by, encoder=encoder, task=task, split=sorted(set(found.splits)))
+        scores = np.asarray(criterion, dtype=np.float64)
+        if scores.shape != p.shape or np.isnan(scores).any():
+            raise ValueError(f"criterion: expected scores {p.shape} without NaN, found {scores.shape}")
+        ranked = -scores.max(axis=2)
+    by_class = scores.reshape(-1, len(names)).T  # [classes, layers * neurons]
+    kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
+    selected = np.isin(np.arange(ranked.size), kept).reshape(ranked.shape)
+    outside = outside_class(p, np.ones(len(names)) if tokens is None else tokens)
+    members = selected[:, :, None] & (scores > threshold)
+    return Selection(members, selected, aape, p, outside, threshold, weak, rule, by, scores, names)
