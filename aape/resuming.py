@@ -66,7 +66,7 @@ def resumed(
         if name in waiting:
             yield store.put(name, depends_on, next(computed))
             continue
-        kept = store.get(name, depends_on)
+        kept: Arrays | None = store.get(name, depends_on)
         if kept is None:  # it was damaged after we had looked
             kept = store.put(name, depends_on, next(iter(compute([name]))))
         yield kept

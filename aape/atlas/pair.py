@@ -320,7 +320,7 @@ class Pair:
         return {
             "folder": about.folder, "m": about.model, "t": about.task, "label": about.label, "title": about.title,
             "role": about.role, "layers": len(self.artifacts.layers), "width": self.heard.width,
-            "layer_names": list(self.artifacts.layers), "criterion": selection.criterion,
+            "layer_names": list(self.artifacts.layers),
             "classes": [[c["name"], c["neurons"], c["calibrated"]] for c in classes],
             "selected": int(selection.selected.sum()), "coverage": rounded(selection.coverage),
             "chance": chance, "best": _best(table),

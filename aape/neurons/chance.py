@@ -48,7 +48,7 @@ from aape.neurons.permuting import (
     permuted_labels,
     share_of_groups,
 )
-from aape.neurons.selection import AAPE, Rule, Selection, choose, outside_class
+from aape.neurons.selection import Rule, Selection, choose, outside_class
 
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
@@ -543,7 +543,7 @@ def calibrate_counts(
             stacklevel=2,
         )
     null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
-    if selection.criterion not in AAPE or not data.whole:
+    if selection.scores is not None or not data.whole:
         no, of_classes = np.full(permutations, np.nan), np.full((permutations, p.shape[2]), np.nan)
         null = replace(null, drawn=None, per_class=of_classes, coverage=no, classes_per_neuron=no, mean_aape=no)
     chosen, share = selection.members.any(axis=2), np.full(p.shape[:2], np.nan)

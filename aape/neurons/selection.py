@@ -33,7 +33,6 @@ RANK_DECIMALS = 12
 PAPER_WEAK_SHARE = 0.05
 
 WEAK_FILTERS = ("lape", "paper")
-AAPE = ("aape", "lape")  # the names of the criterion that this file is about
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,7 @@ class Selection(Displayed):
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
         rule: the thresholds as given to `select`.
-        criterion: what the neurons were ranked by.
-        scores: float64 [layers, neurons, classes], what the thresholds are of: p, or another criterion's scores.
+        scores: float64 [layers, neurons, classes] that the neurons were ranked by; None: by AAPE.
         classes: names.
     """
 
@@ -165,8 +163,7 @@ class Selection(Displayed):
     threshold: float
     weak_threshold: float
     rule: Rule
-    criterion: str
-    scores: np.ndarray
+    scores: np.ndarray | None
     classes: tuple[str, ...]
 
     @property
@@ -231,7 +228,7 @@ class Selection(Displayed):
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
-        what = "p" if self.criterion in AAPE else self.criterion
+        what = "p" if self.scores is None else "score"
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
         return {
             "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rule.rate:g}, {self.rule.weak_filter} filter)",
@@ -247,10 +244,8 @@ def select(
     rate: float = 0.01,
     quantile: float = 0.95,
     weak_filter: str = "lape",
-    criterion: str | np.ndarray = "aape",
+    scores: np.ndarray | None = None,
     classes: Sequence[str] | None = None,
-    encoder: Any = None,
-    task: Any = None,
 ) -> Selection:
     """Class-specific neurons by weak-response filter, lowest AAPE and class threshold.
 
@@ -263,11 +258,10 @@ def select(
             k = round(quantile * size), strictly.
         weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops the 5 % of neurons whose
             largest p is lowest (ties with the 5 % point are dropped too), as readers of the paper report it.
-        criterion: another way to rank neurons: a name of `aape.criteria.ranking` (for artifacts), or scores [layers, neurons,
-            classes] as `rank` gives them, larger = more specific. The same three steps are then taken with the score
-            in place of p, and a neuron's largest score in place of its AAPE. "lape" is another name of "aape".
+        scores: another criterion's scores [layers, neurons, classes], as `aape.rank` gives them; larger = more specific.
+            The same three steps are then taken with the score in place of p, and the neuron's largest score in place of
+            its AAPE.
         classes: names for the result; indices as text if neither they nor artifacts are given.
-        encoder, task: what made the artifacts, for the criteria that run the model (attribution).
 
     Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
     nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons and layers that are
@@ -286,24 +280,18 @@ def select(
     names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
     if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:
         raise ValueError(f"classes: expected {p.shape[2]} different names, found {', '.join(names)}")
-    aape, by, scores = entropy(p), criterion if isinstance(criterion, str) else "scores", p
+    aape = entropy(p)
     ranked = np.round(aape, RANK_DECIMALS)
-    if by not in AAPE:
-        if isinstance(criterion, str):
-            if not isinstance(found, Artifacts):
-                raise ValueError(
-                    f"criterion {by!r} needs artifacts; of probabilities alone there is AAPE, or give scores"
-                )
-            from aape.criteria.ranking import rank  # it selects too: by AAPE
-
-            criterion = rank(found, by, encoder=encoder, task=task, split=sorted(set(found.splits)))
-        scores = np.asarray(criterion, dtype=np.float64)
+    ranked_by = p
+    if scores is not None:
+        scores = np.asarray(scores, dtype=np.float64)
         if scores.shape != p.shape or np.isnan(scores).any():
-            raise ValueError(f"criterion: expected scores {p.shape} without NaN, found {scores.shape}")
+            raise ValueError(f"scores: expected {p.shape} without NaN, found {scores.shape}")
+        ranked_by = scores
         ranked = -scores.max(axis=2)
-    by_class = scores.reshape(-1, len(names)).T  # [classes, layers * neurons]
+    by_class = ranked_by.reshape(-1, len(names)).T  # [classes, layers * neurons]
     kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
     selected = np.isin(np.arange(ranked.size), kept).reshape(ranked.shape)
     outside = outside_class(p, np.ones(len(names)) if tokens is None else tokens)
-    members = selected[:, :, None] & (scores > threshold)
-    return Selection(members, selected, aape, p, outside, threshold, weak, rule, by, scores, names)
+    members = selected[:, :, None] & (ranked_by > threshold)
+    return Selection(members, selected, aape, p, outside, threshold, weak, rule, scores, names)

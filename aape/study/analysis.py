@@ -26,7 +26,6 @@ from aape.figures.sharing import sharing_figure
 from aape.figures.style import save
 from aape.figures.tables import table, three_digits
 from aape.files import Cache, folder_lock, write_text
-from aape.neurons.selection import AAPE
 from aape.neurons.sharing import Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
 from aape.study.published import published_lists, published_values
 from aape.study.study import SharingFigure, Study, load_study
@@ -108,8 +107,6 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     study = load_study(study)
     artifacts, missing = find_artifacts(study)
     notes = _check_together(artifacts)
-    if study.selection.criterion not in AAPE:
-        notes.append(f"neurons by {study.selection.criterion}: what permuted labels select is known for AAPE alone")
     with folder_lock(study.directory / ".analysis"):
         results: dict[Place, TaskResult] = {}
         for place, found in tqdm(artifacts.items(), desc="tasks", disable=None if progress else True):

@@ -154,11 +154,6 @@ class SelectionSettings(_Strict):
     rate: Share = 0.01
     quantile: float = Field(default=0.95, gt=0, le=1)
     weak_filter: Literal["lape", "paper"] = "lape"
-    # a name of `aape.criteria.ranking`; lape is AAPE
-    criterion: Literal[
-        "lape", "aape", "p", "p_difference", "mean_difference", "d_prime", "auroc", "probeless", "probe_weights",
-        "attribution_zero", "attribution_mean", "random",
-    ] = "lape"  # fmt: skip
 
 
 class ChanceSettings(_Strict):
@@ -297,7 +292,7 @@ class Study(Displayed, _Strict):
         return self.task(task).rate or self.selection.rate
 
     def select_by(self, task: str) -> dict[str, Any]:
-        """Arguments of `select` for a task: rate, quantile, weak_filter, criterion."""
+        """Arguments of `select` for a task: rate, quantile and weak_filter."""
         return self.selection.model_dump() | {"rate": self.rate(task)}
 
     def heading(self, model: str | None = None, task: str | None = None) -> str:

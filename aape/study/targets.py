@@ -18,8 +18,7 @@ import numpy as np
 
 from aape.artifacts.folder import Artifacts
 from aape.causal.classifier import Fold, folds
-from aape.criteria.ranking import rank
-from aape.neurons.selection import AAPE, Selection, select
+from aape.neurons.selection import Selection, select
 from aape.sounds.task import Task
 from aape.study.study import AblationSettings, AblationTarget
 
@@ -58,33 +57,29 @@ def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
     return selection.shared(index, exclusive=target.exclusive)
 
 
-def identify(
-    artifacts: Artifacts, parts: Sequence[Fold], how: str, criterion: str = "aape", **options: Any
-) -> dict[str, Selection]:
+def identify(artifacts: Artifacts, parts: Sequence[Fold], how: str, **options: Any) -> dict[str, Selection]:
     """The selection for each fold, from its training clips ("train") or from all clips, as in the paper ("all").
 
     Args:
         artifacts: of one model and task. parts: its folds. how: see above.
-        criterion: a name of `aape.criteria.ranking`, but of those that run the model.
         **options: of `select`: rate, quantile, weak_filter.
 
     Raises:
         ValueError: training clips asked for where the artifacts hold no counts of single clips; attribution.
     """
 
-    def chosen(p: np.ndarray, splits: np.ndarray) -> Selection:
-        by = criterion if criterion in AAPE else rank(artifacts, criterion, split=sorted(set(splits.tolist())))
-        return select(p, criterion=by, classes=artifacts.classes, **options)
+    def chosen(p: np.ndarray) -> Selection:
+        return select(p, classes=artifacts.classes, **options)
 
     if how == "all":
-        everyone = chosen(artifacts.over_zero.double().numpy(), artifacts.splits)
+        everyone = chosen(artifacts.over_zero.double().numpy())
         return dict.fromkeys([fold.name for fold in parts], everyone)
     if not artifacts.has_all_counts:
         raise ValueError(
             f"{artifacts.path}: choosing neurons on training clips needs clip_counts.npy with every clip. Collect with "
             "counts of all clips, or set ablation.identify to 'all', the paper's way, which also sees the test clips."
         )
-    return {f.name: chosen(artifacts.probabilities(clips=f.fit), artifacts.splits[f.fit]) for f in parts}
+    return {f.name: chosen(artifacts.probabilities(clips=f.fit)) for f in parts}
 
 
 def matched(neurons: np.ndarray, width: int, rng: np.random.Generator, rates: np.ndarray | None = None) -> np.ndarray:

@@ -17,8 +17,8 @@ from aape.artifacts.folder import Artifacts
 from aape.criteria.ranking import held_out_scores
 from aape.neurons.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
 from aape.neurons.permuting import Counted, Units, UnitSums, exchangeable_units, permuted_labels
-from aape.neurons.selection import AAPE, Rule, Selection, jaccard_index, select
-from aape.study.study import Study, load_encoder, load_task
+from aape.neurons.selection import Rule, Selection, jaccard_index, select
+from aape.study.study import Study
 
 
 @dataclass
@@ -64,15 +64,9 @@ class TaskResult:
 
 
 def task_result(study: Study, task: str, model: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
-    """Selection, null, stability and sensitivity of one encoder on one task.
-
-    Attribution as the study's criterion runs the encoder; everything else needs the artifacts alone.
-    """
+    """Selection, null, stability and sensitivity of one encoder on one task."""
     settings: dict[str, Any] = study.select_by(task)
-    runs: dict[str, Any] = {}
-    if study.selection.criterion.startswith("attribution"):
-        runs = {"encoder": load_encoder(study, model), "task": load_task(study, task)}
-    chosen = select(artifacts, **settings, **runs)
+    chosen = select(artifacts, **settings)
     numbers, ln_classes = _numbers(chosen), float(np.log(len(artifacts.classes)))
     row: dict[str, Any] = {
         "title": study.task(task).title,
@@ -179,12 +173,7 @@ def _scored(artifacts: Artifacts, found: Calibrated, seed: int) -> tuple[pd.Data
 
 
 def _stabilities(data: Counted, chosen: Selection, splits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all).
-
-    NaN for other criteria than AAPE, which are not known of halves.
-    """
-    if chosen.criterion not in AAPE:
-        return (np.full(len(chosen.classes), np.nan),) * 2
+    """Of the labels, and of labels shuffled once (halves of noise agree too, where neurons are active for all)."""
     units = exchangeable_units(data.labels, data.groups, len(chosen.classes))
     mixed = replace(units, label=next(permuted_labels(units, 1, seed + 1)))
     real = stability(UnitSums(data, units), chosen.rule, splits=splits, seed=seed)
@@ -233,14 +222,14 @@ def halves(units: Units, rng: np.random.Generator) -> np.ndarray:
 
 def _variants(artifacts: Artifacts, stated: Selection, study: Study) -> list[dict[str, Any]]:
     """How the numbers move with each choice."""
-    aape, rule = stated.criterion in AAPE, stated.rule
+    rule = stated.rule
 
     def again(**changed: Any) -> list[Selection]:
-        return [select(stated.probabilities, criterion="aape" if aape else stated.scores, **vars(rule) | changed)]
+        return [select(stated.probabilities, **vars(rule) | changed)]
 
     other = "paper" if rule.weak_filter == "lape" else "lape"
-    unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips" if aape else "known for AAPE alone")
-    whole = artifacts.has_all_counts and aape
+    unknown: tuple[list[Selection], str] = ([], "needs the counts of all clips")
+    whole = artifacts.has_all_counts
     found = [
         ("as stated", f"{rule.weak_filter}, {rule.rate:g}, {rule.quantile:g}", [stated], ""),
         ("filter", other, again(weak_filter=other), ""),
