@@ -124,7 +124,7 @@ def build_study(
         title = study.task(task).title
         about = About(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
         with alone_with(mine.encoder):
-            selection = select(artifacts, **study.select_by(task), encoder=mine.encoder, task=sounds[task])
+            selection = select(artifacts, **study.select_by(task))
             if attribute:
                 attribution.attribute(mine.encoder, sounds[task], artifacts)
             add(Pair(artifacts, mine.encoder, sounds[task], selection, about, out), None, strongest)

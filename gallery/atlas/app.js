@@ -479,7 +479,6 @@ const neuronTable = (pair, list, params, c, marked) =>
 
 const trail = (entry, ...rest) => html`<nav class="trail" aria-label="You are here"><a href="#">Atlas</a> ›
   <a href=${of(entry)}>${entry.title}, ${entry.label}</a>${rest.map((x) => [" › ", x])}</nav>`;
-const selectedBy = ({ criterion = "aape" }) => (["aape", "lape"].includes(criterion) ? "by lowest AAPE" : `by the criterion ${criterion}`);
 const tested = (entry) => entry.classes.every((c) => known(c[2]));
 
 async function homePage() {
@@ -535,7 +534,7 @@ async function taskPage(entry) {
     trail(entry), html`<h1>${entry.title}</h1>`, html`<p class="soft">heard by the ${entry.label}</p>`,
     facts(["Classes", count(pair.names.length)],
       ["Coverage", percent(entry.coverage), known(chance.coverage_null_mean) ? `permuted labels: ${percent(chance.coverage_null_mean)}` : "permuted labels: not known here"],
-      ["Neurons kept", count(entry.selected), `of ${count(pair.size)}, ${selectedBy(entry)}`],
+      ["Neurons kept", count(entry.selected), `of ${count(pair.size)}, by lowest AAPE`],
       ["Above chance", count(chance.calibrated_neurons), "kept neurons that survive permuted labels"],
       ["Mean AAPE", known(chance.mean_aape) ? `${chance.mean_aape} nats` : "–", known(chance.mean_aape) && `permuted labels: ${chance.mean_aape_null_mean}`]),
     html`<p><a class="button" href=${of(entry, { find: 1 })}>Find and sort all its neurons</a></p>`,
