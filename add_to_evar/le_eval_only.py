@@ -17,25 +17,29 @@ FLAGS
     --options=OPTIONS
         As for lineareval.py. What the run was given (weight_file=...) must be given here too.
 
-What is done: the steered model embeds the test split, the classifier of the run is applied as it is, EVAR's class-wise
-table is printed with differences to the run's last_score_by_class.csv, and two CSV files are written into the run
-folder: le_eval_only-<config>-<hash>.csv (classes) and ...-predictions.csv (clips).
+The program embeds the test split twice with the configured model, once with its steering switched off and once with it
+switched on, and applies the run's unchanged classifier to both. It prints EVAR's class-wise table with differences to the
+unsteered pass and writes two CSV files into the run folder: le_eval_only-<config>-<hash>.csv (by class) and
+...-predictions.csv (by clip, before and after).
 
-The classifier is the one that EVAR saved, where its TorchMLPClassifier2 has save and load. The public one (seen on
-2026-11-22) has neither, and `lineareval.py --save` ends with an AttributeError. Then the run is repeated here with the
-settings and the seed that its log.txt names, the classifiers of all folds are kept in le_eval_only.pt, and it is said
-whether the predictions are the run's. `lineareval.py` without --save is enough for this.
+Before any difference is printed, the unsteered embeddings are compared with those that the classifier was trained with. A
+model with other weights is an error, and so is a weight_file that is not a file: EVAR draws such weights anew each time.
 
-Cross-validated tasks: lineareval.py saves and reports classes for the last fold only, its score is the mean of folds.
-The first table is the last fold's, like with like; where the classifiers are from le_eval_only.pt a second table
-covers all folds, each clip tested once. A classifier that EVAR saved is the last fold's, so there is no second one.
+The classifier is the one that EVAR saved, if its TorchMLPClassifier2 has save and load. The public class (seen on
+2026-11-22) has neither, and `lineareval.py --save` ends with an AttributeError. The run is then repeated here with the
+settings and the seed in its log.txt, and the classifiers of all folds are kept in le_eval_only.pt. The program reports
+whether the predictions equal the run's. `lineareval.py` without --save is enough for this.
 
-Tasks of two classes: the public TorchMLPClassifier2 turns their labels into one column and its scores mean nothing
-(0.52 on separable data, all ground truths the first class). Here two columns are used, the run's own files are not
-compared with, and differences are to this program's unsteered pass.
+Cross-validated tasks: lineareval.py saves and reports classes for the last fold only, while its score is the mean over
+folds. The first table is for the last fold, as EVAR's is. If the classifiers come from le_eval_only.pt, a second table
+covers all folds, with each clip tested once.
+
+Tasks with two classes: the public TorchMLPClassifier2 turns their labels into one column, and its scores are meaningless
+(0.52 on separable data, with every ground truth the first class). This program uses two columns.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -57,6 +61,7 @@ from evar.utils.torch_mlp_clf2 import MLP, TorchMLPClassifier2
 from sklearn.preprocessing import LabelBinarizer, StandardScaler
 
 SAVED = "le_eval_only.pt"
+FORMAT = 2  # of that file
 # Settings that make an embedding what it is. The classifier fits only embeddings made with the same ones.
 EMBEDDING_KEYS = (
     "sample_rate", "n_fft", "window_size", "hop_size", "n_mels", "f_min", "f_max", "mean", "std", "output_layers",
@@ -130,21 +135,72 @@ def build(cfg, device, train_loader):
 
 
 def check_same_embeddings(run, cfg):
-    """Raise ValueError where the steering configuration makes other embeddings than those of the run."""
+    """Raise ValueError if the steering configuration makes other embeddings than those of the run."""
 
     def hash_of(path):
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else str(path)
 
-    ours, theirs = cfg.get("weight_file"), run.get("weight_file")
-    if ours != theirs and hash_of(ours) != hash_of(theirs):
+    configured, of_run = cfg.get("weight_file"), run.get("weight_file")
+    for whose, weights in (("The run", of_run), ("This configuration", configured)):
+        if weights and not Path(weights).is_file():
+            raise ValueError(
+                f"{whose} has weight_file={weights}, which is not a file: EVAR draws random weights for it, and draws others "
+                "each time, so a classifier never meets the model that it was trained with.\nGive lineareval.py and this "
+                "program the same checkpoint: --options=weight_file=external/m2d/<model>/checkpoint-300.pth"
+            )
+    if configured != of_run and hash_of(configured) != hash_of(of_run):
         raise ValueError(
-            f"The classifier was trained on embeddings of {theirs}, this configuration has the weights {ours}. "
-            f"If the run was given options, give them here too: --options=weight_file={theirs}"
+            f"The classifier was trained on embeddings of {of_run}, but this configuration has the weights {configured}. "
+            f"If the run was given options, give them here too: --options=weight_file={of_run}"
         )
     for key in EMBEDDING_KEYS:
-        if cfg.get(key) != run.get(key):
+        values = [settings.get(key) for settings in (run, cfg)]
+        if key.startswith("task_"):  # with and without the environment variable EVAR these are written differently
+            values = [value and str(Path(value).resolve()) for value in values]
+        if values[0] != values[1]:
             raise ValueError(
                 f"The run had {key}={run.get(key)!r}, this configuration has {cfg.get(key)!r}: other embeddings."
+            )
+
+
+@contextlib.contextmanager
+def unsteered(ar):
+    """Switch the steering of a model off: the forward hooks of its MLP activations do nothing within the block."""
+    modules = ar.runtime.backbone.named_modules() if hasattr(ar, "runtime") else []
+    hooked = [module for name, module in modules if name.endswith(".mlp.act") and module._forward_hooks]
+    hooks = [module._forward_hooks for module in hooked]
+    try:
+        for module in hooked:
+            module._forward_hooks = type(module._forward_hooks)()
+        yield
+    finally:
+        for module, kept in zip(hooked, hooks, strict=True):
+            module._forward_hooks = kept
+
+
+def check_unsteered(folder, entry, X, df):
+    """Raise ValueError if the unsteered model is not the one that the classifier was trained with.
+
+    The embeddings are compared where they are known (from le_eval_only.pt), else the predictions with the run's own.
+    """
+    if "embeddings" in entry:
+        known = entry["embeddings"].numpy()
+        off, largest = np.abs(X[: len(known)] - known).max(), np.abs(known).max()
+        if not off <= 1e-3 * largest:
+            raise ValueError(
+                f"{folder}: without steering, the configured model embeds the test clips up to {off:.3g} away from what the "
+                f"classifier was trained with (largest value {largest:.3g}). It has other weights or another front end, so "
+                "no difference would mean anything."
+            )
+        return
+    written = sorted(folder.glob("*-LE_*.csv"), key=lambda p: p.stat().st_mtime)
+    if written and df.GT.nunique() > 2:
+        known = pd.read_csv(written[-1], dtype=str).prediction.to_numpy()
+        same = (known == df.prediction.astype(str).to_numpy()).mean() if len(known) == len(df) else 0.0
+        if same < 0.95:
+            raise ValueError(
+                f"{folder}: without steering, {same:.0%} of the predictions are those in {written[-1].name}, expected at least "
+                "95 %. The model or the classifier is not that of the run."
             )
 
 
@@ -196,9 +252,10 @@ def fit(run, task, folder, n_folds, device):
         score, df = clf.score(X_test, y_test, classes)
         folds.append({
             "fold": fold, "score": float(score), "classifier": clf.state(), "classes": [str(c) for c in classes],
-            "files": [str(f) for f in loaders[2].dataset.df.file_name], "prediction": [str(p) for p in df.prediction],
+            "files": [str(f) for f in loaders[2].dataset.df.file_name],
+            "embeddings": torch.from_numpy(X_test[:64].copy()),
         })  # fmt: skip
-    state = {"format": 1, "task": task, "run": json.dumps(settings), "folds": folds}
+    state = {"format": FORMAT, "task": task, "run": json.dumps(settings), "folds": folds}
     partial = folder / f"{SAVED}.part"
     torch.save(state, partial)
     os.replace(partial, folder / SAVED)
@@ -236,28 +293,27 @@ def saved_by_evar(folder):
         return None
 
 
-def score_before(folder, df, classes):
-    """Accuracy by class of the unsteered model as lineareval.py wrote it, a frame of one row; None where there is none.
-
-    Where lineareval.py did not get that far (--save with the public classifier), or has two classes, it is counted from
-    this program's unsteered predictions.
-    """
-    by_class = folder / "last_score_by_class.csv"
-    if by_class.is_file() and len(classes) > 2:
-        return pd.read_csv(by_class).rename(columns={str(c): c for c in classes})
-    if df.before.isna().any():
-        print(f"{by_class}: not found, no differences. Run lineareval.py to its end.")
-        return None
-    return pd.DataFrame([df.GT.astype(str).eq(df.before).groupby(df.GT).mean().to_dict()])
-
-
-def class_table(df, before):
-    """Class-wise accuracy of a data frame GT, prediction as rows class, clips, accuracy, difference."""
-    correct = (df.GT.astype(str) == df.prediction.astype(str)).groupby(df.GT.astype(str))
-    table = pd.DataFrame({"clips": correct.size(), "accuracy": correct.mean()})
-    table["accuracy_before"] = pd.Series({str(k): float(v) for k, v in before.items()})
+def class_table(df):
+    """Accuracy per class before and after, from a data frame GT, before, prediction: class, clips, accuracy, difference."""
+    truth = df.GT.astype(str)
+    after = (truth == df.prediction.astype(str)).groupby(truth)
+    table = pd.DataFrame({"clips": after.size(), "accuracy": after.mean()})
+    table["accuracy_before"] = accuracy_before(df)
     table["difference_points"] = 100 * (table.accuracy - table.accuracy_before)
     return table.rename_axis("class").reset_index()
+
+
+def accuracy_before(df):
+    """Accuracy per class of the unsteered pass."""
+    truth = df.GT.astype(str)
+    return (truth == df.before.astype(str)).groupby(truth).mean()
+
+
+def report(df):
+    """EVAR's class-wise table, with differences to the unsteered pass."""
+    classes = {str(c): c for c in df.GT}
+    before = accuracy_before(df).rename(classes)
+    lineareval.report_classwise_accuracy(df[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()]))
 
 
 def le_eval_only(config_file, task, run_folder, options=""):
@@ -279,7 +335,7 @@ def le_eval_only(config_file, task, run_folder, options=""):
     else:
         saved = folder / SAVED
         state = torch.load(saved, weights_only=True) if saved.is_file() else fit(run, task, folder, n_folds, device)
-        if state["run"] != json.dumps(run.runtime_cfg):
+        if state["format"] != FORMAT or state["run"] != json.dumps(run.runtime_cfg):
             print(f"{saved} is of an earlier run in this folder.")
             state = fit(run, task, folder, n_folds, device)
         folds = state["folds"]
@@ -302,31 +358,31 @@ def le_eval_only(config_file, task, run_folder, options=""):
         files = [str(f) for f in loaders[2].dataset.df.file_name]
         if entry.get("files", files) != files:
             raise ValueError(f"{folder}: the test split of {task} has changed since the classifier was trained")
+        with unsteered(ar):
+            X_before, _ = lineareval.to_embeddings(emb_ar, loaders[2], device, cfg.id, fold=entry["fold"])
+        score_before, before = clf.score(X_before, y, classes)
+        check_unsteered(folder, entry, X_before, before)
         score, df = clf.score(X, y, classes)
-        scores.append(score)
-        df = df.assign(file_name=files, fold=entry["fold"])
-        df["before"] = entry.get("prediction", np.nan)
-        frames.append(df)
+        scores.append((score_before, score))
+        frames.append(df.assign(file_name=files, fold=entry["fold"], before=before.prediction.to_numpy()))
 
-    last_score = score_before(folder, frames[-1], classes)
     if n_folds > 1:
         print(f"\nFold {folds[-1]['fold']} of {n_folds} (lineareval.py's classes are this fold's):")
-    lineareval.report_classwise_accuracy(frames[-1][["GT", "prediction"]].copy(), last_score)
-    table = class_table(frames[-1], {} if last_score is None else last_score.iloc[0])
+    report(frames[-1])
+    table = class_table(frames[-1])
     table.insert(0, "scope", "test" if n_folds == 1 else f"fold {folds[-1]['fold']}")
     every = pd.concat(frames, ignore_index=True)
     if len(folds) > 1:
-        print(f"\nAll {len(folds)} folds, each clip tested once, against the same classifiers unsteered:")
-        before = (every.GT.astype(str) == every.before).groupby(every.GT).mean()
-        lineareval.report_classwise_accuracy(every[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()]))
-        table = pd.concat([table, class_table(every, before).assign(scope="all folds")], ignore_index=True)
+        print(f"\nAll {len(folds)} folds, each clip tested once, relative to the same classifiers without steering:")
+        report(every)
+        table = pd.concat([table, class_table(every).assign(scope="all folds")], ignore_index=True)
     stem = f"le_eval_only-{Path(config_file).stem}-"
     stem += hashlib.sha256(repr((neurons, cfg.get("int_gain"))).encode()).hexdigest()[:8]
     table.to_csv(folder / f"{stem}.csv", index=None)
     every[["file_name", "fold", "GT", "before", "prediction"]].to_csv(folder / f"{stem}-predictions.csv", index=None)
-    unsteered = [entry["score"] for entry in folds if "score" in entry]
-    print(f"{task}: {len(neurons)} neurons with gain {cfg.get('int_gain')}: score {np.mean(scores):.5f}"
-          + (f", unsteered {np.mean(unsteered):.5f}" if unsteered else ""))  # fmt: skip
+    score_before, score = np.mean(scores, axis=0)
+    gain = cfg.get("int_gain")
+    print(f"{task}: {len(neurons)} neurons with gain {gain}: score {score:.5f}, unsteered {score_before:.5f}")
     print(f" -> {folder / stem}.csv")
 
 

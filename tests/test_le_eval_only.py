@@ -98,6 +98,15 @@ class AR_M2D_Steering_Neurons(AR_M2D):
             self.runtime.backbone.blocks[layer]["mlp"].act.register_forward_hook(lambda m, a, out, g=gains: out * g)
 
 
+class AR_M2D_Drawn_Steering_Neurons(AR_M2D_Steering_Neurons):
+    """As EVAR builds a model whose weights are drawn: other weights each time."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+
 class MLP(nn.Module):
     def __init__(self, input_size, hidden_sizes, output_size):
         super().__init__()
@@ -278,6 +287,23 @@ def test_a_classifier_that_evar_saved_is_used(evaluate, capsys, monkeypatch):
     assert "classifier of fold 3 only" in capsys.readouterr().out
 
 
+def test_before_is_counted_here_whatever_lies_in_the_folder(evaluate):
+    folder, _ = lineareval_run("three")
+    pd.DataFrame([{"cat": 1.0, "dog": 1.0, "owl": 1.0}]).to_csv(folder / "last_score_by_class.csv", index=None)
+    evaluate(steering([]), "three", folder)
+    table, predictions = result(folder)
+    right = (predictions.before == predictions.GT).groupby(predictions.GT).mean()
+    assert table.accuracy_before.tolist() == pytest.approx(right.tolist()) and (table.difference_points == 0).all()
+
+
+def test_the_same_metadata_by_another_path_are_the_same(evaluate):
+    folder, _ = lineareval_run("three")
+    relative = get_defs(None, "three")[0]
+    log = folder / "log.txt"
+    log.write_text(log.read_text().replace(relative, str(Path(relative).resolve())))
+    evaluate(steering([]), "three", folder)
+
+
 def test_bad_input_is_named(evaluate):
     folder, _ = lineareval_run("three")
     evaluate(steering([], weight_file=shutil.copy("external/m2d.pth", "external/same.pth")), "three", folder)
@@ -290,6 +316,8 @@ def test_bad_input_is_named(evaluate):
     refused("is a run of three, not of two", task="two")
     refused("The run had mean=0.0", mean=1.0)
     refused("--options=weight_file=external/m2d.pth", weight_file="external/other.pth")
+    refused("which is not a file: EVAR draws random weights", weight_file="m2d_vit_base-random/random")
+    refused("without steering, .* embeds the test clips", audio_repr="ar_m2d.AR_M2D_Drawn_Steering_Neurons")
     refused("no MLP in layer 12", [(12, 0)])
     refused("neurons 0 to 23", [(0, 24)])
     refused("2 times", [(0, 1), (0, 1)])
