@@ -1,12 +1,13 @@
 # %% [markdown]
-# # Class-specific neurons, what they share, and what chance gives
+# # Class-specific neurons, shared neurons, and chance levels
 #
-# Which neurons of a frozen audio Transformer are specific to which sound class, and which classes and datasets share
-# neurons? Part 1 shows the method of Kawamura, Niizumi and Ono (2026, arXiv 2602.15307) on one task, in plain cells;
-# the other parts do the same for every task and model of a study. All of it needs the artifacts of the collecting
-# notebooks alone: no model and no audio. Beside every number stands what permuted labels give.
+# Which neurons of a frozen audio Transformer are specific to which sound class? Which classes and datasets share neurons?
+# Part 1 shows the method of Kawamura, Niizumi and Ono (2026, arXiv 2602.15307) on one task, in plain cells. The other parts
+# apply it to every task and model of a study. Every result is shown next to what permuted labels give.
 #
-# Cost: a minute or two for `miniature` on two CPU cores, seconds when nothing has changed since.
+# The notebook reads only the artifacts of the collecting notebooks. It needs neither a model nor audio.
+#
+# **Cost:** one or two minutes for `miniature` on two CPU cores; seconds if nothing has changed since the last run.
 
 # %% tags=["parameters"]
 study = "miniature"  # a study in studies/, or the path of your own study file
@@ -44,8 +45,9 @@ artifacts = load_artifacts(settings.artifacts_directory(task, model))
 artifacts
 
 # %% [markdown]
-# **Activation probability.** The collecting pass kept, for every clip, in how many of its tokens each neuron was active
-# (> 0). Over the clips of a class: active tokens / tokens.
+# **Activation probability.** The collecting pass kept, for every clip, the number of tokens at which each neuron was active
+# (> 0). The activation probability of a neuron for a class is the number of active tokens in the clips of the class, divided
+# by the number of their tokens.
 
 # %%
 clips = counted_clips(artifacts)  # .counts [clips, layers, neurons], .labels and .tokens [clips]
@@ -55,9 +57,10 @@ p = active / [clips.tokens[mine].sum() for mine in of_class]  # [layers, neurons
 table(pd.DataFrame(p[0, :5, :7], columns=artifacts.classes[:7]).rename_axis("neuron of layer 0"))
 
 # %% [markdown]
-# **Selection.** AAPE is the entropy of a neuron's p over the classes: low where it prefers few. Neurons with a weak
-# response are dropped, those of lowest AAPE are kept, and a kept neuron is *class-specific* for each class whose p
-# exceeds the 95th percentile of all p.
+# **Selection.** AAPE (Audio Activation Probability Entropy) is the entropy of a neuron's p over the classes, after scaling
+# its sum to 1. It is low if a neuron prefers few classes and ln C if it has no preference among C classes. The selection has
+# three steps. Neurons with a weak response are dropped, the neurons of lowest AAPE are kept, and a kept neuron is
+# *class-specific* for each class for which its p exceeds the 95th percentile of all p.
 
 # %%
 thresholds = settings.selection
@@ -68,21 +71,64 @@ selection = select(
     weak_filter=thresholds.weak_filter,
     classes=artifacts.classes,
 )
-aape = selection.entropy[np.isfinite(selection.entropy)]
-bins = np.linspace(aape.min(), aape.max() + 1e-9, 60)
-picture, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
-axes.hist(aape, bins, color="0.75", label="all neurons")
-axes.hist(selection.entropy[selection.selected], bins, color="#0072B2", label="kept")
+aape = selection.entropy
+alive = np.isfinite(aape)  # neurons that are active at least once
+strong = alive & (p.max(axis=2) > selection.weak_threshold)
+kept = selection.selected
+
+bins = np.linspace(aape[alive].min(), np.log(len(artifacts.classes)) + 1e-9, 60)
+parts = [aape[kept], aape[strong & ~kept], aape[alive & ~strong]]
+names = ["kept", "strong response, AAPE too high", "dropped: weak response"]
+picture, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
+axes.hist(parts, bins, stacked=True, color=["#0072B2", "#8FB8D8", "0.85"], label=names)
+axes.axvline(np.log(len(artifacts.classes)), color="0.3", ls="--", lw=1, label="ln C: no preference")
 axes.set(xlabel="AAPE (nats)", ylabel="neurons", yscale="log")
-legend = axes.legend(frameon=False)
+axes.set_title(f"The filter leaves {strong.sum():,} of {aape.size:,} neurons, AAPE keeps {kept.sum():,} of these", fontsize=10)
+legend = picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+
+# %% [markdown]
+# The kept neurons need not be those of lowest AAPE overall: the lowest values often belong to neurons that are hardly ever
+# active, which the filter drops.
 
 # %%
 selection
 
 # %% [markdown]
-# **Chance.** A percentile selects something from any table. So the labels are permuted, by groups of clips (of one
-# recording, one speaker), and everything is selected again. *Calibrated* neurons also pass a false-discovery rate of
-# 5 % against that.
+# **The paper's filter as written.** The filter above is that of LAPE's code: some p of the neuron must exceed the 95th
+# percentile of all p. Readers of the paper report a milder filter, which drops only the 5 % of neurons with the weakest
+# response. The neurons of lowest AAPE are then mostly neurons that are active at very few tokens. Their p lies far below the
+# threshold, so that hardly any of them is specific to a class. The numbers that the paper reports fit LAPE's filter (see
+# gallery/paper), which is why this repository uses it.
+
+# %%
+as_written = select(
+    p, rate=settings.rate(task), quantile=thresholds.quantile, weak_filter="paper", classes=artifacts.classes
+)
+picture, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
+for chosen, colour, name in (
+    (alive, "0.85", "all neurons"),
+    (as_written.selected, "#E69F00", "kept, the paper's filter as written"),
+    (kept, "#0072B2", "kept, LAPE's filter"),
+):
+    axes.scatter(aape[chosen], p.max(axis=2)[chosen], s=4, color=colour, label=name)
+axes.axhline(selection.threshold, color="0.3", ls="--", lw=1, label="class threshold (95th percentile of all p)")
+axes.set(xlabel="AAPE (nats)", ylabel="largest p over the classes")
+axes.set_title(
+    f"Pairs of a neuron and a class: {as_written.members.sum():,} with the filter as written, "
+    f"{selection.members.sum():,} with LAPE's",
+    fontsize=10,
+)
+legend = picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=2)
+
+# %% [markdown]
+# **Chance level.** A percentile selects something from any table. Therefore the labels are permuted (clips of one recording
+# or speaker stay together) and everything is selected again.
+#
+# How to read the next figure: permuted labels often give *more* class-specific neurons than the real labels. A neuron without
+# any preference is counted for many classes at once, and with permuted labels all neurons are of this kind. So a grey bar
+# below the orange range is common and does not mean that the class has no neurons. Look at the blue bars: *calibrated*
+# neurons are those with q < 0.05 against permuted labels **and** an activation probability that is at least 0.1 higher inside
+# the class than outside it, in a task that passes a test as a whole.
 
 # %%
 calibrated = calibrate(artifacts, selection, permutations=100)
@@ -113,11 +159,10 @@ bar = picture.colorbar(image, shrink=0.75, label="Jaccard index")
 # %% [markdown]
 # ## 2. The same for all tasks
 #
-# *Coverage* is the share of classes with at least one class-specific neuron. **How to read it:** permuted labels reach
-# a coverage of about 100 % and often *more* neurons per class than the real ones, because a neuron that prefers no class
-# passes the threshold for many classes at once. Coverage and counts alone do not tell structure from noise; the AAPE of
-# the selected neurons does: a dot to the left of its bar is structure. An untrained encoder of the same shape is the
-# other control: what it reaches needs no training.
+# *Coverage* is the share of classes with at least one class-specific neuron. Permuted labels reach a coverage of about 100 %
+# too. Coverage and counts alone therefore cannot distinguish structure from noise. The AAPE of the selected neurons can: a
+# dot to the left of its bar is structure. The second control is an untrained encoder of the same shape. What it reaches needs
+# no training.
 
 # %%
 analysis = analyze(settings)
@@ -128,7 +173,7 @@ for note in analysis.notes:
 
 
 def show(name):
-    """A figure of the study, where its artifacts are there."""
+    """Show a figure of the study if its artifacts exist."""
     if name in analysis.figures:
         display(Image(str(analysis.figures[name])))
     else:
