@@ -41,7 +41,8 @@ from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
 from aape.encoders.encoder import Encoder, from_module
 from aape.files import FolderBusy, folder_lock
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 from aape.study.ablation import ablate
 from aape.study.analysis import analyze
 from aape.study.study import load_study

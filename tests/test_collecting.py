@@ -24,8 +24,8 @@ from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
 from aape.encoders.encoder import from_module, hooked
 from aape.files import Cache, FolderBusy, folder_lock, sha256_of
-from aape.sounds.audio import cache_dir
-from aape.sounds.task import BadClip, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import BadClip
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -288,7 +288,7 @@ SCRIPT = f"""
 import os, signal, sys
 sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
 from conftest import make_toy
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 import aape.collecting.passing as collecting
 csv, audio, out, how = sys.argv[1:]
 task = from_metadata(csv, audio, clip_seconds=1.0, name="noise")
@@ -456,21 +456,6 @@ def test_in_a_cut_off_pass_batches_of_mended_files_alone_are_heard_again(tmp_pat
         go("b", clips=rows_of(task, [*range(5), *range(6, 24)], "noise"))
     assert contents(go("b").path) == contents(whole.path)
     assert len(heard) == (6 if keep else 1)
-
-
-def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, toy, monkeypatch):
-    task = make_task(tmp_path / "data", rate=2000)
-    whole = collect(toy, task, tmp_path / "w" / "whole")
-    (tmp_path / "full").write_text("")  # where a folder is wanted
-    monkeypatch.setenv("AAPE_CACHE", str(tmp_path / "full"))
-    with pytest.warns(UserWarning, match=r"full cannot be used \(.*\n.*set AAPE_CACHE") as told:
-        assert contents(collect(toy, task, tmp_path / "out").path) == contents(whole.path)
-    assert sum("set AAPE_CACHE" in str(warning.message) for warning in told) == 1
-    for name in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(name, str(tmp_path))
-    for value in ("~/kept", ""):
-        monkeypatch.setenv("AAPE_CACHE", value)
-        assert cache_dir() == tmp_path / (value[2:] or ".cache/aape")
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch):

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from aape.artifacts.manifest import Settings, check_classes, checked
 from aape.encoders.dry_run import common_width, dry_run
 from aape.encoders.encoder import Encoder
-from aape.files import Cache, sha256_of
-from aape.sounds.audio import BadClip, cache_dir, forgiving, seconds_of
+from aape.files import sha256_of
+from aape.sounds.audio import BadClip, seconds_of
 from aape.sounds.task import Task
 
 ENCODER = ("encoder", "identity", "probe", "dtype", "layers", "neurons", "sample_rate")
@@ -159,11 +159,7 @@ def _chosen(what: str, asked: Sequence[str] | None, there: Sequence[str]) -> lis
 
 
 def _survey(task: Task) -> tuple[list[str], np.ndarray]:
-    """SHA-256 and duration [clips], s, of the clips' files, kept for files whose path, size and times do not change."""
-
-    def mark(path: Path) -> str:
-        stat = path.stat() if path.exists() else None
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}" if stat else f"missing {path}"
+    """SHA-256 and duration [clips], s, of the clips' files; "" and NaN for a file that cannot be read."""
 
     def look(path: Path) -> tuple[str, float]:
         digest = ""
@@ -172,20 +168,9 @@ def _survey(task: Task) -> tuple[list[str], np.ndarray]:
             return digest, seconds_of(path)
         return digest, math.nan
 
-    folder = task.audio_dir.resolve()
-    cache, name = Cache(cache_dir() / "content"), hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    known: dict[str, tuple[str, float]] = {}
-    with forgiving(cache):
-        saved = cache.get(name, "sha256, seconds")
-        known = json.loads(saved["json"].tobytes()) if saved else {}
-    paths = {mark(path): path for path in map(folder.joinpath, task.files)}
-    if new := {m: path for m, path in paths.items() if m not in known}:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            known |= dict(zip(new, pool.map(look, new.values()), strict=True))
-        readable = json.dumps({m: found for m, found in known.items() if found[0]})
-        with forgiving(cache):
-            cache.put(name, "sha256, seconds", {"json": np.frombuffer(readable.encode(), np.uint8)})
-    digests, seconds = zip(*(known[m] for m in paths), strict=True)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = list(pool.map(look, map(task.audio_dir.joinpath, task.files)))
+    digests, seconds = zip(*found, strict=True)
     return list(digests), np.array(seconds)
 
 
