@@ -17,7 +17,8 @@ from aape.causal.silencing import silenced
 from aape.collecting.counting import count_active, count_batch
 from aape.encoders import m2d
 from aape.encoders.dry_run import common_width, dry_run
-from aape.encoders.encoder import Encoder, from_module, hooked
+from aape.encoders.encoder import Encoder, hooked
+from aape.encoders.module import from_module
 
 WAVE = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
 WHOLE = torch.full((3,), 1000)
