@@ -131,10 +131,9 @@ class TimeFrontEnd:
             length = self._length(start, samples)
             sound = (ends - start).clamp(0, length)
             missing = max(0, self.least - length)
-            rows = values[:, start : start + length]
-            rows = nn.functional.pad(rows, (0, missing)).numpy()
+            padded = nn.functional.pad(values[:, start : start + length], (0, missing))
             kept = sound.clamp(min=self.least).tolist()
-            clips = [row[:n] for row, n in zip(rows, kept, strict=True)]
+            clips = [row[:n] for row, n in zip(padded.numpy(), kept, strict=True)]
             # A clip that is too short for a whole token still has its first one.
             at_least = 1 if start == 0 else 0
             sounding = self.sounding_tokens(sound).clamp(min=at_least)

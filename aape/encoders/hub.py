@@ -106,7 +106,12 @@ def from_hub(
         raise ValueError(f"full_window is Whisper's 30 s, but {source} is a {family} model: leave it out")
     model, extractor = _loaded(source, family, revision, seed)
     front_end = _front_end(family, model, extractor, clip_seconds, full_window)
-    origin = {"source": source, "family": family, "front_end": front_end.note, "sha256": sha256_of_state(model)}
+    origin: dict[str, Any] = {
+        "source": source,
+        "family": family,
+        "front_end": front_end.note,
+        "sha256": sha256_of_state(model),
+    }
     if not folder.is_dir():
         origin["revision"] = config_path.parent.name  # .../snapshots/<commit>/config.json
     if seed is not None:
