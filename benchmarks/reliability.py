@@ -39,7 +39,8 @@ from torch import Tensor, nn
 
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
-from aape.encoders.encoder import Encoder, from_module
+from aape.encoders.encoder import Encoder
+from aape.encoders.module import from_module
 from aape.files import FolderBusy, folder_lock
 from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task

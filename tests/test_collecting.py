@@ -22,7 +22,8 @@ import aape.collecting.passing as collecting
 from aape.artifacts import manifest
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
-from aape.encoders.encoder import from_module, hooked
+from aape.encoders.encoder import hooked
+from aape.encoders.module import from_module
 from aape.files import Cache, FolderBusy, folder_lock, sha256_of
 from aape.sounds.loading import from_metadata
 from aape.sounds.task import BadClip
