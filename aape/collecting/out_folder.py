@@ -12,25 +12,15 @@ import numpy as np
 
 from aape.artifacts.belonging import embedded_alike
 from aape.artifacts.folder import Artifacts, load_artifacts
-from aape.artifacts.manifest import FILES
+from aape.artifacts.manifest import FILES, read_manifest
 from aape.collecting.plan import Plan
 from aape.files import write_json
 from aape.resuming import forget
 
-_SETTINGS = (
-    "encoder",
-    "identity",
-    "dtype",
-    "layers",
-    "neurons",
-    "sample_rate",
-    "task",
-    "clip_seconds",
-    "splits",
-    "means",
-)
-_RUN = ("batch_size", "device")  # may differ from those of finished artifacts, but not within one pass
-_UNFINISHED = ".pass.json"  # settings of a pass that has begun
+_SETTINGS = ("encoder", "identity", "dtype", "layers", "neurons", "sample_rate", "task", "clip_seconds", "means")
+_FINISHED = (*_SETTINGS, "splits")
+_UNFINISHED = (*_SETTINGS, "batch_size", "device")
+_MARK = ".pass.json"  # settings of a pass that has begun
 
 
 def partial_of(out_dir: Path) -> Path:
@@ -44,10 +34,11 @@ def finished_artifacts(plan: Plan, out_dir: Path) -> Artifacts | None:
     Raises:
         ValueError: the artifacts of another run are there.
     """
-    if not (out_dir / "manifest.json").exists():
+    path = out_dir / "manifest.json"
+    if not path.exists():
         return None
+    _refuse_other(read_manifest(path), plan, out_dir, _FINISHED)
     artifacts = load_artifacts(out_dir)
-    _refuse_other(artifacts.manifest, plan, out_dir, _SETTINGS)
     different = _different_clips(artifacts, plan)
     if different:
         raise ValueError(_belongs_to_another(out_dir, different))
@@ -56,7 +47,7 @@ def finished_artifacts(plan: Plan, out_dir: Path) -> Artifacts | None:
 
 def is_open(out_dir: Path) -> bool:
     """Whether a pass has begun in this folder and has not cleaned up."""
-    return (out_dir / _UNFINISHED).exists()
+    return (out_dir / _MARK).exists()
 
 
 def open_pass(plan: Plan, out_dir: Path) -> None:
@@ -65,9 +56,9 @@ def open_pass(plan: Plan, out_dir: Path) -> None:
     Raises:
         ValueError: the folder holds files of another run or of another tool.
     """
-    unfinished = out_dir / _UNFINISHED
+    unfinished = out_dir / _MARK
     if unfinished.exists():
-        _refuse_other(json.loads(unfinished.read_bytes()), plan, out_dir, (*_SETTINGS, *_RUN))
+        _refuse_other(json.loads(unfinished.read_bytes()), plan, out_dir, _UNFINISHED)
     else:
         _refuse_strangers(out_dir)
     write_json(unfinished, plan.settings)
@@ -77,7 +68,7 @@ def close_pass(out_dir: Path) -> None:
     """Remove what was kept for resuming."""
     if is_open(out_dir):
         forget(partial_of(out_dir))
-        (out_dir / _UNFINISHED).unlink()
+        (out_dir / _MARK).unlink()
 
 
 def _refuse_strangers(out_dir: Path) -> None:
