@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.atlas import build_atlas, show_neuron, token_maps
     from aape.causal.attribution import attribute
     from aape.causal.silencing import silenced
-    from aape.collecting.passing import collect, collect_study
+    from aape.collecting.passing import collect
+    from aape.collecting.relabelling import relabel
     from aape.criteria.comparing import compare_criteria
     from aape.criteria.ranking import rank
     from aape.dissecting import Dissection, dissect
@@ -29,7 +30,9 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.sounds.task import BadClip, Task
     from aape.study.ablation import AblationResult, ablate
     from aape.study.analysis import Analysis, analyze
-    from aape.study.study import Study, load_encoder, load_study, load_task
+    from aape.study.collecting import collect_study
+    from aape.study.loading import load_encoder, load_task
+    from aape.study.study import Study, load_study
 
 __version__ = "0.4.0"
 
@@ -38,7 +41,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.atlas": ("build_atlas", "show_neuron", "token_maps"),
     "aape.causal.attribution": ("attribute",),
     "aape.causal.silencing": ("silenced",),
-    "aape.collecting.passing": ("collect", "collect_study"),
+    "aape.collecting.passing": ("collect",),
+    "aape.collecting.relabelling": ("relabel",),
     "aape.criteria.comparing": ("compare_criteria",),
     "aape.criteria.ranking": ("rank",),
     "aape.dissecting": ("Dissection", "dissect"),
@@ -52,6 +56,7 @@ _MODULES = {  # module -> the public names that it defines
     "aape.sounds.task": ("BadClip", "Task"),
     "aape.study.ablation": ("AblationResult", "ablate"),
     "aape.study.analysis": ("Analysis", "analyze"),
+    "aape.study.collecting": ("collect_study",),
     "aape.study.study": ("Study", "load_encoder", "load_study", "load_task"),
 }
 _SUBMODULES = {"chance": "aape.neurons.chance", "m2d": "aape.encoders.m2d"}
@@ -91,6 +96,7 @@ __all__ = [
     "load_task",
     "m2d",
     "rank",
+    "relabel",
     "select",
     "sharing_against_chance",
     "show_neuron",

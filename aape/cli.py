@@ -29,7 +29,7 @@ def _collect(parser: argparse.ArgumentParser, words: list[str]) -> None:
         parser.add_argument(name)
     _add_pass(parser)
     options = parser.parse_args(words)
-    from aape.collecting.passing import collect_study
+    from aape.study.collecting import collect_study
 
     print(collect_study(**vars(options)))
 

@@ -46,7 +46,7 @@ def write_artifacts(
         np.save(path / "padding_counts.npy", (counts * share).astype(np.uint8))
     checked = [p.name for p in sorted(path.iterdir()) if p.suffix in (".pt", ".npy", ".txt")]
     manifest = {
-        "format": 3, "encoder": "fake", "weights": {"source": source, "sha256": weights}, "probe": [1.0, -0.5],
+        "format": 4, "code_version": "fake", "encoder": "fake", "weights": {"source": source, "sha256": weights},
         "identity": hashlib.sha256(weights.encode()).hexdigest(), "dtype": "float32",
         "layers": [f"blocks.{i}" for i in range(counts.shape[1])], "neurons": counts.shape[2], "task": task,
         "classes": classes, "clip_seconds": 1.0, "sample_rate": 16000, "splits": names, "data": "d" * 64,
@@ -60,8 +60,8 @@ def write_artifacts(
             "padding_tokens": padding_tokens.tolist(),
             "sha256": [f"{i:064x}" for i in range(clips)],
         },
-        "kept": None, "skipped": [], "notes": [], "cut": 0, "padding": "counted" if padded else "none", "means": False,
-        "batch_size": 32, "device": "cpu", "on_bad_clip": "stop", "versions": {},
+        "notes": [], "cut": 0, "padding": "counted" if padded else "none", "means": False,
+        "batch_size": 32, "device": "cpu", "versions": {},
         "hardware": {"machine": "none", "threads": 1},
         "checksums": {name: sha256_of(path / name) for name in checked},
     }  # fmt: skip

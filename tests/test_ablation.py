@@ -24,14 +24,15 @@ from aape.encoders.module import from_module
 from aape.figures import ablation as figures_ablation
 from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock
-from aape.neurons.chance import one_sided_p
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import select
 from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task
 from aape.study import ablation
 from aape.study.ablation import ablate, load_result
 from aape.study.effects import AT, against_controls, paired_interval, possible
-from aape.study.study import AblationTarget, Study, load_encoder, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import AblationTarget, Study
 from aape.study.targets import matched, target_neurons
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")

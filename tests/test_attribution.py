@@ -10,7 +10,8 @@ import torch
 from conftest import make_task, make_toy
 
 from aape.causal import attribution
-from aape.causal.attribution import attribute, cross_folds
+from aape.causal.attribution import attribute
+from aape.causal.classifier import cross_folds
 from aape.causal.classifier import fit, folds
 from aape.collecting.passing import collect
 from aape.encoders.encoder import hooked

@@ -8,18 +8,8 @@ import pytest
 from fake_artifacts import planted_counts, write_artifacts
 
 from aape.artifacts.folder import load_artifacts
-from aape.neurons.chance import (
-    Z_STEP,
-    _below_uniform,
-    _Scale,
-    benjamini_hochberg,
-    calibrate,
-    calibrate_counts,
-    counted_clips,
-    one_sided_p,
-    permutation_null,
-    pooled_p,
-)
+from aape.neurons.chance import Z_STEP, _below_uniform, _Scale, calibrate, calibrate_counts, counted_clips, permutation_null
+from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
 from aape.neurons.selection import Rule, entropy, select
 from aape.study.task_result import halves, stability

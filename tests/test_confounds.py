@@ -17,7 +17,7 @@ from aape.sounds.loading import from_metadata
 pytest.importorskip("librosa", reason="librosa is not installed: pip install aape[confounds]")
 
 from aape.criteria.confounds import NAMES, RATE, causal_checks, confounded, describe, explained, within_loudness
-from aape.neurons.permuting import share_of_groups
+from aape.neurons.pvalues import share_of_groups
 
 
 def test_descriptors_of_sounds_that_are_known():

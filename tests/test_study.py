@@ -13,7 +13,8 @@ import yaml
 from conftest import REPOSITORY
 
 from aape.encoders.module import from_module
-from aape.study.study import load_encoder, load_study, load_task, prepare, resolve
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import load_study, prepare, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))
 SHORT = """

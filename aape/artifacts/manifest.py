@@ -1,8 +1,7 @@
-"""manifest.json: who made the artifacts of a folder, held to a schema and sealed by a hash of its own."""
+"""manifest.json: what made the artifacts of a folder, checked against a schema."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,30 +12,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from aape.files import write_json
 
+FORMAT = 4
 REQUIRED = ("over_zero.pt", "classes.txt", "features.pt", "gts.pt", "clip_counts.npy")
 ARRAYS = ("clip_counts.npy", "clip_means.npy", "padding_counts.npy")  # [clips, layers, neurons]
 FILES = tuple(dict.fromkeys(REQUIRED + ARRAYS))
 
 
 def check_classes(classes: Sequence[str]) -> Sequence[str]:
-    """Class names must each fit on a line of classes.txt and be told apart.
+    """Check that each class name fits on one line of classes.txt and that no two look the same.
 
     Raises:
-        ValueError: an empty name, a line break of any kind in one, or two that are one after Unicode normalisation.
+        ValueError: an empty name, a line break of any kind in one, or two that are equal after Unicode normalisation.
     """
     seen: dict[str, str] = {}
     for name in classes:
         if name.splitlines() != [name]:
-            raise ValueError(f"class {name!r} is empty or holds a line break; classes.txt holds one class a line")
-        if (key := unicodedata.normalize("NFKC", name)) in seen:
-            raise ValueError(f"classes {seen[key]!a} and {name!a} are one name after Unicode normalisation")
-        seen[key] = name
+            raise ValueError(f"class {name!r} is empty or holds a line break; classes.txt holds one class per line")
+        normalised = unicodedata.normalize("NFKC", name)
+        if normalised in seen:
+            raise ValueError(f"classes {seen[normalised]!a} and {name!a} are equal after Unicode normalisation")
+        seen[normalised] = name
     return classes
 
 
 def _once(names: list[str]) -> list[str]:
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"names none, or one twice: {', '.join(names) or '[]'}")
+        raise ValueError(f"expected at least one name and no duplicates, found: {', '.join(names) or 'none'}")
     return names
 
 
@@ -51,7 +52,7 @@ class _Strict(BaseModel):
 
 
 class Clips(_Strict):
-    """One entry a clip, in the order of the arrays."""
+    """One entry per clip, in the order of the arrays."""
 
     file: Names
     label: list[Count]
@@ -63,96 +64,85 @@ class Clips(_Strict):
 
 
 class Settings(_Strict):
-    """What a pass is to do, known before it. `identity`, `probe` and `dtype` are those of `aape.encoders.encoder.Encoder`."""
+    """What identifies a pass, known before it. `identity` and `dtype` are those of `aape.encoders.encoder.Encoder`."""
 
     encoder: str
+    weights: dict[str, JsonValue]
     identity: Digest
-    probe: Annotated[list[float], Field(min_length=1)]
     dtype: str
     layers: Names
     neurons: Positive
     task: str
     clip_seconds: Annotated[float, Field(gt=0)]
     sample_rate: Positive
-    splits: list[str]
-    data: Digest  # over file names, classes, splits, groups and contents of all clips
-    kept: str | None
+    splits: Names
+    data: Digest  # SHA-256 over file names, classes, splits, groups and contents of all clips
     means: bool
     batch_size: Positive
     device: str
-    on_bad_clip: Literal["stop", "skip"]
 
 
 class Manifest(Settings):
-    """What a finished pass says of itself."""
+    """What is known of a finished pass."""
 
-    format: Literal[3]
-    weights: dict[str, JsonValue]
+    format: Literal[4]
     classes: Annotated[list[str], Field(min_length=1), AfterValidator(check_classes)]
     group_column: str | None
     clips: Clips
-    kept_clips: list[Count] | None = None
-    skipped: list[dict[Literal["file", "reason"], str]]
-    notes: list[str]  # what a reader of results must know, e.g. that the split is ours
-    cut: Count  # clips that go on behind clip_seconds
+    notes: list[str]  # what a reader of results must know, e.g. that the split was drawn by us
+    cut: Count  # clips that last longer than clip_seconds
     padding: Literal["counted", "none", "unknown"]
     hardware: dict[str, str | int]
     versions: dict[str, str]
+    code_version: str
     pass_of: str | None = None
     checksums: dict[str, Digest]
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        clips, kept = self.clips, self.kept_clips
-        rows = len(clips.file)
-        files = {*REQUIRED, *(["clip_means.npy"] * self.means), *(["padding_counts.npy"] * (self.padding == "counted"))}
-        for complaint, wrong in {
-            "clips has columns of different length": any(len(v) != rows for v in clips.__dict__.values()),
-            "clips.label has other values than the classes": set(clips.label) != set(range(len(self.classes))),
-            "clips.split has other splits than those heard": not set(clips.split) <= set(self.splits),
-            "clips.padding_tokens exceed the tokens": any(map(int.__lt__, clips.tokens, clips.padding_tokens)),
-            "kept_clips is no ascending choice of the clips": kept is not None
-            and (kept != sorted(set(kept)) or not all(k < rows for k in kept)),
-            "kept and kept_clips disagree": (self.kept is None) != (kept is None),
-            "checksums is not of the files that belong here": set(self.checksums) != files,
-        }.items():
-            if wrong:
-                raise ValueError(complaint)
+        columns = dict(self.clips)
+        if len({len(column) for column in columns.values()}) != 1:
+            raise ValueError("clips has columns of different length")
+        if set(self.clips.label) != set(range(len(self.classes))):
+            raise ValueError("clips.label has other values than the classes")
+        expected = set(REQUIRED)
+        if self.means:
+            expected.add("clip_means.npy")
+        if self.padding == "counted":
+            expected.add("padding_counts.npy")
+        if set(self.checksums) != expected:
+            raise ValueError(f"checksums are expected of {', '.join(sorted(expected))}")
         return self
 
 
 def checked(schema: type[BaseModel], content: Any) -> None:
-    """Raises ValueError, with the first complaint, where content does not fit the schema."""
+    """Raise ValueError with the first complaint if content does not fit a schema."""
     try:
         schema.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        place = ".".join(map(str, first["loc"]))
+        complaint = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}: {complaint}" if place else complaint) from error
 
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
-    """Check a manifest, seal it with a hash and write it. Raises ValueError where it does not fit the schema."""
+    """Check a manifest and write it. Raises ValueError if it does not fit the schema."""
     checked(Manifest, content)
-    write_json(path, {**content, "sha256": _digest(content)})
+    write_json(path, dict(content))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest as it was written.
+    """Read a manifest.
 
     Raises:
-        ValueError: unreadable, edited, of another version, or somebody else's.
+        ValueError: it cannot be read, is of another version, or does not fit the schema.
     """
     try:
         content = json.loads(path.read_bytes())
-        seal = content.pop("sha256", None) if isinstance(content, dict) else None
         checked(Manifest, content)
-        if seal != _digest(content):
-            raise ValueError("its own hash differs: it was edited")
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is not a manifest of this version ({error}).\nRestore it or collect anew.") from error
+        raise ValueError(
+            f"{path} is not a manifest of this version ({error}).\nRestore it, or delete the folder and collect again."
+        ) from error
     return content

@@ -30,12 +30,14 @@ from tqdm.auto import tqdm
 
 from aape.artifacts.belonging import check_belong_together
 from aape.artifacts.folder import Artifacts
-from aape.causal.attribution import cross_folds
+from aape.causal.classifier import cross_folds
 from aape.collecting.passing import collect
 from aape.criteria.ranking import Clips, in_and_out
 from aape.encoders.encoder import Encoder
-from aape.neurons.chance import benjamini_hochberg, counted_clips
-from aape.neurons.permuting import UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.neurons.chance import counted_clips
+from aape.neurons.pvalues import benjamini_hochberg
+from aape.neurons.permuting import UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.pvalues import share_of_groups
 from aape.neurons.selection import Selection, kth_smallest, outside_class
 from aape.sounds.task import Task
 

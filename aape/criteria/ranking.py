@@ -271,7 +271,7 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
         float64 columns auprc, f1, iou, base (the share of clips that are of the class; a neuron that knows nothing has
         an AUPRC of about that, of few clips a little more), rows as in `pairs`.
     """
-    from aape.causal.attribution import cross_folds
+    from aape.causal.classifier import cross_folds
 
     own, rows = artifacts.labels if labels is None else labels, np.arange(len(artifacts.labels))
     clips, fold = Clips(artifacts, rows), cross_folds(artifacts, rows)

@@ -38,16 +38,8 @@ from tqdm.auto import tqdm
 
 from aape.artifacts.folder import Artifacts
 from aape.display import Displayed
-from aape.neurons.permuting import (
-    SIZE_RATIO,
-    THREADS,
-    Counted,
-    Units,
-    UnitSums,
-    exchangeable_units,
-    permuted_labels,
-    share_of_groups,
-)
+from aape.neurons.permuting import SIZE_RATIO, THREADS, Counted, Units, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.pvalues import share_of_groups
 from aape.neurons.selection import Rule, Selection, choose, outside_class
 
 SPARSITY_BINS = 20

@@ -29,7 +29,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from aape.neurons.chance import Calibrated, Drawn, benjamini_hochberg, one_sided_p, pooled_p
+from aape.neurons.chance import Calibrated, Drawn
+from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.selection import jaccard_index
 
 SAME_CLIPS = 0.1  # share of the smaller task's clips from which on two tasks are taken to be of the same ones

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts.folder import Artifacts
-from aape.criteria.ranking import held_out_scores
-from aape.neurons.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
+from aape.criteria.held_out import held_out_scores
+from aape.neurons.chance import Calibrated, Drawn, calibrate_counts, counted_clips
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.permuting import Counted, Units, UnitSums, exchangeable_units, permuted_labels
 from aape.neurons.selection import Rule, Selection, jaccard_index, select
 from aape.study.study import Study
