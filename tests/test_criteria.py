@@ -12,7 +12,8 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from aape.artifacts.folder import load_artifacts
 from aape.artifacts.manifest import write_manifest
-from aape.causal.attribution import attribute, cross_folds
+from aape.causal.attribution import attribute
+from aape.causal.classifier import cross_folds
 from aape.collecting.passing import collect
 from aape.criteria.ranking import ALPHAS, CRITERIA, Clips, curve, held_out_scores, rank
 from aape.files import sha256_of

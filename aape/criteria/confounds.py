@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from aape.artifacts.belonging import check_belong_together
 from aape.artifacts.folder import Artifacts
-from aape.causal.attribution import cross_folds
+from aape.causal.classifier import cross_folds
 from aape.collecting.passing import collect
 from aape.criteria.ranking import Clips, in_and_out
 from aape.encoders.encoder import Encoder
