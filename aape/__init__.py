@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.neurons.selection import Selection, entropy, select
     from aape.neurons.sharing import jaccard, sharing_against_chance
     from aape.sounds.task import BadClip, Task, from_datasets, from_folder, from_metadata
-    from aape.study.ablation import AblationResult, ablate
+    from aape.study.ablation import ablate
+    from aape.study.ablation_result import AblationResult
     from aape.study.analysis import Analysis, analyze
     from aape.study.study import Study, load_encoder, load_study, load_task
 
@@ -46,7 +47,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.neurons.selection": ("Selection", "entropy", "select"),
     "aape.neurons.sharing": ("jaccard", "sharing_against_chance"),
     "aape.sounds.task": ("BadClip", "Task", "from_datasets", "from_folder", "from_metadata"),
-    "aape.study.ablation": ("AblationResult", "ablate"),
+    "aape.study.ablation": ("ablate",),
+    "aape.study.ablation_result": ("AblationResult",),
     "aape.study.analysis": ("Analysis", "analyze"),
     "aape.study.study": ("Study", "load_encoder", "load_study", "load_task"),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aape.study.ablation import TABLES
+from aape.study.experiment import TABLES
 from aape.study.study import Study
 from notebooks_src import report
 

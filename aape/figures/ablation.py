@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aape.figures.style import colours, legend_below, nothing, panels, save, styled
-from aape.study.ablation import AblationResult
+from aape.study.ablation_result import AblationResult
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
 KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
