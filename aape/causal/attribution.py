@@ -113,14 +113,15 @@ def attribute(
 def attributed(encoder: Encoder, artifacts: Artifacts) -> dict[str, np.ndarray] | None:
     """What `attribute` with its default clips left on disk, by replacement; None if it was not completed."""
     clips = _clips(artifacts, None)
-    where: Any = artifacts.path / FOLDER, _key(encoder, artifacts, BATCH, 0), _blocks(artifacts, clips)
-    if missing(*where, code=_code()):
+    folder, blocks = artifacts.path / FOLDER, _blocks(artifacts, clips)
+    key = _key(encoder, artifacts, BATCH, seed=0)
+    if missing(folder, key, blocks, code=_code()):
         return None
 
     def nothing_to_compute(names: Sequence[str]) -> Iterator[Sums]:
-        raise FileNotFoundError(f"{artifacts.path / FOLDER}: {names[0]} disappeared while it was read")
+        raise FileNotFoundError(f"{folder}: {names[0]} disappeared while it was read")
 
-    kept = list(resumed(*where, nothing_to_compute, code=_code()))
+    kept = list(resumed(folder, key, blocks, nothing_to_compute, code=_code()))
     return {replace_by: _effect(artifacts, clips, kept, replace_by) for replace_by in REPLACEMENTS}
 
 
@@ -269,7 +270,7 @@ def classifiers_for_clips(
     clips = np.sort(clips)
     fold_of_clip = cross_folds(artifacts, clips, seed)
     labels, number_of_folds = artifacts.labels, fold_of_clip.max() + 1
-    found = {}
+    found: dict[int, Classifier] = {}
     for number in range(number_of_folds):
         in_fold = fold_of_clip == number
         following = fold_of_clip == (number + 1) % number_of_folds

@@ -103,7 +103,7 @@ class AblationResult:
             correct = round(total.accuracy * total.clips)
             most_frequent = float(classes.clips.max() / classes.clips.sum())
             if binomtest(correct, int(total.clips), most_frequent, "greater").pvalue > 0.05:
-                found.append(f"{self.labels.get(model, model)} on {self.titles.get(task, task)}")
+                found.append(f"{self.labels.get(str(model), model)} on {self.titles.get(str(task), task)}")
         return found
 
 

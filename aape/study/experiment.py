@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -93,7 +92,7 @@ class Experiment:
         )
         panel = runner.panel(self.settings.panel)
         rows: Rows = {name: [] for name in TABLES}
-        rows["classifier"] = self._classifier(runner).to_dict("records")
+        rows["classifier"] = self._classifier(runner)
         bar = tqdm(
             total=self.passes(),
             unit="pass",
@@ -117,14 +116,15 @@ class Experiment:
         names = {"task": self.task_name, "model": self.model, "target": target.label, "mode": target.mode}
         return TargetEffects(runner, target, names, panel, self.settings)
 
-    def _classifier(self, runner: Runner) -> pd.DataFrame:
-        """Scores of the intact classifier on the tested clips."""
+    def _classifier(self, runner: Runner) -> list[Row]:
+        """Rows of the scores of the intact classifier on the tested clips."""
         log_p = np.full((len(runner.labels), len(runner.classes)), np.nan)
         for fold in runner.folds:
             classifier = runner.classifiers[fold.name][0]
             log_p[fold.test] = classifier.log_probabilities(runner.embeddings[fold.test])
         table = scores(log_p[runner.tested], runner.labels[runner.tested], runner.classes)
-        return table.assign(task=self.task_name, model=self.model)
+        names = {"task": self.task_name, "model": self.model}
+        return [names | dict(row) for _, row in table.iterrows()]
 
     def _neurons(self, target: Target) -> list[Row]:
         rows = []
