@@ -19,6 +19,7 @@ from aape.figures.tables import table
 from aape.neurons.chance import Calibrated, calibrate, counted_clips
 from aape.neurons.selection import Selection, entropy, select
 from aape.neurons.sharing import jaccard, sharing_against_chance
-from aape.study.ablation import AblationResult, ablate
+from aape.study.ablation import ablate
+from aape.study.ablation_result import AblationResult
 from aape.study.analysis import Analysis, TaskResult, analyze, example
 from aape.study.study import Study, load_study

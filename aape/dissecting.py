@@ -27,11 +27,11 @@ from aape.neurons.chance import Calibrated, calibrate
 from aape.neurons.selection import select
 from aape.sounds.loading import from_folder
 from aape.sounds.task import Task
-from aape.study.ablation import AblationResult, ablate
+from aape.study.ablation import ablate
+from aape.study.ablation_result import AblationResult
 
 # What the ablation of a first look leaves out for its time; `ablate` by itself does it all.
-FIRST_LOOK: dict[str, Any] = {"modes": ("mean", "zero"), "gains": [], "off_target": False}
-FIRST_LOOK |= dict.fromkeys(("layer_matched", "rate_matched", "other_modes"), 0)
+FIRST_LOOK: dict[str, Any] = {"gains": [], "off_target": False, "other_modes": 0}
 HOW_TO_READ = (
     "by_chance: what permuted labels select, often more, since neurons that prefer no class count for many.\n"
     "What counts is survive: neurons more active in the class than permuted labels give, q < 0.05."

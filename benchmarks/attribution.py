@@ -16,7 +16,7 @@ from scipy.stats import beta, spearmanr
 from tqdm.auto import tqdm
 
 from aape.artifacts.folder import load_artifacts
-from aape.causal.attribution import _judges
+from aape.causal.attribution import Pass, classifiers_for_clips, one_pass, weights_without_gradient
 from aape.causal.silencing import embed_with_sets, neuron_set
 from aape.sounds.task import read_clips
 from aape.study.loading import load_encoder, load_task
@@ -75,47 +75,42 @@ def main() -> None:
     some = np.concatenate(
         [rng.permutation(rows[artifacts.labels[rows] == c])[: options.clips] for c in range(len(artifacts.classes))]
     )
-    judges, judge_of = _judges(artifacts, rows, 0)
+    classifiers = classifiers_for_clips(artifacts, artifacts.embeddings(), rows, seed=0)
     place = {name: i for i, name in enumerate(task.files)}
     positions = np.array([place[artifacts.files[i]] for i in some])
     wave, _, _ = read_clips(task, positions, encoder.sample_rate)
     labels = artifacts.labels[some]
 
-    # per-clip sums by the same code, restricted to these clips
-    from aape.causal.attribution import _add, _frozen, _zeros
-
     estimates, seconds = {}, {}
-    sums = _zeros(artifacts)
+    passes: list[Pass] = []
     batches = np.array_split(np.arange(len(some)), max(1, len(some) // 16))
     start = time.process_time()
-    with _frozen(encoder):
+    with weights_without_gradient(encoder):
         for b in batches:
-            _add(
-                sums,
-                encoder,
-                artifacts.layers,
-                torch.from_numpy(wave[b]),
-                labels[b],
-                [judges[j] for j in judge_of[some[b]]],
-            )
+            of_batch = [classifiers[i] for i in some[b]]
+            passes.append(one_pass(encoder, artifacts.layers, torch.from_numpy(wave[b]), labels[b], of_batch))
     seconds["attribution"] = time.process_time() - start
     start = time.process_time()
     with torch.no_grad():
         for b in batches:
             encoder.embed(torch.from_numpy(wave[b]).to(encoder.device))
     seconds["forward"] = time.process_time() - start
-    count = np.bincount(labels, minlength=len(artifacts.classes))[:, None, None]
-    mean = sums["activation"] / sums["tokens"][:, None]
-    estimates["zero"] = np.moveaxis(-sums["product"] / count, 0, -1)
-    estimates["mean"] = np.moveaxis((mean * sums["gradient"] - sums["product"]) / count, 0, -1)
+    members = (labels == np.arange(len(artifacts.classes))[:, None]).astype(np.float64)  # [classes, clips]
+    count = members.sum(axis=1)[:, None, None]
+    product = np.tensordot(members, np.concatenate([p.product for p in passes]), axes=1)
+    gradient = np.tensordot(members, np.concatenate([p.gradient for p in passes]), axes=1)
+    tokens = np.sum([p.tokens for p in passes], axis=0)
+    mean = np.sum([p.activation.sum(axis=0) for p in passes], axis=0) / tokens[:, None]
+    estimates["zero"] = np.moveaxis(-product / count, 0, -1)
+    estimates["mean"] = np.moveaxis((mean * gradient - product) / count, 0, -1)
 
     neurons = stratified(estimates["zero"], options.neurons, rng)
     layer_index = [encoder.layers.index(name) for name in artifacts.layers]
     theirs = np.stack([np.array(layer_index)[neurons[:, 0]], neurons[:, 1]], axis=1)
 
     def log_p(embeddings: np.ndarray, at: np.ndarray) -> np.ndarray:
-        said = [judges[judge_of[i]].log_probabilities(e[None])[0] for i, e in zip(some[at], embeddings, strict=True)]
-        return np.array(said)[np.arange(len(at)), labels[at]]
+        rows = [classifiers[i].log_probabilities(e[None])[0] for i, e in zip(some[at], embeddings, strict=True)]
+        return np.array(rows)[np.arange(len(at)), labels[at]]
 
     print(f"{encoder.name} on {task.name}: {len(neurons)} neurons, {len(some)} clips, {len(artifacts.classes)} classes")
     print(

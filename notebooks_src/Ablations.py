@@ -102,17 +102,14 @@ result = ablate(settings, device=device, batch_size=batch_size)
 figures.show(result)
 
 # %% [markdown]
-# **The classifier**, intact, on the test clips: accuracy (share) and mean log-probability of the true class (nats). Where
-# the encoder itself has heard test clips in its training, `in sample` counts them, and a second row holds the others.
+# **The classifier**, intact, on the test clips: accuracy (share) and mean log-probability of the true class (nats).
 
 # %%
 judges = result.classifier[result.classifier["class"] == "all classes"]
 judge_columns = {
     "task": "task",
     "model": "model",
-    "part": "clips of",
     "clips": "clips",
-    "in_sample": "in sample",
     "accuracy": "accuracy",
     "log_probability": "log-probability (nats)",
 }
@@ -124,8 +121,7 @@ table(judges, judge_columns, rows=60, csv="ablation_classifier.csv")
 # classes*: minus the mean change of a few clips of each other class; *rank of the fall*: 1 where no class falls further.
 # *Sets as active*: the mean of random sets that are as active in the class, layer by layer. p = (1 + sets as low) / (1 +
 # sets); q over the targeted classes of the model. First the log-probability of the true class, which is the finer
-# measure, then accuracy in points. The CSV also holds intervals (bootstrap-t over groups of clips), the spread over
-# refitted classifiers, p on both sides, and weaker controls.
+# measure, then accuracy in points. The CSV also holds intervals (bootstrap-t over groups of clips) and two-sided p.
 
 # %%
 table(result.table(), rows=60, csv="ablation_effects.csv")
@@ -137,38 +133,16 @@ table(result.table("accuracy"), rows=60, csv="ablation_effects.csv")
 Markdown("\n".join(f"- {line}" for line in result.verdict().splitlines()))
 
 # %% [markdown]
-# ## 3. Other ways to silence, other controls
+# ## 3. Other ways to change the neurons
 #
-# The change of log-probability (nats) in the targeted classes, that of other classes taken off: the neurons at their mean;
-# at zero; as they are in a clip of another class, token by token (resampling); the paper's control (each index plus one,
-# at zero); and the neurons that all clips, the test clips among them, would have chosen (the paper's way).
+# The change of log-probability (nats) in the targeted classes minus that of other classes: the neurons mean-ablated; the
+# neurons silenced; and the paper's control (each neuron's successor silenced).
 
 # %%
 wanted = result.effects.targeted & (result.effects.measure == "log_probability")
 rows = result.effects[wanted].assign(target=result.effects.task + ": " + result.effects.target)
 by_kind = rows.pivot_table(index=["target", "class", "model"], columns="kind", values="effect", sort=False)
 table(by_kind.reset_index(), rows=60, csv="ablation_effects.csv")
-
-# %% [markdown]
-# p against three kinds of random sets: as active in the class (the decisive one), as many in each layer, and, where the
-# study asks for them, as active over all clips. The last two are easier to beat.
-
-# %%
-head = rows[rows.kind == result.headline]
-kinds = {"active_p": "as active in the class", "layer_p": "as many in each layer", "rate_p": "as active over all clips"}
-table(
-    head[["target", "class", "model", *kinds]].rename(columns=kinds).dropna(axis=1, how="all"),
-    rows=60,
-    csv="ablation_effects.csv",
-)
-
-# %% [markdown]
-# How far the neurons chosen on training clips and on all clips agree:
-
-# %%
-sizes = {"training_clips": "from training clips", "all_clips": "from all clips", "both": "both", "jaccard": "Jaccard"}
-agreement = result.identification.groupby(["task", "target", "mode", "model"], sort=False)[list(sizes)].mean()
-table(agreement.rename(columns=sizes).reset_index(), rows=60, csv="ablation_identification.csv")
 
 # %% [markdown]
 # ## 4. Which criterion finds the neurons that matter?

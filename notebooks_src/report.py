@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
-from aape.study.ablation import load_result, read_text_table
+from aape.study.ablation_result import load_result, read_text_table
 from aape.study.analysis import OVERVIEW, over_seeds
 from aape.study.study import ROOT, Study, load_study
 

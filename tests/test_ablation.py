@@ -1,7 +1,7 @@
 """The deactivation experiment on a toy whose neurons are planted, so that the right answer is known."""
 
 import contextlib
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -14,9 +14,13 @@ import torch
 from conftest import write_sounds
 from torch import nn
 
+from aape.artifacts.belonging import check_embedded
 from aape.artifacts.folder import load_artifacts
-from aape.causal import trials
+from aape.causal import runner
 from aape.causal.classifier import fit, folds
+from aape.causal.controls import activity_matched
+from aape.causal.intervals import paired_interval, possible
+from aape.causal.runner import Intervention, Runner
 from aape.causal.silencing import silenced
 from aape.collecting.passing import collect
 from aape.encoders.encoder import Encoder
@@ -29,8 +33,10 @@ from aape.neurons.selection import select
 from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task
 from aape.study import ablation
-from aape.study.ablation import ablate, load_result
+from aape.study.ablation import ablate
+from aape.study.ablation_result import AblationResult, load_result, read_text_table
 from aape.study.effects import AT, against_controls, paired_interval, possible
+from aape.study.experiment import TABLES
 from aape.study.loading import load_encoder, load_task
 from aape.study.study import AblationTarget, Study
 from aape.study.targets import matched, target_neurons
@@ -79,13 +85,13 @@ def tones(folder: str, folds: bool = False) -> Task:
     return from_metadata(root / "clips.csv", root / "audio", clip_seconds=1.0, name="tones")
 
 
-def make_study(root: Path, folds: bool = False, heard: tuple[str, ...] = (), **settings: object) -> Study:
+def make_study(root: Path, folds: bool = False, **settings: object) -> Study:
     ablation_settings: dict = {
-        "targets": [{"task": "tones", "classes": ["low"], "mode": "specific"}], "controls": 39, "layer_matched": 3,
-        "rate_matched": 2, "other_modes": 5, "refits": 3, "bootstrap": 200, "gains": [0.0, 0.5, 1.0, 2.0],
+        "targets": [{"task": "tones", "classes": ["low"], "mode": "specific"}], "controls": 39,
+        "other_modes": 5, "bootstrap": 200, "gains": [0.0, 0.5, 1.0, 2.0],
     } | settings  # fmt: skip
     task = {"loader": f"{__name__}:tones", "options": {"folder": str(root / "audio"), "folds": folds}, "rate": 0.3}
-    ssl = {"loader": f"{__name__}:tuned", "folder": "analysis", "heard": {"tones": list(heard)}}
+    ssl = {"loader": f"{__name__}:tuned", "folder": "analysis"}
     other = {"loader": f"{__name__}:tuned", "options": {"seed": 1}, "folder": "untrained"}
     content = {"models": {"ssl": ssl, "untrained": other}, "tasks": {"tones": task}, "selection": {"quantile": 0.7}}
     return Study(name="toy", stand_in=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
@@ -98,65 +104,58 @@ def collected(study: Study) -> Study:
     return study
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread runs the experiments in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return collected(make_study(tmp_path_factory.mktemp("ablation")))
 
 
 @pytest.fixture(scope="module")
-def result(study: Study) -> ablation.AblationResult:
+def result(study: Study) -> AblationResult:
     return ablate(study, device="cpu")
 
 
-def test_a_loader_that_gives_both_models_the_same_one_moves_no_number(tmp_path, monkeypatch) -> None:
-    """Each model has a thread; their hooks on one module must not mix."""
-    same = tuned()
-    same.module.act.register_forward_hook(lambda *_: time.sleep(0.001))  # let the other thread in
-    monkeypatch.setattr("aape.study.ablation.load_encoder", lambda *_: same)
-    study = make_study(tmp_path, controls=20, gains=[0.0], refits=0)
-    for model in study.models:
-        collect(same, load_task(study, "tones"), study.artifacts_directory("tones", model), device="cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        effects = ablate(study, device="cpu").effects
-    finally:
-        torch.set_num_threads(threads)
-    ssl, twin = (effects[effects.model == m].drop(columns="model").reset_index(drop=True) for m in study.models)
-    pd.testing.assert_frame_equal(ssl, twin)
-
-
 def test_controls_have_the_targets_numbers_by_layer_and_stratum_and_may_overlap_with_it() -> None:
+    rates = np.random.default_rng(1).uniform(size=(3, 8))  # a layer of 8 is one stratum
     target = np.array([[0, 1], [0, 2], [2, 5]])
-    drawn = [matched(target, 8, np.random.default_rng(i)) for i in range(200)]
+    drawn = [activity_matched(target, rates, np.random.default_rng(i)) for i in range(200)]
     for control in drawn:
         assert control[:, 0].tolist() == [0, 0, 2]
         assert len({tuple(row) for row in control.tolist()}) == 3
     assert {int(n) for c in drawn for n in c[:2, 1]} == set(range(8))  # every neuron turns up, the target's too
-    assert np.array_equal(drawn[3], matched(target, 8, np.random.default_rng(3)))
+    assert np.array_equal(drawn[3], activity_matched(target, rates, np.random.default_rng(3)))
 
     rates = np.random.default_rng(0).uniform(size=(2, 500))
     busiest, middle = np.argsort(rates[0])[-15:], np.argsort(rates[1])[250]
     target = np.array([[0, int(n)] for n in busiest] + [[1, int(middle)]])
     for i in range(20):
-        control = matched(target, 500, np.random.default_rng(i), rates)
+        control = activity_matched(target, rates, np.random.default_rng(i))
         assert control[:, 0].tolist() == [0] * 15 + [1] and len({tuple(row) for row in control.tolist()}) == 16
         assert set(control[:15, 1]) <= set(np.argsort(rates[0])[-20:])  # the stratum of the 20 busiest
         assert abs(rates[1, control[15, 1]] - rates[1, middle]) < 0.1
 
 
-@pytest.mark.parametrize("by_rate", [False, True])
-def test_targets_drawn_by_the_controls_own_rule_have_uniform_p(by_rate: bool) -> None:
+@pytest.mark.parametrize("strata", [1, 3])
+def test_targets_drawn_by_the_controls_own_rule_have_uniform_p(strata: int) -> None:
     """Also where the target is 30 % of its layer: leaving its neurons out of the controls would give 0.145 below 0.05."""
     rng = np.random.default_rng(0)
-    rates = rng.uniform(size=(1, 60)) if by_rate else None
-    weights = rng.pareto(1.5, 60)  # what a set does is not the sum of its parts
+    width = 20 * strata
+    rates = rng.uniform(size=(1, width))
+    weights = rng.pareto(1.5, width)  # what a set does is not the sum of its parts
     does = lambda neurons: -np.sqrt(weights[neurons[:, 1]].sum()) * weights[neurons[:, 1]].max()  # noqa: E731
-    base = matched(np.array([[0, n] for n in range(18)]), 60, rng, rates)
+    base = np.array([[0, n] for n in rng.choice(width, 3 * width // 10, replace=False)])
     p = []
     for _ in range(600):
-        target = matched(base, 60, rng, rates)
-        p.append(one_sided_p(does(target), np.array([does(matched(target, 60, rng, rates)) for _ in range(39)])))
+        target = activity_matched(base, rates, rng)
+        p.append(one_sided_p(does(target), np.array([does(activity_matched(target, rates, rng)) for _ in range(39)])))
     for level in (0.05, 0.25, 0.5, 0.75):  # within three standard errors
         assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 600) + 0.01)
 
@@ -208,20 +207,8 @@ def test_the_interval_is_paired_by_groups_and_honest_with_eight_of_them() -> Non
     assert 0.92 <= np.mean(covered) <= 0.98 and 0.92 <= np.mean(covered_minus) <= 0.98
 
 
-def test_means_of_kept_clips_are_of_training_clips(study: Study, tmp_path: Path) -> None:
-    encoder, task = tuned(), load_task(study, "tones")
-    bench = trials.Bench(encoder, task, collect(encoder, task, tmp_path / "all", device="cpu"), tmp_path / "a")
-    some = trials.Bench(
-        encoder, task, collect(encoder, task, tmp_path / "some", device="cpu", keep_clips=30), tmp_path / "b"
-    )
-    mine = np.intersect1d(some.artifacts.kept, some.folds[0].fit)
-    assert 3 < len(mine) < 30 and some.means["test"] == pytest.approx(
-        bench.artifacts.means[mine].mean(axis=0), abs=1e-3
-    )
-
-
 def test_a_target_may_not_stand_twice(study: Study) -> None:
-    with pytest.raises(ValueError, match=r"target low of tones \(specific\) stands twice"):
+    with pytest.raises(ValueError, match=r"target low of tones \(specific\) is stated twice"):
         ablate(study, targets=[{"task": "tones", "classes": ["low"], "mode": "specific"}] * 2)
 
 
@@ -239,10 +226,10 @@ def test_the_interval_of_accuracy_holds_the_truth_where_few_clips_change(groups:
 
 
 def test_no_interval_goes_beyond_what_a_class_can_lose_or_gain() -> None:
-    assert possible((-114.5, 40.0), "accuracy", 79.2).tolist() == pytest.approx([-79.2, 20.8])
-    assert possible((-9.0, 2.0), "log_probability", -0.5).tolist() == [-9.0, 0.5]
-    assert possible((-150.0, 80.0), "accuracy", 80.0, 90.0).tolist() == [-90.0, 80.0]  # it loses 80, the others gain 10
-    assert possible((-9.0, 9.0), "log_probability", -0.5, -2.0).tolist() == [-9.0, 9.0]
+    assert possible((-114.5, 40.0), "accuracy", 79.2) == pytest.approx((-79.2, 20.8))
+    assert possible((-9.0, 2.0), "log_probability", -0.5) == (-9.0, 0.5)
+    assert possible((-150.0, 80.0), "accuracy", 80.0, 90.0) == (-90.0, 80.0)  # it loses 80, the others gain 10
+    assert possible((-9.0, 9.0), "log_probability", -0.5, -2.0) == (-9.0, 9.0)
     assert np.isnan(possible((np.nan, np.nan), "accuracy", 50.0)).all()
 
 
@@ -254,10 +241,10 @@ def test_p_on_both_sides_and_q_by_hand() -> None:
     table = against_controls(own, pd.DataFrame([row | {"effect": v} for row in controls for v in values]))
     assert table.active_p.tolist() == [1 / 40, 1.0] and table.active_p_two_sided.tolist() == [2 / 40, 2 / 40]
     assert table.active_q.tolist() == [2 / 40, 1.0] and table.active_mean.tolist() == pytest.approx([0, 0])
-    assert table.layer_p.isna().all() and table.layer_controls.tolist() == [0, 0]
+    assert table.active_controls.tolist() == [39, 39]
 
 
-def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -> None:
+def test_planted_neurons_matter(study: Study, result: AblationResult) -> None:
     summary = result.summary()
     ours = summary[summary.model == "ssl"].iloc[0]
     assert ours["class"] == "low" and ours.neurons >= 2
@@ -265,50 +252,36 @@ def test_planted_neurons_matter(study: Study, result: ablation.AblationResult) -
     assert ours.effect < ours.active_low and ours["rank"] == 1
     assert ours.low <= ours.difference <= ours.high and ours.effect_low <= ours.effect <= ours.effect_high
     assert set(result.neurons[result.neurons.model == "ssl"].neuron) <= {0, 1, 2, 3}
-    assert "1 of 1 targeted classes fall further" in result.verdict()
+    assert "1 of 1 (ssl)" in result.verdict() and "at chance" not in result.verdict()
     assert len(result.table().columns) == 8 and "0.025" in result.table().q.tolist() and len(repr(result)) < 2000
-    for name in ablation.TABLES:  # without the models
+    for name in TABLES:  # without the models
         pd.testing.assert_frame_equal(getattr(load_result(study), name), getattr(result, name), check_dtype=False)
 
 
-def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
+def test_numbers_by_hand(study: Study, result: AblationResult) -> None:
     """Effects recomputed by the plain way: change the neurons, embed everything, classify, take the panel off."""
     encoder, task = tuned(), load_task(study, "tones")
     artifacts = load_artifacts(study.artifacts_directory("tones", "ssl"))
     (fold,) = folds(artifacts.splits, artifacts.labels, artifacts.classes, artifacts.groups)
     classifier = fit(artifacts.embeddings(), artifacts.labels, artifacts.classes, fold)
-    heard = lambda clips: torch.from_numpy(np.stack([task.read(int(i), RATE)[0] for i in clips]))  # noqa: E731
-    wave, truth = heard(fold.test), task.labels[fold.test]
+    waves = lambda clips: torch.from_numpy(np.stack([task.read(int(i), RATE)[0] for i in clips]))  # noqa: E731
+    wave, truth = waves(fold.test), task.labels[fold.test]
     neurons = result.neurons[result.neurons.model == "ssl"][["layer", "neuron"]].to_numpy()
-    index = torch.tensor(neurons[:, 1].tolist())
-    bench = trials.Bench(encoder, task, artifacts, study.directory / "by_hand")
-    donors = heard(bench.donors(fold, fold.test))
-    assert (task.labels[bench.donors(fold, fold.test)] != truth).all()
-
-    def activations(waves: torch.Tensor) -> torch.Tensor:
-        kept: list = []
-        with encoder.module.act.register_forward_hook(lambda _m, _i, out: kept.append(out)):
-            encoder.embed(waves)
-        return kept[0]
-
-    def resampled(_module: nn.Module, _inputs: object, out: torch.Tensor) -> torch.Tensor:
-        out = out.clone()
-        out[..., index] = other[..., index]
-        return out
-
-    other, found = activations(donors), {}
-    means = activations(heard(fold.fit)).mean(dim=(0, 1)).numpy()
+    panel_of = Runner(encoder, task, artifacts, study.directory / "by_hand").panel
+    kept: list[torch.Tensor] = []
+    with encoder.module.act.register_forward_hook(lambda _module, _inputs, out: kept.append(out)):
+        encoder.embed(waves(fold.fit))
+    means = kept[0].mean(dim=(0, 1)).numpy()
+    found = {}
     with silenced(encoder, neurons):
         found["zero"] = encoder.embed(wave)
     with silenced(encoder, neurons, replace_by=means[neurons[:, 1]]):
         found["mean"] = encoder.embed(wave)
-    with encoder.module.act.register_forward_hook(resampled):
-        found["resample"] = encoder.embed(wave)
     with silenced(encoder, (neurons + [0, 1]) % NEURONS):
         found["zero, index plus one"] = encoder.embed(wave)
 
     before = classifier.log_probabilities(artifacts.embeddings()[fold.test])
-    low, panel = truth == CLASSES.index("low"), bench.panel(4)[fold.test] & (truth != CLASSES.index("low"))
+    low, panel = truth == CLASSES.index("low"), panel_of(4)[fold.test] & (truth != CLASSES.index("low"))
     assert panel.sum() == 8
     for kind, embedded in found.items():
         after = classifier.log_probabilities(embedded.numpy())
@@ -319,13 +292,12 @@ def test_numbers_by_hand(study: Study, result: ablation.AblationResult) -> None:
         assert rows.effect["log_probability"] == pytest.approx(moved[low].mean() - moved[panel].mean(), abs=2e-3)
 
 
-def test_the_other_tables(result: ablation.AblationResult) -> None:
+def test_the_other_tables(result: AblationResult) -> None:
     effects, controls = result.effects, result.controls
-    assert set(effects.kind) == {"mean", "zero", "resample", "zero, index plus one", "mean, chosen on all clips"}
+    assert set(effects.kind) == {"mean", "zero", "zero, index plus one"}
     ours = controls[(controls.model == "ssl") & (controls.measure == "accuracy")]
-    drawn = {"as active in the classes": 39, "layer-matched": 3, "rate-matched": 2}
-    assert ours[ours.kind == "mean"].control.value_counts().to_dict() == drawn
-    assert ours[ours.kind == "zero"].control.value_counts().to_dict() == {"as active in the classes": 5}
+    assert set(ours.control) == {"as active in the classes"}
+    assert ours.kind.value_counts().to_dict() == {"mean": 39, "zero": 5}
     assert set(ours["class"]) == {"low"} and ours.effect.notna().all()
     gains = result.gains.query("model == 'ssl' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
     assert gains.difference[1.0] == 0 > gains.difference[0.5] > gains.difference[0.0]
@@ -333,7 +305,7 @@ def test_the_other_tables(result: ablation.AblationResult) -> None:
     for name, row in matrix.groupby("silenced"):
         assert row.loc[row.difference.idxmin(), "class"] == name  # planted neurons hurt their own class most
     mean = effects.query("kind == 'mean' and measure == 'log_probability'")
-    assert mean.refit_sd.notna().all() and mean.clips.tolist() == [12] * 6
+    assert mean.clips.tolist() == [12] * 6
     assert not effects[~effects.targeted].active_q.notna().any()
 
 
@@ -341,20 +313,20 @@ def test_controls_end_early_where_more_cannot_matter(study: Study, monkeypatch: 
     """Every set does the same random things: ten controls on either side come long before 2,000."""
     rng = np.random.default_rng(0)
 
-    def noise(bench: trials.Bench, some: list[trials.Trial], bar: object = None) -> list[np.ndarray]:
-        shape = (1, 2, len(bench.labels))
-        return [np.where(trial.clips, rng.integers(0, 2, shape) * [[100.0], [1.0]], np.nan) for trial in some]
+    def noise(runner: Runner, interventions: list[Intervention], clips: np.ndarray, bar: object = None) -> np.ndarray:
+        scores = rng.integers(0, 2, (len(interventions), 1, 2, len(runner.labels))) * [[100.0], [1.0]]
+        return np.where(clips, scores, np.nan)
 
     artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
-    monkeypatch.setattr(trials.Bench, "run", noise)
-    settings = {"controls": 2000, "other_modes": 0, "gains": [], "off_target": False, "refits": 0, "bootstrap": 0}
+    monkeypatch.setattr(Runner, "run", noise)
+    settings = {"controls": 2000, "other_modes": 0, "gains": [], "off_target": False, "bootstrap": 0}
     many = ablate(tuned(), task, artifacts, targets=["low"], rate=0.3, quantile=0.7, device="cpu", **settings)
     row = many.summary().iloc[0]
     assert 20 <= row.active_controls < 2000 and row.active_p >= 11 / 2001
     assert (many.controls.groupby(["control", "number"]).size() == 2).all()  # two measures
 
 
-def test_without_a_study_file(study: Study, result: ablation.AblationResult, capsys: pytest.CaptureFixture) -> None:
+def test_without_a_study_file(study: Study, result: AblationResult, capsys: pytest.CaptureFixture) -> None:
     artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
     settings = study.ablation.model_dump(exclude={"targets", "models", "controls"})
     options = {"rate": 0.3, "quantile": 0.7, "device": "cpu", "controls": 39} | settings
@@ -372,19 +344,19 @@ def test_without_a_study_file(study: Study, result: ablation.AblationResult, cap
 
 
 def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
-    nothing = {"controls": 0, "layer_matched": 0, "rate_matched": 0, "other_modes": 0, "gains": [], "off_target": False}
-    study = collected(make_study(tmp_path, refits=0, **nothing))
+    nothing = {"controls": 0, "other_modes": 0, "gains": [], "off_target": False}
+    study = collected(make_study(tmp_path, **nothing))
     ablate(study, device="cpu")
     again = load_result(study)
     assert again.controls.empty and again.off_target.empty and again.gains.empty
-    assert again.summary().active_p.isna().all() and "nothing to test" in again.verdict()
+    assert again.summary().active_p.isna().all() and "0 of 0 (ssl)" in again.verdict()
     assert figures_ablation.all_figures(again)
 
 
 def test_names_are_read_back_as_they_are_and_no_figure_takes_anothers_file(tmp_path: Path, result) -> None:
     names = ["None", "NA", "nan", "01", "low"]
     pd.DataFrame({"class": names, "task": names, "low": [1.5, None, 2, 3, 4]}).to_csv(tmp_path / "x.csv", index=False)
-    read = ablation.read_text_table(tmp_path / "x.csv")
+    read = read_text_table(tmp_path / "x.csv")
     assert (
         read["class"].tolist() == read.task.tolist() == names
         and read.low.isna().tolist() == [False, True] + [False] * 3
@@ -397,57 +369,55 @@ def test_names_are_read_back_as_they_are_and_no_figure_takes_anothers_file(tmp_p
 
 
 def test_a_second_run_computes_nothing_and_more_controls_only_what_is_new(
-    study: Study, result: ablation.AblationResult, monkeypatch: pytest.MonkeyPatch
+    study: Study, result: AblationResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = Mock(wraps=trials.embed_with_sets)
-    monkeypatch.setattr(trials, "embed_with_sets", counted)
+    counted = Mock(wraps=runner.embed_with_sets)
+    monkeypatch.setattr(runner, "embed_with_sets", counted)
     pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, result.effects)
     counted.assert_not_called()
-    ablate(study, layer_matched=5, device="cpu")
-    passes = [len(wave) * len(sets) for _, wave, sets, _ in (call.args for call in counted.call_args_list)]
-    # two sets and, since the clips may be others by now, none; twelve clips of the class and eight of the panel; two models
-    assert sum(passes) == 3 * (12 + 8) * 2
+    ablate(study, other_modes=10, device="cpu")
+    passes = [len(wave) * len(sets) for _, wave, sets in (call.args for call in counted.call_args_list)]
+    # ten sets and, to check the clips, none; twelve clips of the class and eight of the panel; two models
+    assert sum(passes) == 11 * (12 + 8) * 2
     ablate(study, device="cpu")  # leaves the CSVs as they were
     with folder_lock(study.directory / "ablations"), pytest.raises(FolderBusy, match="Wait for it"):
         ablate(study, device="cpu")
 
 
-def test_a_sweep_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {"controls": 5, "layer_matched": 0, "rate_matched": 0, "refits": 2}
-    study = collected(make_study(tmp_path, **quick))
-    original, left = trials.embed_with_sets, iter(range(4))
+def test_an_interrupted_run_resumes_and_processes_change_no_number(
+    tmp_path: Path, result: AblationResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = collected(make_study(tmp_path))
+    original, calls = runner.embed_with_sets, iter(range(4))
 
     def dies(*arguments: object) -> object:
-        if next(left, None) is None:
+        if next(calls, None) is None:
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trials, "embed_with_sets", dies)
-        with pytest.raises(KeyboardInterrupt):
-            ablate(study, device="cpu")
-    stored = sorted((study.directory / "ablations").rglob("*.npz"))
-    effects = ablate(study, device="cpu").effects
-    stored[0].write_bytes(b"half a file")
-    with pytest.warns(UserWarning, match="computed anew"):
-        pd.testing.assert_frame_equal(ablate(study, device="cpu").effects, effects)
-    fresh = ablate(collected(make_study(tmp_path / "fresh", **quick)), device="cpu")
-    pd.testing.assert_frame_equal(fresh.effects, effects)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "embed_with_sets", dies)
+        ablate(study, device="cpu")
+    assert list((study.directory / "ablations").rglob("*.npz"))
+    torch.set_num_threads(2)
+    try:
+        again = ablate(study, device="cpu")
+    finally:
+        torch.set_num_threads(1)
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name))
 
 
 def test_five_folds(tmp_path: Path) -> None:
-    """Each clip tested once, neurons chosen anew for each fold, clips that the encoder knows marked."""
-    quick = {"controls": 3, "layer_matched": 0, "rate_matched": 1, "other_modes": 0, "refits": 0}
-    study = collected(make_study(tmp_path, True, ("fold1", "fold2"), **quick))
+    """Each clip tested once, neurons chosen anew for each fold."""
+    quick = {"controls": 3, "other_modes": 0}
+    study = collected(make_study(tmp_path, True, **quick))
     result = ablate(study, device="cpu")
     row = result.effects.query("model == 'ssl' and kind == 'mean' and `class` == 'low' and measure == 'accuracy'")
-    assert row.clips.item() == 30 and row.in_sample.item() == 12
+    assert row.clips.item() == 30
     assert sorted(result.neurons[result.neurons.model == "ssl"].fold.unique()) == [f"fold{i}" for i in range(1, 6)]
-    every = result.classifier[result.classifier["class"] == "all classes"].set_index(["model", "part"])
-    assert every.clips["ssl"].to_dict() == {"all": 90, "unseen by the encoder": 54}
-    assert every.in_sample["untrained"].to_dict() == {"all": 0}
-    with pytest.raises(ValueError, match="no split 'fold9'"):
-        ablate(make_study(tmp_path, True, ("fold9",), **quick), device="cpu")
+    every = result.classifier[result.classifier["class"] == "all classes"]
+    assert every.clips.tolist() == [90, 90]
 
 
 def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) -> None:
@@ -465,25 +435,24 @@ def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) 
         rows.to_csv(tmp_path / "other.csv", index=False)
         other = from_metadata(tmp_path / "other.csv", tmp_path / "audio", clip_seconds=1.0, name="other")
         with pytest.raises(ValueError, match=message):
-            trials.Bench(encoder, other, theirs, tmp_path / "x")
+            Runner(encoder, other, theirs, tmp_path / "x")
     with pytest.raises(ValueError, match="clips of 1 s, task tones has 0.5 s"):
-        trials.Bench(tuned(), replace(task, clip_seconds=0.5), artifacts, tmp_path / "x")
-    bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")
-    known = bench.run([trials.Trial(None, bench.tested)])
+        Runner(tuned(), replace(task, clip_seconds=0.5), artifacts, tmp_path / "x")
+    known = Runner(tuned(), task, artifacts, tmp_path / "x").intact
     for path in (tmp_path / "audio").iterdir():  # other audio than was collected
         wave, rate = soundfile.read(path)
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
-    bench = trials.Bench(tuned(), task, artifacts, tmp_path / "x")
-    assert np.array_equal(bench.run([trials.Trial(None, bench.tested)]), known, equal_nan=True)  # of the right audio
-    silent = dict.fromkeys(bench.judges, np.array([[0, 0]]))
-    for store in ("x", "y"):  # beside what is known, and alone
-        bench = trials.Bench(tuned(), task, artifacts, tmp_path / store)
+    again = Runner(tuned(), task, artifacts, tmp_path / "x")
+    np.testing.assert_array_equal(again.intact, known)  # kept, and of the right audio
+    silent = Intervention(dict.fromkeys(again.classifiers, np.array([[0, 0]])))
+    for folder in ("x", "y"):  # with and without kept results
+        other_audio = Runner(tuned(), task, artifacts, tmp_path / folder)
         with pytest.raises(ValueError, match=r"away from features.pt"):
-            bench.run([trials.Trial(silent, bench.tested)])
+            other_audio.run([silent], other_audio.tested)
     small = 1e-4 * artifacts.embeddings()[:3]
-    trials.check_embedded(artifacts, np.arange(3), small * 1.0001, small)
+    check_embedded(artifacts, np.arange(3), small * 1.0001, small)
     with pytest.raises(ValueError, match="away from features.pt"):
-        trials.check_embedded(artifacts, np.arange(3), small * 1.01, small)
+        check_embedded(artifacts, np.arange(3), small * 1.01, small)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Attribution: against finite differences written by hand, resumable, and never by a classifier that knows the clip."""
+"""Attribution: against finite differences written by hand, resumable, and with classifiers that have not seen the clip."""
 
 from dataclasses import replace
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,15 +10,14 @@ import torch
 from conftest import make_task, make_toy
 
 from aape.causal import attribution
-from aape.causal.attribution import attribute
-from aape.causal.classifier import cross_folds
-from aape.causal.classifier import fit, folds
+from aape.causal.attribution import attribute, attributed
+from aape.causal.classifier import cross_folds, fit, folds
 from aape.collecting.passing import collect
 from aape.encoders.encoder import hooked
 
 
 @pytest.fixture
-def heard(tmp_path):
+def collected(tmp_path):
     """A toy that takes the wave in two chunks, its task of five folds, and its artifacts."""
     encoder = make_toy()
     module = encoder.module
@@ -27,7 +26,7 @@ def heard(tmp_path):
     return encoder, task, collect(encoder, task, tmp_path / "out")
 
 
-def slopes(encoder, waves, labels, judges, layer, neuron, value, step=0.002):
+def slopes(encoder, waves, labels, classifiers, layer, neuron, value, step=0.002):
     """d ln p of each clip's class when the neuron moves from its activations towards a value, by central differences."""
 
     def log_p(share):
@@ -38,15 +37,15 @@ def slopes(encoder, waves, labels, judges, layer, neuron, value, step=0.002):
 
         with hooked(encoder, [encoder.layers[layer]], see), torch.no_grad():
             embeddings = encoder.embed(waves).numpy()
-        rows = zip(judges, embeddings[:, None], labels, strict=True)
-        return np.array([judge.log_probabilities(one)[0, label] for judge, one, label in rows])
+        rows = zip(classifiers, embeddings[:, None], labels, strict=True)
+        return np.array([classifier.log_probabilities(one)[0, label] for classifier, one, label in rows])
 
     return (log_p(step) - log_p(-step)) / (2 * step)
 
 
 @pytest.mark.parametrize("replace_by", ["zero", "mean"])
-def test_equals_finite_differences_clip_by_clip(heard, replace_by):
-    encoder, task, artifacts = heard
+def test_equals_finite_differences_clip_by_clip(collected, replace_by):
+    encoder, task, artifacts = collected
     found = attribute(encoder, task, artifacts, replace_by=replace_by, batch_size=7, progress=False)
     assert found.shape == artifacts.over_zero.shape and artifacts.files.tolist() == list(task.files)
     labels, means, tokens = artifacts.labels, np.zeros((3, 8)), np.zeros(3)
@@ -58,37 +57,56 @@ def test_equals_finite_differences_clip_by_clip(heard, replace_by):
     waves = torch.from_numpy(np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))]))
     with hooked(encoder, encoder.layers, see), torch.no_grad():
         encoder.embed(waves)
-    judges = [None] * 30
+    classifiers = [None] * 30
     for part in folds(artifacts.splits, labels, artifacts.classes):
         fitted = fit(artifacts.embeddings(), labels, artifacts.classes, part)
         for clip in part.test:
-            judges[clip] = fitted
+            classifiers[clip] = fitted
     for layer, neuron in [(0, 1), (0, 6), (1, 3), (2, 0), (2, 5)]:
         value = means[layer, neuron] / tokens[layer] if replace_by == "mean" else 0.0
-        moved = slopes(encoder, waves, labels, judges, layer, neuron, value)
+        moved = slopes(encoder, waves, labels, classifiers, layer, neuron, value)
         for c in range(3):
             assert found[layer, neuron, c] == pytest.approx(moved[labels == c].mean(), rel=0.01, abs=5e-5)
     assert np.abs(found).max() > 1e-3
 
 
-def test_one_pass_serves_both_and_a_cut_off_one_goes_on(heard, monkeypatch):
-    encoder, task, artifacts = heard
-    whole = attribute(encoder, task, artifacts, batch_size=4, split=["fold1", "fold2", "fold3"], progress=False)
-    monkeypatch.setattr(attribution, "SAVE_SECONDS", -1)
-    add = Mock(wraps=attribution._add, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt, DEFAULT, DEFAULT])
-    monkeypatch.setattr(attribution, "_add", add)
+def test_one_pass_serves_both_and_an_interrupted_one_resumes(collected, monkeypatch):
+    encoder, task, artifacts = collected
+    monkeypatch.setattr(attribution, "BLOCK", 8)
     settings = {"batch_size": 5, "split": ["fold1", "fold2", "fold3"], "progress": False}
-    with pytest.raises(KeyboardInterrupt):
+    passes = Mock(wraps=attribution.one_pass)
+    monkeypatch.setattr(attribution, "one_pass", passes)
+    whole = attribute(encoder, task, artifacts, **settings | {"batch_size": 4})
+    assert [len(call.args[2]) for call in passes.call_args_list] == [4, 4, 4, 4, 2]  # 18 clips in blocks of 8
+    attributions = iter(range(3))
+
+    def dies(*arguments):
+        if next(attributions, None) is None:
+            raise KeyboardInterrupt
+        return passes(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(attribution, "one_pass", dies)
         attribute(encoder, task, artifacts, **settings)
+    passes.reset_mock()
     resumed = attribute(encoder, task, artifacts, **settings)
-    assert [len(call.args[3]) for call in add.call_args_list] == [5, 5, 5, 5, 3]  # 18 clips; the third batch twice
+    assert [len(call.args[2]) for call in passes.call_args_list] == [5, 3, 2]  # the first block was kept
     assert resumed == pytest.approx(whole, abs=1e-7)
     attribute(encoder, task, artifacts, replace_by="mean", **settings)
-    assert add.call_count == 5
+    assert passes.call_count == 3
 
 
-def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused(heard):
-    encoder, task, artifacts = heard
+def test_what_is_left_on_disk_is_read_without_the_sounds(collected):
+    encoder, task, artifacts = collected
+    assert attributed(encoder, artifacts) is None
+    zero = attribute(encoder, task, artifacts, progress=False)
+    kept = attributed(encoder, artifacts)
+    np.testing.assert_array_equal(kept["zero"], zero)
+    np.testing.assert_array_equal(kept["mean"], attribute(encoder, task, artifacts, replace_by="mean", progress=False))
+
+
+def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused(collected):
+    encoder, task, artifacts = collected
     expected = attribute(encoder, task, artifacts, batch_size=9, progress=False)
     first = encoder.module.layers[0].fc.forward
 
@@ -108,8 +126,8 @@ def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused
             attribute(replace(encoder, embed=embed), task, artifacts, batch_size=size, progress=False)
 
 
-def test_a_model_that_goes_on_in_place_and_other_audio(heard, tmp_path):
-    encoder, task, artifacts = heard
+def test_a_model_that_goes_on_in_place_and_other_audio(collected, tmp_path):
+    encoder, task, artifacts = collected
     expected = attribute(encoder, task, artifacts, batch_size=9, progress=False)
     module, doubled = encoder.module, Mock(wraps=encoder.module.layers[1].fc.forward)
     module.layers[1].fc.forward = lambda x: doubled(x.mul_(2) / 2)
@@ -121,8 +139,8 @@ def test_a_model_that_goes_on_in_place_and_other_audio(heard, tmp_path):
             attribute(encoder, task, artifacts, batch_size=11, progress=False)
 
 
-def test_folds_keep_groups_whole_and_every_class_on_both_sides(heard):
-    _, _, artifacts = heard
+def test_folds_keep_groups_whole_and_every_class_on_both_sides(collected):
+    _, _, artifacts = collected
     rows = np.arange(30)
     assert (cross_folds(artifacts, rows) == artifacts.labels * 0 + [int(s[4:]) - 1 for s in artifacts.splits]).all()
     some = np.flatnonzero(np.isin(artifacts.splits, ["fold1", "fold2"]))  # two folds: dealt by group
@@ -134,8 +152,8 @@ def test_folds_keep_groups_whole_and_every_class_on_both_sides(heard):
         cross_folds(artifacts, alone)
 
 
-def test_bad_arguments_are_named(heard):
-    encoder, task, artifacts = heard
+def test_bad_arguments_are_named(collected):
+    encoder, task, artifacts = collected
     with pytest.raises(ValueError, match="'zero' or 'mean'"):
         attribute(encoder, task, artifacts, replace_by="none")
     with pytest.raises(ValueError, match="before its activation functions"):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aape.study.ablation import TABLES
+from aape.study.experiment import TABLES
 from aape.study.study import Study
 from notebooks_src import report
 
@@ -18,10 +18,10 @@ def effect(measure: str, difference: float, p: float, q: float) -> dict:
         "task": "songs", "model": "one", "target": "jazz", "mode": "specific", "kind": "mean", "class": "jazz",
         "targeted": True, "measure": measure, "before": 50.0 if measure == "accuracy" else -1.0,
         "difference": difference, "off_target": 0.0, "effect": difference, "rank": 1, "clips": 40, "groups": 20,
-        "in_sample": 0, "neurons": 12.0, "low": difference - 1, "high": difference + 1,
-        "effect_low": difference - 1, "effect_high": difference + 1, "refit_sd": 0.1, "active_controls": 39,
+        "neurons": 12.0, "low": difference - 1, "high": difference + 1,
+        "effect_low": difference - 1, "effect_high": difference + 1, "active_controls": 39,
         "active_mean": -0.01, "active_low": -0.51, "active_high": 0.49, "active_p": p, "active_p_two_sided": p,
-        "active_q": q, "layer_controls": 0, "rate_controls": 0,
+        "active_q": q,
     }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.Mo
         pd.DataFrame(columns=list(TABLES[name])).to_csv(study.directory / f"ablation_{name}.csv", index=False)
     rows = [effect("accuracy", -5.0, 0.2, 0.4), effect("log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
-    assert "One, nats of log-probability: 1 of 1 targeted classes" in "".join(report.findings(study)[-1].numbers)
+    assert "1 of 1 (One)" in "".join(report.findings(study)[-1].numbers)
     report.write_report(study)
     page = (study.directory / "index.html").read_text()
     assert "Not music." in page and 'src="chance.png"' in page and "7.75 (7.25 to 8.25)" in page

@@ -1,6 +1,7 @@
 """Silencing: what it does to a toy worked out by hand, to real encoder shapes, and what it leaves behind."""
 
 import contextlib
+import doctest
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from aape.causal import silencing
 from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 from aape.encoders.encoder import Encoder
 from aape.encoders.m2d import load
@@ -91,7 +93,7 @@ def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, mon
         ([[1, 2], [0, 5], [1, 2]], {}, r"\[1, 2\] is in the set 2 times"),
         (np.ones((4, 256), dtype=bool), {}, "integers"),
         ([[0, 1]], {"gain": -0.5}, "0 or more"),
-        ([[0, 1]], {"gain": 0.5, "replace_by": [1.0]}, "not given beside"),
+        ([[0, 1]], {"gain": 0.5, "replace_by": [1.0]}, "cannot be combined"),
         ([[0, 1]], {"replace_by": [1.0, 2.0]}, "1 finite values"),
     ],
 )
@@ -111,26 +113,20 @@ def test_a_layer_that_never_runs_is_not_passed_over_in_silence() -> None:
         embed_with_sets(compiled, torch.ones(1, 2), [None, neuron_set(encoder, [[0, 0]])])
 
 
-def plainly(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor, donor: torch.Tensor) -> torch.Tensor:
-    """The embedding under a set, one pass with hooks written by hand, chunk by chunk."""
-    modules = [encoder.activations[name] for name in encoder.layers]
-    theirs: list[list[torch.Tensor]] = [[] for _ in modules]
-    with contextlib.ExitStack() as hooks:
-        for m, t in zip(modules, theirs, strict=True):
-            hooks.enter_context(m.register_forward_hook(lambda _m, _i, out, t=t: t.append(out)))
-        encoder.embed(donor)
+def by_hooks(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor) -> torch.Tensor:
+    """The embedding under a set, one pass with hooks written by hand."""
 
-    def put(_module: nn.Module, _inputs: object, out: torch.Tensor, layer: int) -> torch.Tensor:
-        out, other = out.clone(), theirs[layer].pop(0)
-        for i, (at, n) in enumerate([] if change is None else change.neurons.tolist()):
-            if at == layer and change is not None:
-                value = change.gain * out[..., n] if change.replace_by is None else float(change.replace_by[i])
-                out[..., n] = other[..., n] if change.resample else value
+    def put(out: torch.Tensor, layer: int) -> torch.Tensor:
+        out = out.clone()
+        for i, (set_layer, n) in enumerate([] if change is None else change.neurons.tolist()):
+            if set_layer == layer and change is not None:
+                out[..., n] = change.gain * out[..., n] if change.replace_by is None else float(change.replace_by[i])
         return out
 
     with contextlib.ExitStack() as hooks:
-        for i, m in enumerate(modules):
-            hooks.enter_context(m.register_forward_hook(lambda *a, i=i: put(*a, layer=i)))
+        for i, name in enumerate(encoder.layers):
+            module = encoder.activations[name]
+            hooks.enter_context(module.register_forward_hook(lambda _m, _i, out, i=i: put(out, i)))
         return encoder.embed(wave)
 
 
@@ -143,16 +139,13 @@ def test_staged_and_full_passes_equal_hooks_by_hand(vit: Encoder, wave: torch.Te
         neuron_set(vit, [[3, 1]], gain=2.0),
         neuron_set(vit, [[2, 7], [2, 5], [3, 3]], replace_by=[0.3, -0.1, 2.0]),
         neuron_set(vit, [[1, n] for n in range(0, 256, 2)]),
-        neuron_set(vit, [[2, 7], [1, 3], [3, 200]], resample=True),
-        neuron_set(vit, [[2, 8], [3, 5]], resample=True),
     ]
-    donor = wave.roll(1, 0)
-    staged = embed_with_sets(vit, wave, sets, donor)
-    full = embed_with_sets(replace(vit, stages=None), wave, sets, donor)
+    staged = embed_with_sets(vit, wave, sets)
+    full = embed_with_sets(replace(vit, stages=None), wave, sets)
     assert torch.equal(staged[1], full[1])
     for s, change in enumerate(sets):
         with torch.no_grad():
-            expected = plainly(vit, change, wave, donor)
+            expected = by_hooks(vit, change, wave)
         assert torch.equal(full[s], expected)
         assert (staged[s] - expected).abs().max() <= 1e-6 * expected.abs().max()
         assert change is None or not torch.equal(full[1], full[s])  # it does something
@@ -170,5 +163,8 @@ def test_stages_that_do_not_fit_are_refused(vit: Encoder, wave: torch.Tensor) ->
     short = replace(vit, stages=replace(vit.stages, blocks=list(vit.stages.blocks)[:3]))
     with pytest.raises(ValueError, match="3 blocks for 4 counted layers"):
         embed_with_sets(short, wave, [None])
-    with pytest.raises(ValueError, match="give `donors`"):
-        embed_with_sets(vit, wave, [neuron_set(vit, [[0, 1]], resample=True)])
+
+
+def test_the_examples_in_the_documentation_hold() -> None:
+    failed, tried = doctest.testmod(silencing)
+    assert tried >= 8 and not failed

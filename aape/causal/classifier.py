@@ -1,11 +1,10 @@
-"""The classifiers of the deactivation experiment: standardised clip embeddings, one linear layer.
+"""The classifiers of the deactivation experiment: standardised clip embeddings and one linear layer.
 
-`fit` is logistic regression (scikit-learn), fitted on the train split, its regularisation chosen on the validation
-split, and it is tested on the test split. Five-fold tasks give one classifier a fold, so that each clip is tested
-exactly once, by a classifier that has not seen its fold; there the regularisation is chosen on one of the four training
-folds, and the classifier then fitted on all four. `refits` repeats the fit on bootstrapped training groups, which says
-how much of a difference is the classifier's own. `fit_nearest_mean` is another judge: it knows the classes' mean
-embeddings and nothing else.
+`fit` is logistic regression (scikit-learn). It is fitted on the train split, its regularisation is chosen on the
+validation split, and it is tested on the test split. A task with folds gives one classifier per fold, so that each clip
+is tested exactly once, by a classifier that was fitted without its fold; the regularisation is then chosen on one of
+the other folds, and the classifier is fitted on all of them. `fit_nearest_mean` knows the mean embedding of each class
+and nothing else.
 """
 
 from __future__ import annotations
@@ -23,16 +22,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from aape.artifacts.folder import Artifacts
+
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
-SHARPNESS = tuple(10.0**e for e in range(-5, 0))  # of nearest-mean probabilities; sharper ones saturate and see nothing
-_ATTEMPTS = 100  # a refit, at most on average, to draw groups in which no class is missing
+SHARPNESS = tuple(10.0**e for e in range(-5, 0))  # of nearest-mean probabilities; sharper ones saturate
+MOST_FOLDS = 5  # of `cross_folds`
+
+
+class UnusableSplits(ValueError):
+    """Splits with which no classifier can be trained and tested."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
     """Which clips train, choose and test one classifier, as indices into the clips.
 
-    `fit` is what the final classifier sees: the train split, or all training folds.
+    `fit` holds the clips of the final fit: the train split, or all training folds.
     """
 
     name: str
@@ -64,10 +69,11 @@ class Classifier:
         Raises:
             ValueError: embeddings of another size, or not finite.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.weights.shape[1] or not np.isfinite(embeddings).all():
+        dim = self.weights.shape[1]
+        if embeddings.ndim != 2 or embeddings.shape[1] != dim or not np.isfinite(embeddings).all():
             raise ValueError(
-                f"the classifier was trained on embeddings of {self.weights.shape[1]} numbers, found "
-                f"{list(embeddings.shape)}, or values that are not finite. It belongs to another encoder?"
+                f"the classifier was trained on embeddings of {dim} numbers, found {list(embeddings.shape)}, or values "
+                "that are not finite. Does it belong to another encoder?"
             )
         return log_softmax(embeddings.astype(np.float64) @ self.weights.T + self.bias, axis=1)
 
@@ -81,46 +87,32 @@ def folds(
     """Train / valid / test as one fold; fold1, fold2, ... as one fold each, every clip tested exactly once.
 
     Args:
-        splits: of each clip, "train", "valid", "test" (valid may be missing: a fifth of train stands in), or "fold1"...
+        splits: of each clip, "train", "valid", "test" (without valid, a fifth of train takes its place), or "fold1", ...
         labels: class index of each clip.
         classes: names.
-        groups: of each clip; None: each is its own.
+        groups: group of each clip; None: each clip is its own group.
 
     Raises:
-        ValueError: neither kind of splits, fewer than three folds, or a class without a clip to train or test on.
+        UnusableSplits: neither kind of splits, fewer than three folds, or a class without a clip to train or test on.
 
     Warns:
         UserWarning: a group is on both sides of a test, or all tested clips are of one group.
     """
     splits, labels = np.asarray(splits), np.asarray(labels)
     groups = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
-    names = sorted(set(splits.tolist()), key=lambda name: (len(name), name))  # fold10 behind fold9
-    of = {name: np.flatnonzero(splits == name) for name in names}
+    names = sorted(set(splits.tolist()), key=lambda name: (len(name), name))  # fold10 follows fold9
     if are_folds(names):
-        found = []
-        for name, choosing in zip(names, names[1:] + names[:1], strict=True):
-            train, fit = (np.flatnonzero(~np.isin(splits, without)) for without in ([name, choosing], [name]))
-            found.append(Fold(name, train, of[choosing], of[name], fit))
+        found = _cross_validation(splits, names)
     elif {"train", "test"} <= set(names) <= {"train", "valid", "test"}:
-        train, valid = of["train"], of.get("valid")
-        if valid is None:
-            held = held_out(labels[train], groups[train])
-            train, valid = train[~held], train[held] if held.any() else train
-        found = [Fold("test", train, valid, of["test"], of["train"])]
+        found = [_one_fold(splits, labels, groups)]
     else:
-        takes = "splits must be train, valid and test, or fold1, fold2, ... of which it takes 3"
-        raise ValueError(f"{takes}; found {', '.join(names) or 'none'}")
+        raise UnusableSplits(
+            "splits must be train, valid and test, or at least three folds named fold1, fold2, ...; found "
+            f"{', '.join(names) or 'none'}"
+        )
     for fold in found:
-        for role, clips in (("train", fold.train), ("test", fold.test)):
-            if lost := sorted(set(range(len(classes))) - set(labels[clips].tolist())):
-                raise ValueError(
-                    f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {classes[lost[0]]!r}. Expected "
-                    "every class on both sides; take the class out of the metadata or collect the missing splits."
-                )
-        both = np.intersect1d(groups[np.concatenate([fold.fit, fold.valid])], groups[fold.test])
-        if len(both):
-            which = f"{fold.name}: {len(both)} group(s) have clips to train on and to test on, e.g. {str(both[0])!r}"
-            warnings.warn(f"{which}; the tested clips are not new to the classifier", stacklevel=2)
+        _check_classes(fold, labels, classes)
+        _warn_of_shared_groups(fold, groups)
     tested = np.unique(groups[np.concatenate([fold.test for fold in found])])
     if len(tested) == 1:
         warnings.warn(f"all tested clips are of one group ({tested[0]}): nothing is known of others", stacklevel=2)
@@ -132,63 +124,142 @@ def are_folds(names: Sequence[str]) -> bool:
     return len(names) >= 3 and all(re.fullmatch(r"fold\d+", name) for name in names)
 
 
+def _cross_validation(splits: np.ndarray, names: Sequence[str]) -> list[Fold]:
+    """One fold per name; the next fold chooses the regularisation."""
+    found = []
+    for i, name in enumerate(names):
+        following = names[(i + 1) % len(names)]
+        train = np.flatnonzero(~np.isin(splits, [name, following]))
+        valid, test, fitted = (np.flatnonzero(clips) for clips in (splits == following, splits == name, splits != name))
+        found.append(Fold(name, train, valid, test, fitted))
+    return found
+
+
+def _one_fold(splits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Fold:
+    every, valid, test = (np.flatnonzero(splits == name) for name in ("train", "valid", "test"))
+    if len(valid):
+        return Fold("test", every, valid, test, every)
+    held = held_out(labels[every], groups[every])
+    if not held.any():
+        return Fold("test", every, every, test, every)
+    return Fold("test", every[~held], every[held], test, every)
+
+
+def _check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str]) -> None:
+    for role, clips in (("train", fold.train), ("test", fold.test)):
+        lost = sorted(set(range(len(classes))) - set(labels[clips].tolist()))
+        if lost:
+            raise UnusableSplits(
+                f"{fold.name}: {len(lost)} class(es) have no clip to {role} on, e.g. {classes[lost[0]]!r}. Expected "
+                "every class on both sides; take the class out of the metadata or collect the missing splits."
+            )
+
+
+def _warn_of_shared_groups(fold: Fold, groups: np.ndarray) -> None:
+    shared = np.intersect1d(groups[np.concatenate([fold.fit, fold.valid])], groups[fold.test])
+    if len(shared):
+        which = f"{fold.name}: {len(shared)} group(s) have clips to train on and to test on, e.g. {str(shared[0])!r}"
+        warnings.warn(f"{which}; the tested clips are not new to the classifier", stacklevel=3)
+
+
 def held_out(labels: np.ndarray, groups: np.ndarray, share: float = 0.2, seed: int = 0) -> np.ndarray:
     """bool [clips]: about a share of each class by whole groups, never the last group of a class; may be none.
 
-    Groups are taken in a seeded order while one of their classes still lacks clips.
+    Groups are taken in a seeded order while one of their classes still lacks clips. (The splitters of scikit-learn do
+    not promise that every class keeps a group to train on.)
     """
     held = np.zeros(len(labels), dtype=bool)
     total = np.bincount(labels)
     for group in np.random.default_rng(seed).permutation(np.unique(groups)):
-        mine = groups == group
-        of_class = np.bincount(labels[mine], minlength=len(total))
+        in_group = groups == group
+        of_group = np.bincount(labels[in_group], minlength=len(total))
         taken = np.bincount(labels[held], minlength=len(total))
-        here = of_class > 0
-        if (taken < share * total)[here].any() and (taken + of_class < total)[here].all():
-            held |= mine
+        present = of_group > 0
+        wanted = (taken < share * total)[present].any()
+        some_remain = (taken + of_group < total)[present].all()
+        if wanted and some_remain:
+            held |= in_group
     return held
 
 
-def _fitted(
-    strength: float,
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    weights: np.ndarray | None = None,
+def cross_folds(artifacts: Artifacts, rows: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Fold of each of these clips, int64 [clips]: the artifacts' own folds, else whole groups, class by class.
+
+    Raises:
+        UnusableSplits: a class with clips in one fold only, so that no classifier fitted without them knows the class.
+    """
+    splits, labels, groups = artifacts.splits[rows], artifacts.labels[rows], artifacts.groups[rows]
+    names = sorted(set(splits))
+    fold = np.searchsorted(names, splits) if are_folds(names) else _folds_of_groups(labels, groups, seed)
+    for c, name in enumerate(artifacts.classes):
+        in_folds = len(set(fold[labels == c]))
+        if in_folds < 2:
+            raise UnusableSplits(
+                f"{artifacts.path}: all clips of {name!r} are in {in_folds} fold or group, so a classifier fitted without "
+                "them does not know the class. Leave the class out, or give another seed or split."
+            )
+    return fold
+
+
+def _folds_of_groups(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Fold of each clip: the groups, sorted by class and in random order within a class, go to the folds in turn."""
+    _, group_of_clip = np.unique(groups, return_inverse=True)
+    lowest_and_highest = pd.Series(labels).groupby(group_of_clip).agg(["min", "max"])
+    one_class = lowest_and_highest["min"] == lowest_and_highest["max"]
+    class_of_group = lowest_and_highest["min"].where(one_class, -1)  # -1: clips of several classes
+    order = np.lexsort((np.random.default_rng(seed).random(len(class_of_group)), class_of_group))
+    fold_of_group = np.empty(len(order), dtype=np.int64)
+    fold_of_group[order] = np.arange(len(order)) % min(MOST_FOLDS, len(order))
+    return fold_of_group[group_of_clip]
+
+
+def _logistic_regression(
+    embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], strength: float
 ) -> Classifier:
     scaler, model = StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3)
-    # One BLAS thread: at these sizes two are several times slower, more so beside other work.
+    # Both contexts switch the whole process, so classifiers are fitted in the main thread while no other thread works.
+    # One BLAS thread is several times faster than two at these sizes. Weakly regularised classifiers of separable
+    # classes do not converge, and the validation clips then prefer a stronger regularisation.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
-        # Weak regularisation of separable classes has no optimum to converge to; validation decides between strengths.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        z = scaler.fit_transform(embeddings.astype(np.float64), sample_weight=weights)
-        model.fit(z, labels, sample_weight=weights)
+        model.fit(scaler.fit_transform(embeddings.astype(np.float64)), labels)
     coefficients, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn gives the second class's row alone
+    if len(model.classes_) == 2:  # scikit-learn gives only the row of the second class
         coefficients, bias = np.stack([0 * coefficients[0], coefficients[0]]), np.array([0.0, bias[0]])
     coefficients = coefficients / scaler.scale_
     return Classifier(tuple(classes), coefficients, bias - coefficients @ scaler.mean_, strength)
 
 
+def _nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], sharpness: float) -> Classifier:
+    scaler = StandardScaler()
+    z = scaler.fit_transform(embeddings.astype(np.float64))
+    mean = np.stack([z[labels == c].mean(axis=0) for c in range(len(classes))])
+    weights = 2 * sharpness * mean / scaler.scale_  # |z|^2 is the same for every class
+    bias = -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_
+    return Classifier(tuple(classes), weights, bias, sharpness)
+
+
 def _best(
-    fitted: Callable[[float, np.ndarray], Classifier],
+    fitted: Callable[..., Classifier],
     strengths: Sequence[float],
-    data: Sequence[np.ndarray],
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
     fold: Fold,
 ) -> Classifier:
-    """Of the strength that gives validation clips the highest mean log-probability of their class, the first of equals."""
+    """Fitted with the strength that gives validation clips the highest mean log-probability of their class."""
 
-    embeddings, labels = data
-
-    def truth(strength: float) -> float:
-        log_p = fitted(strength, fold.train).log_probabilities(embeddings[fold.valid])
+    def on_validation(strength: float) -> float:
+        classifier = fitted(embeddings[fold.train], labels[fold.train], classes, strength)
+        log_p = classifier.log_probabilities(embeddings[fold.valid])
         return float(log_p[np.arange(len(log_p)), labels[fold.valid]].mean())
 
-    return fitted(max(strengths, key=truth), fold.fit)
+    best = max(strengths, key=on_validation)  # the first of equals
+    return fitted(embeddings[fold.fit], labels[fold.fit], classes, best)
 
 
 def fit(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
-    """Fit on a fold's training clips, with the regularisation of highest mean log-probability on its validation clips.
+    """Logistic regression on a fold's training clips, its regularisation chosen on the validation clips.
 
     Args:
         embeddings: of all clips, [clips, dim].
@@ -196,86 +267,30 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold
         classes: names.
         fold: which clips do what.
     """
-
-    def fitted(strength: float, clips: np.ndarray) -> Classifier:
-        return _fitted(strength, embeddings[clips], labels[clips], classes)
-
-    return _best(fitted, STRENGTHS, (embeddings, labels), fold)
+    return _best(_logistic_regression, STRENGTHS, embeddings, labels, classes, fold)
 
 
 def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
-    """log p_c = -sharpness * |z - mean_c|^2 + constant on standardised z; the sharpness chosen on validation clips."""
-
-    def fitted(sharpness: float, clips: np.ndarray) -> Classifier:
-        scaler = StandardScaler()
-        z = scaler.fit_transform(embeddings[clips].astype(np.float64))
-        mean = np.stack([z[labels[clips] == c].mean(axis=0) for c in range(len(classes))])
-        weights = 2 * sharpness * mean / scaler.scale_  # |z|^2 is the same for every class
-        bias = -sharpness * (mean**2).sum(axis=1) - weights @ scaler.mean_
-        return Classifier(tuple(classes), weights, bias, sharpness)
-
-    return _best(fitted, SHARPNESS, (embeddings, labels), fold)
+    """log p_c = -sharpness * |z - mean_c|^2 + constant on standardised z; arguments and choice as in `fit`."""
+    return _best(_nearest_mean, SHARPNESS, embeddings, labels, classes, fold)
 
 
-def refits(
-    classifier: Classifier,
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[str] | np.ndarray,
-    fold: Fold,
-    *,
-    count: int,
-    seed: int,
-) -> list[Classifier]:
-    """The classifier fitted again, `count` times, on training groups drawn with replacement.
-
-    Clips of one group are drawn together. A draw in which a class is missing is drawn again.
-
-    Raises:
-        ValueError: hardly a draw holds every class (a class from a single group, say).
-    """
-    rng, known = np.random.default_rng(seed), len(np.unique(labels[fold.fit]))
-    names, of_clip = np.unique(np.asarray(groups)[fold.fit], return_inverse=True)
-    again: list[Classifier] = []
-    for _ in range(count * _ATTEMPTS):
-        if len(again) == count:
-            break
-        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of_clip].astype(float)
-        rows, drawn = fold.fit[weights > 0], weights[weights > 0]
-        if len(np.unique(labels[rows])) == known:
-            again.append(_fitted(classifier.strength, embeddings[rows], labels[rows], classifier.classes, drawn))
-    if len(again) < count:
-        raise ValueError(
-            f"{fold.name}: of {count * _ATTEMPTS} bootstraps of {len(names)} training groups {len(again)} held every "
-            f"class, expected {count}: classes must come from more than one group. Set refits to 0."
-        )
-    return again
-
-
-def scores(
-    log_probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], in_sample: np.ndarray | None = None
-) -> pd.DataFrame:
-    """Accuracy (share) and mean log-probability of the true class (nats), a row per class and one for all.
+def scores(log_probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Accuracy (share) and mean log-probability of the true class (nats): one row for all classes and one per class.
 
     Args:
         log_probabilities: [clips, classes].
         labels: class indices [clips].
         classes: names.
-        in_sample: bool [clips], clips that the encoder itself was trained on. With any, a second set of rows holds
-            the other clips alone, and the column `part` tells "all" from "unseen by the encoder".
     """
-    seen = np.zeros(len(labels), dtype=bool) if in_sample is None else in_sample
     columns = {
         "class": np.asarray(classes, dtype=object)[labels],
         "clips": 1,
-        "in_sample": seen.astype(int),
         "accuracy": log_probabilities.argmax(axis=1) == labels,
         "log_probability": log_probabilities[np.arange(len(labels)), labels],
     }
-    single, tables = pd.DataFrame(columns), []
-    for part, clips in {"all": single, "unseen by the encoder": single[~seen]}.items():
-        by_class = pd.concat([clips.assign(**{"class": "all classes"}), clips]).groupby("class")
-        table = by_class.agg({"clips": "sum", "in_sample": "sum", "accuracy": "mean", "log_probability": "mean"})
-        tables.append(table.reindex(["all classes", *classes]).fillna({"clips": 0, "in_sample": 0}).assign(part=part))
-    table = pd.concat(tables if seen.any() else tables[:1]).reset_index(names="class")
-    return table.astype({"clips": int, "in_sample": int})
+    single = pd.DataFrame(columns)
+    by_class = pd.concat([single.assign(**{"class": "all classes"}), single]).groupby("class")
+    table = by_class.agg({"clips": "sum", "accuracy": "mean", "log_probability": "mean"})
+    table = table.reindex(["all classes", *classes]).fillna({"clips": 0})
+    return table.reset_index(names="class").astype({"clips": int})

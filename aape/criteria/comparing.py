@@ -27,14 +27,13 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from aape.artifacts.folder import Artifacts
-from aape.causal.classifier import Fold
-from aape.causal.trials import MEASURES, Bench, Trial
+from aape.causal.classifier import Fold, folds
+from aape.causal.controls import activity_matched
+from aape.causal.runner import MEASURES, MODES, Intervention, Runner
 from aape.criteria.ranking import CRITERIA, Criterion, rank
 from aape.encoders.encoder import Encoder, choose_device
 from aape.files import folder_lock
 from aape.sounds.task import Task
-from aape.study.effects import MODES
-from aape.study.targets import matched
 
 JUDGES = ("linear", "nearest mean")
 FLOORS = {"random, as active": "active", "random, as strong": "strong"}  # name -> what columns call it
@@ -133,16 +132,16 @@ def compare_criteria(
         k: neurons a class; fewer where a criterion has fewer, then for all criteria.
         classes: those that are put to the test; None: all.
         tested: of several folds those whose clips are tested; None: all.
-        modes: of `aape.study.effects.MODES`.
+        modes: of `aape.causal.runner.MODES`.
         draws: random sets of each floor.
         panel: clips of each other class of the contest.
-        seed: of draws, panel, and resampling.
+        seed: of draws and panel.
         options: criterion -> its own options, such as {"aape": {"rate": 0.1}}.
         out_dir: where what is done is kept; None: `contest` in the artifacts' folder.
         device: None: CUDA if there, else CPU.
 
     Raises:
-        ValueError: as `Bench`; a class or fold that is not there; no draws.
+        ValueError: as `Runner`; a class or fold that is not there; no draws.
         NothingToCompare: fewer than two classes for which every criterion has a neuron.
 
     Warns:
@@ -157,40 +156,45 @@ def compare_criteria(
         raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
     with folder_lock(folder):
         device = choose_device(device)
-        bench = Bench(encoder.to(device), task, artifacts, folder, nearest_mean=True, tested=tested, seed=seed)
+        parts = folds(artifacts.splits, artifacts.labels, artifacts.classes, artifacts.groups)
+        chosen_parts = [fold for fold in parts if tested is None or fold.name in tested]
+        if not chosen_parts:
+            raise ValueError(f"tested: found {tested}, expected some of {', '.join(fold.name for fold in parts)}")
+        bench = Runner(encoder.to(device), task, artifacts, folder, classifiers=JUDGES, parts=chosen_parts, seed=seed)
         sets = _sets(bench, named, [artifacts.classes.index(name) for name in names], k, options or {})
         others = bench.panel(panel) & np.isin(bench.labels, [c for _, c in sets])
         rates = {f.name: (artifacts.probabilities(clips=f.fit), _strength(bench, f)) for f in bench.folds}
-        trials = [Trial(None, bench.tested, all_judges=True)]
-        for (name, c), chosen in sets.items():
-            size, of_class = float(np.mean([len(n) for n in chosen.values()])), bench.labels == c
-            for floor, i in [("", 0), *itertools.product(FLOORS, range(draws))]:
-                neurons = chosen
-                if floor:
-                    number = list(FLOORS).index(floor)
-                    rng = {fold: np.random.default_rng([seed, c, number, i]) for fold in chosen}
-                    alike = {fold: both[number][:, :, c] for fold, both in rates.items()}
-                    neurons = {f: matched(n, bench.width, rng[f], alike[f]) for f, n in chosen.items()}
-                at = {"criterion": name, "class": artifacts.classes[c], "neurons": size, "floor": floor, "draw": i}
-                clips = bench.tested & of_class | others
-                trials += [
-                    Trial(neurons, clips, MODES[mode], all_judges=True, at=at | {"mode": mode}) for mode in modes
-                ]
-        total = sum(int(trial.clips.sum()) for trial in trials)
+        floors = [("", 0), *itertools.product(FLOORS, range(draws))]
+        sizes = {c: int((bench.tested & (bench.labels == c) | others).sum()) for _, c in sets}
+        total = sum(sizes[c] * len(modes) * len(floors) for _, c in sets)
+        rows = []
         with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
-            intact, *found = bench.run(trials, bar)
-    rows = []
-    for trial, after in zip(trials[1:], found, strict=True):
-        own = trial.clips & (bench.labels == artifacts.classes.index(trial.at["class"]))
-        difference, off = ((after - intact)[:, :, clips].mean(axis=2) for clips in (own, trial.clips & ~own))
-        for (j, judge), (m, measure) in itertools.product(enumerate(JUDGES), enumerate(MEASURES)):
-            change = {"difference": difference[j, m], "off_target": off[j, m], "effect": difference[j, m] - off[j, m]}
-            rows.append({**trial.at, "judge": judge, "measure": measure, **change})
+            for (name, c), chosen in sets.items():
+                size, own = float(np.mean([len(n) for n in chosen.values()])), bench.tested & (bench.labels == c)
+                labels, interventions = [], []
+                for floor, i in floors:
+                    neurons = chosen
+                    if floor:
+                        number = list(FLOORS).index(floor)
+                        rng = {fold: np.random.default_rng([seed, c, number, i]) for fold in chosen}
+                        alike = {fold: both[number][:, :, c] for fold, both in rates.items()}
+                        neurons = {f: activity_matched(n, alike[f], rng[f]) for f, n in chosen.items()}
+                    at = {"criterion": name, "class": artifacts.classes[c], "neurons": size, "floor": floor, "draw": i}
+                    labels += [at | {"mode": mode} for mode in modes]
+                    interventions += [Intervention(neurons, MODES[mode]) for mode in modes]
+                found = bench.run(interventions, own | others, bar)
+                for at, after in zip(labels, found, strict=True):
+                    change = after - bench.intact
+                    difference, off = change[:, :, own].mean(axis=2), change[:, :, others & ~own].mean(axis=2)
+                    for (j, judge), (m, measure) in itertools.product(enumerate(JUDGES), enumerate(MEASURES)):
+                        effect = difference[j, m] - off[j, m]
+                        values = {"difference": difference[j, m], "off_target": off[j, m], "effect": effect}
+                        rows.append({**at, "judge": judge, "measure": measure, **values})
     return Contest(f"{encoder.name} on {task.name}, at most {k} neurons a class", pd.DataFrame(rows))
 
 
 def _sets(
-    bench: Bench, criteria: Mapping[str, Any], classes: Sequence[int], k: int, options: Mapping[str, Any]
+    bench: Runner, criteria: Mapping[str, Any], classes: Sequence[int], k: int, options: Mapping[str, Any]
 ) -> Sets:
     """Neurons by every criterion, equally many in a class and fold."""
     chosen: Sets = {}
@@ -217,7 +221,7 @@ def _sets(
     return {at: {fold: neurons[: least[at[1]][fold]] for fold, neurons in of.items()} for at, of in sets.items()}
 
 
-def _strength(bench: Bench, fold: Fold) -> np.ndarray:
+def _strength(bench: Runner, fold: Fold) -> np.ndarray:
     """Mean activation over the training clips of each class, float64 [layers, neurons, classes]."""
     of_class = [fold.fit[bench.labels[fold.fit] == c] for c in range(len(bench.classes))]
     return np.stack([bench.artifacts.means[clips].astype(np.float64).mean(axis=0) for clips in of_class], axis=2)

@@ -258,7 +258,7 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
     """How well each (neuron, class) tells the class's clips: AUPRC, F1 and IoU on clips held out.
 
     Only these (and Pearson, cosine) pass the sanity checks of NeuronEval (ICML 2025); AUROC and recall do not. The
-    threshold is chosen on all folds but one and tried on that one, groups whole (`aape.causal.attribution.cross_folds`);
+    threshold is chosen on all folds but one and tried on that one, groups whole (`aape.causal.classifier.cross_folds`);
     AUPRC has none and is of all clips. Neurons that were chosen on the same clips look better than they are: compare with
     neurons chosen under permuted labels.
 

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aape.figures.style import colours, legend_below, nothing, panels, save, styled
-from aape.study.ablation import AblationResult
+from aape.study.ablation_result import AblationResult
 
 UNITS = {"accuracy": "accuracy, points", "log_probability": "log-probability, nats"}
-KINDS = {"mean": "at their mean", "zero": "silenced", "resample": "resampled"}
-MARKERS = {"zero": "^", "resample": "o", "mean": "s", "zero, index plus one": "D"}
-RANDOM = {"layer-matched": ("#D9C27E", "as many in each layer"), "as active in the classes": ("#56B4E9", "as active")}
+KINDS = {"mean": "mean-ablated", "zero": "silenced"}
+MARKERS = {"zero": "^", "mean": "s", "zero, index plus one": "D"}
+RANDOM = {"as active in the classes": ("#56B4E9", "as active")}
 SHOWN = 12  # classes side by side at most
 
 

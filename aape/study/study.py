@@ -189,22 +189,19 @@ class AblationSettings(_Strict):
     models: tuple[str, ...] | None = None  # None: all of the study
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
-    modes: tuple[Literal["mean", "zero", "resample"], ...] = Field(default=("mean", "zero", "resample"), min_length=1)
-    controls: int = Field(default=199, ge=0)  # random sets as active in the classes: what the first mode is judged by
-    layer_matched: int = Field(default=39, ge=0)  # with as many neurons in each layer, for the first mode
-    rate_matched: int = Field(default=39, ge=0)  # also of like activation rate over all clips, for the first mode
-    other_modes: int = Field(default=39, ge=0)  # as active in the classes, for each other mode
-    panel: int = Field(default=4, ge=1)  # clips of each class on which the change in other classes is seen
+    modes: tuple[Literal["mean", "zero"], ...] = Field(default=("mean", "zero"), min_length=1)
+    controls: int = Field(default=199, ge=0)  # activity-matched random sets in the first mode
+    other_modes: int = Field(default=39, ge=0)  # activity-matched random sets in each other mode
+    panel: int = Field(default=4, ge=1)  # clips of each class in which the change of other classes is measured
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
     off_target: bool = True  # change each class's neurons, measure every class
     bootstrap: int = Field(default=2000, ge=0)
-    refits: int = Field(default=20, ge=0)
 
     @model_validator(mode="after")
     def _once(self) -> AblationSettings:
-        for i, target in enumerate(self.targets):  # its controls would count twice
+        for i, target in enumerate(self.targets):
             if target in self.targets[:i]:
-                raise ValueError(f"target {', '.join(target.classes)} of {target.task} ({target.mode}) stands twice")
+                raise ValueError(f"target {', '.join(target.classes)} of {target.task} ({target.mode}) is stated twice")
         return self
 
 
