@@ -23,7 +23,7 @@ from aape.encoders.encoder import Encoder, from_module
 from aape.figures import ablation as figures_ablation
 from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock
-from aape.neurons.chance import one_sided_p
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import select
 from aape.sounds.task import Task, from_metadata
 from aape.study import ablation

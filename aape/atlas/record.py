@@ -14,7 +14,8 @@ import pandas as pd
 from aape.artifacts.folder import Artifacts
 from aape.atlas.maps import packed
 from aape.atlas.study_tables import rounded, with_q
-from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels, share_of_groups
+from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.pvalues import share_of_groups
 from aape.neurons.selection import Selection
 
 SCHEMA = 2  # of everything that the page reads; the page opens what is not newer than itself. 2: scores, attribution, groups' share as correlation

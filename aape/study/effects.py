@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from aape.causal.trials import MEASURES, Bench, Sets, Trial
-from aape.neurons.chance import benjamini_hochberg, one_sided_p
+from aape.neurons.pvalues import benjamini_hochberg, one_sided_p
 from aape.study.study import AblationTarget
 from aape.study.targets import Job, label_of, matched, target_classes, target_neurons
 
