@@ -132,9 +132,7 @@ def discoveries(pair: list[Counted], permutations: int, seed: int, rate: float) 
         "neurons: a calibrated class-specific neuron": one.members.any(),
         "neurons: one of low AAPE, q < 0.05": (null.neuron_q < LEVEL).any(),
         "sharing within the task, q < 0.05": (within.q < LEVEL).any(),
-        "sharing within the task, centred, q < 0.05": (within.q_centred < LEVEL).any(),
         "sharing with another task, q < 0.05": (across.q < LEVEL).any(),
-        "sharing with another task, centred, q < 0.05": (across.q_centred < LEVEL).any(),
         "sharing: same class in two tasks (matching), p <= 0.05": same.p <= LEVEL,
     }  # fmt: skip
     p = null.pair_p[~np.isnan(null.pair_p)]

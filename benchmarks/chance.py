@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from aape.artifacts.folder import ArrayWriter
-from aape.neurons.chance import Calibrated, calibrate_counts, permutation_null
+from aape.neurons.chance import Calibrated, calibrate_counts
+from aape.neurons.null import permutation_null
 from aape.neurons.permuting import THREADS, Counted, UnitSums, exchangeable_units
 from aape.neurons.selection import Rule, select
 

@@ -1,11 +1,11 @@
-"""The criteria put to the test on a study's tasks: which of them finds the neurons that matter?
+"""Criteria compared on a study's tasks: which of them finds the neurons that matter?
 
     AAPE_ESC50=~/ESC-50 python -m benchmarks.criteria esc50 esc50 --tested fold5 --count 10 --seed 1
     python -m benchmarks.criteria miniature cremad gtzan
 
-Needs the study's artifacts with counts and means. ESC-50's classes that an earlier trial looked at are never drawn. For
+Needs the study's artifacts with counts and means. Classes of ESC-50 that were used during development are never drawn. For
 each task and model it writes criteria_<task>_<folder>.csv into the study's folder, and its section of
-benchmarks/criteria.md; those of earlier calls stay. A call that was cut off goes on where it was.
+benchmarks/criteria.md; sections of earlier calls stay. A call that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
 from aape.artifacts.folder import load_artifacts
-from aape.causal.runner import MEASURES
-from aape.criteria.comparing import Contest, NothingToCompare, compare_criteria, draw_classes
+from aape.causal.trials import MEASURES
+from aape.criteria.comparing import Comparison, Contest, NothingToCompare, compare_criteria, draw_classes
 from aape.criteria.ranking import CRITERIA
 from aape.figures.ablation import criteria
 from aape.figures.style import save
@@ -38,34 +38,38 @@ SEEN = (
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Which criterion finds the neurons that matter?
 
-Made by `python -m benchmarks.criteria`, whose call stands below each heading. For each class equally many neurons by every
-criterion, chosen on training clips, are changed in the encoder, and held-out clips are judged by a linear classifier and by
-the nearest class mean. Effect: the change of the log-probability of the class's clips minus that of clips of the other
-classes, nats; mean over classes, with a 95 % t interval over classes. *Less as active*: minus the effect of random sets as
-active in the class. The lower, the more the neurons matter. Points of accuracy, and random sets as strong: in the CSV.
+Made by `python -m benchmarks.criteria`; each heading is followed by its call. For each class equally many neurons by every
+criterion, chosen on training clips, are ablated in the encoder, and held-out clips are classified by a linear classifier and
+by the nearest class mean. Effect: the change of the log-probability of the class's clips minus the change for clips of the
+other classes, in nats; mean over classes, with a 95 % t interval over classes. *Minus activity-matched*: minus the effect of
+random sets that are as active in the class. The lower, the more the neurons matter. The CSV also has points of accuracy and
+strength-matched random sets.
 """
 
 
 def in_page(page: str, heading: str, text: str) -> str:
-    """The page with one section put in place of an earlier one of its heading, or at the end."""
+    """The page with a section that replaces the one of the same heading, or is added at the end."""
     sections = re.split(r"(?m)^(?=## )", page or HEAD + "\n")
-    mine = f"## {heading}\n\n{text}\n\n"
+    new = f"## {heading}\n\n{text}\n\n"
     places = [i for i, section in enumerate(sections) if section.startswith(f"## {heading}\n")]
-    return "".join([mine if i in places else section for i, section in enumerate(sections)] + [mine] * (not places))
+    if not places:
+        return "".join([*sections, new])
+    sections[places[0]] = new
+    return "".join(sections)
 
 
-def section(result: Contest, call: str, classes: list[str], seconds: float) -> str:
-    """What one task on one model gave: a table for each way of changing the neurons."""
-    k = result.rows.groupby("class").neurons.first()
-    tested = ", ".join(f"{name} ({k[name]:.3g})" for name in classes if name in k)
-    parts = [f"`{call}`, {seconds:.0f} s for what was not on disk yet.", f"Classes, with neurons of each: {tested}."]
-    for mode, how in {"mean": "at their mean", "zero": "at zero", "resample": "as in a clip of another class"}.items():
+def section(result: Comparison, call: str, classes: list[str], seconds: float) -> str:
+    """The results of one task and model: a table for each way of ablating the neurons."""
+    neurons = result.rows.groupby("class").neurons.first()
+    tested = ", ".join(f"{name} ({neurons[name]:.3g})" for name in classes if name in neurons)
+    parts = [f"`{call}`, {seconds:.0f} s for what was not on disk yet.", f"Classes, with their neurons: {tested}."]
+    for mode, how in {"mean": "replaced by their mean", "zero": "silenced"}.items():
         parts.append(f"Neurons {how}:\n\n{markdown(result.table(mode=mode))}")
     return "\n\n".join(parts)
 
 
 def put(page: Path, heading: str, text: str) -> None:
-    """Write a section into the page, which need not be there yet."""
+    """Write a section into the page, which is created where necessary."""
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     write_text(page, in_page(before, heading, text))
 
@@ -80,8 +84,8 @@ def main() -> None:
     parser.add_argument("--tested", nargs="*", help="folds whose clips are tested; all")
     parser.add_argument("--count", type=int, default=10, help="classes drawn")
     parser.add_argument("--seed", type=int, default=1, help="of the classes, and of everything else")
-    parser.add_argument("--draws", type=int, default=3, help="random sets of each floor")
-    parser.add_argument("--k", type=int, default=40, help="neurons a class")
+    parser.add_argument("--draws", type=int, default=3, help="random sets of each control")
+    parser.add_argument("--k", type=int, default=40, help="neurons per class")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     call = shlex.join(["python", "-m", "benchmarks.criteria", *sys.argv[1:]])

@@ -1,18 +1,19 @@
-"""Permutations, p-values that hold on shuffled labels, stability."""
+"""Permutations, and p-values that hold on shuffled labels."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_artifacts import planted_counts, write_artifacts
 
 from aape.artifacts.folder import load_artifacts
-from aape.neurons.chance import Z_STEP, _below_uniform, _Scale, calibrate, calibrate_counts, counted_clips, permutation_null
+from aape.neurons.chance import Z_STEP, _Scale, _below_uniform, calibrate, calibrate_counts, counted_clips
+from aape.neurons.null import below_uniform, permutation_null
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p, share_of_groups
 from aape.neurons.selection import Rule, entropy, select
-from aape.study.task_result import halves, stability
+from aape.neurons.statistic import Z_STEP, PairStatistic
 
 TOKENS = 60
 
@@ -94,7 +95,7 @@ def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
     without = rng.integers(0, 100, counts.shape).astype(np.uint8)
     units = exchangeable_units(labels, groups)
     sums = UnitSums(Counted(counts, labels, tokens, groups, without), units)
-    given = [units.label, np.where(np.arange(len(units)) % 3, units.label, -1), *permuted_labels(units, 3, seed=0)]
+    given = [units.label, *permuted_labels(units, 4, seed=0)]
     batches = [active.copy() for _, active in sums.by_class(given)]
     assert [len(active) for active in batches] == [2, 2, 1]
     for labelling, active in zip(given, np.concatenate(batches), strict=True):
@@ -114,12 +115,12 @@ def test_mean_and_variance_under_permutation_are_exact(crossed):
     groups = np.repeat(np.arange(6), 6) if crossed else np.repeat(np.arange(18), 2)
     counts = (rng.integers(0, 40, (36, 1, 4)) + 20 * (np.arange(36) // 6 % 2)[:, None, None]).astype(np.uint8)
     sums = sums_of(counts, labels, groups)
-    scale = _Scale(sums)
+    scale = PairStatistic(sums)
     labellings = permuted_labels(sums.units, 20000, seed=0)
     drawn = np.concatenate([active[:, 1].copy() for _, active in sums.by_class(labellings)])
     drawn -= 12 * TOKENS * scale.rate
     assert drawn.mean(axis=0) == pytest.approx(scale.mean[1], abs=5 * float(drawn.std(axis=0).max()) / 141)
-    assert drawn.std(axis=0) == pytest.approx(1 / (Z_STEP * scale.inverse[1]), rel=0.03)
+    assert drawn.std(axis=0) == pytest.approx(1 / (Z_STEP * scale.cells_per_token[1]), rel=0.03)
 
 
 @pytest.mark.parametrize("weak_filter", ["lape", "paper"])
@@ -138,7 +139,7 @@ def test_results_do_not_depend_on_threads(monkeypatch):
     counts, labels, found = noise(1), np.arange(240) % 5, []
     for threads in (1, 3):
         monkeypatch.setattr("aape.neurons.permuting.THREADS", threads)
-        monkeypatch.setattr("aape.neurons.chance.THREADS", threads)
+        monkeypatch.setattr("aape.neurons.null.THREADS", threads)
         found.append(null_of(counts, labels))
     one, three = found
     assert np.array_equal(one.pair_q, three.pair_q, equal_nan=True)
@@ -148,7 +149,7 @@ def test_results_do_not_depend_on_threads(monkeypatch):
 def test_how_far_an_aape_lies_below_ln_c_is_exact_where_classes_hardly_differ():
     p = 0.9 + 1e-4 * np.random.default_rng(0).random((24, 300))
     p[:, :5] = p[1:, 5:10] = 0  # never active; active for one class only
-    below, expected = _below_uniform(p.astype(np.float32)), np.log(24) - entropy(p.T[None])[0]
+    below, expected = below_uniform(p.astype(np.float32)), np.log(24) - entropy(p.T[None])[0]
     assert (below[:5] == -np.inf).all() and below[5:10] == pytest.approx(np.log(24), rel=1e-6)
     assert below[10:] == pytest.approx(expected[10:], rel=0.02) and expected[10:].max() < 1e-8
 
@@ -227,7 +228,7 @@ def test_edges_have_defined_results():
     assert one_class.discoveries == 0 and one_class.task_p == 1 and np.isnan(one_class.pair_p).all()
     dead = null_of(np.zeros_like(counts), labels)
     assert np.isnan(dead.pair_p).all() and dead.per_class.sum() == 0 and (dead.coverage == 0).all()
-    assert null_of(counts, np.arange(240) // 80, np.arange(240) // 80).discoveries == 0  # there are but 6 labellings
+    assert null_of(counts, np.arange(240) // 80, np.arange(240) // 80).discoveries == 0  # there are only 6 labellings
     with pytest.raises(ValueError, match="at least 20"):
         null_of(counts, labels, permutations=5)
     with pytest.raises(ValueError, match="classes without a clip or token: indices \\[1, 3, 5\\]"):
@@ -261,7 +262,7 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
     assert result.coverage == 1 and table.calibrated.sum() == result.per_class.sum() == result.members.sum()
     row = table.iloc[3]
     assert row.q == pytest.approx(result.null.pair_q[row.layer, row.neuron, "abcdef".index(row["class"])])
-    assert f"of which {result.members.sum()} survive" in repr(result)
+    assert f"of which {result.members.sum()} are calibrated" in repr(result)
     train = select(artifacts.probabilities(split="train"), rate=0.1)
     assert calibrate(artifacts, train, split="train", permutations=20, progress=False).clips == 108
     with pytest.raises(ValueError, match="of the same split"):
@@ -278,30 +279,24 @@ def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
     assert np.array_equal(without.null.pair_p, expected.null.pair_p, equal_nan=True)
     assert np.array_equal(without.null.mean_aape, expected.null.mean_aape)
     assert not np.array_equal(without.null.mean_aape, found.null.mean_aape)
-    some = calibrate_counts(replace(data, whole=False), bare, permutations=20, progress=False).null
-    assert (
-        some.drawn is None
-        and np.isnan(some.mean_aape).all()
-        and np.array_equal(some.pair_p, expected.null.pair_p, equal_nan=True)
-    )
 
 
-def test_halves_keep_groups_whole_and_every_class_in_both():
-    units = exchangeable_units(np.repeat(np.arange(4), 12), np.repeat(np.arange(16), 3))
-    half = halves(units, np.random.default_rng(0))
-    assert all(sorted(half[units.label == c]) == [0, 0, 1, 1] for c in range(4))
-    crossed = exchangeable_units(np.arange(48) % 4, np.repeat(np.arange(8), 6))
-    half = halves(crossed, np.random.default_rng(0))
-    assert all(len(set(half[crossed.group == g])) == 1 for g in range(8)) and half.mean() == 0.5
+def test_a_selection_by_scores_is_calibrated_pair_by_pair(tmp_path):
+    artifacts = planted_artifacts(tmp_path)
+    by_aape, by_scores = select(artifacts, rate=0.1), select(artifacts, rate=0.1, scores=artifacts.probabilities())
+    one, two = (calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (by_aape, by_scores))
+    assert np.array_equal(one.null.pair_p, two.null.pair_p, equal_nan=True)
+    assert two.null.drawn is None and np.isnan(two.null.mean_aape).all()
 
 
-def test_stability_is_high_for_planted_neurons_and_low_for_noise():
-    labels, groups = np.arange(240) % 6, np.arange(240)
-    # neurons of equal rate: then it is chance which are selected, and for which class
-    counts = np.random.default_rng(0).binomial(TOKENS, 0.2, (240, 2, 150))
-    low = stability(sums_of(counts, labels, groups), Rule(0.05), splits=4)
-    counts[:, 1, 30:60] = TOKENS // 2 * (labels[:, None] == np.arange(30) // 5)
-    high = stability(sums_of(counts, labels, groups), Rule(0.05), splits=4)
-    assert high.mean() > low.mean() + 0.2 and high.shape == (6,)
-    labels[0] = 6  # a single clip cannot be in both halves
-    assert np.isnan(stability(sums_of(counts, labels, groups), Rule(), splits=2)[6])
+def test_the_groups_share_is_the_intraclass_correlation():
+    """Speakers of unequal size; the variance between them is known."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(300), rng.integers(2, 9, 300))
+    labels = groups % 4  # every speaker is of one class
+    speaker = rng.normal(0, 1, (300, 2))[groups] * [1.0, 0.0]
+    values = labels[:, None] + speaker + rng.normal(0, 1, (len(groups), 2))
+    assert share_of_groups(values, labels, groups) == pytest.approx([0.5, 0.0], abs=0.06)
+    crossed = np.arange(len(labels)) % 4  # speakers of every class
+    assert share_of_groups(values - labels[:, None], crossed, groups)[0] == pytest.approx(0.5, abs=0.1)
+    assert np.isnan(share_of_groups(values, labels, np.arange(len(labels)))).all()

@@ -94,26 +94,22 @@ def test_every_statistic_finds_the_planted_neurons_and_random_does_not(artifacts
 
 def test_selection_by_any_criterion_takes_the_same_steps(artifacts):
     score = rank(artifacts, "auroc", split=["train", "test"])
-    chosen = select(artifacts, criterion="auroc", rate=0.05)
-    assert chosen.selected.sum() == 15 and "auroc >" in repr(chosen)
+    chosen = select(artifacts, scores=score, rate=0.05)
+    assert chosen.selected.sum() == 15 and "score >" in repr(chosen)
     best = score.max(axis=2)
     assert set(best[chosen.selected]) == set(np.sort(best.ravel())[-15:])
     assert np.array_equal(chosen.members, chosen.selected[..., None] & (score > kth_smallest(score, 0.95)))
-    by_scores = select(artifacts.probabilities(), criterion=score, rate=0.05)
-    assert np.array_equal(by_scores.members, chosen.members)
-    with pytest.raises(ValueError, match="needs artifacts"):
-        select(artifacts.probabilities(), criterion="auroc")
-    with pytest.raises(ValueError, match="expected scores"):
-        select(artifacts, criterion=score[:1])
+    with pytest.raises(ValueError, match="expected \\(3, 100, 4\\) without NaN"):
+        select(artifacts, scores=score[:1])
 
 
-def test_attribution_selects_with_the_model_at_hand(toy, task, tmp_path):
+def test_attribution_runs_the_model_at_hand(toy, task, tmp_path):
     artifacts = collect(toy, task, tmp_path / "run")
-    score = -attribute(toy, task, artifacts, split=sorted(set(artifacts.splits)), progress=False)
-    chosen = select(artifacts, rate=0.2, criterion="attribution_zero", encoder=toy, task=task)
-    assert np.array_equal(chosen.scores, score) and chosen.members.any()
+    splits = sorted(set(artifacts.splits))
+    expected = -attribute(toy, task, artifacts, split=splits, progress=False)
+    assert np.array_equal(rank(artifacts, "attribution_zero", encoder=toy, task=task, split=splits), expected)
     with pytest.raises(ValueError, match="encoder=, task="):
-        select(artifacts, criterion="attribution_zero")
+        rank(artifacts, "attribution_zero")
 
 
 def test_a_criterion_of_ones_own_is_a_function(artifacts):

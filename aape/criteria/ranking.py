@@ -1,22 +1,22 @@
-"""Rivals of AAPE: other ways to say which neurons belong to a class, and scores of neurons on clips held out.
+"""Rivals of AAPE: other ways to say which neurons belong to a class.
 
     rank(artifacts, "d_prime")                           # [layers, neurons, classes], larger = silence first
-    select(artifacts, criterion="auroc")
+    select(artifacts, scores=rank(artifacts, "auroc"))
     rank(artifacts, lambda clips: clips.table(my_statistic))
 
-A criterion is a function of `Clips` that gives one number a neuron and class. Those of this file, with their sources:
+A criterion is a function of `Clips` that gives one number per neuron and class. The criteria of this file:
 
     aape              lowest entropy over classes among the class-specific neurons (Kawamura et al. 2026; LAPE)
-    p                 most active in the class
-    p_difference      p in the class minus p outside it
-    mean_difference   the same of the mean activation, which also knows how strong
-    d_prime           p in the class minus p outside, in standard deviations of clips (signal detection; Green, Swets 1966)
-    auroc             chance that a clip of the class has a higher share of active tokens than another (Mann, Whitney 1947)
-    probeless         summed distances of the class's mean activation to the other classes' (Antverg, Belinkov 2022)
+    p                 highest activation rate in the class
+    p_difference      activation rate in the class minus the rate outside it
+    mean_difference   the same for the mean activation, which also knows how strong the neuron is
+    d_prime           difference of the rates, in standard deviations between clips (Green and Swets 1966)
+    auroc             probability that a clip of the class has a higher rate than another clip (Mann and Whitney 1947)
+    probeless         summed distances of the class's mean activation to those of other classes (Antverg, Belinkov 2022)
     probe_weights     weight in a ridge classifier on all neurons (Dalvi et al. 2019; alpha by leave-one-out)
     attribution_zero  how far ln p of the class would fall if the neuron were silenced (`aape.causal.attribution`)
-    attribution_mean  the same if it were put to its mean
-    random            a floor
+    attribution_mean  the same if it were replaced by its mean
+    random            a baseline
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 
@@ -43,10 +42,9 @@ class Clips:
 
     Attributes:
         artifacts: with counts per clip.
-        rows: which clips.
-        labels: class index of each of them. n_classes: of the task.
+        rows: indices of the clips.
         encoder, task: for criteria that run the model, else None.
-        options: what else was given to `rank`.
+        options: further options of `rank`.
     """
 
     artifacts: Artifacts
@@ -74,11 +72,17 @@ class Clips:
         return self.members @ self.artifacts.tokens[self.rows]
 
     def values(self, neurons: slice | np.ndarray, what: str = "rates") -> np.ndarray:
-        """Of some neurons (index in [layers * neurons]), float64 [clips, k]: "rates", the share of tokens that are
-        active, or "means", the mean activation."""
+        """Values of some neurons (index into layers * neurons), float64 [clips, k].
+
+        Args:
+            neurons: indices.
+            what: "rates", the share of tokens that are active, or "means", the mean activation.
+        """
         table = self.artifacts.counts if what == "rates" else self.artifacts.means
-        found = table.reshape(len(table), -1)[:, neurons][self.rows].astype(np.float64)
-        return found / self.artifacts.tokens[self.rows, None] if what == "rates" else found
+        values = table.reshape(len(table), -1)[:, neurons][self.rows].astype(np.float64)
+        if what == "means":
+            return values
+        return values / self.artifacts.tokens[self.rows, None]
 
     def table(self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], what: str = "rates") -> np.ndarray:
         """A statistic of every neuron, float64 [layers, neurons, classes], in blocks of neurons.
@@ -87,9 +91,12 @@ class Clips:
             statistic: (values [clips, k], members [classes, clips]) -> [classes, k].
             what: the values, see `values`.
         """
-        shape, members = tuple(self.artifacts.over_zero.shape), self.members
-        starts = range(0, shape[0] * shape[1], NEURONS_AT_ONCE)
-        blocks = [statistic(self.values(slice(s, s + NEURONS_AT_ONCE), what), members) for s in starts]
+        shape = tuple(self.artifacts.over_zero.shape)
+        members = self.members
+        blocks = []
+        for start in range(0, shape[0] * shape[1], NEURONS_AT_ONCE):
+            values = self.values(slice(start, start + NEURONS_AT_ONCE), what)
+            blocks.append(statistic(values, members))
         return np.concatenate(blocks, axis=1).T.reshape(shape)
 
 
@@ -113,29 +120,36 @@ def p(clips: Clips) -> np.ndarray:
 
 def p_difference(clips: Clips) -> np.ndarray:
     """p in the class minus p over the tokens of all others."""
-    found = clips.p()
-    return found - outside_class(found, clips.tokens())
+    rates = clips.p()
+    return rates - outside_class(rates, clips.tokens())
 
 
 def mean_difference(clips: Clips) -> np.ndarray:
-    """Mean activation in the class minus outside, clips weighing the same."""
-    return clips.table(lambda x, members: np.subtract(*in_and_out(x, members)), "means")
-
-
-def d_prime(clips: Clips) -> np.ndarray:
-    """Difference of the means of clips, by the root of the mean of both variances; 0 where nothing varies."""
+    """Mean activation in the class minus the mean outside it; every clip has the same weight."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
         inside, outside = in_and_out(x, members)
-        squares = in_and_out(x * x, members)
-        spread = np.sqrt((np.maximum(squares[0] - inside**2, 0) + np.maximum(squares[1] - outside**2, 0)) / 2)
+        return inside - outside
+
+    return clips.table(statistic, "means")
+
+
+def d_prime(clips: Clips) -> np.ndarray:
+    """Difference of the mean rates over the root of the mean of both variances between clips; 0 where nothing varies."""
+
+    def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
+        inside, outside = in_and_out(x, members)
+        square_inside, square_outside = in_and_out(x * x, members)
+        variance_inside = np.maximum(square_inside - inside**2, 0)
+        variance_outside = np.maximum(square_outside - outside**2, 0)
+        spread = np.sqrt((variance_inside + variance_outside) / 2)
         return np.divide(inside - outside, spread, out=np.zeros_like(spread), where=spread > 1e-9)
 
     return clips.table(statistic)
 
 
 def auroc(clips: Clips) -> np.ndarray:
-    """Area under the curve of telling the class's clips by the share of active tokens; ties count half."""
+    """Area under the ROC curve of telling the clips of the class by their rate; ties count half."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
         size = members.sum(axis=1, keepdims=True)
@@ -149,8 +163,8 @@ def probeless(clips: Clips) -> np.ndarray:
     """Sum over the other classes of the distance between the classes' mean activations."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
-        mean = in_and_out(x, members)[0]
-        return np.stack([np.abs(mean - mine).sum(axis=0) for mine in mean])
+        means, _ = in_and_out(x, members)
+        return np.stack([np.abs(means - of_class).sum(axis=0) for of_class in means])
 
     return clips.table(statistic, "means")
 
@@ -166,16 +180,17 @@ def probe_weights(clips: Clips) -> np.ndarray:
 
 def attribution_zero(clips: Clips, replace_by: Any = "zero") -> np.ndarray:
     """How far ln p of the class falls when the neuron is silenced, to first order. Needs encoder and task."""
-    from aape.causal.attribution import attribute  # torch takes seconds to import
-
     if clips.encoder is None or clips.task is None:
         raise ValueError("attribution runs the model: give rank(..., encoder=, task=)")
     split = sorted(set(clips.artifacts.splits[clips.rows]))
-    return -attribute(clips.encoder, clips.task, clips.artifacts, replace_by=replace_by, split=split, **clips.options)
+    from aape.causal.attribution import attribute  # torch takes seconds to import
+
+    effect = attribute(clips.encoder, clips.task, clips.artifacts, replace_by=replace_by, split=split, **clips.options)
+    return -effect
 
 
 def attribution_mean(clips: Clips) -> np.ndarray:
-    """As `attribution_zero`, with the neuron put to its mean."""
+    """As `attribution_zero`, with the neuron replaced by its mean."""
     return attribution_zero(clips, "mean")
 
 
@@ -185,11 +200,19 @@ def random(clips: Clips) -> np.ndarray:
 
 
 Criterion = Callable[[Clips], np.ndarray]
-_ALL = (
-    aape, p, p_difference, mean_difference, d_prime, auroc, probeless, probe_weights, attribution_zero,
-    attribution_mean, random,
-)  # fmt: skip
-CRITERIA: dict[str, Criterion] = {criterion.__name__: criterion for criterion in _ALL}
+CRITERIA: dict[str, Criterion] = {
+    "aape": aape,
+    "p": p,
+    "p_difference": p_difference,
+    "mean_difference": mean_difference,
+    "d_prime": d_prime,
+    "auroc": auroc,
+    "probeless": probeless,
+    "probe_weights": probe_weights,
+    "attribution_zero": attribution_zero,
+    "attribution_mean": attribution_mean,
+    "random": random,
+}
 
 
 def rank(
@@ -206,84 +229,25 @@ def rank(
     Args:
         artifacts: with counts per clip (and means, for those that look at magnitude).
         criterion: a name of `CRITERIA`, or a function of `Clips`.
-        encoder, task: needed by attribution alone.
-        split: the clips to look at: one split or fold, or several. None: "train" where there is such a split, else all.
+        encoder, task: needed only by attribution.
+        split: which clips: one split or fold, or several. None: "train" where there is such a split, else all.
         **options: the criterion's own, such as `rate` of "aape" or `seed` of "random".
 
     Returns:
-        float64 [layers, neurons, classes], larger = silence first; ties go by layer, then by neuron.
+        float64 [layers, neurons, classes], larger = silence first; ties are broken by layer, then by neuron.
 
     Raises:
         ValueError: an unknown criterion, artifacts without what it needs, or a result of another shape.
     """
-    if isinstance(criterion, str) and criterion not in (*CRITERIA, "lape"):
+    if isinstance(criterion, str) and criterion not in CRITERIA:
         raise ValueError(f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips")
-    if not artifacts.has_all_counts:
-        raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy with every clip; collect with all counts")
+    if not artifacts.has_counts:
+        raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy, which this folder does not hold")
     if split is None and "train" in artifacts.splits:
         split = "train"
-    score = criterion if callable(criterion) else (CRITERIA | {"lape": aape})[criterion]
-    found, expected = score(Clips(artifacts, artifacts.rows(split), encoder, task, options)), artifacts.over_zero.shape
-    if found.shape != tuple(expected):
-        raise ValueError(f"the criterion gave {found.shape}, expected {tuple(expected)}")
-    return found
-
-
-# -- scores on clips held out -----------------------------------------------------------------------------------
-
-
-def curve(x: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision of telling positive clips by large values, and the threshold of the best F1, [k] each.
-
-    Args:
-        x: [clips, k].
-        positive: bool [clips].
-
-    Average precision is the area under the precision-recall curve as a sum of steps (no interpolation). F1 is best
-    where IoU (Jaccard) is: one is a function of the other.
-    """
-    order = np.argsort(-x, axis=0, kind="stable")
-    ordered = np.take_along_axis(x, order, axis=0)
-    hits = np.cumsum(positive[order], axis=0)  # [clips, k]
-    last = np.vstack([ordered[:-1] != ordered[1:], np.ones((1, x.shape[1]), dtype=bool)])  # of equal values
-    count = np.arange(1, len(x) + 1)[:, None]
-    total = max(int(positive.sum()), 1)
-    before = np.maximum.accumulate(np.vstack([np.zeros_like(hits[:1]), np.where(last, hits, 0)[:-1]]), axis=0)
-    precision = np.where(last, hits / count, 0) * (hits - before)
-    f1 = np.where(last, 2 * hits / (count + total), -1)
-    return precision.sum(axis=0) / total, np.take_along_axis(ordered, f1.argmax(axis=0)[None], axis=0)[0]
-
-
-def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarray | None = None) -> pd.DataFrame:
-    """How well each (neuron, class) tells the class's clips: AUPRC, F1 and IoU on clips held out.
-
-    Only these (and Pearson, cosine) pass the sanity checks of NeuronEval (ICML 2025); AUROC and recall do not. The
-    threshold is chosen on all folds but one and tried on that one, groups whole (`aape.causal.classifier.cross_folds`);
-    AUPRC has none and is of all clips. Neurons that were chosen on the same clips look better than they are: compare with
-    neurons chosen under permuted labels.
-
-    Args:
-        artifacts: with counts per clip.
-        pairs: columns layer, neuron, class.
-        labels: other class indices of the clips, [clips] (permuted ones); by default the artifacts' own.
-
-    Returns:
-        float64 columns auprc, f1, iou, base (the share of clips that are of the class; a neuron that knows nothing has
-        an AUPRC of about that, of few clips a little more), rows as in `pairs`.
-    """
-    from aape.causal.classifier import cross_folds
-
-    own, rows = artifacts.labels if labels is None else labels, np.arange(len(artifacts.labels))
-    clips, fold = Clips(artifacts, rows), cross_folds(artifacts, rows)
-    out = pd.DataFrame(0.0, index=pairs.index, columns=["auprc", "f1", "iou", "base"])
-    for name, mine in pairs.groupby("class", sort=False):
-        x = clips.values((mine["layer"] * artifacts.over_zero.shape[1] + mine["neuron"]).to_numpy())
-        positive, said = own == artifacts.classes.index(str(name)), np.zeros(x.shape, dtype=bool)
-        for number in np.unique(fold):
-            test = fold == number
-            said[test] = x[test] >= curve(x[~test], positive[~test])[1]
-        hit, either = said[positive].sum(axis=0), (said | positive[:, None]).sum(axis=0)
-        f1, iou = 2 * hit / np.maximum(said.sum(axis=0) + positive.sum(), 1), hit / np.maximum(either, 1)
-        scores = [curve(x, positive)[0], f1, iou, np.full(len(mine), positive.mean())]
-        out.loc[mine.index] = np.stack(scores, axis=1)
-    return out
+    score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    scores = score(Clips(artifacts, artifacts.rows(split), encoder, task, options))
+    expected = tuple(artifacts.over_zero.shape)
+    if scores.shape != expected:
+        raise ValueError(f"the criterion gave {scores.shape}, expected {expected}")
+    return scores

@@ -1,16 +1,15 @@
-"""What may swap labels with what, and its sums of counts by class for any labelling.
+"""Which clips may exchange their labels, permuted labels, and sums of counts by class for any labels.
 
 Clips of one group (recording, speaker, instrument) are not independent:
-- a group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit: labels are
-  permuted *among such groups*, and its clips move together. Only groups of as many clips swap labels: where one class
-  has few long recordings and another many short ones, its sums vary more, and a permutation that ignores this finds
-  discoveries in noise. Where all groups of a size are of one class, neighbouring sizes that differ by a factor of at
-  most `SIZE_RATIO` are joined until classes mix; where that does not do it, such groups keep their label in every
-  permutation, and a class none of whose clips can move cannot be tested (`Units.tested`);
-- a group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch)
-  is a stratum: labels are permuted *within the group*, clip by clip.
-Both kinds can be in one task; then both are done at once. Without groups every clip is a unit. If labels mean nothing
-but come with these groups and their sizes, all permutations are equally likely (exactly so where no sizes were joined).
+- A group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit. Labels are
+  permuted among such groups that have as many clips, because a class of few long recordings varies more than a class of
+  many short ones. Where all groups of a size are of one class, neighbouring sizes that differ by a factor of at most
+  `SIZE_RATIO` are joined until classes mix. Where that is not enough, such groups keep their label in every permutation,
+  and a class none of whose clips can move cannot be tested (`Units.tested`).
+- A group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch) is
+  a stratum: labels are permuted within the group, clip by clip.
+Both kinds can occur in one task; both are then permuted at once. Without groups every clip is a unit. If labels mean
+nothing but come with these groups and sizes, all permutations are equally likely (exactly so where no sizes were joined).
 
     units = exchangeable_units(labels, groups)
     sums = UnitSums(Counted(counts, labels, tokens, groups), units)
@@ -32,24 +31,22 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array, csr_array
 
-BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once a batch
-READ = 1024  # neurons a thread reads at a time
+BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once per batch
+READ = 1024  # neurons that a thread reads at a time
 SIZE_RATIO = 1.1  # clips of the largest group to those of the smallest in joined sizes; see benchmarks/calibration.md
-TOGETHER = 4  # labellings summed in one go over a block of neurons: their class sums stay in the cache
-THREADS = min(os.cpu_count() or 1, 4)  # their number does not change results
+TOGETHER = 4  # labellings summed in one go over a block of neurons, whose class sums then stay in the processor's cache
+THREADS = min(os.cpu_count() or 1, 4)  # does not change results
 
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """The clips of which counts are there.
+    """Clips with their counts.
 
     Attributes:
         counts: active tokens, unsigned [clips, layers, neurons], may be memory-mapped.
         labels, tokens, groups: class index, number of tokens, and group of each clip, [clips].
-        without: counts to take off, shaped as `counts` (those of zero padding; `tokens` is then without them too).
-        rows: the rows of `counts` that are these clips; None: all.
-        clips: uint64 [clips], equal for the same audio alone; None: not known.
-        whole: whether no clip of the selection is left out.
+        without: counts to subtract, shaped as `counts` (those of zero padding; `tokens` then excludes padding too).
+        clips: uint64 [clips], equal only for the same audio; None: not known.
     """
 
     counts: np.ndarray
@@ -57,30 +54,29 @@ class Counted:
     tokens: np.ndarray
     groups: np.ndarray
     without: np.ndarray | None = None
-    rows: np.ndarray | None = None
     clips: np.ndarray | None = None
-    whole: bool = True
 
     def active(self, neurons: slice | np.ndarray) -> np.ndarray:
-        """Active tokens of some neurons (places in [layers * neurons]), unsigned [clips, k]: read from disk here."""
-        rows = slice(None) if self.rows is None else self.rows
-        tables = [table for table in (self.counts, self.without) if table is not None]
-        counts, *without = [table.reshape(len(table), -1)[:, neurons][rows] for table in tables]
-        return counts - without[0] if without else np.ascontiguousarray(counts)
+        """Active tokens of some neurons (indices into layers * neurons), unsigned [clips, k], read from disk here."""
+        clips = len(self.counts)
+        found = np.ascontiguousarray(self.counts.reshape(clips, -1)[:, neurons])
+        if self.without is None:
+            return found
+        return found - self.without.reshape(clips, -1)[:, neurons]
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What may swap labels with what.
+    """What may exchange labels with what.
 
     Attributes:
         of_clip: int64 [clips], the unit of each clip.
         label: int32 [units].
         stratum: int64 [units]; labels are permuted within a stratum.
         group: int64 [units].
-        n_classes: number of classes, some may have no unit.
+        n_classes: number of classes; some may have no unit.
         description: one sentence for tables.
-        clips: uint64 [clips], equal for the same audio alone; empty where that is not known.
+        clips: uint64 [clips], equal only for the same audio; empty where that is not known.
     """
 
     of_clip: np.ndarray
@@ -96,33 +92,20 @@ class Units:
 
     @property
     def moves(self) -> np.ndarray:
-        """bool [units], whether the unit's stratum has several classes; the label of the others stays in place."""
-        low, high = pd.Series(self.label).groupby(self.stratum).agg(["min", "max"]).to_numpy().T
+        """bool [units], whether the unit's stratum has several classes; labels of the other units stay in place."""
+        low, high = _extremes(self.label, self.stratum)
         return (low < high)[self.stratum]
 
     @property
     def tested(self) -> np.ndarray:
-        """bool [classes], whether some of the class's clips can move: of the others, permutations tell nothing."""
+        """bool [classes], whether some clips of the class can move. Permutations say nothing about the others."""
         return np.bincount(self.label[self.moves], minlength=self.n_classes) > 0
 
 
-def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Share of the variance within classes that lies between groups (speakers, recordings) of a class, [k].
-
-    The intraclass correlation from a one-way analysis of variance: 0 where clips of a group are no more alike than clips
-    of a class, also where groups have few clips; NaN where every group has one.
-    """
-    frame = pd.DataFrame(values)
-    by_cell, by_class = frame.groupby([np.asarray(labels), np.asarray(groups)]), frame.groupby(np.asarray(labels))
-    cells, classes = by_cell.ngroups, by_class.ngroups  # a cell: a group's clips of one class
-    if cells in (classes, len(frame)):
-        return np.full(frame.shape[1], np.nan)
-    mean, size = by_cell.transform("mean"), by_cell.size()
-    within = ((frame - mean) ** 2).sum() / (len(frame) - cells)
-    between = ((mean - by_class.transform("mean")) ** 2).sum() / (cells - classes)
-    per_group = len(frame) - ((size**2).groupby(level=0).sum() / size.groupby(level=0).sum()).sum()
-    variance = (between - within).clip(lower=0) * (cells - classes) / per_group
-    return (variance / (variance + within)).fillna(0).to_numpy()
+def _extremes(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest value for each index."""
+    by_index = pd.Series(values).groupby(index)
+    return by_index.min().to_numpy(), by_index.max().to_numpy()
 
 
 def exchangeable_units(
@@ -134,41 +117,39 @@ def exchangeable_units(
         labels: class index of each clip, [clips].
         groups: [clips], text or numbers.
         n_classes: by default one more than the largest label.
-        clips: uint64 [clips], equal for the same audio alone; by default not known.
+        clips: uint64 [clips], equal only for the same audio; by default not known.
 
     Raises:
         ValueError: no clips, lengths that differ, negative or too large labels.
     """
     label = np.asarray(labels, dtype=np.int32)
-    n_classes = int(label.max(initial=0)) + 1 if n_classes is None else n_classes
+    if n_classes is None:
+        n_classes = int(label.max(initial=0)) + 1
     if not 0 < len(label) == len(groups) or label.min() < 0 or label.max() >= n_classes:
-        found = (
-            f"{len(label)} labels{f' from {label.min()} to {label.max()}' if len(label) else ''}, {len(groups)} groups"
-        )
         raise ValueError(
-            f"expected at least one clip, a group for each, and labels 0 to {n_classes - 1}; found {found}"
+            f"expected at least one clip, a group for each, and labels 0 to {n_classes - 1}; "
+            f"found {len(label)} labels ({sorted(set(label.tolist()))[:9]}) and {len(groups)} groups"
         )
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    low, high = pd.Series(label).groupby(group).agg(["min", "max"]).to_numpy().T  # [groups]
-    is_split = low < high  # [groups]
+    low, high = _extremes(label, group)  # [groups]
+    is_split = low < high  # [groups], several classes
+    whole = ~is_split
     # a whole group is one unit; in a split group every clip is
     key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
     _, first, of_clip = np.unique(key, return_index=True, return_inverse=True)
-    unit_group = group[first]
-    whole = ~is_split
-    of_size, sizes = _strata_of_size(np.bincount(group)[whole], low[whole])
+    size_stratum, sizes = _strata_of_size(np.bincount(group)[whole], low[whole])
     stratum = len(sizes) + np.arange(len(is_split))  # [groups]
-    stratum[whole] = of_size
-    _, stratum = np.unique(stratum[unit_group], return_inverse=True)
-    description = _description(int(is_split.sum()), pd.Series(low[whole]).groupby(of_size), sizes)
+    stratum[whole] = size_stratum
+    _, stratum = np.unique(stratum[group[first]], return_inverse=True)
+    description = _description(int(is_split.sum()), pd.Series(low[whole]).groupby(size_stratum), sizes)
     known = np.zeros(0, np.uint64) if clips is None else clips
-    return Units(of_clip, label[first], stratum, unit_group, n_classes, description, known)
+    return Units(of_clip, label[first], stratum, group[first], n_classes, description, known)
 
 
 def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Strata of groups with as many clips; neighbouring sizes are joined, nearest first, until each mixes classes.
 
-    No sizes are joined that differ by more than a factor of SIZE_RATIO; so some strata may be left with one class.
+    Sizes that differ by more than a factor of SIZE_RATIO are not joined, so some strata may be left with one class.
 
     Args:
         size, label: clips and class of each group, [groups].
@@ -176,17 +157,19 @@ def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, li
     Returns:
         The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
     """
-    found = [(int(s), int(s), set(label[size == s].tolist())) for s in np.unique(size)]  # sizes from, to, and classes
-
-    def gaps() -> list[tuple[float, int]]:
-        neighbours = [(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(found)) if b[1] <= SIZE_RATIO * a[0]]
-        return [(b[0] / a[1], i) for i, a, b in neighbours if len(a[2]) == 1 or len(b[2]) == 1]
-
-    while near := gaps():
-        i = min(near)[1]
-        (low, _, one), (_, high, two) = found[i : i + 2]
-        found[i : i + 2] = [(low, high, one | two)]
-    sizes = [(low, high) for low, high, _ in found]
+    strata = [(int(s), int(s), set(label[size == s].tolist())) for s in np.unique(size)]  # sizes from, to, and classes
+    while True:
+        gaps = []
+        for i, (lower, upper) in enumerate(itertools.pairwise(strata)):
+            near = upper[1] <= SIZE_RATIO * lower[0]
+            if near and (len(lower[2]) == 1 or len(upper[2]) == 1):
+                gaps.append((upper[0] / lower[1], i))
+        if not gaps:
+            break
+        i = min(gaps)[1]
+        lower, upper = strata[i], strata[i + 1]
+        strata[i : i + 2] = [(lower[0], upper[1], lower[2] | upper[2])]
+    sizes = [(low, high) for low, high, _ in strata]
     return np.searchsorted([high for _, high in sizes], size), sizes
 
 
@@ -198,29 +181,32 @@ def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
         classes: those of the other groups, by stratum.
         sizes: as `_strata_of_size`.
     """
-    of_stratum = classes.size()
+    groups = classes.size()
     mixed = classes.nunique() > 1
-    whole, movable = of_stratum.sum(), of_stratum[mixed].sum()
     what = [f"within {split} groups of several classes"] if split else []
-    if whole and sizes == [(1, 1)] and not split:
-        what.append(f"among {whole} clips")
-    elif whole:
+    if groups.sum() and sizes == [(1, 1)] and not split:
+        what.append(f"among {groups.sum()} clips")
+    elif groups.sum():
         spans = [f"{low}" if low == high else f"{low}-{high}" for low, high in sizes]
         fixed = [span for span, mixes in zip(spans, mixed, strict=True) if not mixes]
-        all_of, none_of = (", ".join(of) if len(of) < 10 else f"{len(of)} strata" for of in (spans, fixed))
-        why = f"; those of {none_of} keep their label: no other class has groups of about as many" if fixed else ""
-        what.append(f"among {whole} groups of one class ({movable} can move) of as many clips ({all_of}{why})")
+        why = f"; those of {_few(fixed)} keep their label: no other class has groups of about as many" if fixed else ""
+        movable = f"{groups.sum()} groups of one class ({groups[mixed].sum()} can move)"
+        what.append(f"among {movable} of as many clips ({_few(spans)}{why})")
     return f"labels permuted {' and '.join(what)}"
+
+
+def _few(spans: list[str]) -> str:
+    return ", ".join(spans) if len(spans) < 10 else f"{len(spans)} strata"
 
 
 def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.ndarray]:
     """`permutations` times int32 [units], labels permuted within the strata.
 
-    Seeded by the clips too, where they are known: those of two tasks are independent. With one seed for both, tasks of as
-    many groups would get the same permutation, and permuted classes would share what the classes share.
+    The seed includes the clips where they are known, so that permutations of two tasks are independent. With one seed for
+    both, tasks of as many groups would get the same permutation, and permuted classes would share what the classes share.
     """
-    of_clips = hashlib.sha256(units.clips.tobytes()).digest()[:8] if len(units.clips) else b""
-    rng = np.random.default_rng([seed, *np.frombuffer(of_clips, np.uint32).tolist()])
+    digest = hashlib.sha256(units.clips.tobytes()).digest()[:8] if len(units.clips) else b""
+    rng = np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
     home = np.argsort(units.stratum, kind="stable")
     for _ in range(permutations):
         # stratum + random in [0, 1): sorting shuffles inside each stratum
@@ -231,9 +217,9 @@ def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.n
 
 
 class UnitSums:
-    """Active tokens of each unit, read in blocks of neurons, and summed by class for any labelling of the units.
+    """Active tokens of each unit, read in blocks of neurons, and summed by class for any labels of the units.
 
-    float32 holds the sums exactly below 2**24 tokens a class.
+    float32 holds the sums exactly below 2**24 tokens per class.
 
     Args:
         data: the counts.
@@ -244,59 +230,65 @@ class UnitSums:
     """
 
     def __init__(self, data: Counted, units: Units):
-        rows = len(data.counts if data.rows is None else data.rows)
-        if data.counts.ndim != 3 or not rows == len(data.tokens) == len(units.of_clip):
+        clips = len(units.of_clip)
+        if data.counts.ndim != 3 or not len(data.counts) == len(data.tokens) == clips:
             raise ValueError(
-                f"expected counts [{len(units.of_clip)} clips, layers, neurons] and as many tokens, "
-                f"found counts {data.counts.shape}, {rows} rows of them and {len(data.tokens)} tokens"
+                f"expected counts [{clips} clips, layers, neurons] and as many tokens, "
+                f"found counts {data.counts.shape} and {len(data.tokens)} tokens"
             )
-        self.units, self.shape, self._data = units, data.counts.shape[1:], data
+        self.units = units
+        self.shape = data.counts.shape[1:]
         self.width = int(np.prod(self.shape))
         self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
+        self._data = data
 
     def each_block(self, work: Callable[[slice, np.ndarray], None]) -> None:
         """Calls work(neurons, float32 [units, those neurons]) for all blocks of neurons, several at a time in threads."""
         clips, units = len(self.units.of_clip), len(self.units)
-        gather = csr_array((np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))), (units, clips))
+        membership = np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))
+        gather = csr_array(membership, (units, clips))
         width = int(np.clip(2**24 // units, 16, READ))  # a block of the sums stays near the processor
 
         def read(start: int) -> None:
             active = self._data.active(slice(start, start + READ))
             for first in range(0, active.shape[1], width):
                 block = active[:, first : first + width].astype(np.float32)
-                work(slice(start + first, start + first + block.shape[1]), gather @ block)
+                neurons = slice(start + first, start + first + block.shape[1])
+                work(neurons, gather @ block)
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(read, range(0, self.width, READ)))
 
     def class_tokens(self, labels: np.ndarray) -> np.ndarray:
-        """float64 [classes]: tokens by label (-1: left out)."""
-        used = labels >= 0
-        return np.bincount(labels[used], weights=self.tokens[used], minlength=self.units.n_classes)
+        """float64 [classes]: tokens of each label."""
+        return np.bincount(labels, weights=self.tokens, minlength=self.units.n_classes)
 
     def by_class(self, labellings: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
         """Batches of the labellings with their sums, float32 [labellings of the batch, classes, layers * neurons].
 
-        A label of -1 leaves its unit out. The sums' memory is used again for the next batch.
+        The memory of the sums is used again for the next batch.
         """
-        n_classes, labellings = self.units.n_classes, iter(labellings)
+        n_classes = self.units.n_classes
         room = int(np.clip(self._data.counts.nbytes // 4, *BATCH_BYTES))
         out = np.empty((max(1, room // (4 * n_classes * self.width)), n_classes, self.width), np.float32)
+        remaining = iter(labellings)
+        while batch := list(itertools.islice(remaining, len(out))):
+            starts = range(0, len(batch), TOGETHER)
+            members = [self._membership(batch[start : start + TOGETHER]) for start in starts]
 
-        def member_of(some: list[np.ndarray]) -> csc_array:
-            labels = np.stack(some, axis=1)  # [units, labellings]
-            row = np.maximum(labels, 0) + np.arange(len(some), dtype=np.int32) * n_classes
-            column = np.arange(0, labels.size + 1, len(some), dtype=np.int32)
-            used = (labels >= 0).astype(np.float32)
-            return csc_array((used.reshape(-1), row.reshape(-1), column), (len(some) * n_classes, len(labels)))
-
-        while batch := list(itertools.islice(labellings, len(out))):
-            members = [member_of(batch[start : start + TOGETHER]) for start in range(0, len(batch), TOGETHER)]
-
-            def put(where: slice, sums: np.ndarray, members: list[csc_array] = members) -> None:
+            def put(neurons: slice, sums: np.ndarray, members: list[csc_array] = members) -> None:
                 for start, member in zip(itertools.count(0, TOGETHER), members, strict=False):
-                    found = (member @ sums).reshape(-1, n_classes, sums.shape[1])
-                    out[start : start + len(found), :, where] = found
+                    by_class = (member @ sums).reshape(-1, n_classes, sums.shape[1])
+                    out[start : start + len(by_class), :, neurons] = by_class
 
             self.each_block(put)
             yield batch, out[: len(batch)]
+
+    def _membership(self, labellings: list[np.ndarray]) -> csc_array:
+        """Which unit belongs to which (labelling, class), float32 [labellings * classes, units]."""
+        n_classes = self.units.n_classes
+        labels = np.stack(labellings, axis=1)  # [units, labellings]
+        row = labels + np.arange(len(labellings), dtype=np.int32) * n_classes
+        column = np.arange(0, labels.size + 1, len(labellings), dtype=np.int32)
+        ones = np.ones(labels.size, np.float32)
+        return csc_array((ones, row.reshape(-1), column), (len(labellings) * n_classes, len(labels)))

@@ -45,24 +45,27 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name in ("rate", "quantile"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share in (0, 1], found {getattr(self, name)}")
+            share = getattr(self, name)
+            if not 0 < share <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], found {share}")
         if self.weak_filter not in WEAK_FILTERS:
             raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {self.weak_filter!r}")
 
 
 def checked_probabilities(probabilities: Any) -> np.ndarray:
-    """float64 [layers, neurons, classes], or a ValueError that says what is wrong with it."""
+    """The probabilities as float64 [layers, neurons, classes]; ValueError: another shape, NaN, or values outside [0, 1]."""
     if hasattr(probabilities, "detach"):  # a tensor; importing torch for this would take seconds
         probabilities = probabilities.detach().cpu().numpy()
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 3 or 0 in p.shape:
         raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
-    if empty := np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist():
+    empty = np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist()
+    if empty:
         raise ValueError(f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out")
     if p.min() < 0 or p.max() > 1:
-        found = f"{p.min():.6g} to {p.max():.6g}"
-        raise ValueError(f"expected probabilities in [0, 1], found {found} (counts? divide by tokens)")
+        raise ValueError(
+            f"expected probabilities in [0, 1], found {p.min():.6g} to {p.max():.6g} (counts? divide by tokens)"
+        )
     return p
 
 
@@ -97,32 +100,33 @@ def kth_smallest(values: np.ndarray, quantile: float) -> float:
 
 
 def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, float, float]:
-    """The three steps, for the data's labels (`select`) as for permuted ones (`aape.neurons.chance`).
+    """The three steps of the selection, for the labels of the data (`select`) and for permuted ones (`aape.neurons.null`).
 
     Args:
         p: [classes, neurons], of any float dtype.
-        rank: AAPE or what goes with it, [neurons]: the lowest stay, ties by index; +inf is never chosen.
+        rank: AAPE, or any number that rises with it, [neurons]. The lowest are kept, ties by index; +inf never is.
         rule: the thresholds.
 
     Returns:
         The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
     """
     largest = p.max(axis=0)
-    threshold = weak = kth_smallest(p, rule.quantile)
+    threshold = kth_smallest(p, rule.quantile)
+    weak = threshold
     if rule.weak_filter == "paper":
-        # 5 % of very few neurons is none: then nothing is dropped
-        none = round(PAPER_WEAK_SHARE * largest.size) == 0
-        weak = -np.inf if none else kth_smallest(largest, PAPER_WEAK_SHARE)
+        weak = kth_smallest(largest, PAPER_WEAK_SHARE)
+        if round(PAPER_WEAK_SHARE * largest.size) == 0:  # 5 % of very few neurons is none: nothing is dropped
+            weak = -np.inf
     eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
     kept = eligible[np.argsort(rank[eligible], kind="stable")]
     return kept[: round(rule.rate * largest.size)], threshold, weak
 
 
 def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """p outside each class, [..., classes] as p: over all tokens of the other classes; NaN where there are none.
+    """Activation rate over all tokens of the other classes, shaped as p; NaN where there are none.
 
     Args:
-        p: [..., classes].
+        p: activation rate in each class, [..., classes].
         tokens: of each class, [classes].
     """
     rest = tokens.sum() - tokens
@@ -132,22 +136,23 @@ def outside_class(p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 def jaccard_index(shared: Any, either: Any, empty: float = 0.0) -> np.ndarray:
     """Jaccard index from the number of neurons in both sets and in either; `empty` where both sets are empty."""
-    shared, either = np.asarray(shared, dtype=np.float64), np.asarray(either)
+    shared = np.asarray(shared, dtype=np.float64)
+    either = np.asarray(either)
     return np.divide(shared, either, out=np.full(shared.shape, empty), where=either > 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection(Displayed):
-    """Class-specific neurons and how they came about.
+    """Class-specific neurons and what they were selected by.
 
     Attributes:
-        members: bool [layers, neurons, classes], neuron is specific to class.
-        selected: bool [layers, neurons], the neurons that the AAPE rank kept; with the `paper` filter some of them may
+        members: bool [layers, neurons, classes], whether the neuron is specific to the class.
+        selected: bool [layers, neurons], the neurons that the AAPE rank kept. With the `paper` filter some of them may
             be specific to no class.
-        entropy: float64 [layers, neurons], AAPE in nats, +inf where never active.
+        entropy: float64 [layers, neurons], AAPE in nats, +inf where a neuron is never active.
         probabilities: float64 [layers, neurons, classes].
-        outside: float64 [layers, neurons, classes], p over the tokens of all other classes. Where the classes' tokens
-            are not known (an array was given to `select`) every class counts the same.
+        outside: float64 [layers, neurons, classes], p over the tokens of all other classes. Where the tokens of the
+            classes are not known (an array was given to `select`) every class counts the same.
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
         rule: the thresholds as given to `select`.
@@ -178,10 +183,11 @@ class Selection(Displayed):
 
     def class_index(self, name: str | int) -> int:
         """Index of a class given by name or by index. ValueError: there is none."""
-        index = self.classes.index(name) if name in self.classes else name
-        if isinstance(index, str) or not 0 <= index < len(self.classes):
+        if name in self.classes:
+            return self.classes.index(name)  # type: ignore[arg-type]
+        if isinstance(name, str) or not 0 <= name < len(self.classes):
             raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0")
-        return int(index)
+        return int(name)
 
     def neurons(self, name: str | int) -> np.ndarray:
         """int64 [k, 2] of (layer, neuron) specific to a class given by name or index, strongest first; k may be 0.
@@ -191,17 +197,17 @@ class Selection(Displayed):
         return self.shared([name])
 
     def shared(self, classes: Sequence[str | int], exclusive: bool = False) -> np.ndarray:
-        """int64 [k, 2] of the neurons specific to each of these classes, whatever else they are specific to.
+        """int64 [k, 2] of the neurons specific to each of these classes, and possibly to others.
 
         Args:
             classes: names or indices.
-            exclusive: only those specific to exactly these classes.
+            exclusive: only neurons specific to exactly these classes.
 
         Returns:
             Strongest first: by p in these classes minus p outside each, on average; then by layer and neuron.
 
         Raises:
-            ValueError: no class, or one that is not there.
+            ValueError: an empty list, or an unknown class.
         """
         if isinstance(classes, str) or not len(classes):
             raise ValueError(f"expected a list of classes, at least one, found {classes!r}")
@@ -209,15 +215,15 @@ class Selection(Displayed):
         chosen = self.members[:, :, index].all(axis=2)
         if exclusive:
             chosen &= self.members.sum(axis=2) == len(index)
-        found = np.argwhere(chosen).astype(np.int64).reshape(-1, 2)
-        gain = (self.probabilities - self.outside)[chosen][:, index].mean(axis=1)
-        return found[np.argsort(-np.nan_to_num(gain), kind="stable")]
+        neurons = np.argwhere(chosen).astype(np.int64).reshape(-1, 2)
+        difference = (self.probabilities - self.outside)[chosen][:, index].mean(axis=1)
+        return neurons[np.argsort(-np.nan_to_num(difference), kind="stable")]
 
     def table(self) -> pd.DataFrame:
         """A row per class-specific (neuron, class): layer, neuron, class, p, p_outside, aape, remark; strongest first.
 
         Strongest first: by p - p_outside, then by layer, neuron and class. The remark says where a neuron is less
-        active in "its" class than outside: p above a threshold is all that the selection asks for. Classes without a
+        active in "its" class than outside, because the selection only asks for p above a threshold. Classes without a
         neuron have no row here; `per_class` has them with 0.
         """
         layer, neuron, index = np.nonzero(self.members)
@@ -247,13 +253,13 @@ def select(
     scores: np.ndarray | None = None,
     classes: Sequence[str] | None = None,
 ) -> Selection:
-    """Class-specific neurons by weak-response filter, lowest AAPE and class threshold.
+    """Select class-specific neurons: weak-response filter, lowest AAPE, class threshold.
 
     Args:
-        probabilities: [layers, neurons, classes], an array or a tensor; or `Artifacts`: then of all its clips, with the
+        probabilities: [layers, neurons, classes], an array or a tensor; or `Artifacts`, for all its clips and with the
             names of its classes.
         rate: the round(rate * layers * neurons) neurons of lowest AAPE are kept, fewer if fewer pass the filter. Ties
-            go by layer, then by neuron.
+            are broken by layer, then by neuron.
         quantile: a kept neuron is specific to each class with p above the k-th smallest of all p,
             k = round(quantile * size), strictly.
         weak_filter: "lape" keeps neurons with some p above that same value; "paper" drops the 5 % of neurons whose
@@ -261,37 +267,49 @@ def select(
         scores: another criterion's scores [layers, neurons, classes], as `aape.rank` gives them; larger = more specific.
             The same three steps are then taken with the score in place of p, and the neuron's largest score in place of
             its AAPE.
-        classes: names for the result; indices as text if neither they nor artifacts are given.
+        classes: names for the result. By default those of the artifacts, else indices as text.
 
-    Defined results at the edges: with one class every AAPE is 0 and the rank is by layer and index, so it means
-    nothing; where all p are equal nothing is above the percentile and nothing is specific; neurons and layers that are
-    never active are never selected.
+    Results at the edges: with one class every AAPE is 0, and the rank by layer and index means nothing. Where all p are
+    equal, nothing is above the percentile and nothing is specific. Neurons that are never active are never selected.
 
     Raises:
         ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
     """
-    rule, tokens = Rule(rate, quantile, weak_filter), None
-    if isinstance(found := probabilities, Artifacts):
-        classes = classes or found.classes
-        if found.manifest:
-            tokens = np.bincount(found.labels, weights=found.tokens, minlength=len(found.classes))
-        probabilities = found.probabilities() if found.has_all_counts else found.over_zero
+    rule = Rule(rate, quantile, weak_filter)
+    tokens = None
+    if isinstance(probabilities, Artifacts):
+        artifacts = probabilities
+        classes = artifacts.classes if classes is None else classes
+        probabilities = artifacts.over_zero
+        if artifacts.has_counts:
+            probabilities = artifacts.probabilities()
+        if artifacts.manifest:
+            tokens = np.bincount(artifacts.labels, weights=artifacts.tokens, minlength=len(artifacts.classes))
     p = checked_probabilities(probabilities)
-    names = tuple(map(str, range(p.shape[2]) if classes is None else classes))
-    if len(names) != p.shape[2] or len(set(names)) != p.shape[2]:
-        raise ValueError(f"classes: expected {p.shape[2]} different names, found {', '.join(names)}")
+    n_classes = p.shape[2]
+    names = tuple(map(str, range(n_classes) if classes is None else classes))
+    if len(names) != n_classes or len(set(names)) != n_classes:
+        raise ValueError(f"classes: expected {n_classes} different names, found {', '.join(names)}")
     aape = entropy(p)
-    ranked = np.round(aape, RANK_DECIMALS)
     ranked_by = p
+    rank = np.round(aape, RANK_DECIMALS)
     if scores is not None:
-        scores = np.asarray(scores, dtype=np.float64)
-        if scores.shape != p.shape or np.isnan(scores).any():
-            raise ValueError(f"scores: expected {p.shape} without NaN, found {scores.shape}")
-        ranked_by = scores
-        ranked = -scores.max(axis=2)
-    by_class = ranked_by.reshape(-1, len(names)).T  # [classes, layers * neurons]
-    kept, threshold, weak = choose(by_class, ranked.ravel(), rule)
-    selected = np.isin(np.arange(ranked.size), kept).reshape(ranked.shape)
-    outside = outside_class(p, np.ones(len(names)) if tokens is None else tokens)
-    members = selected[:, :, None] & (ranked_by > threshold)
-    return Selection(members, selected, aape, p, outside, threshold, weak, rule, scores, names)
+        ranked_by = np.asarray(scores, dtype=np.float64)
+        if ranked_by.shape != p.shape or np.isnan(ranked_by).any():
+            raise ValueError(f"scores: expected {p.shape} without NaN, found {ranked_by.shape}")
+        rank = -ranked_by.max(axis=2)
+    by_class = ranked_by.reshape(-1, n_classes).T  # [classes, layers * neurons]
+    kept, threshold, weak = choose(by_class, rank.ravel(), rule)
+    selected = np.isin(np.arange(rank.size), kept).reshape(rank.shape)
+    return Selection(
+        members=selected[:, :, None] & (ranked_by > threshold),
+        selected=selected,
+        entropy=aape,
+        probabilities=p,
+        outside=outside_class(p, np.ones(n_classes) if tokens is None else tokens),
+        threshold=threshold,
+        weak_threshold=weak,
+        rule=rule,
+        scores=None if scores is None else ranked_by,
+        classes=names,
+    )

@@ -1,19 +1,19 @@
-"""Which classes share neurons, and how much of it chance would give.
+"""Which classes share neurons, and how much of it is chance.
 
     jaccard(a.members, b.members)                        # [classes of a, classes of b]
-    sharing_against_chance(calibrated_a, calibrated_b).q # the same shape: survives chance where q < 0.05
+    sharing_against_chance(calibrated_a, calibrated_b).q # the same shape: more than chance where q < 0.05
     matched(observed, alike).p                           # do classes that are alike share more than others?
 
 Sharing between two classes, of one task or of two, is the Jaccard index of their neuron sets (Kawamura et al. 2026).
-Two questions are asked of it:
+Two questions can be asked of it:
 
 Do these two classes share more than classes without meaning would? Labels are permuted by group, neurons are selected
-again, and the index is taken again (`aape.neurons.chance`). Neurons that are active everywhere are selected whatever the labels
-say and are shared by all classes; re-dealing the memberships of one selection among its neurons does not know that.
+again, and the index is computed again (`aape.neurons.null`). Neurons that are active everywhere are selected whatever the
+labels say and are shared by all classes; shuffling the memberships of one selection among its neurons would miss that.
 
 Do classes that are alike (of the same name, an octave apart) share more than classes that are not? The matching of the
 classes is permuted: quadratic assignment (Hubert and Schultz 1976; Krackhardt 1988, doi 10.1016/0378-8733(88)90004-4),
-on the double-centred index less what permuted labels give for the pair, so that classes with many neurons, or many
+on the double-centred index minus what permuted labels give for the pair, so that classes with many neurons, or many
 clips, do not decide it.
 """
 
@@ -30,6 +30,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from aape.neurons.chance import Calibrated, Drawn
+from aape.neurons.null import PermutedSelections
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.selection import jaccard_index
 
@@ -64,22 +65,22 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             "expected the members of two selections of one encoder, bool [layers, neurons, classes]; found "
             f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
-    one, two = (members.reshape(-1, members.shape[2]).astype(np.float64) for members in (a, b))
-    shared = one.T @ two
-    return shared, one.sum(axis=0)[:, None] + two.sum(axis=0) - shared
+    members_a = a.reshape(-1, a.shape[2]).astype(np.float64)
+    members_b = b.reshape(-1, b.shape[2]).astype(np.float64)
+    shared = members_a.T @ members_b
+    return shared, members_a.sum(axis=0)[:, None] + members_b.sum(axis=0) - shared
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """Jaccard of every pair of classes and what permuted labels give; all [classes_a, classes_b].
+    """Jaccard index of every pair of classes and what permuted labels give; all [classes_a, classes_b].
 
     Attributes:
         mean, low, high: of the null, and its 2.5 % and 97.5 % points.
-        p, q: one-sided, more shared than with permuted labels, and Benjamini-Hochberg over all pairs, those that share
-            nothing too; NaN for a class with itself and for a class whose labels cannot move.
-        p_centred, q_centred: the same of the double-centred index: more shared than the two classes share with others.
+        p, q: one-sided, more shared than with permuted labels, and Benjamini-Hochberg over all pairs, also those that
+            share nothing; NaN for a class with itself and for a class whose labels cannot move.
         null: float32 [permutations, classes_a, classes_b].
-        within: the two are the same task, the matrix is symmetric.
+        within: whether the two are the same task, so that the matrix is symmetric.
     """
 
     observed: np.ndarray
@@ -88,65 +89,82 @@ class Sharing:
     high: np.ndarray
     p: np.ndarray
     q: np.ndarray
-    p_centred: np.ndarray
-    q_centred: np.ndarray
     null: np.ndarray
     within: bool
 
 
 def sharing_against_chance(a: Calibrated, b: Calibrated | None = None) -> Sharing:
-    """Jaccard of every pair of classes against permuted labels and neurons selected again.
+    """Jaccard index of every pair of classes, compared with permuted labels and neurons selected again.
 
     Args:
         a: a task's selection and its permutations, from `calibrate`.
-        b: of another task on the same encoder; both tasks' labels are permuted. Without it the classes of one task
-            among themselves.
+        b: the same of another task on the same encoder; both tasks' labels are permuted. Without it the classes of one
+            task are compared among themselves.
 
     Raises:
         ValueError: as `jaccard`.
     """
-    other = () if b is None else (b.selection.members, b.null.drawn)
-    return against_drawn(a.selection.members, a.null.drawn, *other)
+    if b is None:
+        return against_permuted(a.selection.members, a.null.drawn)
+    return against_permuted(a.selection.members, a.null.drawn, b.selection.members, b.null.drawn)
 
 
-def against_drawn(
-    a: np.ndarray, drawn_a: Drawn | None, b: np.ndarray | None = None, drawn_b: Drawn | None = None
+def against_permuted(
+    a: np.ndarray,
+    permuted_a: PermutedSelections | None,
+    b: np.ndarray | None = None,
+    permuted_b: PermutedSelections | None = None,
 ) -> Sharing:
     """As `sharing_against_chance`, from members [layers, neurons, classes] and what their permutations selected.
 
     p-values pool the standardised draws over pairs of like expected overlap, so that they can be smaller than
-    1 / permutations. Where a task's permutations are not known (None), nothing but `observed` is: NaN. So it is where
-    two tasks are of the same clips but other groups swap labels in them: their labels cannot be permuted as one.
+    1 / permutations. Where a task's permutations are not known (None), only `observed` is known and the rest is NaN. The
+    same holds where two tasks have the same clips but other groups exchange labels in them: their labels cannot be permuted
+    together.
 
     Warns:
         UserWarning: two such tasks.
     """
     within = b is None
-    observed, drawn_b = jaccard(a, a if b is None else b), drawn_a if within else drawn_b
-    if drawn_a is not None and drawn_b is not None and drawn_a.moved != drawn_b.moved:
-        fewer, both = min(len(drawn_a.clips), len(drawn_b.clips)), len(np.intersect1d(drawn_a.clips, drawn_b.clips))
-        if both > SAME_CLIPS * fewer:
-            warnings.warn(
-                f"sharing of two tasks with {both} clips in common has no p: expected the same clips, in the same order, "
-                "with the same groups swapping labels in both; found other ones.\nThe classes of one task are nested in the "
-                "other's clips, so that noise of a clip would be found as sharing. Take tasks of different clips.",
-                stacklevel=2,
-            )
-            drawn_a = None
-    if drawn_a is None or drawn_b is None:
-        no = np.full(observed.shape, np.nan)
-        return Sharing(observed, no, no, no, no, no, no, no, no[None], within)
-    draws = []
-    for (kept_a, one), (kept_b, two) in zip(drawn_a, drawn_b, strict=False):  # as many as both have
-        _, here, there = np.intersect1d(kept_a, kept_b, assume_unique=True, return_indices=True)
-        shared = one[:, here].astype(np.float32) @ two[:, there].T.astype(np.float32)
-        draws.append(jaccard_index(shared, one.sum(axis=1)[:, None] + two.sum(axis=1) - shared))
-    null = np.array(draws, dtype=np.float32)
+    if within:
+        b, permuted_b = a, permuted_a
+    observed = jaccard(a, b)
+    if permuted_a is None or permuted_b is None or not _independent_or_same(permuted_a, permuted_b):
+        unknown = np.full(observed.shape, np.nan)
+        return Sharing(observed, unknown, unknown, unknown, unknown, unknown, unknown[None], within)
+    null = _permuted_jaccard(permuted_a, permuted_b)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    tested = pairs_of(observed, within) & np.logical_and.outer(drawn_a.tested, drawn_b.tested)
-    p_and_q = _pair_p(observed, null, tested, within)
-    of_centred = _pair_p(centred(observed, within), centred(null, within), tested, within)
-    return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, *p_and_q, *of_centred, null, within)
+    tested = pairs_of(observed, within) & np.logical_and.outer(permuted_a.tested, permuted_b.tested)
+    p, q = _pair_p(observed, null, tested, within)
+    return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, p, q, null, within)
+
+
+def _independent_or_same(a: PermutedSelections, b: PermutedSelections) -> bool:
+    """Whether permutations of two tasks are independent (other clips) or the same; warns if they are neither."""
+    if a.moved == b.moved:
+        return True
+    fewer = min(len(a.clips), len(b.clips))
+    both = len(np.intersect1d(a.clips, b.clips))
+    if both <= SAME_CLIPS * fewer:
+        return True
+    warnings.warn(
+        f"sharing of two tasks with {both} clips in common has no null: expected the same clips, in the same order, "
+        "with the same groups exchanging labels in both; found other ones.\nThe classes of one task are nested in the "
+        "other's clips, so that noise of a clip would be found as sharing. Take tasks of different clips.",
+        stacklevel=4,
+    )
+    return False
+
+
+def _permuted_jaccard(a: PermutedSelections, b: PermutedSelections) -> np.ndarray:
+    """Jaccard index under each permutation that both have, float32 [permutations, classes_a, classes_b]."""
+    draws = []
+    for (kept_a, members_a), (kept_b, members_b) in zip(a, b, strict=False):
+        _, place_a, place_b = np.intersect1d(kept_a, kept_b, assume_unique=True, return_indices=True)
+        shared = members_a[:, place_a].astype(np.float32) @ members_b[:, place_b].T.astype(np.float32)
+        either = members_a.sum(axis=1)[:, None] + members_b.sum(axis=1) - shared
+        draws.append(jaccard_index(shared, either))
+    return np.array(draws, dtype=np.float32)
 
 
 def _pair_p(observed: np.ndarray, null: np.ndarray, tested: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -162,27 +180,27 @@ def _pair_p(observed: np.ndarray, null: np.ndarray, tested: np.ndarray, within: 
 
 
 def centred(matrix: np.ndarray, within: bool) -> np.ndarray:
-    """Row and column means taken off, the grand mean added; [..., classes_a, classes_b], a task's diagonal left out."""
-    known = np.where(np.eye(matrix.shape[-1], dtype=bool), np.nan, matrix) if within else matrix
-    if within and matrix.shape[-1] < 2:
-        return known
-    rows, columns = (np.nanmean(known, axis=axis, keepdims=True) for axis in (-1, -2))
-    return known - rows - columns + np.nanmean(known, axis=(-1, -2), keepdims=True)
+    """Row and column means subtracted, the grand mean added, [classes_a, classes_b]; NaN on a task's own diagonal."""
+    known = np.where(np.eye(len(matrix), matrix.shape[1], dtype=bool), np.nan, matrix) if within else matrix
+    rows = np.nanmean(known, axis=1, keepdims=True)
+    columns = np.nanmean(known, axis=0, keepdims=True)
+    return known - rows - columns + np.nanmean(known)
 
 
 def pairs_of(matrix: np.ndarray, within: bool) -> np.ndarray:
-    """bool, shaped as the matrix: every pair of different classes once; of two tasks all pairs."""
+    """bool, shaped as the matrix: every pair of different classes once, or all pairs of two tasks."""
     every = np.ones(matrix.shape, dtype=bool)
     return np.triu(every, k=1) if within else every
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Do classes that are alike share more?
+    """Whether classes that are alike share more.
 
     Attributes:
-        alike, other: mean Jaccard of the pairs that are alike, and of those they are compared with.
-        p: one-sided, by permuted matchings of the classes; least_p: the smallest that there can be.
+        alike, other: mean Jaccard index of the pairs that are alike, and of the pairs they are compared with.
+        p: one-sided, by permuted matchings of the classes.
+        least_p: the smallest p that is possible.
     """
 
     alike: float
@@ -201,39 +219,53 @@ def matched(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> Matched:
-    """Whether pairs of classes that are alike share more than others, by quadratic assignment.
+    """Test whether pairs of classes that are alike share more than others, by quadratic assignment.
 
     The statistic is the mean over the alike pairs minus the mean over the others, of the double-centred index (row and
-    column means taken off, the grand mean added) less what chance gives. Between two tasks the columns are permuted; within one, rows and
-    columns together. Few classes have few matchings: then all of them are taken, and two classes cannot give p below
-    1/2.
+    column means subtracted, the grand mean added) minus what chance gives. Between two tasks the columns are permuted;
+    within one, rows and columns together. Few classes have few matchings: all of them are then taken, and with two
+    classes p cannot be below 1/2.
 
     Args:
-        observed: Jaccard [classes_a, classes_b].
-        alike, other: bool, shaped as `observed`; other: by default all pairs that are not alike.
-        chance: what permuted labels give for each pair (`Sharing.mean`), taken off: two large classes share more by it,
-            by more than their two means. None: nothing is taken off, which is honest for classes of like size alone.
-        within: the two are the same task; a class with itself is no pair.
-        permutations: how many are drawn where there are more matchings than this.
+        observed: Jaccard index [classes_a, classes_b].
+        alike: bool, shaped as `observed`.
+        other: bool, shaped as `observed`; by default all pairs that are not alike.
+        chance: what permuted labels give for each pair (`Sharing.mean`), which is subtracted: two large classes share
+            more by chance, by more than their two means say. None: no correction, which is only fair when the classes
+            have similar sizes.
+        within: whether the two are the same task; a class with itself is no pair.
+        permutations: how many matchings are drawn where there are more than this.
         seed: of the draws.
 
     Raises:
         ValueError: no pair on one of the sides.
     """
-    counted = ~np.eye(len(observed), dtype=bool) if within else np.ones(observed.shape, dtype=bool)
-    sides = [np.nonzero(side & counted) for side in (alike, ~alike if other is None else other)]
-    if not all(len(rows) for rows, _ in sides):
+    counted = np.ones(observed.shape, dtype=bool)
+    if within:
+        np.fill_diagonal(counted, False)
+    first = np.nonzero(alike & counted)
+    second = np.nonzero((~alike if other is None else other) & counted)
+    if not len(first[0]) or not len(second[0]):
         raise ValueError("expected a pair that is alike and one that is not, found none")
     gain = centred(observed if chance is None else observed - chance, within)
     orders = _matchings(observed.shape[1], permutations, seed)
-    means = [gain[orders[:, r] if within else r, orders[:, c]].mean(axis=1) for r, c in sides]
-    found = means[0] - means[1]  # [orders]
-    alike_mean, other_mean = (float(observed[side].mean()) for side in sides)
-    return Matched(alike_mean, other_mean, one_sided_p(-found[0], -found[1:]), 1 / len(orders))
+
+    def mean(pairs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Mean over the pairs under every matching, [orders]."""
+        rows, columns = pairs
+        return gain[orders[:, rows] if within else rows, orders[:, columns]].mean(axis=1)
+
+    difference = mean(first) - mean(second)
+    return Matched(
+        alike=float(observed[first].mean()),
+        other=float(observed[second].mean()),
+        p=one_sided_p(-difference[0], -difference[1:]),
+        least_p=1 / len(orders),
+    )
 
 
 def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
-    """int64 [orders, size], the first leaves all in place: every order where there are at most so many, else drawn."""
+    """int64 [orders, size], the first one the identity: every order where there are few enough, else random ones."""
     if math.factorial(size) <= permutations:
         return np.array(list(itertools.permutations(range(size))))
     orders = np.tile(np.arange(size), (permutations + 1, 1))
@@ -244,29 +276,38 @@ def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
 def by_distance(
     observed: np.ndarray, rows: Sequence[int], columns: Sequence[int], *, within: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, beside pitches dealt anew (`matched`).
+    """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, and of permuted pitches (`matched`).
 
     Args:
-        observed: Jaccard [classes_a, classes_b], of two pitch tasks, or of one.
+        observed: Jaccard index [classes_a, classes_b], of two pitch tasks or of one.
         rows, columns: pitch of the classes of a and of b, in semitones (MIDI).
-        within: the two are the same task: a class is not paired with itself, so distance 0 has no pairs.
+        within: whether the two are the same task: a class is not paired with itself, so distance 0 has no pairs.
         seed: of the matching.
 
     Returns:
-        A row for each distance: semitones; pairs; mean_jaccard, NaN without pairs; chance, chance_low, chance_high: of the
-        pitches dealt anew, and the ends of its 95 % band; above_neighbours: mean_jaccard minus the mean of the distances
+        A row per distance: semitones; pairs; mean_jaccard, NaN without pairs; chance, chance_low, chance_high, the mean
+        and the ends of the 95 % band of permuted pitches; above_neighbours, mean_jaccard minus the mean of the distances
         one semitone off.
     """
     apart = np.abs(np.subtract.outer(rows, columns))
-    r, c = np.nonzero(pairs_of(observed, within))
+    first, second = np.nonzero(pairs_of(observed, within))
     distance = np.arange(apart.max() + 1)
-    pairs = np.bincount(apart[r, c], minlength=len(distance))
-    at = csr_array((np.ones(len(r)), (np.arange(len(r)), apart[r, c])), (len(r), len(distance)))
+    pairs = np.bincount(apart[first, second], minlength=len(distance))
+    membership = np.ones(len(first)), (np.arange(len(first)), apart[first, second])
+    at_distance = csr_array(membership, (len(first), len(distance)))
     orders = _matchings(len(columns), 1000, seed)
-    means = observed[orders[:, r] if within else r, orders[:, c]] @ at  # [orders, distances]
+    means = observed[orders[:, first] if within else first, orders[:, second]] @ at_distance  # [orders, distances]
     means = np.divide(means, pairs, out=np.full(means.shape, np.nan), where=pairs > 0)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    chance = {"chance": means.mean(axis=0), "chance_low": low, "chance_high": high}
-    table = pd.DataFrame({"semitones": distance, "pairs": pairs, "mean_jaccard": means[0]} | chance)
-    beside = pd.concat([table.mean_jaccard.shift(1), table.mean_jaccard.shift(-1)], axis=1).mean(axis=1)
-    return table.assign(above_neighbours=table.mean_jaccard - beside)
+    table = pd.DataFrame(
+        {
+            "semitones": distance,
+            "pairs": pairs,
+            "mean_jaccard": means[0],
+            "chance": means.mean(axis=0),
+            "chance_low": low,
+            "chance_high": high,
+        }
+    )
+    neighbours = pd.concat([table.mean_jaccard.shift(1), table.mean_jaccard.shift(-1)], axis=1)
+    return table.assign(above_neighbours=table.mean_jaccard - neighbours.mean(axis=1))

@@ -26,7 +26,7 @@ from aape.figures.sharing import sharing_figure
 from aape.figures.style import save
 from aape.figures.tables import table, three_digits
 from aape.files import Cache, folder_lock, write_text
-from aape.neurons.sharing import Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
+from aape.neurons.sharing import Sharing, against_permuted, by_distance, matched, pairs_of, shared_neurons
 from aape.study.published import published_lists, published_values
 from aape.study.study import SharingFigure, Study, load_study
 from aape.study.task_result import TaskResult, task_result
@@ -328,7 +328,7 @@ class Shared:
 def _shared(study: Study, results: dict[Place, TaskResult], figure: SharingFigure, model: str) -> Shared:
     rows, columns = results[figure.rows, model], results[figure.columns, model]
     within, named = figure.rows == figure.columns, {"figure": figure.name, "model": model}
-    found = against_drawn(rows.members, rows.drawn, *(() if within else (columns.members, columns.drawn)))
+    found = against_permuted(rows.members, rows.drawn, *(() if within else (columns.members, columns.drawn)))
     counted = pairs_of(found.observed, within)
     first, second = np.nonzero(counted)
     pairs = pd.DataFrame(

@@ -16,8 +16,10 @@ import pandas as pd
 from aape.artifacts.folder import Artifacts
 from aape.criteria.held_out import held_out_scores
 from aape.neurons.chance import Calibrated, Drawn, calibrate_counts, counted_clips
+from aape.neurons.null import PermutedSelections as Drawn
 from aape.neurons.pvalues import one_sided_p
 from aape.neurons.permuting import Counted, Units, UnitSums, exchangeable_units, permuted_labels
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import Rule, Selection, jaccard_index, select
 from aape.study.study import Study
 
@@ -60,7 +62,7 @@ class TaskResult:
         """A result from the cache."""
         row, *tables = json.loads(str(arrays["text"])).values()
         neurons, classes, sensitivity = map(pd.DataFrame, tables)
-        drawn = Drawn(*(arrays[field.name] for field in fields(Drawn))) if "bits" in arrays else None
+        drawn = Drawn(*(arrays[field.name] for field in fields(Drawn))) if "tested" in arrays else None
         return cls(arrays["members"], arrays["calibrated"], row, neurons, classes, sensitivity, drawn)
 
 

@@ -1,4 +1,4 @@
-"""The criteria put to the test: equal sets, their floors, and a planted answer."""
+"""Criteria compared: equal sets, their controls, and a planted answer."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import tests.test_ablation as toy
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
-from aape.criteria.comparing import FLOORS, NothingToCompare, compare_criteria, draw_classes, strongest
+from aape.criteria.comparing import CONTROLS, NothingToCompare, compare_criteria, draw_classes, strongest
 from aape.criteria.ranking import Clips
 from benchmarks import criteria as benchmark
 
@@ -30,11 +30,13 @@ def test_classes_are_drawn_by_seed_and_not_among_those_seen() -> None:
     assert drawn == again != other
 
 
-def test_planted_neurons_beat_their_floors_and_random_ones_do_not(tmp_path: Path) -> None:
+def test_planted_neurons_beat_their_controls_and_random_ones_do_not(tmp_path: Path) -> None:
     task, encoder = toy.tones(str(tmp_path / "audio")), toy.tuned()
     artifacts = collect(encoder, task, tmp_path / "artifacts", device="cpu")
 
-    def planted(clips: Clips) -> np.ndarray:  # the toy's first four neurons hear "low", the next "middle", then "high"
+    def planted(
+        clips: Clips,
+    ) -> np.ndarray:  # the toy's first four neurons prefer "low", the next "middle", then "high"
         scores = np.zeros((1, toy.NEURONS, 3))
         for place, name in enumerate(toy.TONES):
             scores[0, 4 * place : 4 * place + 4, artifacts.classes.index(name)] = 1
@@ -43,12 +45,14 @@ def test_planted_neurons_beat_their_floors_and_random_ones_do_not(tmp_path: Path
     named = {"planted": planted, "p_difference": "p_difference", "random": "random"}
     result = compare_criteria(encoder, task, artifacts, named, k=4, modes=["mean"], draws=2, device="cpu")
     rows = result.rows
-    assert set(rows.neurons) == {4.0} and set(rows.floor) == {"", *FLOORS} and rows.effect.notna().all()
-    found = result.summary().set_index(["criterion", "judge"])
-    for judge in ("linear", "nearest mean"):
-        assert found.effect["planted", judge] < found.effect["random", judge]
-        assert found.below_active["planted", judge] == found.classes["planted", judge] == 3
-    own = rows.query("criterion == 'planted' and floor == '' and judge == 'linear' and measure == 'log_probability'")
+    assert set(rows.neurons) == {4.0} and set(rows.control) == {"", *CONTROLS} and rows.effect.notna().all()
+    found = result.summary().set_index(["criterion", "classifier"])
+    for classifier in ("linear", "nearest mean"):
+        assert found.effect["planted", classifier] < found.effect["random", classifier]
+        assert found.below_active["planted", classifier] == found.classes["planted", classifier] == 3
+    own = rows.query(
+        "criterion == 'planted' and control == '' and classifier == 'linear' and measure == 'log_probability'"
+    )
     assert found.effect["planted", "linear"] == pytest.approx(own.effect.mean())
     assert result.table().criterion[0] != "random"
     artifacts = load_artifacts(tmp_path / "artifacts")
@@ -57,7 +61,7 @@ def test_planted_neurons_beat_their_floors_and_random_ones_do_not(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_fewer_than_two_classes_with_neurons_are_no_contest(tmp_path: Path) -> None:
+def test_fewer_than_two_classes_with_neurons_cannot_be_compared(tmp_path: Path) -> None:
     task, encoder = toy.tones(str(tmp_path / "audio")), toy.tuned()
     artifacts = collect(encoder, task, tmp_path / "artifacts", device="cpu")
 
@@ -66,8 +70,8 @@ def test_fewer_than_two_classes_with_neurons_are_no_contest(tmp_path: Path) -> N
 
     named: dict[str, Any] = {"first": first_class, "random": "random"}
     for classes, message in (
-        (None, "found 3, of which {1}, {2} left out for want of neurons by first.\n"),
-        (artifacts.classes[1:], "found 2, of which {1}, {2} left out for want of neurons by first.\n"),
+        (None, "found 3; {1}, {2} left out for lack of neurons by first.\n"),
+        (artifacts.classes[1:], "found 2; {1}, {2} left out for lack of neurons by first.\n"),
         (artifacts.classes[:1], "found 1.\n"),
     ):
         with pytest.raises(NothingToCompare) as error:
@@ -75,7 +79,7 @@ def test_fewer_than_two_classes_with_neurons_are_no_contest(tmp_path: Path) -> N
         assert message.format(*artifacts.classes) in str(error.value) and str(error.value).count("\n") == 1
 
 
-def test_the_benchmark_goes_on_with_the_next_model_where_nothing_can_be_compared(tmp_path, monkeypatch):
+def test_the_benchmark_continues_with_the_next_model_where_nothing_can_be_compared(tmp_path, monkeypatch):
     def compare(model: str, *_: Any, **__: Any) -> Any:
         if model == "untrained":
             raise NothingToCompare("no neuron.\nChoose others.")
