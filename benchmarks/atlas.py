@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from aape.artifacts.folder import load_artifacts, save_tensors
-from aape.atlas import About, build_atlas, build_study
+from aape.atlas import Titles, build_atlas, build_study
 from aape.collecting.passing import collect
 from aape.encoders import m2d
 from aape.encoders.encoder import full_precision
@@ -100,8 +100,8 @@ def synthetic(folder: Path) -> Path:
     (path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(50)))
     encoder = m2d.load("random", input_size=(80, 64), width=64, depth=1)
     task = Task("synthetic", 1.0, folder, folder, (), np.zeros(0, np.int64), (), (), (), None)
-    about = About("large", "large", "synthetic", "large", "synthetic")
-    return build_atlas(load_artifacts(path), encoder, task, folder / "atlas", about=about)
+    titles = Titles("large", "large", "synthetic", "large", "synthetic")
+    return build_atlas(load_artifacts(path), encoder, task, folder / "atlas", titles=titles)
 
 
 def vit(esc50: Path, clips: int) -> None:

@@ -1,8 +1,9 @@
-"""Hear what a neuron listens to: maps of its activations, and a site of pages that opens from disk."""
+"""Listen to what neurons respond to: maps of their activations, and a site of pages that opens from disk."""
 
 from aape.atlas.build import build_atlas, build_study
+from aape.atlas.choosing import best_neuron
 from aape.atlas.maps import token_maps
-from aape.atlas.pair import About
 from aape.atlas.show import show_neuron
+from aape.atlas.titles import Titles
 
-__all__ = ["About", "build_atlas", "build_study", "show_neuron", "token_maps"]
+__all__ = ["Titles", "best_neuron", "build_atlas", "build_study", "show_neuron", "token_maps"]

@@ -5,7 +5,7 @@
    What is seen stands in the address: #m=model&t=task, then c=class, or l=layer&n=neuron, or find=1.
    A neuron is layer * width + number, called flat. Names from the data go in as text, never as markup. */
 
-const SCHEMA = 2; // newest format of the data that this page knows
+const SCHEMA = 3; // format of the data
 const ROWS = 100; // of a long list, at a time
 const TOP = 0; // role of the most active clips
 const SECTIONS = [
@@ -24,6 +24,7 @@ const QUARTERS = { 1: "1st quarter", 2: "2nd quarter", 3: "3rd quarter", 4: "4th
 
 // -- data -------------------------------------------------------------------------------------------------------------
 
+const embedded = window.aapeEmbedded; // in a notebook's frame: {address, files: name -> data URL}
 let index; // of the atlas: study and pairs
 const values = new Map(); // key -> what its script handed over
 const loading = new Map(); // key -> promise
@@ -35,13 +36,14 @@ window.aapeAtlas = (key, value) => {
 };
 
 function load(key) {
+  if (values.has(key)) return Promise.resolve(values.get(key));
   if (!loading.has(key)) {
     const script = document.createElement("script");
     const arrival = new Promise((done, fail) => {
       script.onload = () => (values.has(key) ? done(values.get(key)) : fail(new Error(`${key}.js is damaged.`)));
       script.onerror = () => fail(new Error(`${key}.js is missing: the atlas is not whole. Build it again.`));
     }).then((value) => {
-      if (!(value.v <= SCHEMA)) throw new Error(`${key}.js has format ${value.v}; this page knows ${SCHEMA}.`);
+      if (value.v !== SCHEMA) throw new Error(`${key}.js has format ${value.v}; this page knows ${SCHEMA}.`);
       return value;
     });
     loading.set(key, arrival);
@@ -65,7 +67,6 @@ async function pairOf(entry) {
   const raw = await load(`${entry.folder}/pair`);
   const pair = { ...raw, entry, names: raw.classes.map((c) => c.name), aape: numbers(raw.aape, Float32Array) };
   pair.size = pair.aape.length;
-  if (raw.groups) for (const clip of pair.clips) clip[5] = raw.groups[clip[5]]; // the first format has their numbers
   Object.assign(pair, raw.p ? wholeTable(bytes(raw.p), pair.names.length) : largestOnly(raw.p_top));
   const { shares, each } = pair; // the largest p of every neuron, once: the search sorts by it those without a class
   pair.top = new Uint8Array(pair.size);
@@ -225,13 +226,24 @@ const some = (names, most) => names.slice(0, most).join(", ") + (names.length > 
 const name = (pair, flat) => `${Math.floor(flat / pair.width)}/${flat % pair.width}`;
 const classNames = (pair, list) => list.map((x) => pair.names[x.c]);
 
-const here = () => new URLSearchParams(location.hash.slice(1));
+const fileOf = (name) => (embedded ? embedded.files[name] : `clips/${name}`);
+const address = () => (embedded ? embedded.address : location.hash.slice(1));
+const here = () => new URLSearchParams(address());
+function go(to) { // to an address such as #m=model&t=task; a frame has none of its own
+  if (!embedded) location.hash = to;
+  else {
+    embedded.address = to.slice(1);
+    draw();
+  }
+}
 const href = (params) => "#" + new URLSearchParams(Object.entries(params).filter(([, v]) => known(v) && v !== ""));
 const of = (entry, more) => href({ m: entry.m, t: entry.t, ...more });
 const toNeuron = (pair, flat, list) => of(pair.entry, { ...list, l: Math.floor(flat / pair.width), n: flat % pair.width });
 const listIn = (params) => Object.fromEntries([...params].filter(([key]) => !["m", "t", "l", "n", "u"].includes(key)));
 function change(changes) { // of the address, without a step in the browser's history
-  history.replaceState(null, "", href({ ...Object.fromEntries(here()), ...changes }));
+  const to = href({ ...Object.fromEntries(here()), ...changes });
+  if (embedded) embedded.address = to.slice(1);
+  else history.replaceState(null, "", to);
   draw();
 }
 
@@ -278,19 +290,16 @@ const players = (text, start, id) => html`<span class="row"><button class="main"
 /** A clip: its spectrogram, the neuron's map over it, and a player whose cursor moves over both. */
 function card(pair, record, place, label) {
   const [number, role, share] = record.clips[place];
-  const [sound, image, seconds, complaint, c, group, split, file] = pair.clips[number];
+  const [sound, image, seconds, c, group, split, file] = pair.clips[number];
   const origin = [QUARTERS[role], label, group || file].filter(Boolean).join(" · ");
   const said = html`<span>
     <a href=${of(pair.entry, { c: pair.names[c] })} class=${record.own.includes(c) && "hot"}>${pair.names[c]}</a>
     <span class="group" title=${`${file}, ${split}`}>${origin}</span>
   </span>`;
-  if (!sound) {
-    return html`<figure class="clip"><div class="gone">No sound: ${complaint}</div><figcaption>${said}</figcaption></figure>`;
-  }
   const end = css(seconds / pair.seconds);
   const figure = html`<figure class="clip">
     <div class="scene" onclick=${seek}>
-      <img src=${`clips/${image}`} alt="" loading="lazy">
+      <img src=${fileOf(image)} alt="" loading="lazy">
       ${record.maps && overlay(pair, record, place)}
       ${seconds < pair.seconds - 0.01 && html`<div class="silent" title="zero padding" style=${`left: ${end}`}></div>`}
       <div class="cursor"></div>
@@ -299,7 +308,7 @@ function card(pair, record, place, label) {
       <button class="play" aria-label=${`Play ${pair.names[c]}, ${percent(share)} of tokens active`} onclick=${toggle}></button>
       ${said}<span class="share" title="share of tokens at which the neuron is active">${percent(share)}</span>
     </figcaption>
-    <audio preload="metadata" src=${`clips/${sound}`} onplay=${begin} onpause=${pause} onended=${next}></audio>
+    <audio preload="metadata" src=${fileOf(sound)} onplay=${begin} onpause=${pause} onended=${next}></audio>
   </figure>`;
   const [audio, cursor] = [figure.querySelector("audio"), figure.querySelector(".cursor")];
   function seek(event) {
@@ -558,7 +567,7 @@ async function classPage(entry, params) {
     .flatMap((e) => e.classes.filter(([other]) => e !== entry || other !== name).map(([d]) => ({ d, u: e === entry ? null : e.t, title: e.title })));
   const compare = html`<select aria-label="Compare with another class" onchange=${(event) => {
     const { d, u } = others[event.target.value];
-    location.hash = of(entry, { c: name, d, u });
+    go(of(entry, { c: name, d, u }));
   }}><option value="">Compare with…</option>
     ${others.map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
   return [
@@ -580,8 +589,8 @@ async function playFound(stage, wanted) {
     const record = cards.length < 12 && (await recordOf(pair, flat));
     if (!record) continue;
     const place = record.clips.findIndex(([number, role]) => {
-      const [sound, , , , label] = pair.clips[number];
-      return sound && !heard.has(sound) && (c === null ? role === TOP : label === c && role <= 1);
+      const [sound, , , label] = pair.clips[number];
+      return !heard.has(sound) && (c === null ? role === TOP : label === c && role <= 1);
     });
     if (place < 0) continue;
     heard.add(pair.clips[record.clips[place][0]][0]);
@@ -745,7 +754,7 @@ function panels(pair, record, flat) {
   const sets = pair.effects.filter((set) => place(set) >= 0);
   return [
     record.histogram && record.aape !== null && panel("Clip by clip", histogram(pair, record)),
-    known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(pair, record)),
+    known(record.groups) && panel("Is it the recording or the speaker?", groupEffect(record)),
     mine.some((x) => x.scores.some(known)) && panel("Does it tell its classes, on clips held out?", scores(pair, mine)),
     record.attribution && panel("If it were silenced alone, to first order", attribution(pair, record)),
     sets.map((set) => panel(`Taken away with others: ${set.target} (${set.mode})`, effect(set, place(set)))),
@@ -786,12 +795,11 @@ function attribution(pair, { bars, own, attribution: { zero, mean, rank } }) {
       <td class="n">${milli(x.mean)}</td><td class="n">${count(rank[own.indexOf(x.c)])}</td></tr>`)),
   ];
 }
-function groupEffect(pair, { groups, crowd }) {
-  const [share, chance] = [groups].flat(); // the first format: sums of squares, and what they are by chance
-  const most = crowd.map(([g, clips]) => `${clips} of ${pair.groups?.[g] ?? g}`).join(", ");
+function groupEffect({ groups, crowd }) {
+  const most = crowd.map(([group, clips]) => `${clips} of ${group}`).join(", ");
   return [
-    html`<p>Within a class, ${percent(share)} of its variance lies between groups of clips; groups drawn at random give
-      ${percent(chance || 0)}. ${share > (chance || 0) + 0.2 && `${share < 0.5 ? "Part" : "Most"} of what it follows is who or what was recorded.`}</p>`,
+    html`<p>Within a class, ${percent(groups)} of its variance lies between groups of clips; groups drawn at random give
+      0\u202f%. ${groups > 0.2 && `${groups < 0.5 ? "Part" : "Most"} of what it follows is who or what was recorded.`}</p>`,
     html`<p>Of its 20 most active clips: ${most || "no two of one group"}.</p>`,
   ];
 }
@@ -854,12 +862,12 @@ function frame(entry) {
   const move = (key, value) => { // the same neuron elsewhere; not all models need be there for all tasks
     const kept = key === "m" ? "t" : "m", there = index.pairs.filter((e) => e[key] === value);
     const to = there.find((e) => e[kept] === now[kept]) || there[0];
-    location.hash = of(to, { l: here().get("l"), n: here().get("n") });
+    go(of(to, { l: here().get("l"), n: here().get("n") }));
   };
   const find = (event) => {
     event.preventDefault();
     const q = document.getElementById("search").value;
-    location.hash = of(now, { find: 1, q, only: /\d/.test(q) ? "all" : null });
+    go(of(now, { find: 1, q, only: /\d/.test(q) ? "all" : null }));
   };
   document.getElementById("bar").replaceChildren(html`<form role="search" onsubmit=${find}><a class="home" href="#">Atlas of neurons</a>
     ${now && [pick("m", "Model", "label"), pick("t", "Task", "title")]}
@@ -932,7 +940,7 @@ document.addEventListener("keydown", (event) => {
 
 function start(value) {
   index = value;
-  if (!(value.v <= SCHEMA)) {
+  if (value.v !== SCHEMA) {
     document.getElementById("main").textContent = `This atlas has format ${value.v}; this page knows ${SCHEMA}.`;
     return;
   }
@@ -946,6 +954,12 @@ function start(value) {
     document.getElementById("main").focus();
   });
   addEventListener("hashchange", draw);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (!embedded || !link) return;
+    event.preventDefault();
+    go(link.getAttribute("href"));
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 }

@@ -13,11 +13,11 @@ from torch import Tensor
 from aape.encoders.encoder import Encoder, hooked
 
 BATCH = 32  # clips at once
-LEVELS = 15  # of a picked-up map, beside nothing
+LEVELS = 15  # above 0, of a map that is written as text
 
 
-class _Heard(Exception):
-    """Everything that was asked for has been seen."""
+class _AllSeen(Exception):
+    """The deepest layer that was requested has been seen."""
 
 
 def token_maps(encoder: Encoder, neurons: Any, waves: Any) -> np.ndarray:
@@ -82,10 +82,10 @@ def maps_of_pairs(
         picked = values[torch.from_numpy(clips[at]), :, torch.from_numpy(mine)].float()  # [pairs of the layer, tokens]
         maps[torch.from_numpy(at)[:, None], cells[call][on_map]] = picked[:, on_map]
         if stop and all(done == len(cells) for done in calls):
-            raise _Heard
+            raise _AllSeen
 
     layers = [encoder.layers[layer] for layer in used]
-    with contextlib.suppress(_Heard), hooked(encoder, layers, see), torch.no_grad():
+    with contextlib.suppress(_AllSeen), hooked(encoder, layers, see), torch.no_grad():
         encoder.embed(waves.to(encoder.device))
     if set(calls) != {len(cells)}:
         raise ValueError(f"{encoder.name}: token_grid speaks of {len(cells)} calls, embed made {calls} of the layers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from pathlib import Path
@@ -12,99 +11,125 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts.folder import Artifacts
+from aape.atlas.scripts import rounded
 
-PAIR = ["layer", "neuron", "class"]
-CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
+KEY = ["layer", "neuron", "class"]
 SCORES = ("auprc", "f1", "iou")
-CHANCE = ("coverage_null_mean", "mean_aape", "mean_aape_null_mean", "calibrated_neurons",
-          *SCORES, *(f"{score}_permuted" for score in SCORES), "effect", "q_level")  # fmt: skip
+CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
+CHANCE = (
+    "coverage_null_mean",
+    "mean_aape",
+    "mean_aape_null_mean",
+    "calibrated_neurons",
+    *SCORES,
+    *(f"{score}_permuted" for score in SCORES),
+    "effect",
+    "q_level",
+)
 
 
 def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
-    """The tables that are looked at: those of the study lie beside the artifacts' folder."""
-    study, model = artifacts.path.parent, artifacts.path.name.removeprefix(f"{task}_")
+    """The tables that are read. Those of the study lie next to the artifacts' folder."""
+    study = artifacts.path.parent
+    model = artifacts.path.name.removeprefix(f"{task}_")
+    model_of_seeds = re.sub(r"-[0-9]+$", "", model)
     return {
         "neurons": artifacts.path / "neurons.csv",
         "classes": study / "class_level_neuron_statistics.csv",
         "task": study / f"task_level_neuron_statistics_{model}.csv",
-        "seeds": study / f"task_level_neuron_statistics_{re.sub(r'-[0-9]+$', '', model)}.csv",  # one for all seeds
+        "seeds": study / f"task_level_neuron_statistics_{model_of_seeds}.csv",  # one for all seeds
         "effects": study / "ablation_effects.csv",
         "silenced": study / "ablation_neurons.csv",
     }
 
 
 def _read(path: Path, columns: set[str], **where: str) -> pd.DataFrame:
-    """Rows of a table, all as text so that class names stay what they are; none where it is not there."""
+    """Rows of a table in which some columns have some values; no rows if the table or a column is not there.
+
+    All cells are text, so that names of classes stay what they are.
+    """
+    needed = columns | set(where)
     table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
-    if not (columns | set(where)) <= set(table):
-        return pd.DataFrame(columns=sorted(columns | set(where)), dtype=str)
-    return table[np.logical_and.reduce([table[key] == value for key, value in where.items()] or [table.index >= 0])]
+    if not needed <= set(table):
+        return pd.DataFrame(columns=sorted(needed), dtype=str)
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
 
 
 def _numbers(table: pd.DataFrame, *columns: str) -> np.ndarray:
     """Columns as numbers [rows, columns], NaN where a cell is empty or a column is not there."""
-    found = table.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce")
-    return found.to_numpy(dtype=np.float64)
-
-
-def rounded(value: Any, digits: int = 4) -> float | None:
-    """For JSON: a few significant digits; None for what is no number."""
-    value = float(value)
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    columns_as_text = table.reindex(columns=list(columns))
+    return columns_as_text.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
 
 
 def with_q(table: pd.DataFrame, artifacts: Artifacts) -> pd.DataFrame:
-    """A selection's table with q, calibrated (1 or 0) and scores on clips held out from the analysis' neurons.csv, NaN
-    where it says nothing.
+    """A selection's table with q, calibrated (1 or 0) and scores on held-out clips from neurons.csv of the analysis.
+
+    They are NaN where neurons.csv has no such row.
 
     Warns:
-        UserWarning: neurons.csv is of other artifacts, so it is not used.
+        UserWarning: neurons.csv was made from other artifacts, so it is not used.
     """
-    made = _read(artifacts.path / "neurons.csv", {*PAIR, "p", "q", "calibrated"})
-    found = ["q", "calibrated", *SCORES]
-    made[["then", "q", *SCORES]] = _numbers(made, "p", "q", *SCORES)
-    made = made.astype({"layer": int, "neuron": int}).assign(calibrated=(made.calibrated == "True").astype(float))
-    both = table.merge(made[[*PAIR, "then", *found]], "left", PAIR)
-    if (both.p - both.then).abs().max() > 1e-4:
-        warnings.warn(f"{artifacts.path}/neurons.csv is of other artifacts: no q is shown; analyse again", stacklevel=2)
-        both[found] = np.nan
-    return both.drop(columns="then")
+    analysed = _read(artifacts.path / "neurons.csv", {*KEY, "p", "q", "calibrated"})
+    analysed[["analysed_p", "q", *SCORES]] = _numbers(analysed, "p", "q", *SCORES)
+    analysed = analysed.astype({"layer": int, "neuron": int})
+    analysed["calibrated"] = (analysed.calibrated == "True").astype(float)
+    added = ["q", "calibrated", *SCORES]
+    joined = table.merge(analysed[[*KEY, "analysed_p", *added]], "left", KEY)
+    if (joined.p - joined.analysed_p).abs().max() > 1e-4:
+        message = f"{artifacts.path}/neurons.csv was made from other artifacts, so no q is shown; analyse again"
+        warnings.warn(message, stacklevel=2)
+        joined[added] = np.nan
+    return joined.drop(columns="analysed_p")
 
 
 def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[float | None]]:
     """By class name: neurons under permuted labels, their mean and 95 % range, where the analysis has them."""
     table = _read(study_tables(artifacts, task)["classes"], {"class"}, task=task, model=model)
     rows = _numbers(table, "null_mean", "null_low", "null_high")
-    return {name: [rounded(v) for v in row] for name, row in zip(table["class"], rows, strict=True)}
+    return {name: [rounded(value) for value in row] for name, row in zip(table["class"], rows, strict=True)}
 
 
 def task_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, float | None]:
-    """Coverage, mean AAPE and mean scores, also under permuted labels, neurons above chance, and the least effect and
-    level of q that these pass: what the analysis has."""
+    """What the analysis says of the task: coverage, mean AAPE and mean scores, also under permuted labels.
+
+    It includes the number of calibrated neurons, and the least effect and the level of q that these pass.
+    """
     paths = study_tables(artifacts, task)
-    found = _read(paths["task"], set(), task=task)
-    rows = _numbers(found if len(found) else _read(paths["seeds"], set(), task=task, model=model), *CHANCE)
-    return dict(zip(CHANCE, map(rounded, rows[0]), strict=True)) if len(rows) else {}
+    table = _read(paths["task"], set(), task=task)
+    if table.empty:
+        table = _read(paths["seeds"], set(), task=task, model=model)
+    if table.empty:
+        return {}
+    values = _numbers(table, *CHANCE)[0]
+    return {name: rounded(value) for name, value in zip(CHANCE, values, strict=True)}
 
 
 def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]:
-    """Sets of neurons that the ablation put to their mean: target, mode, neurons of any fold, size (neurons that are put
-    to their mean together, the mean of the folds), and rows of [class, measure, *CHANGE], for the classes that were
-    targeted; of several folds also how many there are, and in how many each neuron was chosen. Controls are random sets
-    that are as active in the class."""
-    paths, found = study_tables(artifacts, task), []
-    members = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
+    """Sets of neurons that the ablation replaced by their mean, and what changed in the targeted classes.
+
+    Returns:
+        For each set its target, mode, neurons (of any fold), size (neurons that are replaced together, mean over folds)
+        and rows of [class, measure, *CHANGE]. With several folds also how many there are and in how many of them each
+        neuron was chosen.
+    """
+    paths = study_tables(artifacts, task)
+    silenced = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
+    silenced = silenced.astype({"layer": int, "neuron": int})
     columns = {"target", "mode", "class", "measure"}
     changes = _read(paths["effects"], columns, task=task, model=model, kind="mean", targeted="True")
+    sets = []
     for (target, mode), rows in changes.groupby(["target", "mode"], sort=False):
-        mine = members[(members.target == target) & (members["mode"] == mode)].astype({"layer": int, "neuron": int})
-        chosen = mine.groupby(["layer", "neuron"], sort=False).size()  # a row for every fold
-        said = zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True)
-        changed = [[name, measure, *map(rounded, row)] for name, measure, row in said]
-        size, folds = rounded(_numbers(rows, "neurons")[0, 0]), mine["fold"].nunique() if "fold" in mine else 1
-        found.append(
-            {"target": target, "mode": mode, "neurons": [*map(list, chosen.index)], "size": size, "rows": changed}
-        )
+        members = silenced[(silenced.target == target) & (silenced["mode"] == mode)]
+        chosen = members.groupby(["layer", "neuron"], sort=False).size()  # a row for every fold
+        found: dict[str, Any] = {"target": target, "mode": mode, "neurons": [list(pair) for pair in chosen.index]}
+        found["size"] = rounded(_numbers(rows, "neurons")[0, 0])
+        found["rows"] = []
+        for name, measure, values in zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True):
+            found["rows"].append([name, measure, *map(rounded, values)])
+        folds = members["fold"].nunique() if "fold" in members else 1
         if folds > 1:
-            found[-1] |= {"folds": folds, "chosen": chosen.tolist()}
-    return found
+            found |= {"folds": folds, "chosen": chosen.tolist()}
+        sets.append(found)
+    return sets
