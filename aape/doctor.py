@@ -96,7 +96,7 @@ def _meets(installed: str, line: str) -> bool:
 
 def entry(study: Study, name: str, spec: Loader) -> Finding:
     """A model or task of the study: its loader and options as the loader would find them, and the files they name."""
-    from aape.study.study import prepare
+    from aape.study.loading import prepare
 
     title = f"{name} ({getattr(spec, 'label', None) or getattr(spec, 'title', None)})"
     try:

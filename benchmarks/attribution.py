@@ -19,7 +19,8 @@ from aape.artifacts.folder import load_artifacts
 from aape.causal.attribution import _judges
 from aape.causal.silencing import embed_with_sets, neuron_set
 from aape.sounds.task import read_clips
-from aape.study.study import load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import load_study
 
 
 def stratified(scores: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -17,7 +17,8 @@ from aape.artifacts.folder import load_artifacts
 from aape.criteria.confounds import causal_checks, confounded, descriptors, within_loudness
 from aape.files import write_text
 from aape.neurons.selection import select
-from aape.study.study import load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import load_study
 
 
 def main() -> None:

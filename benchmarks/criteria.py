@@ -28,7 +28,8 @@ from aape.criteria.ranking import CRITERIA
 from aape.figures.ablation import criteria
 from aape.figures.style import save
 from aape.files import write_text
-from aape.study.study import load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import load_study
 from notebooks_src.report import markdown
 
 SEEN = (

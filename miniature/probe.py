@@ -181,7 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
         meta = given.esc50 / "meta" / "esc50.csv"
         probe(from_metadata(meta, given.esc50 / "audio", clip_seconds=5.0, name="esc50"), "ESC-50, fold 5")
     if given.study is not None:
-        from aape.study.study import load_study, load_task
+        from aape.study.loading import load_task
+        from aape.study.study import load_study
 
         study = load_study(given.study)
         for name in study.tasks:

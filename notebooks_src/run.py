@@ -30,7 +30,8 @@ from traitlets.config import Config
 
 from aape.files import FolderBusy, folder_lock, write_json
 from aape.sounds.task import Task
-from aape.study.study import ROOT, Loader, Study, load_study, load_task, resolve
+from aape.study.loading import load_task, resolve
+from aape.study.study import ROOT, Loader, Study, load_study
 from notebooks_src.generate import collecting_notebook
 
 # What a fresh kernel does not have: names, numbers of cells, open figures, warnings that were shown already.

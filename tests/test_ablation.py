@@ -29,7 +29,8 @@ from aape.sounds.task import Task, from_metadata
 from aape.study import ablation
 from aape.study.ablation import ablate, load_result
 from aape.study.effects import AT, against_controls, paired_interval, possible
-from aape.study.study import AblationTarget, Study, load_encoder, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import AblationTarget, Study
 from aape.study.targets import matched, target_neurons
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")

@@ -31,7 +31,8 @@ from aape.encoders.encoder import Encoder, alone_with, choose_device, full_preci
 from aape.files import folder_lock, write_text
 from aape.neurons.selection import Selection, select
 from aape.sounds.task import Task
-from aape.study.study import Study, load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import Study, load_study
 
 PAGE = ("index.html", "app.js", "app.css")
 PAIRS_AT_ONCE = 2  # a pass, and the making of sounds and pictures, leave one core idle in turns

@@ -30,7 +30,8 @@ from aape.collecting.plan import ENCODER, IDENTITY, RUN, Plan, naming_space, pla
 from aape.encoders.encoder import Encoder, choose_device, full_precision
 from aape.files import Cache, folder_lock, sha256_of, sync_folder, whole_file, write_text
 from aape.sounds.task import BadClip, Task, prefetched
-from aape.study.study import Study, load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import Study, load_study
 
 _PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "soxr")
 

@@ -52,7 +52,8 @@ from aape.files import folder_lock, write_text
 from aape.neurons.selection import jaccard_index
 from aape.sounds.task import Task
 from aape.study.effects import AT, MODES, Aim, against_controls
-from aape.study.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import AblationSettings, AblationTarget, Study, load_study
 from aape.study.targets import Job, label_of, target_classes, target_neurons
 
 _CHANGE = ("class", "targeted", "measure", "before", "after", "difference", "off_target", "effect")
