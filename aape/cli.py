@@ -73,7 +73,7 @@ def guarded(program: str, run: Callable[[], int | None]) -> int:
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, MemoryError) as error:
         if os.environ.get("AAPE_TRACEBACK"):
             traceback.print_exc()
-        print(f"{program}: {error or type(error).__name__}\n{_advice(error)}", file=sys.stderr)
+        print(f"{program}: {str(error) or type(error).__name__}\n{_advice(error)}", file=sys.stderr)
         return 2
 
 

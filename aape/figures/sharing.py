@@ -45,7 +45,7 @@ def sharing_figure(
     known = [sharing for sharing in panels.values() if sharing is not None]
     few = max(map(len, names)) <= FEW_CLASSES and pitches is None
     cell = 0.27 if few else 0.125  # inches
-    size = max(2.6, cell * max(map(len, names)))
+    size = 3.2 if pitches is not None else max(2.6, cell * max(map(len, names)))
     heatmap_height = size + 1.7
     height = heatmap_height + (2.4 if curves else 0)
     figure = Figure(figsize=(len(panels) * (size + 0.3) + 1.9, height), layout="constrained")
@@ -101,9 +101,7 @@ def _conclusion(panels: Mapping[str, Sharing | None], level: float) -> str:
         return "No pair of classes shares more neurons than with permuted labels"
     label = max(counts, key=lambda name: counts[name][0])
     above, tested = counts[label]
-    return (
-        f"{above} of {tested} pairs share more neurons than with permuted labels (●) in {label}, the most of all models"
-    )
+    return f"{above} of {tested} pairs share more neurons than with permuted labels (dots) in {label}, the most of all models"
 
 
 def _top(known: list[Sharing], few: bool) -> float:
@@ -144,7 +142,7 @@ def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: flo
     if few:
         for i, j in np.argwhere(~np.isnan(values)):
             ink = "white" if values[i, j] < 0.6 * top else "black"
-            axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=5.5, color=ink)
+            axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
     return image
 
 

@@ -56,7 +56,7 @@ def _sharing(
         panels,
         first.names,
         [rows, columns],
-        f"Shared neurons by {figure.title}, {where}",
+        f"Shared neurons ({figure.title}): {where}",
         first.pitches,
         curves or None,
         study.chance.q,
