@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.study.ablation import ablate
     from aape.study.ablation_result import AblationResult
     from aape.study.analysis import Analysis, analyze
-    from aape.study.study import Study, load_encoder, load_study, load_task
+    from aape.study.loading import load_encoder, load_task
+    from aape.study.study import Study, load_study
 
 __version__ = "0.4.0"
 
@@ -50,7 +51,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.study.ablation": ("ablate",),
     "aape.study.ablation_result": ("AblationResult",),
     "aape.study.analysis": ("Analysis", "analyze"),
-    "aape.study.study": ("Study", "load_encoder", "load_study", "load_task"),
+    "aape.study.loading": ("load_encoder", "load_task"),
+    "aape.study.study": ("Study", "load_study"),
 }
 _SUBMODULES = {"chance": "aape.neurons.chance", "m2d": "aape.encoders.m2d"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -16,7 +16,8 @@ import torch
 from packaging.requirements import Requirement
 
 from aape.datasets import DATASETS, TASKS
-from aape.study.study import Loader, Study, load_study, prepare
+from aape.study.loading import prepare
+from aape.study.study import Loader, Study, load_study
 
 _CLONE = Path(__file__).resolve().parents[1]  # the clone's folder, if there is a clone
 _QUICK_LOADERS = ("aape.sounds.loading:from_metadata", "aape.sounds.loading:from_folder")

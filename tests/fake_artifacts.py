@@ -89,7 +89,7 @@ def planted_counts(
 
 
 def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str, str]], **settings) -> Path:
-    """A study file; tasks: name -> kind. Its loaders are never called: the analysis needs no model."""
+    """A study file; tasks: name -> "pitch" or anything else. Its loaders are never called: the analysis needs no model."""
     never = {"loader": "nowhere:load"}
     content = {
         "name": "fake",
@@ -100,9 +100,12 @@ def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str,
             "sl": never | {"label": "SL ViT", "role": "sl"},
             "untrained": never | {"role": "untrained"},
         },
-        "tasks": {name: never | {"title": name.upper(), "kind": kind} for name, kind in tasks.items()},
+        "tasks": {
+            name: never | {"title": name.upper(), "kind": "pitch" if kind == "pitch" else None}
+            for name, kind in tasks.items()
+        },
         "selection": {"rate": 0.1},
-        "chance": {"permutations": 40, "resamples": 3},
+        "chance": {"permutations": 40},
         "sharing": [{"name": n, "rows": r, "columns": c, "title": "things"} for n, r, c in sharing],
     } | settings
     path.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -1,11 +1,7 @@
 """From artifacts to tables and figures, calibrated selection, and what is refused."""
 
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import matplotlib.image
 import numpy as np
@@ -15,14 +11,16 @@ import torch
 from fake_artifacts import TOKENS, planted_counts, write_artifacts, write_study
 from matplotlib.figure import Figure
 
-from aape.criteria.ranking import CRITERIA
-from aape.figures.sharing import _octave_axes
-from aape.figures.style import styled
+from aape.figures.activity import activity_by_layer
+from aape.figures.sharing import _octave_axes, octave_peaks
+from aape.figures.style import colours, save, short_file_name
 from aape.files import FolderBusy, folder_lock
-from aape.neurons.selection import select
-from aape.study.analysis import _check_together, panels_of, pitch_of, spread
+from aape.study.analysis import check_together
+from aape.study.drawing import panels_of
 from aape.study.published import published_lists, published_neurons
-from aape.study.study import SelectionSettings, load_study
+from aape.study.shared_neurons import pitch_of
+from aape.study.study import load_study
+from aape.study.tables import spread
 from common_analyze import analyze, load_artifacts
 
 EVENTS = ["dog", "rain", "siren", "sea_waves"]
@@ -56,7 +54,7 @@ def test_every_table_has_every_model(analysis):
     labels = ["SSL ViT", "SL ViT", "untrained"]
     assert analysis.statistics.model.tolist() == ["ssl", "sl", "untrained"] * 2 and analysis.missing == []
     assert analysis.overview.model.tolist() == analysis.sharing_summary.model.tolist() == labels * 2
-    assert len(analysis.sensitivity) == 12 * 3 and set(analysis.sensitivity.model) == set(labels)
+    assert len(analysis.sensitivity) == 11 * 3 and set(analysis.sensitivity.model) == set(labels)
     for model, folder in (("ssl", "analysis"), ("sl", "vit"), ("untrained", "untrained")):
         table = pd.read_csv(analysis.study.directory / f"task_level_neuron_statistics_{folder}.csv")
         assert table.task.tolist() == ["events", "notes"] and table.loc[0, "tokens"] == 144 * TOKENS
@@ -97,7 +95,7 @@ def test_octaves_are_shared_in_the_planted_pitches(analysis):
     assert twelve > 1.5 * max(eleven, thirteen)
     assert curve.chance_high.iloc[1] < twelve
     row = analysis.sharing_summary.set_index(["figure", "model"]).loc["cross_task-notes", "SSL ViT"]
-    assert row["pairs with q < 0.05, centred"] >= 1
+    assert octave_peaks(analysis.octaves[analysis.octaves.model == "ssl"])[:1] == [12]
     assert row["alike"] == "an octave apart" and row["alike p"] < 0.001 and row["alike Jaccard"] > row["other Jaccard"]
     assert [pitch_of(name) for name in ("60", "pitch_021", "C4_060")] == [60, 21, 60]
     with pytest.raises(ValueError, match="'dog' of a pitch task"):
@@ -120,27 +118,17 @@ def test_a_second_run_computes_nothing_and_gives_the_same(analysis, monkeypatch)
     assert np.array_equal(again.results["notes", "sl"].members, analysis.results["notes", "sl"].members)
 
 
-def test_sensitivity_varies_filter_rate_quantile_imbalance_and_padding(analysis):
+def test_sensitivity_varies_filter_rate_quantile_and_padding(analysis):
     table = pd.read_csv(analysis.study.directory / "sensitivity.csv")
     mine = table[(table.task == "events") & (table.model == "ssl")]
-    assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "clips per class", "zero padding"] + ["calibrated, least effect"] * 4  # fmt: skip
+    assert mine.setting.tolist() == ["as stated", "filter", "rate", "rate", "quantile", "quantile", "zero padding"] + ["calibrated, least effect"] * 4  # fmt: skip
     assert mine.overlap.iloc[0] == 1 and (mine.overlap.iloc[1:6] < 1).any()
-    effects = mine.iloc[8:].set_index("value")
+    effects = mine.iloc[7:].set_index("value")
     assert effects.index.tolist() == ["0", "0.05", "0.1 (stated)", "0.2"] and effects.overlap["0.1 (stated)"] == 1
     assert effects.per_class_mean.is_monotonic_decreasing
     row = analysis.results["events", "ssl"].row
     assert effects.per_class_mean["0.1 (stated)"] == pytest.approx(row["calibrated_per_class_mean"], rel=1e-5)
-    assert mine.note.iloc[7] == "11.1% of the tokens"  # 20 of 60 in every third clip
-
-
-def test_unequal_classes_are_resampled(tmp_path):
-    labels = np.array([0] * 60 + [1] * 20 + [2] * 12)
-    path, folder = write_study(tmp_path / "s.yaml", {"events": "event"}, []), tmp_path / "outputs/fake/events_analysis"
-    write_artifacts(folder, planted_counts(labels, 3, seed=0), labels, EVENTS[:3], task="events")
-    found = analyze(path, draw=False, progress=False)
-    row = found.results["events", "ssl"].sensitivity.set_index("setting").loc["clips per class"]
-    assert row.note == "12 instead of 12 to 60" and 0 < row.overlap < 1
-    assert found.missing == [("events", "sl"), ("events", "untrained")]
+    assert mine.note.iloc[6] == "11.1% of the tokens"  # 20 of 60 in every third clip
 
 
 def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, monkeypatch):
@@ -175,23 +163,20 @@ def test_artifacts_that_do_not_belong_together_are_refused(tmp_path):
     labels = np.repeat(np.arange(4), 36)
     events = planted_counts(labels, 4, seed=0), labels
     write_artifacts(folder / "events_vit", *events, EVENTS[::-1], task="events", weights="vit")
-    with pytest.raises(ValueError, match="of 'events', but with different classes or another order"):
+    with pytest.raises(ValueError, match="events_vit: expected the classes of .*events_analysis, in the same order"):
         analyze(path)
     write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="another")
-    with pytest.raises(ValueError, match="weights differ. Collect again"):
+    with pytest.raises(ValueError, match="their weights differ. Collect the outdated one again"):
         analyze(path)
     write_artifacts(folder / "events_vit", *events, EVENTS, task="events", weights="analysis")
     whole = {(task, "ssl"): load_artifacts(folder / f"{task}_analysis") for task in ("events", "notes")}
-    assert _check_together(whole) == []
+    assert check_together(whole) == []
     whole["notes", "ssl"].manifest["layers"] = ["blocks.1", "blocks.2", "blocks.3"]
     with pytest.raises(ValueError, match="layers or neurons differ"):
-        _check_together(whole)
+        check_together(whole)
     two = {("events", model): load_artifacts(folder / f"events_{model}") for model in ("analysis", "vit")}
     same = "events: analysis and vit have the same weights"
-    assert _check_together(two) == [same]
-    two["events", "vit"].manifest["clip_seconds"] = 10.0
-    other = "events: vit heard other clips, or other seconds of them, than analysis: do not compare them"
-    assert _check_together(two) == [same, other]
+    assert check_together(two) == [same]
     os.rename(folder / "events_vit", folder / "spare")
     os.rename(folder / "notes_vit", folder / "events_vit")
     with pytest.raises(ValueError, match="artifacts of the task 'notes', expected 'events'"):
@@ -230,21 +215,6 @@ def test_changed_settings_are_computed_again_and_two_analyses_at_once_are_refuse
     assert kept == [30, 15]
 
 
-def test_another_criterion_of_the_study(tmp_path):
-    """Its neurons are selected and tested pair by pair; what only AAPE's permutations know is not shown."""
-    path = fill(tmp_path, models=("analysis",))
-    path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.1\n  criterion: auroc"))
-    found = analyze(path, draw=False, progress=False)
-    result = found.results["events", "ssl"]
-    chosen = select(load_artifacts(tmp_path / "outputs" / "fake" / "events_analysis"), rate=0.1, criterion="auroc")
-    assert np.array_equal(result.members, chosen.members) and result.row["criterion"] == "auroc"
-    assert result.row["calibrated_coverage"] == 1 and result.neurons.auprc.mean() > 0.6
-    unknown = ["coverage_null_mean", "p_mean_aape", "stability", "auprc_permuted"]
-    assert all(np.isnan(result.row[name]) for name in unknown) and result.drawn is None
-    assert found.sharing_summary["pairs"].tolist() == [0, 0] and "known for AAPE alone" in found.notes[0]
-    assert set(get_args(SelectionSettings.model_fields["criterion"].annotation)) == {"lape", *CRITERIA}
-
-
 def test_a_model_of_several_seeds_has_one_row_with_its_range(tmp_path):
     never = {"loader": "nowhere:load"}
     models = {"trained": never, "random": never | {"role": "untrained", "seeds": [3, 5]}}
@@ -279,10 +249,29 @@ def test_octave_lines_go_through_pitches_that_are_octaves_apart():
         assert cell != int(cell) or abs(int(white[int(cell)]) - int(white[at])) % 12 == 0
 
 
-def test_figures_drawn_by_two_threads_leave_matplotlibs_settings_alone():
-    before, together = dict(matplotlib.rcParams), threading.Event()
-    first, second = styled(lambda: together.wait(0.2)), styled(lambda: (together.set(), time.sleep(0.1)))
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(first), pool.submit(second)]:
-            done.result()
-    assert dict(matplotlib.rcParams) == before
+def test_a_colour_is_the_same_model_in_every_figure_and_untrained_ones_are_grey():
+    by_label = colours(["SSL (M2D)", "SL (ViT)", "untrained"])
+    by_name = colours(["ssl", "sl", "untrained-0", "untrained-1"])
+    assert by_label["SSL (M2D)"] == by_name["ssl"] != by_label["SL (ViT)"] == by_name["sl"]
+    assert by_label["untrained"] == by_name["untrained-1"] == "#7F7F7F"
+
+
+def test_titles_say_what_came_out(analysis):
+    artifacts = load_artifacts(analysis.study.directory / "events_analysis")
+    median = np.median(artifacts.over_zero.double().mean(dim=2).numpy(), axis=1)
+    title = activity_by_layer(artifacts).get_suptitle()
+    assert f"{median[0]:.0%} of tokens in layer 0" in title and title.endswith("fake on events")
+
+
+def test_letters_that_no_font_has_are_named_in_one_warning(tmp_path):
+    figure = Figure()
+    figure.suptitle("\u10d0\U00012000\U00012001")  # cuneiform
+    with pytest.warns(UserWarning, match="Install a font that has them") as caught:
+        save(figure, tmp_path, "old")
+    assert len(caught) == 1
+
+
+def test_a_long_name_is_shortened_and_stays_different():
+    names = [f"ablation_{'class ' * 60}{i}" for i in range(2)]
+    shortened = [short_file_name(name) for name in names]
+    assert len(set(shortened)) == 2 and max(map(len, shortened)) < 200 and short_file_name("chance") == "chance"

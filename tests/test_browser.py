@@ -26,7 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("lab")
     study = yaml.safe_load((REPOSITORY / "studies" / "miniature.yaml").read_text())
     study |= {"models": {"ssl": study["models"]["ssl"]}, "tasks": {"esc50": study["tasks"]["esc50"]}, "sharing": []}
-    study |= {"chance": {"permutations": 20, "resamples": 1}, "ablation": {}}
+    study |= {"chance": {"permutations": 20}, "ablation": {}}
     (folder / "small.yaml").write_text(yaml.safe_dump(study))
     for name in NOTEBOOKS:
         text = (REPOSITORY / f"{name}.ipynb").read_text()

@@ -1,33 +1,37 @@
-"""Figure of one model on one task: neurons of each class against permuted labels."""
+"""Figure of one model on one task: neurons of each class compared with permuted labels."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from aape.figures.style import legend_below, panels, styled
+from aape.figures.style import BLUE, LIGHT_BLUE, ORANGE, legend_below, panels, styled
 from aape.neurons.chance import Calibrated
 
-SHOWN = 40  # classes at most
+MOST_CLASSES = 40
 
 
 @styled
 def class_figure(calibrated: Calibrated, title: str = "") -> Figure:
-    """Class-specific neurons of each class, those that survive the calibration, and what permuted labels give.
+    """Class-specific neurons of each class, those that pass the calibration, and what permuted labels give.
 
-    Of more than 40 classes those with the most; the title says so.
+    Of more than 40 classes those with the most neurons are shown; the title says so.
     """
-    chosen, survive = calibrated.selection.per_class, calibrated.per_class
-    order = np.lexsort((chosen.to_numpy(), survive.to_numpy()))[-SHOWN:]  # the strongest on top
-    if len(chosen) > SHOWN:
-        title = f"{title}\n{SHOWN} of {len(chosen)} classes, those with the most neurons".strip()
-    rows, null = np.arange(len(order)), calibrated.null.per_class[:, order]
-    figure, ((axes,),) = panels(1, 1, (6.4, 0.24 * len(order) + 1.5), title)
-    axes.barh(rows, chosen.iloc[order], color="#B8D4E8", label="class-specific")
-    axes.barh(rows, survive.iloc[order], height=0.5, color="#0072B2", label="of these, survive chance")
-    axes.hlines(rows, *np.quantile(null, [0.025, 0.975], axis=0), color="#D55E00", lw=1.5)
-    axes.plot(null.mean(axis=0), rows, "|", color="#D55E00", ms=9, mew=1.5, label="permuted labels, mean and 95 %")
-    axes.set_yticks(rows, chosen.index[order])
+    selected = calibrated.selection.per_class
+    passed = calibrated.per_class
+    order = np.lexsort((selected.to_numpy(), passed.to_numpy()))[-MOST_CLASSES:]  # most neurons on top
+    title = f"{title}\n{(passed > 0).sum()} of {len(passed)} classes have neurons that pass the calibration".strip()
+    if len(selected) > MOST_CLASSES:
+        title += f"; {MOST_CLASSES} classes are shown"
+    rows = np.arange(len(order))
+    null = calibrated.null.per_class[:, order]
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    figure, ((axes,),) = panels(1, 1, (6.4, 0.24 * len(order) + 1.7), title)
+    axes.barh(rows, selected.iloc[order], color=LIGHT_BLUE, label="class-specific")
+    axes.barh(rows, passed.iloc[order], height=0.5, color=BLUE, label="of these, calibrated")
+    axes.hlines(rows, low, high, color=ORANGE, lw=1.5)
+    axes.plot(null.mean(axis=0), rows, "|", color=ORANGE, ms=9, mew=1.5, label="permuted labels, mean and 95 %")
+    axes.set_yticks(rows, selected.index[order])
     axes.set(xlabel="neurons", xlim=(0, None), ylim=(-0.7, len(order) - 0.3))
-    legend_below(figure, axes)
+    legend_below(figure, axes, "unselective neurons count for many classes, so permuted labels can give more")
     return figure
