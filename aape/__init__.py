@@ -13,21 +13,25 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.atlas import build_atlas, show_neuron, token_maps
     from aape.causal.attribution import attribute
     from aape.causal.silencing import silenced
-    from aape.collecting.passing import collect, collect_study
+    from aape.collecting.passing import collect
+    from aape.collecting.relabelling import relabel
     from aape.criteria.comparing import compare_criteria
     from aape.criteria.ranking import rank
     from aape.dissecting import Dissection, dissect
     from aape.encoders import m2d
-    from aape.encoders.encoder import Encoder, from_module
+    from aape.encoders.encoder import Encoder
     from aape.encoders.hub import from_hub
+    from aape.encoders.module import from_module
     from aape.neurons import chance
     from aape.neurons.chance import Calibrated, calibrate
     from aape.neurons.selection import Selection, entropy, select
     from aape.neurons.sharing import jaccard, sharing_against_chance
-    from aape.sounds.task import BadClip, Task, from_datasets, from_folder, from_metadata
+    from aape.sounds.loading import from_datasets, from_folder, from_metadata
+    from aape.sounds.task import BadClip, Task
     from aape.study.ablation import ablate
     from aape.study.ablation_result import AblationResult
     from aape.study.analysis import Analysis, analyze
+    from aape.study.collecting import collect_study
     from aape.study.loading import load_encoder, load_task
     from aape.study.study import Study, load_study
 
@@ -38,16 +42,20 @@ _MODULES = {  # module -> the public names that it defines
     "aape.atlas": ("build_atlas", "show_neuron", "token_maps"),
     "aape.causal.attribution": ("attribute",),
     "aape.causal.silencing": ("silenced",),
-    "aape.collecting.passing": ("collect", "collect_study"),
+    "aape.collecting.passing": ("collect",),
+    "aape.collecting.relabelling": ("relabel",),
+    "aape.study.collecting": ("collect_study",),
     "aape.criteria.comparing": ("compare_criteria",),
     "aape.criteria.ranking": ("rank",),
     "aape.dissecting": ("Dissection", "dissect"),
-    "aape.encoders.encoder": ("Encoder", "from_module"),
+    "aape.encoders.encoder": ("Encoder",),
     "aape.encoders.hub": ("from_hub",),
+    "aape.encoders.module": ("from_module",),
     "aape.neurons.chance": ("Calibrated", "calibrate"),
     "aape.neurons.selection": ("Selection", "entropy", "select"),
     "aape.neurons.sharing": ("jaccard", "sharing_against_chance"),
-    "aape.sounds.task": ("BadClip", "Task", "from_datasets", "from_folder", "from_metadata"),
+    "aape.sounds.loading": ("from_datasets", "from_folder", "from_metadata"),
+    "aape.sounds.task": ("BadClip", "Task"),
     "aape.study.ablation": ("ablate",),
     "aape.study.ablation_result": ("AblationResult",),
     "aape.study.analysis": ("Analysis", "analyze"),
@@ -91,6 +99,7 @@ __all__ = [
     "load_task",
     "m2d",
     "rank",
+    "relabel",
     "select",
     "sharing_against_chance",
     "show_neuron",

@@ -34,7 +34,8 @@ from aape.figures.style import save
 from aape.files import write_text
 from aape.neurons.chance import Calibrated, calibrate
 from aape.neurons.selection import Rule, Selection, select
-from aape.sounds.task import Task, from_folder
+from aape.sounds.loading import from_folder
+from aape.sounds.task import Task
 from aape.study.ablation import AblationResult, ablate
 
 # What a first look leaves out of the ablation to save time.

@@ -83,7 +83,9 @@ picture, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
 axes.hist(parts, bins, stacked=True, color=["#0072B2", "#8FB8D8", "0.85"], label=names)
 axes.axvline(np.log(len(artifacts.classes)), color="0.3", ls="--", lw=1, label="ln C: no preference")
 axes.set(xlabel="AAPE (nats)", ylabel="neurons", yscale="log")
-axes.set_title(f"The filter leaves {strong.sum():,} of {aape.size:,} neurons, AAPE keeps {kept.sum():,} of these", fontsize=10)
+axes.set_title(
+    f"The filter leaves {strong.sum():,} of {aape.size:,} neurons, AAPE keeps {kept.sum():,} of these", fontsize=10
+)
 legend = picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 # %% [markdown]

@@ -25,10 +25,9 @@ from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
 from aape.cli import guarded
-from aape.files import FolderBusy, folder_lock, write_json, write_text
-from aape.sounds.task import Task
+from aape.files import folder_lock, write_text
 from aape.study.loading import load_task, resolve
-from aape.study.study import Loader, ROOT, Study, load_study
+from aape.study.study import ROOT, Study, load_study
 from notebooks_src.generate import collecting_notebook
 
 # Of glibc: memory that is freed stays with the process, so that every batch does not ask the system for it again.

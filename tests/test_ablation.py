@@ -32,14 +32,13 @@ from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import select
 from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task
-from aape.study import ablation
 from aape.study.ablation import ablate
 from aape.study.ablation_result import AblationResult, load_result, read_text_table
 from aape.study.effects import AT, against_controls, paired_interval, possible
 from aape.study.experiment import TABLES
 from aape.study.loading import load_encoder, load_task
 from aape.study.study import AblationTarget, Study
-from aape.study.targets import matched, target_neurons
+from aape.study.targets import target_neurons
 
 RATE, SAMPLES, CLASSES = 400, 400, ("high", "low", "middle")
 TONES = {"low": 20, "middle": 60, "high": 120}  # Hz

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from aape.encoders.module import from_module
 from aape.study.loading import load_encoder, load_task, prepare, resolve
 from aape.study.study import load_study
 

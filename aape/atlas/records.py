@@ -12,7 +12,7 @@ from aape.atlas.maps import packed
 from aape.atlas.model_on_task import ModelOnTask
 from aape.atlas.profiles import chance_bands, crowd, histogram, nearest
 from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
-from aape.neurons.permuting import share_of_groups
+from aape.neurons.pvalues import share_of_groups
 
 BARS = 64  # classes in a record's bars; of more classes, those with the largest p
 

@@ -37,8 +37,6 @@ from aape.encoders.encoder import Encoder, choose_device, full_precision
 from aape.files import folder_lock
 from aape.resuming import code_version, missing, resumed
 from aape.sounds.task import BadClip, Task, prefetched
-from aape.study.loading import load_encoder, load_task
-from aape.study.study import Study, load_study
 
 _PACKAGES = ("torch", "timm", "transformers", "numpy", "nnAudio", "soundfile", "soxr")
 _CODE = ("collecting", "encoders", "sounds")  # results of a batch depend on it

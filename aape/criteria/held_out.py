@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts.folder import Artifacts
-from aape.causal.attribution import cross_folds
+from aape.causal.classifier import cross_folds
 from aape.criteria.ranking import Clips
 
 

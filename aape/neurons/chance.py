@@ -22,9 +22,9 @@ import pandas as pd
 from aape.artifacts.folder import Artifacts
 from aape.display import Displayed
 from aape.neurons.null import Null, permutation_null
-from aape.neurons.permuting import Counted, SIZE_RATIO, THREADS, UnitSums, Units, exchangeable_units, permuted_labels
+from aape.neurons.permuting import SIZE_RATIO, Counted, Units, UnitSums, exchangeable_units
 from aape.neurons.pvalues import share_of_groups
-from aape.neurons.selection import Rule, Selection, choose, outside_class
+from aape.neurons.selection import Selection, outside_class
 
 __all__ = ["Calibrated", "Counted", "Null", "calibrate", "calibrate_counts", "counted_clips"]
 
@@ -215,7 +215,7 @@ def calibrate_counts(
         effect=effect,
         q=q,
         clips=len(data.labels),
-        group_share=_group_share(data, selection.members.any(axis=2)),
+        group_share=_group_share(data, np.any(selection.members, axis=2)),
     )
     return calibrated.with_effect(effect)
 

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from aape.neurons.chance import Calibrated, Drawn
+from aape.neurons.chance import Calibrated
 from aape.neurons.null import PermutedSelections
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.selection import jaccard_index
@@ -126,7 +126,7 @@ def against_permuted(
         UserWarning: two such tasks.
     """
     within = b is None
-    if within:
+    if b is None:
         b, permuted_b = a, permuted_a
     observed = jaccard(a, b)
     if permuted_a is None or permuted_b is None or not _independent_or_same(permuted_a, permuted_b):

@@ -40,7 +40,8 @@ from aape.sounds.task import Task
 from aape.study.ablation_result import AblationResult, names_of
 from aape.study.effects import against_controls
 from aape.study.experiment import TABLES, Experiment, Rows
-from aape.study.study import AblationSettings, AblationTarget, Study, load_encoder, load_study, load_task
+from aape.study.loading import load_encoder, load_task
+from aape.study.study import AblationSettings, AblationTarget, Study, load_study
 from aape.study.targets import label_of
 
 

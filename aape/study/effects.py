@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from aape.causal.controls import activity_matched
 from aape.causal.intervals import STEP, paired_interval, possible
-from aape.causal.runner import Intervention, MODES, NeuronsByFold, Runner
-from aape.causal.trials import Bench, MEASURES, Sets, Trial
+from aape.causal.runner import MODES, Intervention, NeuronsByFold, Runner
+from aape.causal.trials import MEASURES
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p
-from aape.study.study import AblationSettings, AblationTarget
-from aape.study.targets import Job, Target, label_of, matched, target_classes, target_neurons
+from aape.study.study import AblationSettings
+from aape.study.targets import Target
 
 AT = ("task", "model", "target", "mode")  # columns that name a target in a model
 CONTROL = "as active in the classes"

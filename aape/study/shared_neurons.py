@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aape.neurons.sharing import Sharing, against_drawn, by_distance, matched, pairs_of, shared_neurons
+from aape.neurons.sharing import Sharing, against_permuted, by_distance, matched, pairs_of, shared_neurons
 from aape.study.study import SharingFigure, Study
 from aape.study.task_result import TaskResult
 
@@ -57,9 +57,9 @@ def compare_classes(
     """Sharing of every pair of classes of two tasks, or within one where the figure's rows and columns are the same."""
     within = figure.rows == figure.columns
     if within:
-        sharing = against_drawn(rows.members, rows.drawn)
+        sharing = against_permuted(rows.members, rows.drawn)
     else:
-        sharing = against_drawn(rows.members, rows.drawn, columns.members, columns.drawn)
+        sharing = against_permuted(rows.members, rows.drawn, columns.members, columns.drawn)
     names = {"figure": figure.name, "model": model}
     pairs = _pair_table(sharing, rows, columns, names)
     summary = _summary(sharing, rows, columns, pairs, names | {"what": figure.title})

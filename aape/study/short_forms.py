@@ -17,11 +17,11 @@ ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}  # the
 _SHORT: dict[str, tuple[str, dict[str, str]]] = {
     "hub": ("aape.encoders.hub:from_hub", {"hub": "name_or_folder"}),
     "folder": (
-        "aape.sounds.task:from_folder",
+        "aape.sounds.loading:from_folder",
         {"folder": "folder", "pattern": "pattern", "clip_seconds": "clip_seconds"},
     ),
     "metadata": (
-        "aape.sounds.task:from_metadata",
+        "aape.sounds.loading:from_metadata",
         {"metadata": "csv_path", "audio_dir": "audio_dir", "clip_seconds": "clip_seconds"},
     ),
 }

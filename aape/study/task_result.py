@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from aape.artifacts.folder import Artifacts
-from aape.causal.attribution import cross_folds
-from aape.criteria.ranking import held_out_scores
-from aape.neurons.chance import Calibrated, Drawn, calibrate_counts, counted_clips, one_sided_p
+from aape.causal.classifier import cross_folds
+from aape.criteria.held_out import held_out_scores
+from aape.neurons.chance import Calibrated, calibrate_counts, counted_clips
+from aape.neurons.null import PermutedSelections
 from aape.neurons.permuting import permuted_labels
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import Selection, select
 from aape.study.sensitivity import effect_variants, selection_numbers, variants
 from aape.study.study import Study
@@ -45,7 +47,7 @@ class TaskResult:
     neurons: pd.DataFrame
     classes: pd.DataFrame
     sensitivity: pd.DataFrame
-    drawn: Drawn | None
+    drawn: PermutedSelections | None
 
     @property
     def class_names(self) -> list[str]:
@@ -60,7 +62,7 @@ class TaskResult:
         text = json.dumps(content, default=lambda value: value.item())
         arrays = {"members": self.members, "calibrated": self.calibrated, "text": np.array(text)}
         if self.drawn is not None:
-            for field in fields(Drawn):
+            for field in fields(PermutedSelections):
                 arrays[f"drawn_{field.name}"] = getattr(self.drawn, field.name)
         return arrays
 
@@ -71,7 +73,9 @@ class TaskResult:
         neurons, classes, sensitivity = (pd.DataFrame(content[k]) for k in ("neurons", "classes", "sensitivity"))
         drawn = None
         if "drawn_tested" in arrays:
-            drawn = Drawn(**{field.name: arrays[f"drawn_{field.name}"] for field in fields(Drawn)})
+            drawn = PermutedSelections(
+                **{field.name: arrays[f"drawn_{field.name}"] for field in fields(PermutedSelections)}
+            )
         return cls(arrays["members"], arrays["calibrated"], content["row"], neurons, classes, sensitivity, drawn)
 
 
