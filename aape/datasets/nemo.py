@@ -39,7 +39,9 @@ def emotion(source: Source) -> Rows:
     clips = []
     for name, label, actor, sex in table[columns].to_numpy():
         if label not in RAVDESS_NAMES or sex not in _GENDERS:
-            raise ValueError(f"{path}: {name} has emotion {label!r} and gender {sex!r}; expected {', '.join(RAVDESS_NAMES)}")
+            raise ValueError(
+                f"{path}: {name} has emotion {label!r} and gender {sex!r}; expected {', '.join(RAVDESS_NAMES)}"
+            )
         clips.append(Clip(f"samples/{name}", RAVDESS_NAMES[label], _GENDERS[sex], actor))
     return Rows(
         clips,
@@ -60,10 +62,5 @@ TASKS = {
     "nemo_gender": TaskFacts(gender, 4.0, COUNTS | {"classes": 2}, **_FACTS),
 }
 DATASET = Dataset(
-    name="nemo",
-    text=__doc__,
-    size="about 530 MB",
-    licence="CC BY-NC-SA 4.0",
-    tasks=TASKS,
-    remotes=REMOTES,
+    name="nemo", text=__doc__, size="about 530 MB", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES
 )

@@ -207,7 +207,7 @@ def warn_of_alike(kind: str, names: Iterable[str], source: str | Path) -> None:
     for name in sorted({*names}):
         other = first.setdefault(alike(name), name)
         if other != name:
-            message = f"{source}: the {kind}s {other!r} and {name!r} differ only in upper and lower case"
+            message = f"{source}: the {kind} {other!r} and {name!r} differ only in upper and lower case"
             warnings.warn(f"{message}. They count as two; write them in the same way if they are one", stacklevel=4)
 
 

@@ -221,8 +221,8 @@ def _task(
         clips = split_clips(clips, shares, seed, source)
         notes.append(our_split(seed, whole_groups=listed.group_column is not None))
     files, labels, splits, groups = zip(*clips, strict=True)
-    warn_of_alike("class", labels, source)
-    warn_of_alike("group", filter(None, groups), source)
+    warn_of_alike("classes", labels, source)
+    warn_of_alike("groups", filter(None, groups), source)
     classes = class_order(labels, source)
     pairs = set(zip(labels, splits, strict=True))
     gaps = [f"{c} in {split}" for c in classes for split in dict.fromkeys(splits) if (c, split) not in pairs]
