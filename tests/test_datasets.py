@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from conftest import shared_folder
 
 from aape.cli import main
 from aape.datasets import TASKS
 from aape.datasets.base import Source
 from aape.datasets.check import build_metadata, shown
+from aape.datasets.nemo import RAVDESS_NAMES
 from aape.datasets.ravdess import EMOTIONS
 from aape.sounds.clips import Clip
 from aape.sounds.splitting import split_clips
@@ -141,6 +143,24 @@ def test_the_real_ravdess(ravdess, tmp_path):
     assert by_gender.drop(columns="label").equals(table.drop(columns="label"))  # one pass serves both
     actors = by_gender.drop_duplicates("group").groupby(["label", "split"]).size().to_dict()
     assert actors == {(s, k): n for s in ("Male", "Female") for k, n in (("train", 7), ("valid", 2), ("test", 3))}
+
+
+def test_the_real_nemo(tmp_path):
+    nemo = shared_folder("data", "nemo")
+    if not nemo.is_dir():
+        pytest.skip(f"nEMO is not here: expected it at {nemo}, or set AAPE_SHARED")
+    report, table = build("nemo", nemo, tmp_path)
+    assert report["counts"]["clips"] == 2006 and report["published"]["clips"] == 4481
+    assert not report["missing"] and not report["invalid"]
+    assert {*table.label} == {"angry", "fearful", "happy", "neutral", "sad", "surprised"} <= {*EMOTIONS}
+    assert {*table.group} == {"EB0", "IC0", "KD0", "KS0", "MK0", "MP0", "SM0", "TP0", "WR0"}
+    names = table.file_name.str.extract(r"samples/(\w{3})_([a-z]+)_\d+\.ogg")
+    assert (names[0] == table.group).all() and (names[1].map(RAVDESS_NAMES) == table.label).all()
+    _, by_gender = build("nemo_gender", nemo, tmp_path)
+    assert by_gender.drop(columns="label").equals(table.drop(columns="label"))  # one pass serves both
+    actors = by_gender.drop_duplicates("group").groupby(["label", "split"]).size().to_dict()
+    women, men = {"train": 2, "valid": 1, "test": 1}, {"train": 3, "valid": 1, "test": 1}
+    assert actors == {("Female", k): n for k, n in women.items()} | {("Male", k): n for k, n in men.items()}
 
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}

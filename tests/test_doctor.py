@@ -39,7 +39,7 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     def audio(count):
         blues.mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            soundfile.write(blues / f"blues.{i:05d}.wav", np.zeros(10), 8000)
+            soundfile.write(blues / f"blues.{i:05d}.wav", np.full(10, i / 10), 8000)
 
     def told(status):
         assert doctor.doctor(path) == status

@@ -5,7 +5,7 @@ Weights that are downloaded in the same way are in weights.py.
 
 from __future__ import annotations
 
-from aape.datasets import cremad, esc50, gise51, gtzan, nsynth, ravdess, surge, voxceleb1, voxforge, weights
+from aape.datasets import cremad, esc50, gise51, gtzan, nemo, nsynth, ravdess, surge, voxceleb1, voxforge, weights
 from aape.datasets.base import Dataset
 
 _ALL = (
@@ -20,6 +20,7 @@ _ALL = (
     nsynth.DATASET,
     surge.DATASET,
     ravdess.DATASET,
+    nemo.DATASET,
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
 TASKS: dict[str, Dataset] = {task: dataset for dataset in _ALL for task in dataset.tasks}

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
+
+from aape.sounds.mp3 import length_is_a_guess
 
 _UNKNOWN = 2**62  # libsndfile reports more samples than this if the header does not state the length
 _BLOCK = 1 << 16  # samples that are read at a time where the length is unknown
@@ -33,6 +37,10 @@ def opened(path: Path) -> Iterator[soundfile.SoundFile]:
         with soundfile.SoundFile(path) as file:
             if file.frames == 0:
                 raise _bad(path, "no samples")
+            if file.format == "MP3" and length_is_a_guess(path.read_bytes()):
+                raise _bad(
+                    path, "an MP3 of variable bit rate that does not state its length; convert it to FLAC or WAV"
+                )
             yield file
             _check_last_sample(path, file)
     except (soundfile.SoundFileError, OSError) as error:
@@ -165,6 +173,11 @@ class Header(NamedTuple):
     samples: int
     rate: int
     channels: int
+    container: str
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
 
 
 def header_of(path: Path) -> Header | None:
@@ -172,6 +185,57 @@ def header_of(path: Path) -> Header | None:
     try:
         with soundfile.SoundFile(path) as file:
             samples = _frames(file)
-            return Header(samples, file.samplerate, file.channels) if samples else None
+            return Header(samples, file.samplerate, file.channels, file.format) if samples else None
     except (soundfile.SoundFileError, OSError):
         return None
+
+
+def copies(headers: Mapping[Path, Header]) -> list[list[Path]]:
+    """Sets of files with the same decoded samples, each of two files or more.
+
+    Files are decoded only if their headers agree. Of files in one container those with equal sizes are compared.
+
+    Args:
+        headers: file -> header.
+    """
+    containers: dict[tuple, set[str]] = defaultdict(set)
+    for header in headers.values():
+        containers[header[:3]].add(header.container)
+
+    def header_and_size(path: Path) -> object:
+        shape = headers[path][:3]
+        return shape, path.stat().st_size if len(containers[shape]) == 1 else None
+
+    sets = [list(headers)]
+    for key in (header_and_size, _beginning, _everything):
+        sets = _refined(sets, key)
+    return sets
+
+
+def _beginning(path: Path) -> object:
+    return _fingerprint_or_none(path, 0.1)
+
+
+def _everything(path: Path) -> object:
+    return _fingerprint_or_none(path, math.inf)
+
+
+def _fingerprint_or_none(path: Path, seconds: float) -> str | None:
+    try:
+        return fingerprint(path, seconds)
+    except BadClip:
+        return None
+
+
+def _refined(sets: Sequence[Sequence[Path]], key: Callable[[Path], object]) -> list[list[Path]]:
+    """The parts of each set with equal keys, if they have two or more members."""
+    parts = []
+    for members in sets:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            keys = list(pool.map(key, members))
+        by_key: dict[object, list[Path]] = defaultdict(list)
+        for member, value in zip(members, keys, strict=True):
+            if value is not None:
+                by_key[value].append(member)
+        parts += [part for part in by_key.values() if len(part) > 1]
+    return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -187,14 +188,32 @@ def csv_text(clips: Iterable[Clip], split_note: str = "") -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+
+
 def clean(name: str) -> str:
-    """A name of a class or group without spaces around it."""
-    return name.strip()
+    """A name in composed Unicode (NFC), without characters that cannot be seen and with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", name).translate(_INVISIBLE).split())
+
+
+def alike(name: str) -> str:
+    """A key that is equal for names that a person would take for the same one."""
+    return clean(name).casefold()
+
+
+def warn_of_alike(kind: str, names: Iterable[str], source: str | Path) -> None:
+    """Warn of names that differ only in upper and lower case."""
+    first: dict[str, str] = {}
+    for name in sorted({*names}):
+        other = first.setdefault(alike(name), name)
+        if other != name:
+            message = f"{source}: the {kind} {other!r} and {name!r} differ only in upper and lower case"
+            warnings.warn(f"{message}. They count as two; write them in the same way if they are one", stacklevel=4)
 
 
 def split_name(name: str) -> str:
     """A split by the name that is used here, e.g. "valid" for "Validation"; other names stay as they are."""
-    name = name.strip()
+    name = clean(name)
     return _SPLIT_NAMES.get(name.lower(), name.lower() if is_split(name) else name)
 
 

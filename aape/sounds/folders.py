@@ -25,6 +25,7 @@ def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
 
     Raises:
         FileNotFoundError: no such folder.
+        ValueError: a name that is not UTF-8.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds the audio")
@@ -35,6 +36,10 @@ def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
         for name in names:
             if name[0] != "." and name.lower().endswith(suffixes):
                 files.append((folder / name).relative_to(root).as_posix())
+    for file in files:
+        if re.search("[\udc80-\udcff]", file):
+            readable = os.fsencode(file).decode(errors="backslashreplace")
+            raise ValueError(f"{root}: the name {readable} is not UTF-8; rename the file or folder, e.g. with convmv")
     return sorted(files)
 
 
@@ -120,6 +125,11 @@ def _pattern_of_folders(files: Sequence[str]) -> str:
     have_class_folders = all(file.count("/") > 1 for file in files)
     if len(splits) == len(folders) and have_class_folders:
         return "{split}/{label}/**/*"
+    if len(splits) == len(folders):
+        raise ValueError(
+            f"the folders {', '.join(folders)} are splits, expected class folders in each, found {files[0]}; say where the "
+            "class is, e.g. pattern='{split}/{label}_*', or that they are classes: pattern='{label}/*'"
+        )
     if len(splits) > 1 and have_class_folders:
         others = sorted({*folders} - {*splits})
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +16,14 @@ import pandas as pd
 import pooch
 
 from aape.files import whole_file
-from aape.sounds.audio import Header, header_of, seconds_of
-from aape.sounds.clips import Clip, ClipList, class_order, clips_of_table, read_clips_csv
-from aape.sounds.folders import clips_of_names, readable_files
+from aape.sounds.audio import Header, copies, header_of, seconds_of
+from aape.sounds.clips import Clip, ClipList, alike, class_order, clips_of_table, read_clips_csv, warn_of_alike
+from aape.sounds.folders import audio_files, clips_of_names, readable_files
 from aape.sounds.splitting import SHARES, our_split, split_clips
 from aape.sounds.task import Task
 
 _LONGEST = 600.0  # s of a clip; a batch of longer ones does not fit into memory
+_USUAL_RATE = 16000  # Hz; what most models of speech and sound expect
 
 
 def from_metadata(
@@ -54,13 +56,27 @@ def from_metadata(
     if not csv_path.is_file():
         raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
     listed = read_clips_csv(csv_path, label, group)
-    absent = [clip.file_name for clip in listed.clips if not (audio_dir / clip.file_name).is_file()]
-    if absent:
-        raise FileNotFoundError(
-            f"{len(absent)} of the {len(listed.clips)} files in {csv_path} are missing from {audio_dir}, e.g. "
-            f"{', '.join(absent[:5])}. Complete the data, or remove the lines."
-        )
+    listed = listed._replace(clips=_located(listed.clips, audio_dir, csv_path))
     return _task(listed, name, clip_seconds, audio_dir, csv_path)
+
+
+def _located(clips: Sequence[Clip], audio_dir: Path, csv_path: Path) -> list[Clip]:
+    """The clips with the names of their files as on the disk, which can differ in Unicode form or case."""
+    absent = {clip.file_name for clip in clips if not (audio_dir / clip.file_name).is_file()}
+    if not absent:
+        return list(clips)
+    on_disk = {alike(file): file for file in audio_files(audio_dir)}
+    unknown = sorted(name for name in absent if alike(name) not in on_disk)
+    if unknown:
+        raise FileNotFoundError(
+            f"{len(unknown)} of the {len(clips)} files in {csv_path} are missing from {audio_dir}, e.g. "
+            f"{', '.join(unknown[:5])}. Complete the data, or remove the lines."
+        )
+    located = []
+    for clip in clips:
+        name = clip.file_name
+        located.append(clip._replace(file_name=on_disk[alike(name)] if name in absent else name))
+    return located
 
 
 def from_folder(
@@ -75,12 +91,12 @@ def from_folder(
 ) -> Task:
     """A task from a folder of sounds whose folders or names say what they are.
 
-    Links are followed. A clip that is there again in another container is left out with a warning.
+    Links are followed. A clip that is there again, as a copy or in another container, is left out with a warning.
 
     Args:
         folder: class folders (`dog/a.wav`), split and class folders (`train/dog/a.wav`), or anything that `pattern`
             describes.
-        clip_seconds: length of every clip, s. None: the median.
+        clip_seconds: length of every clip, s. None: a length that at most a tenth of the clips exceed.
         pattern: of the paths below `folder`, e.g. "{label}_{group}_{take}.wav" or "{split}/**/{group}/{label}-*.flac":
             `{label}`, `{group}`, `{split}`, free fields (`{take}`, `{}`), `*` within a name, `**/` for any folders.
             A field holds as little as it can. A pattern without "/" describes names only, in any folder; one without a
@@ -105,8 +121,7 @@ def from_folder(
         if len(values) == 1 and values != {None}:
             only = f"all {len(clips):,} clips are of one {field}, {values.pop()!r}, expected two or more"
             raise ValueError(f"{folder}: {only}. Give the folder above, or another pattern")
-    clip_seconds, note = _length(folder, clips, clip_seconds)
-    notes = [note]
+    notes = []
     if grouped_by is None:
         notes.append("groups unknown: clips of one speaker or recording may be in training and test")
     listed = ClipList(clips, grouped_by, notes)
@@ -186,20 +201,28 @@ def _text(value: Any, feature: Any) -> str:
 def _task(
     listed: ClipList,
     name: str,
-    clip_seconds: float,
+    clip_seconds: float | None,
     audio_dir: Path,
     source: Path,
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
 ) -> Task:
-    """The clips as a Task, with a split of ours if they have none; warns if a class has no clip in a split."""
-    if not 0 < clip_seconds <= _LONGEST:
-        raise ValueError(f"task {name}: clip_seconds must be between 0 and {_LONGEST:g}, found {clip_seconds:g}")
-    clips, grouped_by, notes = listed
+    """The clips as a Task: each once, with a split of ours if they have none, and notes on what their headers say."""
+    if clip_seconds is not None:
+        _check_seconds(name, clip_seconds)
+    headers = _headers(audio_dir, listed.clips)
+    clips = _each_once(listed.clips, headers, audio_dir)
+    notes = [*_header_notes(clips, headers, source), *listed.notes]
+    if clip_seconds is None:
+        seconds = [header.seconds for header in headers.values()]
+        clip_seconds, note = _length(np.array(seconds), source)
+        notes.insert(0, note)
     if not all(clip.split for clip in clips):
         clips = split_clips(clips, shares, seed, source)
-        notes = [*notes, our_split(seed, whole_groups=grouped_by is not None)]
+        notes.append(our_split(seed, whole_groups=listed.group_column is not None))
     files, labels, splits, groups = zip(*clips, strict=True)
+    warn_of_alike("classes", labels, source)
+    warn_of_alike("groups", filter(None, groups), source)
     classes = class_order(labels, source)
     pairs = set(zip(labels, splits, strict=True))
     gaps = [f"{c} in {split}" for c in classes for split in dict.fromkeys(splits) if (c, split) not in pairs]
@@ -216,42 +239,86 @@ def _task(
         tuple(classes),
         splits,
         tuple(str(i) if group is None else group for i, group in enumerate(groups)),
-        grouped_by,
+        listed.group_column,
         tuple(notes),
     )
 
 
-def _length(folder: Path, clips: Sequence[Clip], wanted: float | None) -> tuple[float, str]:
-    """The length of the clips and a sentence on it."""
-    headers = _headers(folder, clips)
-    seconds = np.array([header.samples / header.rate for header in headers])
-    median = max(0.1, round(float(np.median(seconds)), 1))
-    if wanted is None and median > 60:
-        raise ValueError(
-            f"{folder}: the median clip lasts {median:,.0f} s; give clip_seconds, to which each clip is cut"
-        )
-    length = median if wanted is None else wanted
-    cut = (seconds > length + 0.05).mean()
-    padded = np.maximum(length - seconds, 0).sum() / (length * len(seconds))
-    kept = np.minimum(seconds, length).sum() / seconds.sum()
-    note = (
-        f"clips last {seconds.min():.2f} to {seconds.max():,.2f} s (median {np.median(seconds):.2f}): {length:g} s cuts "
-        f"{cut:.0%} of them and keeps {kept:.0%} of the sound, {padded:.0%} is padding"
-    )
-    if padded > 0.3 or kept < 0.5:
-        warnings.warn(f"{folder}: {note}; clip_seconds={median:g} leaves least to cut and to pad", stacklevel=3)
-    return length, note
+def _check_seconds(name: str, clip_seconds: Any) -> None:
+    if not isinstance(clip_seconds, (int, float)) or not 0 < clip_seconds <= _LONGEST:
+        expected = f"a number of seconds above 0 and at most {_LONGEST:g}, such as 2.5"
+        raise ValueError(f"task {name}: clip_seconds: expected {expected}, found {clip_seconds!r}")
 
 
-def _headers(folder: Path, clips: Sequence[Clip]) -> list[Header]:
-    """Headers of the clips that can be read; warns of the others, and raises BadClip if there is no other."""
-    paths = [folder / clip.file_name for clip in clips]
+def _headers(audio_dir: Path, clips: Sequence[Clip]) -> dict[str, Header]:
+    """Headers of the files that can be read; warns of the others, and raises BadClip if there is no other."""
+    files = [clip.file_name for clip in clips]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        headers = list(pool.map(header_of, paths))
-    bad = [path for path, header in zip(paths, headers, strict=True) if header is None]
-    if len(bad) == len(paths):
-        seconds_of(bad[0])
-    if bad:
-        found = f"{len(bad):,} of {len(clips):,} files cannot be read, e.g. {bad[0]}; a pass stops there"
-        warnings.warn(f"{folder}: {found}. Task.check() lists them, Task.without(files) leaves them out", stacklevel=4)
-    return [header for header in headers if header is not None]
+        headers = dict(zip(files, pool.map(header_of, map(audio_dir.joinpath, files)), strict=True))
+    readable = {file: header for file, header in headers.items() if header is not None}
+    unreadable = [file for file in files if file not in readable]
+    if not readable:
+        seconds_of(audio_dir / unreadable[0])
+    if unreadable:
+        found = f"{len(unreadable):,} of {len(files):,} files cannot be read, e.g. {unreadable[0]}; a pass stops there"
+        warnings.warn(f"{audio_dir}: {found}. Task.check() lists them, Task.without(files) removes them", stacklevel=4)
+    return readable
+
+
+def _each_once(clips: Sequence[Clip], headers: Mapping[str, Header], audio_dir: Path) -> list[Clip]:
+    """The clips without copies within a class, split and group; warns of these and of other copies."""
+    paths = {audio_dir / file: header for file, header in headers.items()}
+    clip_of = {audio_dir / clip.file_name: clip for clip in clips}
+    dropped: list[str] = []
+    crossing: list[list[str]] = []
+    for same in copies(paths):
+        members = sorted((clip_of[path] for path in same), key=lambda clip: (clip.file_name.count("/"), clip))
+        kept: dict[tuple, str] = {}
+        for clip in members:
+            if kept.setdefault(clip[1:], clip.file_name) != clip.file_name:
+                dropped.append(clip.file_name)
+        if len(kept) > 1:
+            crossing.append(list(kept.values()))
+    if dropped:
+        found = f"{len(dropped):,} of {len(clips):,} files are copies, with the same samples as another of their class"
+        warnings.warn(f"{audio_dir}: {found}, split and group, e.g. {min(dropped)}; they are left out", stacklevel=4)
+    if crossing:
+        found = f"{len(crossing):,} clips have copies, with the same samples, in another class, split or group"
+        warnings.warn(f"{audio_dir}: {found}, e.g. {' and '.join(crossing[0][:2])}. Keep one of each", stacklevel=4)
+    left_out = {*dropped}
+    return [clip for clip in clips if clip.file_name not in left_out]
+
+
+def _header_notes(clips: Sequence[Clip], headers: Mapping[str, Header], source: Path) -> list[str]:
+    """A note on low sample rates; warns if classes can be told by the sample rate of most of their files."""
+    rates: dict[str, Counter[int]] = defaultdict(Counter)
+    for clip in clips:
+        if clip.file_name in headers:
+            rates[clip.label][headers[clip.file_name].rate] += 1
+    usual = {label: counts.most_common(1)[0][0] for label, counts in rates.items()}
+    by_rate = {rate: label for label, rate in usual.items()}
+    if len(by_rate) > 1:
+        found = ", ".join(f"{rate:,} Hz in {label!r}" for rate, label in sorted(by_rate.items()))
+        warnings.warn(
+            f"{source}: sample rates differ by class: {found}. Bandwidth can tell such classes apart", stacklevel=4
+        )
+    lowest = min(header.rate for header in headers.values())
+    if lowest >= _USUAL_RATE:
+        return []
+    return [
+        f"files of {lowest:,} Hz hold nothing above {lowest / 2:,.0f} Hz; a model of a higher sample rate expects more"
+    ]
+
+
+def _length(seconds: np.ndarray, source: Path) -> tuple[float, str]:
+    """The 90th percentile of the clips' durations, s, and a sentence on it."""
+    length = max(0.1, round(float(np.percentile(seconds, 90)), 1))
+    if length > 60:
+        raise ValueError(f"{source}: a tenth of the clips last {length:,.0f} s or more; give clip_seconds")
+    cut = (seconds > length + 0.05).mean()
+    padding = np.maximum(length - seconds, 0).sum() / (length * len(seconds))
+    lasting = f"clips last {seconds.min():.2f} to {seconds.max():,.2f} s (median {np.median(seconds):.2f})"
+    return (
+        length,
+        f"{lasting}: clip_seconds={length:g} cuts {cut:.0%} of them, and {padding:.0%} of the result is padding",
+    )

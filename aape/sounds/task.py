@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,10 +116,10 @@ class Task(Displayed):
         wave = mix(whole)
         if np.abs(wave).max() < _SILENT:
             return "silent after mixing: the channels cancel each other"
-        heard = wave[: max(1, int(rate * self.clip_seconds))]
-        if np.abs(heard).max() < _SILENT:
+        cut = wave[: max(1, int(rate * self.clip_seconds))]
+        if np.abs(cut).max() < _SILENT:
             return f"silent in its first {self.clip_seconds:g} s"
-        if np.ptp(heard) < _SILENT:
+        if np.ptp(cut) < _SILENT:
             return "constant"
         return ""
 
@@ -218,18 +220,38 @@ def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> Batch:
 
 
 def prefetched(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Iterator[Batch]:
-    """`read_clips` of each batch of indices, decoded in background threads while the model works."""
+    """`read_clips` of each batch of indices, decoded in background threads while the model works.
+
+    Warns at the end if clips are silent after their channels are mixed and they are cut.
+    """
     pool = ThreadPoolExecutor(max_workers=2)
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[tuple[np.ndarray, Future[Batch]]] = deque()
+    silent: list[int] = []
+    following = iter(batches)
     try:
-        for indices in batches:
-            waiting.append(pool.submit(read_clips, task, indices, sample_rate))
-            if len(waiting) > 3:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        while True:
+            for indices in itertools.islice(following, 4 - len(waiting)):
+                waiting.append((indices, pool.submit(read_clips, task, indices, sample_rate)))
+            if not waiting:
+                break
+            indices, future = waiting.popleft()
+            waves, valid, complaints = future.result()
+            silent += indices[(np.abs(waves).max(axis=1) < _SILENT) & (valid > 0)].tolist()
+            yield waves, valid, complaints
     finally:
         pool.shutdown(cancel_futures=True)
+    if silent:
+        _warn_of_silence(task, silent)
+
+
+def _warn_of_silence(task: Task, silent: Sequence[int]) -> None:
+    sizes, counts = Counter(task.labels.tolist()), Counter(task.labels[silent].tolist())
+    by_class = [f"{count:,} of {sizes[label]:,} of {task.classes[label]!r}" for label, count in counts.most_common(5)]
+    warnings.warn(
+        f"{task.name}: {len(silent):,} clips are silent after mixing their channels and cutting: {', '.join(by_class)}. "
+        "Task.check() says why",
+        stacklevel=2,
+    )
 
 
 def read_all(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Iterator[torch.Tensor]:
