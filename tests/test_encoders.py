@@ -7,22 +7,12 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY, make_toy
+from test_module import WAVE, WHOLE, bare
 from torch import nn
 
-from aape.causal.silencing import silenced
 from aape.collecting.counting import count_active, count_batch
 from aape.encoders.dry_run import common_width, dry_run
-from aape.encoders.encoder import Encoder, hooked
-from aape.encoders.module import from_module
-
-WAVE = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
-WHOLE = torch.full((3,), 1000)
-
-
-def bare(module: nn.Module, activations: str, **options) -> Encoder:
-    """A module that is its own `embed`, on 1 s of 1,000 samples."""
-    options = {"embed": module, "sample_rate": 1000, "clip_seconds": 1.0, "name": "bare"} | options
-    return from_module(module, activations=activations, **options)
+from aape.encoders.encoder import Encoder, choose_device, hooked
 
 
 def width_of(encoder: Encoder, layers) -> int:
@@ -91,38 +81,6 @@ def test_identity_is_of_the_whole_state_and_follows_a_change_in_place():
     pooled = dataclasses.replace(toy, embed=lambda wave: toy.embed(wave) + 0.01)
     assert pooled.identity == toy.identity
     assert len(repr(toy).splitlines()) < 10 and "<table>" in toy._repr_html_()
-
-
-class Strided(nn.Module):
-    """Tokens of 100 samples, each 80 after the last: 12 in 1,000 samples, where 1,000 / 80 = 12.5."""
-
-    def __init__(self, extra: int = 0) -> None:
-        super().__init__()
-        self.conv, self.act, self.extra = nn.Conv1d(1, 8, 100, 80), nn.ReLU(), extra
-
-    def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        tokens = [self.conv(piece[:, None]).transpose(1, 2) for piece in wave.split(1000, dim=1)]
-        ends = [self.act(nn.functional.pad(t, (0, 0, self.extra, 0))).mean(dim=1) for t in tokens]
-        return torch.stack(ends).mean(dim=0)
-
-
-def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
-    encoder = bare(Strided(), "act", chunks=True, samples_per_token=80)
-    grid = encoder.token_grid(1500)
-    assert [g.shape for g in grid] == [(12, 2), (6, 2)]
-    assert torch.equal(torch.cat(grid), torch.stack([torch.zeros(18), torch.arange(18)], dim=1).long())
-    valid = torch.tensor([1500, 1080, 300])
-    first = torch.cat([torch.arange(12) * 80, 1000 + torch.arange(6) * 80])  # first sample of each token
-    assert torch.equal(torch.cat(encoder.padding_masks(valid, 1500), dim=1), first[None, :] >= valid[:, None])
-    counted = count_batch(encoder, torch.randn(3, 1500), valid, encoder.layers, 8)
-    assert counted.tokens.tolist() == [18] * 3 and counted.padding_tokens.tolist() == [0, 5, 14]
-    with pytest.raises(ValueError, match="Class tokens"):
-        bare(Strided(extra=2), "act", samples_per_token=80).padding_masks(torch.tensor([1000]), 1000)
-    with pytest.raises(ValueError, match="it gives padding_masks"):
-        bare(Strided(), "act", samples_per_token=80, padding_masks=lambda valid, samples: [])
-    lying = bare(Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)])
-    with pytest.raises(ValueError, match=r"padding_masks speaks of \[5\] tokens.*embed made \[12\]"):
-        count_batch(lying, WAVE, WHOLE, lying.layers, 8)
 
 
 def odd(how: str) -> Encoder:
@@ -195,79 +153,6 @@ def test_what_cannot_be_counted_is_named(encoder: Encoder, words: str):
         width_of(encoder, encoder.layers)
 
 
-def test_the_linear_before_the_activation_counts_the_same_and_warns():
-    toy = make_toy()
-    with pytest.warns(UserWarning, match="means are not, so none are kept; silencing there is refused"):
-        linear = bare(toy.module, "layers.*.fc")
-    ours, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (toy, linear))
-    assert torch.equal(ours, theirs) and linear.preactivation and not toy.preactivation
-    with pytest.raises(ValueError, match="before the activation"), silenced(linear, [[0, 0]]):
-        pass
-
-
-class SwiGLU(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, value = x.chunk(2, dim=-1)
-        return nn.functional.silu(gate) * value
-
-
-def test_neurons_of_a_gated_activation_are_its_products():
-    gated = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 32), SwiGLU())
-    encoder = bare(gated, "2", embed=lambda wave: gated(wave).mean(dim=1))
-    assert width_of(encoder, encoder.layers) == 16
-    counted = count_batch(encoder, WAVE, WHOLE, encoder.layers, 16)
-    gate, value = gated[:2](WAVE).chunk(2, dim=-1)
-    assert torch.equal(counted.counts[:, 0], (gate * value > 0).sum(dim=1))  # SiLU keeps signs
-    with silenced(encoder, [[0, 3]]), torch.no_grad():
-        assert (encoder.embed(WAVE) == 0).sum(dim=0).tolist() == [3 * (i == 3) for i in range(16)]
-
-
-class Swapped(nn.Module):
-    def __init__(self, act: nn.Module) -> None:
-        super().__init__()
-        self.act = act
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(x.transpose(0, 1)).transpose(0, 1)
-
-
-def test_a_time_first_model_is_told_what_to_do_and_that_helps():
-    module = make_toy().module
-
-    def embed(wave: torch.Tensor) -> torch.Tensor:
-        x = wave.unflatten(1, (-1, 100)).transpose(0, 1)
-        for layer in module.layers:
-            x = layer.act(layer.fc(x))
-        return x.mean(dim=0)
-
-    with pytest.raises(ValueError, match=r"\(10, 2, 8\) for 2 clips.*\n.*self.act\(x.transpose\(0, 1\)\)"):
-        dry_run(bare(module, "layers.*.act", embed=embed))
-    for layer in module.layers:
-        layer.act = Swapped(layer.act)
-    encoder, toy = bare(module, "layers.*.act.act", embed=embed), make_toy()
-    dry_run(encoder)
-    mine, theirs = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (encoder, toy))
-    assert torch.equal(mine, theirs)
-
-
-RELU = nn.ReLU()
-FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  # its GELU is a function
-
-
-@pytest.mark.parametrize(
-    ("module", "pattern", "message"),
-    [
-        (make_toy().module, "blocks.*.mlp.act", "matches no module of Toy.*layers.0.act"),
-        (make_toy().module, "layers.*", "must match activation functions.*layers.0"),
-        (nn.ModuleList([RELU, RELU]), "[01]", "one and the same module"),
-        (nn.ModuleList([FUNCTIONAL, FUNCTIONAL]), "*.act", r"linear layer in front \(0\.fc1\?\).*nn\.GELU"),
-    ],
-)
-def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern: str, message: str):
-    with pytest.raises(ValueError, match=message):
-        bare(module, pattern)
-
-
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the old switches")
 @pytest.mark.parametrize("how", ["fp32_precision = 'tf32'", "fp32_precision = 'ieee'", "cudnn.allow_tf32 = True"])
 def test_full_precision_whichever_switches_were_set_and_back(how: str):
@@ -284,8 +169,7 @@ assert [place.fp32_precision == "tf32" for place in places] == before
     subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)  # the switches are the process's
 
 
-def test_patterns_tell_capitals_apart_on_windows_too(monkeypatch):
-    monkeypatch.setattr("fnmatch.posixpath", None)  # as there
-    monkeypatch.setattr("os.path.normcase", str.lower)
-    with pytest.raises(ValueError, match="matches no module"):
-        bare(make_toy().module, "Layers.*.act")
+@pytest.mark.parametrize("device", ["gpu", "cuda:one"])
+def test_a_device_that_torch_does_not_know_is_one_clear_sentence(device: str):
+    with pytest.raises(ValueError, match=f"device='{device}' is not a device of torch: use 'cuda'"):
+        choose_device(device)

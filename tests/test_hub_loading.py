@@ -64,7 +64,7 @@ def test_a_name_that_cannot_be_had_says_why_and_the_commit_is_recorded(hubert, m
     """The Hub's answers are simulated: no test reaches a hub."""
     cached_file = Mock(side_effect=OSError("You are trying to access a gated repo.\nMake sure to have access"))
     monkeypatch.setattr("aape.encoders.hub.cached_file", cached_file)
-    with pytest.raises(OSError, match=r"nobody-here/unmistakably-local.*gated repo. Make sure"):
+    with pytest.raises(OSError, match=r"nobody-here/unmistakably-local.*no folder.*gated repo. Make sure"):
         from_hub("nobody-here/unmistakably-local", revision="v9")
     snapshot = hubert.parent / "snapshots" / "0123456789abcdef0123456789abcdef01234567"  # as in the Hub's cache
     shutil.copytree(hubert, snapshot)
@@ -114,6 +114,41 @@ def test_folders_that_are_damaged_or_lack_something(hubert):
     (hubert / "config.json").unlink()
     with pytest.raises(OSError, match=r"hubert-of-this-machine.*config.json"):
         from_hub(hubert)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "found"),
+    [
+        ("whisper", "feature_size", 128, "gives 128 mel bands, the model .* takes 80"),
+        ("wav2vec2-bert", "feature_size", 40, "gives 80 mel bands, the model .* takes 160"),
+        ("audio-spectrogram-transformer", "num_mel_bins", 64, "gives 64 mel bands, the model .* takes 128"),
+    ],
+)
+def test_the_front_end_of_another_model_is_refused(tmp_path, kind, key, value, found):
+    folder = write_model(tmp_path / "model", kind)
+    edit_json(folder / "preprocessor_config.json", **{key: value})
+    with pytest.raises(ValueError, match=f"{folder}: .*preprocessor_config.json.*{found}"):
+        from_hub(folder)
+
+
+def test_configurations_that_ask_for_what_is_not_here(hubert):
+    plain = from_hub(hubert)
+    edit_json(hubert / "config.json", attn_implementation="flash_attention_2")
+    assert from_hub(hubert).identity == plain.identity
+    edit_json(hubert / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ValueError, match="holds quantised weights.*before quantisation"):
+        from_hub(hubert)
+    (hubert / "config.json").unlink()
+    (hubert / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="holds an adapter.*merge_and_unload"):
+        from_hub(hubert)
+
+
+@pytest.mark.parametrize("name", ["./wisper", "/nowhere/whisper", "~/no/such/folder"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {name}") as error:
+        from_hub(name)
+    assert "wav2vec2" not in str(error.value)
 
 
 @pytest.mark.skipif(not (WHISPER / "model.safetensors").is_file(), reason=f"no whisper-tiny weights at {WHISPER}")

@@ -1,8 +1,11 @@
 """M2D's own loader: checkpoints, padding masks and token grid."""
 
 import argparse
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -121,3 +124,23 @@ def test_the_token_grid_says_which_patch_a_token_is_of():
                 (moved,) = (encoder.module.vit.tokens(changed) != plain).any(dim=-1)[0].nonzero()
                 assert cells[moved[0]].tolist() == [f, columns + t]
         columns += chunk.shape[3] // 16
+
+
+def test_what_trainers_save_next_to_the_weights_is_read_and_the_rest_is_named(tmp_path: Path, tensors):
+    rest = {"best": np.float64(0.3), "epoch": np.int64(3), "random": np.random.RandomState(0).get_state()}
+    path = save(tmp_path / FOLDER / "scalars.pth", {"model": tensors} | rest)
+    assert m2d.load(path).identity == small(seed=3).identity
+    with pytest.raises(ValueError, match="(?s)save its tensors only.*The cause: .*print"):
+        m2d.load(save(tmp_path / FOLDER / "code.pth", {"model": tensors, "args": Payload()}))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="download it again"):
+        m2d.load(path)
+
+
+@pytest.mark.parametrize(("module", "name"), [("pathlib._local", "PosixPath"), ("pathlib", "WindowsPath")])
+def test_paths_of_another_python_or_system_are_read(tmp_path: Path, tensors, monkeypatch, module: str, name: str):
+    foreign = type(name, (), {"__module__": module, "__reduce__": lambda self: (foreign, ("weights", "last"))})
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, module, types.SimpleNamespace(**{name: foreign}))
+        path = save(tmp_path / FOLDER / "a.pth", {"model": tensors, "folder": foreign()})
+    assert m2d.load(path).identity == small(seed=3).identity

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_ALLOWED: list[Any] = [
-    argparse.Namespace,
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-]  # what trainers save next to weights
+
+def _allowed() -> list[Any]:
+    """What trainers save next to weights: arguments, paths, and numbers and arrays of NumPy.
+
+    A class is also allowed under its name in other versions of Python and NumPy, and in other operating systems.
+    """
+    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
+    allowed += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    for module in ("pathlib", "pathlib._local"):
+        allowed += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
+        allowed += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
+    return allowed
 
 
 def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -33,13 +45,16 @@ def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tenso
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals(_ALLOWED):
+            with torch.serialization.safe_globals(_allowed()):
                 state = torch.load(path, map_location="cpu", weights_only=True)
         entries = state.get("model", state).items()
     except Exception as error:  # a damaged or foreign file can raise anything that zipfile, pickle and torch know
+        advice = "It may be damaged or another kind of file: download it again."
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            advice = "It holds objects other than tensors: save its tensors only, torch.save(model.state_dict(), path)."
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint that can be read safely, expected a torch or "
-            f"safetensors file of tensors; fetch it again. {str(error)[:300]}"
+            f"safetensors file of tensors. {advice} The cause: {error}"
         ) from error
     prefix = re.compile(f"^({'|'.join(map(re.escape, prefixes))})")
     return {prefix.sub("", key): value for key, value in entries if isinstance(value, Tensor)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -34,6 +35,9 @@ def dry_run(encoder: Encoder) -> Calls:
     Raises:
         ValueError: a layer was not called, or its output is not [batch, ..., neurons]; `embed` gives no embeddings, no
             finite numbers, or others when a clip is alone: dropout or batch statistics are in use.
+
+    Warns:
+        UserWarning: a layer runs several times per forward pass.
     """
     pair = noise(2, encoder.dry_samples).to(encoder.device)
     calls, embeddings = _run(encoder, pair)
@@ -45,6 +49,7 @@ def dry_run(encoder: Encoder) -> Calls:
     except (RuntimeError, ValueError, AssertionError, IndexError):
         shorter = calls  # embed takes waves of one length only: nothing to compare
     _check_widths(encoder, calls, shorter)
+    _warn_of_several_calls(encoder, calls)
     _check_repeatable(encoder, pair[:1], embeddings[0].float())
     return calls
 
@@ -77,6 +82,19 @@ def _check_widths(encoder: Encoder, calls: Calls, shorter: Calls) -> None:
                 f"{encoder.name}: the last axis of layer {name!r} has {channels} channels, by the length of the wave: that "
                 "is time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
             )
+
+
+def _warn_of_several_calls(encoder: Encoder, calls: Calls) -> None:
+    """Chunks are several calls of a layer; where a clip is one chunk, several calls are several places in the model."""
+    for name, of_layer in calls.items():
+        if len(of_layer) > 1 and not encoder.chunks:
+            warnings.warn(
+                f"{encoder.name}: layer {name!r} runs {len(of_layer)} times per forward pass, and the tokens of all runs are "
+                "counted as one layer. If the runs are different places in the model, give each an activation module of "
+                "its own.",
+                stacklevel=3,
+            )
+            return
 
 
 def _check_repeatable(encoder: Encoder, wave: Tensor, before: Tensor) -> None:

@@ -104,13 +104,15 @@ class Encoder(Displayed):
     def identity(self) -> str:
         """SHA-256 over the module's whole state, the window, and which tokens are padding in clips that end early.
 
-        It is computed anew each time, because weights may be changed in place.
+        Counted modules outside `module` are included. It is computed anew each time, because weights may be changed in place.
         """
         valid = torch.arange(1, 8) * self.dry_samples // 8
         masks = None
         if self.padding_masks is not None:
             masks = [mask.tolist() for mask in self.padding_masks(valid, self.dry_samples)]
         described = f"{sha256_of_state(self.module)} {self.clip_seconds} {self.chunks} {masks}"
+        for name, module in self._outside().items():
+            described += f" {name} {sha256_of_state(module)}"
         return hashlib.sha256(described.encode()).hexdigest()
 
     @property
@@ -121,8 +123,14 @@ class Encoder(Displayed):
 
     def to(self, device: str | torch.device) -> Encoder:
         """Move the weights (in place, as torch modules do) and return self."""
-        self.module.to(device)
+        for module in (self.module, *self._outside().values()):
+            module.to(device)
         return self
+
+    def _outside(self) -> dict[str, nn.Module]:
+        """Counted modules that are not part of `module`."""
+        inside = set(self.module.modules())
+        return {name: module for name, module in self.activations.items() if module not in inside}
 
     def with_layers(self, layers: Sequence[str]) -> Encoder:
         """The same model with only these layers counted, in this order.
@@ -215,6 +223,11 @@ def _check_activations(name: str, activations: Any) -> None:
         raise ValueError(
             f"layer {name!r} gave a {type(activations).__name__}, expected a float tensor [batch, ..., neurons]"
         )
+    if activations.is_nested:
+        raise ValueError(
+            f"layer {name!r} gave a nested tensor, from which padding is left out; expected a float tensor [batch, ..., "
+            "neurons]. Build nn.TransformerEncoder(..., enable_nested_tensor=False), or set its use_nested_tensor = False"
+        )
     if activations.ndim < 2 or not activations.is_floating_point():
         raise ValueError(
             f"layer {name!r} gave {tuple(activations.shape)}, {activations.dtype}; expected a float tensor [batch, ..., neurons]"
@@ -225,11 +238,14 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """An explicit device, else CUDA if available (the process's own GPU under torchrun), else the CPU.
 
     Raises:
-        ValueError: CUDA or MPS is asked for and not available.
+        ValueError: not a device of torch, or CUDA or MPS is asked for and not available.
     """
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device of torch: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(chosen.type, True):
         raise ValueError(f"device={str(device)!r} is not available to torch; use device='cpu' or leave it out")

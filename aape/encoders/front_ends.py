@@ -181,6 +181,7 @@ class FilterBank(TimeFrontEnd):
     def __init__(self, model: Any, extractor: Any) -> None:
         super().__init__(model, extractor)
         self.stride = int(extractor.stride)
+        check_bands(extractor.feature_size * self.stride, model.config.feature_projection_input_dim)
         self.hop = extractor.sampling_rate // 100
         self.frame = 5 * self.hop // 2
         self.least = self.frame + (self.stride - 1) * self.hop
@@ -211,6 +212,7 @@ class Whisper(TimeFrontEnd):
 
     def __init__(self, model: Any, extractor: Any, full_window: bool = False) -> None:
         super().__init__(model, extractor)
+        check_bands(extractor.feature_size, model.config.num_mel_bins)
         self.full_window = full_window
         self.hop = int(extractor.hop_length)
         self.positions = int(model.config.max_source_positions)
@@ -269,6 +271,19 @@ class Whisper(TimeFrontEnd):
             return self._mean(normalised, pieces)
 
         return [self._first_tokens(piece) for piece in pieces], finish
+
+
+def check_bands(given: int, expected: int) -> None:
+    """Refuse a feature extractor that belongs to another model.
+
+    Raises:
+        ValueError: it does not give the bands of the spectrogram that the model takes.
+    """
+    if given != expected:
+        raise ValueError(
+            f"the front end (preprocessor_config.json) gives {given} mel bands, the model (config.json) takes {expected}: they "
+            "are of different models. Restore the preprocessor_config.json of this model."
+        )
 
 
 def block_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:

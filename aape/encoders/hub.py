@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +106,7 @@ def from_hub(
     if full_window and family != "whisper":
         raise ValueError(f"full_window is Whisper's 30 s, but {source} is a {family} model: leave it out")
     model, extractor = _loaded(source, family, revision, seed)
-    front_end = _front_end(family, model, extractor, clip_seconds, full_window)
+    front_end = _front_end(source, family, model, extractor, clip_seconds, full_window)
     origin: dict[str, Any] = {
         "source": source,
         "family": family,
@@ -152,11 +153,14 @@ def _activations_of(model: nn.Module, family: str) -> str:
 
 
 def _front_end(
-    family: str, model: nn.Module, extractor: Any, clip_seconds: float | None, full_window: bool
+    source: str, family: str, model: nn.Module, extractor: Any, clip_seconds: float | None, full_window: bool
 ) -> TimeFrontEnd | PatchFrontEnd:
     """The front end of a model, with its window set."""
     options = {"full_window": True} if full_window else {}
-    front_end = FAMILIES[family].front_end(model, extractor, **options)
+    try:
+        front_end = FAMILIES[family].front_end(model, extractor, **options)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     rate = extractor.sampling_rate
     longest = min(front_end.limit, DEFAULT_SECONDS * rate)
     window = round(longest if clip_seconds is None else clip_seconds * rate)
@@ -174,11 +178,27 @@ def _front_end(
 
 def _family_of(source: str, revision: str) -> tuple[Path, str]:
     """Where config.json of a model lies, and which of `FAMILIES` it names."""
+    is_folder = Path(source).is_dir()
+    if not is_folder and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        raise FileNotFoundError(
+            f"there is no folder {source}; give a folder that save_pretrained wrote, or a name of the Hub such as "
+            "'openai/whisper-tiny'"
+        )
+    if (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file():
+        raise OSError(
+            f"{source} holds an adapter (adapter_config.json) without its base model. Load both with peft, then save "
+            "model.merge_and_unload() with save_pretrained and give that folder."
+        )
     try:
         path = Path(cached_file(source, "config.json", revision=revision) or "no config.json")
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:  # transformers says what is the matter, and what to do about it
-        raise OSError(_write_it_yourself(source, f"({revision}): {' '.join(str(error).split())[:400]}")) from error
+        what = "its config.json cannot be read" if is_folder else "no folder of this name, and the Hub did not give it"
+        raise OSError(f"{source} ({revision}): {what}. {' '.join(str(error).split())}") from error
+    if "quantization_config" in settings:
+        raise ValueError(
+            f"{source} holds quantised weights; neurons are read in float32: give the model before quantisation"
+        )
     family = "timm" if "architecture" in settings else settings.get("model_type")
     if family not in FAMILIES:
         raise ValueError(_write_it_yourself(source, f"holds a model of type {family!r}"))
@@ -226,6 +246,8 @@ def _from_transformers(source: str, family: str, revision: str, trained: bool) -
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     config.mask_time_prob = config.mask_feature_prob = 0.0  # only for training; they need a tensor that files may lack
     config.add_adapter = False  # layers behind the last block that shorten the sequence
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        config._attn_implementation = "eager"  # others, such as flash attention, do not compute in float32
     # Whisper's encoder is the body of its audio classifier; WhisperModel would draw a decoder at random.
     whisper = family == "whisper"
     kind: Any = transformers.WhisperForAudioClassification if whisper else transformers.AutoModel

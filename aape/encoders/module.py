@@ -39,7 +39,7 @@ def is_activation(module: nn.Module) -> bool:
 def from_module(
     module: nn.Module,
     *,
-    activations: str,
+    activations: str | Mapping[str, nn.Module],
     embed: Callable[[Tensor], Tensor],
     sample_rate: int,
     clip_seconds: float,
@@ -61,28 +61,56 @@ def from_module(
         from_module(model, activations=..., embed=embed, sample_rate=model.sampling_rate, clip_seconds=10.0, name="mine",
                     samples_per_token=model.hop_size_in_ms * model.sampling_rate / 1000)
 
+    Other units than neurons are named by a mapping. `module` must hold all weights:
+
+        # the residual stream after each block
+        streams = {f"stream {i}": block for i, block in enumerate(model.blocks)}
+        from_module(model, activations=streams, embed=model, ...)
+
+        # features of a sparse autoencoder on the stream after block 3; sae(x) = sae.decode(sae.act(sae.encode(x)))
+        def embed(wave):
+            handle = model.blocks[3].register_forward_hook(lambda block, inputs, stream: sae(stream))
+            try:
+                return model(wave)
+            finally:
+                handle.remove()
+
+        from_module(nn.ModuleList([model, sae]), activations={"features": sae.act}, embed=embed, ...)
+
     Args:
-        module: the model; it is put into evaluation mode.
+        module: the model. It is put into evaluation mode, and its gradient checkpointing is switched off, because that runs
+            blocks again in the backward pass; no value changes.
         activations: a glob over the names of `module.named_modules()`, such as `"blocks.*.mlp.act"`; * does not match a
-            dot. Every match must be an activation function (see `is_activation`) with output [batch, ..., neurons]. The
-            linear layer in front of it counts the same signs (GELU, ReLU and SiLU keep them) and is taken with a warning.
+            dot. Every match must be an activation function with output [batch, ..., neurons]. A module counts as one if
+            it has no submodules and its class is from `torch.nn.modules.activation` or has one of these words in its
+            name: gelu, relu, silu, swish, mish, elu, glu, snake, tanh, sigmoid, activation. The linear layer in front of
+            it counts the same signs (GELU, ReLU and SiLU keep them) and is taken with a warning. Or a mapping from layer
+            names to modules inside `module`, which may be of any class: their outputs [batch, ..., units] are counted.
         embed: wave [batch, samples] -> [batch, dim], including front end, chunking and pooling.
         sample_rate: Hz.
         clip_seconds: the longest wave that `embed` takes, s, unless `chunks`.
         name: what tables call the model.
         samples_per_token: samples of the wave per token, for a model whose tokens follow each other in time, without
-            class tokens. Gives `padding_masks` and `token_grid`.
+            class tokens. Gives `padding_masks` and `token_grid`. A centred STFT (torch.stft, librosa), which gives
+            n // hop + 1 frames of n samples, is one of these; a class token in front would be taken for its first frame.
         more: other fields of `Encoder`: `weights`, e.g. {"source": ..., "revision": ...}; `chunks`; `padding_masks` and
             `token_grid`, for models whose tokens are laid out otherwise; ...
 
     Raises:
-        ValueError: nothing matches, a match is neither an activation function nor a linear layer, two names share one
-            module, or both `samples_per_token` and what it would give are passed.
+        ValueError: nothing matches, a match is neither an activation function nor a linear layer, a module of the mapping
+            is not inside `module`, two names share one module, or both `samples_per_token` and what it would give are
+            passed.
     """
-    counted = _matching(module, activations)
-    linear = [layer for layer, m in counted.items() if isinstance(m, nn.Linear)]
-    if len(linear) < len(counted):
-        _check_are_activations(counted, f"activations={activations!r}")
+    linear: list[str] = []
+    if isinstance(activations, str):
+        counted = _matching(module, activations)
+        linear = [layer for layer, m in counted.items() if isinstance(m, nn.Linear)]
+        if len(linear) < len(counted):
+            _check_are_activations(counted, f"activations={activations!r}")
+    else:
+        counted = dict(activations)
+        _check_are_inside(module, counted)
+    _switch_checkpointing_off(module)
     if len(set(counted.values())) < len(counted):
         raise ValueError(
             f"{', '.join(counted)} are one and the same module; give every layer its own activation module"
@@ -116,8 +144,29 @@ def _check_are_activations(counted: Mapping[str, nn.Module], source: str) -> Non
         if not is_activation(module):
             raise ValueError(
                 f"{source} must match activation functions (or only the linear layers before them), but it also matches "
-                f"{name!r} ({type(module).__name__}). {_RULE} Narrow the pattern, or rename the class of a module of your own."
+                f"{name!r} ({type(module).__name__}). {_RULE} Narrow the pattern, rename the class of a module of your own, "
+                "or pass a mapping {name: module}, whose modules may be of any class."
             )
+
+
+def _check_are_inside(module: nn.Module, counted: Mapping[str, nn.Module]) -> None:
+    inside = set(module.modules())
+    for name, submodule in counted.items():
+        if submodule not in inside:
+            raise ValueError(
+                f"activations: {name!r} ({type(submodule).__name__}) is not inside module, whose weights identify the "
+                "encoder. Pass a module that holds both, such as nn.ModuleList([model, sae])."
+            )
+    if not counted:
+        raise ValueError("activations: expected a mapping of at least one layer name to a module, found an empty one")
+
+
+def _switch_checkpointing_off(module: nn.Module) -> None:
+    """Gradient checkpointing as timm and transformers have it: blocks run again in the backward pass, without hooks."""
+    for submodule in module.modules():
+        for switch in ("grad_checkpointing", "gradient_checkpointing"):
+            if getattr(submodule, switch, False) is True:
+                setattr(submodule, switch, False)
 
 
 def _advice(module: nn.Module) -> str:
@@ -127,7 +176,7 @@ def _advice(module: nn.Module) -> str:
         return f"Its activation functions are: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
     wider = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features > m.in_features]
     return (
-        "It has no activation function that is a module of its own (F.gelu?). To count, match the linear layer in front"
+        f"It has no activation function that is a module of its own (F.gelu?). {_RULE} To count, match the linear layer in front"
         f"{f' ({wider[0]}?)' if wider else ''}; to silence too, give each block an nn.GELU() and match that."
     )
 
@@ -209,15 +258,29 @@ class TimeTokens:
         return counts
 
     def _fits(self, count: int, length: int) -> bool:
-        """Whether a piece can have this number of tokens; convolutions without padding lose up to three of them."""
-        return 0 <= math.ceil(length / self.step) - count <= 3
+        """Whether a piece can have this number of tokens.
+
+        Convolutions without padding lose up to three of them; a centred STFT has one more where the hop divides the length.
+        """
+        lost = math.ceil(length / self.step) - count
+        return 0 <= lost <= 3 or count == self._centred(length)
+
+    def _centred(self, length: int) -> int:
+        return int(length // self.step) + 1
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
-        """A token is padding when its samples begin behind the last valid one."""
+        """Token t is padding when sample t * `samples_per_token` lies behind the last valid one.
+
+        The last frame of a centred STFT, which is centred behind the last sample, belongs to that sample.
+        """
         masks = []
         for call, tokens in enumerate(self.tokens(samples)):
-            first = torch.arange(tokens, device=valid_samples.device) * self.step + call * self.window
-            masks.append(first[None, :] >= valid_samples[:, None])
+            start = call * self.window
+            length = min(self.window, samples - start)
+            first = torch.arange(tokens, device=valid_samples.device) * self.step
+            if tokens == self._centred(length):
+                first = first.clamp(max=length - 1)
+            masks.append(start + first >= valid_samples[:, None])
         return masks
 
     def grid(self, samples: int) -> list[Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aape.encoders.front_ends import check_bands
+
 FRAME, HOP = 400, 160  # samples at 16 kHz: 25 ms every 10 ms (Kaldi)
 
 
@@ -104,6 +106,7 @@ class PatchFrontEnd:
 
 def ast_front_end(model: Any, extractor: Any) -> PatchFrontEnd:
     """AST (Gong et al. 2021, arXiv 2104.01778); its own embedding is the mean of class and distillation token."""
+    check_bands(extractor.num_mel_bins, model.config.num_mel_bins)
     rows, columns = map(torch.arange, model.embeddings.get_shape(model.config))  # frequency, time
     cells = torch.cartesian_prod(rows, columns)  # frequency outermost
 
