@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.criteria.ranking import rank
     from aape.dissecting import Dissection, dissect
     from aape.encoders import m2d
-    from aape.encoders.encoder import Encoder, from_module
+    from aape.encoders.encoder import Encoder
     from aape.encoders.hub import from_hub
+    from aape.encoders.module import from_module
     from aape.neurons import chance
     from aape.neurons.chance import Calibrated, calibrate
     from aape.neurons.selection import Selection, entropy, select
@@ -43,8 +44,9 @@ _MODULES = {  # module -> the public names that it defines
     "aape.criteria.comparing": ("compare_criteria",),
     "aape.criteria.ranking": ("rank",),
     "aape.dissecting": ("Dissection", "dissect"),
-    "aape.encoders.encoder": ("Encoder", "from_module"),
+    "aape.encoders.encoder": ("Encoder",),
     "aape.encoders.hub": ("from_hub",),
+    "aape.encoders.module": ("from_module",),
     "aape.neurons.chance": ("Calibrated", "calibrate"),
     "aape.neurons.selection": ("Selection", "entropy", "select"),
     "aape.neurons.sharing": ("jaccard", "sharing_against_chance"),

@@ -31,7 +31,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from aape.encoders.encoder import Encoder, from_module, sha256_of_state
+from aape.encoders.encoder import Encoder, sha256_of_state
+from aape.encoders.module import from_module
 from aape.files import sha256_of, write_text
 from aape.sounds.task import Task, from_metadata
 

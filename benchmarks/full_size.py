@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from aape.collecting.passing import collect
-from aape.encoders.encoder import from_module
+from aape.encoders.module import from_module
 from aape.sounds.task import from_metadata
 from benchmarks.chance import anonymous_gib
 

@@ -50,7 +50,7 @@ def collected_embeddings(encoder: Encoder, task: Task, folder: Path) -> np.ndarr
     if not (folder / "manifest.json").is_file():
         return None
     artifacts = load_artifacts(folder)
-    if other_encoder(artifacts.manifest, encoder.identity, encoder.probe):
+    if other_encoder(artifacts.manifest, encoder.identity):
         return None
     if tuple(artifacts.files) != task.files or not np.array_equal(artifacts.labels, task.labels):
         return None

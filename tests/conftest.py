@@ -16,7 +16,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from aape.encoders.encoder import Encoder, from_module
+from aape.encoders.encoder import Encoder
+from aape.encoders.module import from_module
 from aape.sounds.task import Task, from_metadata
 
 matplotlib.use("agg")

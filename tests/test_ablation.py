@@ -19,7 +19,8 @@ from aape.causal import trials
 from aape.causal.classifier import fit, folds
 from aape.causal.silencing import silenced
 from aape.collecting.passing import collect
-from aape.encoders.encoder import Encoder, from_module
+from aape.encoders.encoder import Encoder
+from aape.encoders.module import from_module
 from aape.figures import ablation as figures_ablation
 from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock

@@ -24,7 +24,8 @@ from aape.artifacts.folder import load_artifacts
 from aape.collecting import passing
 from aape.collecting.passing import collect
 from aape.collecting.relabelling import relabel
-from aape.encoders.encoder import from_module, hooked
+from aape.encoders.encoder import hooked
+from aape.encoders.module import from_module
 from aape.files import FolderBusy, folder_lock
 from aape.sounds.task import BadClip, from_metadata
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
-from aape.encoders.encoder import from_module
+from aape.encoders.module import from_module
 from aape.neurons.selection import select
 from aape.sounds.task import from_metadata
 

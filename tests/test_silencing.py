@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
-from aape.encoders.encoder import Encoder, from_module
+from aape.encoders.encoder import Encoder
 from aape.encoders.m2d import load
+from aape.encoders.module import from_module
 
 
 def hooks_left(encoder: Encoder) -> dict[str, int]:

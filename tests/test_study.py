@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from aape.encoders.encoder import from_module
+from aape.encoders.module import from_module
 from aape.study.study import load_encoder, load_study, load_task, prepare, resolve
 
 SHIPPED = sorted((REPOSITORY / "studies").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""What must hold of an encoder before anything is counted, and is found by dry runs on noise: widths and tokens."""
+"""Checks of an encoder before anything is counted, by running it on noise: widths, tokens and embeddings."""
 
 from __future__ import annotations
 
@@ -7,100 +7,123 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aape.encoders.encoder import Encoder, hooked, noise, spread
+from aape.encoders.encoder import Encoder, hooked, noise
 
 Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each call
 
 
-@torch.no_grad()  # not inference_mode: what a model keeps for later (positions, say) could take no gradient then
+@torch.no_grad()  # not inference_mode: what a model keeps for later (such as positions) could take no gradient then
 def embedded(encoder: Encoder, wave: Tensor) -> Tensor:
-    """The clip embeddings [batch, dim], checked to be that."""
-    found = encoder.embed(wave)
-    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(wave):
-        return found
-    what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__} (a model's output?)"
-    how = "Take its tokens, e.g. .last_hidden_state.mean(dim=1)"
-    raise ValueError(f"{encoder.name}: embed gave {what}, expected a tensor [{len(wave)} clips, dim]. {how}")
+    """The clip embeddings [batch, dim] of a wave [batch, samples], after a check of their shape."""
+    embeddings = encoder.embed(wave)
+    if not isinstance(embeddings, Tensor):
+        found = f"a {type(embeddings).__name__} (a model's output?)"
+    elif embeddings.ndim != 2 or len(embeddings) != len(wave):
+        found = str(list(embeddings.shape))
+    else:
+        return embeddings
+    raise ValueError(
+        f"{encoder.name}: embed gave {found}, expected a tensor [{len(wave)} clips, dim]. Take the mean over the tokens, "
+        "e.g. .last_hidden_state.mean(dim=1)"
+    )
 
 
-def _look(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
-    """What each layer makes of a wave [batch, samples], and the embeddings."""
-    seen: Calls = {name: [] for name in encoder.layers}
-
-    def see(layer: int, output: Tensor) -> None:
-        if len(output) != len(wave):
-            found = f"gave {tuple(output.shape)} for {len(wave)} clips, expected [{len(wave)}, ..., neurons]"
-            raise ValueError(
-                f"layer {encoder.layers[layer]!r} {found}: the batch is not first (windowed attention?).\nWhere time is first, "
-                "put in the place of each act a module with the forward self.act(x.transpose(0, 1)).transpose(0, 1), and "
-                "match the act within."
-            )
-        seen[encoder.layers[layer]].append((output[0, ..., 0].numel(), output.shape[-1]))
-
-    with hooked(encoder, encoder.layers, see):
-        return seen, embedded(encoder, wave)
-
-
-def dry_run(encoder: Encoder) -> tuple[Calls, list[float]]:
-    """(Tokens, neurons) of each call of each layer, and the encoder's probe, from noise.
+def dry_run(encoder: Encoder) -> Calls:
+    """(Tokens, neurons) of each call of each layer, from noise.
 
     Raises:
         ValueError: a layer was not called, or its output is not [batch, ..., neurons]; `embed` gives no embeddings, no
-            numbers, or others when a clip is alone: dropout or batch statistics are in use.
+            finite numbers, or others when a clip is alone: dropout or batch statistics are in use.
     """
     pair = noise(2, encoder.dry_samples).to(encoder.device)
-    seen, embeddings = _look(encoder, pair)
-    if silent := [name for name in encoder.layers if not seen[name]]:
-        raise ValueError(f"{encoder.name}: layer {silent[0]!r} was never called by embed(); check the pattern")
+    calls, embeddings = _run(encoder, pair)
+    for name, of_layer in calls.items():
+        if not of_layer:
+            raise ValueError(f"{encoder.name}: layer {name!r} was never called by embed(); check the pattern")
     try:
-        shorter, _ = _look(encoder, pair[:1, : encoder.dry_samples // 2])
+        shorter, _ = _run(encoder, pair[:1, : encoder.dry_samples // 2])
     except (RuntimeError, ValueError, AssertionError, IndexError):
-        shorter = seen  # embed takes waves of one length only: nothing to compare
-    for name, calls in seen.items():
-        if len(found := sorted({width for _, width in [*calls, *shorter[name]]})) > 1:
+        shorter = calls  # embed takes waves of one length only: nothing to compare
+    _check_widths(encoder, calls, shorter)
+    _check_repeatable(encoder, pair[:1], embeddings[0].float())
+    return calls
+
+
+def _run(encoder: Encoder, wave: Tensor) -> tuple[Calls, Tensor]:
+    """The calls of each layer for a wave [batch, samples], and the embeddings."""
+    calls: Calls = {name: [] for name in encoder.layers}
+
+    def see(index: int, activations: Tensor) -> None:
+        name = encoder.layers[index]
+        if len(activations) != len(wave):
             raise ValueError(
-                f"{encoder.name}: the last axis of layer {name!r} has {found} channels, by the length of the wave: that is "
-                "time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
+                f"layer {name!r} gave {tuple(activations.shape)} for {len(wave)} clips, expected [{len(wave)}, ..., "
+                "neurons]: the batch is not first (windowed attention?).\nWhere time is first, put in the place of each "
+                "act a module with the forward self.act(x.transpose(0, 1)).transpose(0, 1), and match the act within."
             )
-    alone, first = embedded(encoder, pair[:1])[0].float(), embeddings[0].float()
+        tokens, neurons = activations[0, ..., 0].numel(), activations.shape[-1]
+        calls[name].append((tokens, neurons))
+
+    with hooked(encoder, encoder.layers, see):
+        return calls, embedded(encoder, wave)
+
+
+def _check_widths(encoder: Encoder, calls: Calls, shorter: Calls) -> None:
+    """Refuse a layer whose last axis depends on the length of the wave."""
+    for name in encoder.layers:
+        channels = sorted({neurons for _, neurons in calls[name] + shorter[name]})
+        if len(channels) > 1:
+            raise ValueError(
+                f"{encoder.name}: the last axis of layer {name!r} has {channels} channels, by the length of the wave: that "
+                "is time, not neurons. Expected [batch, ..., neurons]: transpose, or leave it out"
+            )
+
+
+def _check_repeatable(encoder: Encoder, wave: Tensor, before: Tensor) -> None:
+    """Refuse an embedding that changes when the clip is alone in its batch."""
+    alone = embedded(encoder, wave)[0].float()
     if not alone.isfinite().all():
         raise ValueError(f"{encoder.name} embeds noise as {alone[:3].tolist()} ..., expected numbers: damaged weights?")
-    error, size = float((alone - first).abs().max()), float(first.abs().max())
-    if error > size * (1e-3 if encoder.dtype in ("float32", "float64") else 5e-2):
+    error = float((alone - before).abs().max())
+    largest = float(before.abs().max())
+    tolerance = 1e-3 if encoder.dtype in ("float32", "float64") else 5e-2
+    if error > largest * tolerance:
         raise ValueError(
-            f"{encoder.name} embeds the same wave differently a second time, by {error / size:.1%} of the largest "
+            f"{encoder.name} embeds the same wave differently a second time, by {error / largest:.1%} of the largest "
             "value: is it in training mode? Call module.eval() and collect again."
         )
-    return seen, spread(alone)
 
 
 def widths(encoder: Encoder) -> dict[str, int]:
     """Neurons of each layer. Raises ValueError where `dry_run` does."""
-    return {name: calls[0][1] for name, calls in dry_run(encoder)[0].items()}
+    return {name: calls[0][1] for name, calls in dry_run(encoder).items()}
 
 
-def common_width(encoder: Encoder, layers: Sequence[str], seen: Calls) -> int:
+def common_width(encoder: Encoder, layers: Sequence[str], calls: Calls) -> int:
     """Neurons per layer, which must be equal: the artifacts are one tensor [layers, neurons, classes].
 
     Args:
-        layers: the names of those to be counted. seen: what `dry_run` found of all.
+        encoder: the model, for messages.
+        layers: names of the layers to be counted.
+        calls: the result of `dry_run`.
 
     Raises:
         ValueError: layers of different width or with different tokens, named.
     """
-    width = {name: seen[name][0][1] for name in layers}
-    if len(set(width.values())) != 1:
-        found = ", ".join(f"{n} has {w}" for n, w in width.items())
+    width = {name: calls[name][0][1] for name in layers}
+    if len(set(width.values())) > 1:
+        found = ", ".join(f"{name} has {neurons}" for name, neurons in width.items())
         raise ValueError(f"{encoder.name}: expected layers of one width, {found}; collect them apart (layers=...)")
-    same_tokens(encoder, {name: [tokens for tokens, _ in seen[name]] for name in layers})
+    same_tokens(encoder, {name: [tokens for tokens, _ in calls[name]] for name in layers})
     return width[layers[0]]
 
 
 def same_tokens(encoder: Encoder, tokens: Mapping[str, list[int]]) -> None:
-    """Refuse layers that see different tokens: a share of tokens would be of another whole in each."""
+    """Refuse layers that see different tokens, because a share of tokens would mean something else in each."""
     groups: dict[str, list[str]] = {}
     for name, calls in tokens.items():
-        groups.setdefault(" + ".join(map(str, calls)), []).append(name)
+        description = " + ".join(map(str, calls))
+        groups.setdefault(description, []).append(name)
     if len(groups) > 1:
         found = "; ".join(f"{calls} tokens in {', '.join(names)}" for calls, names in groups.items())
         raise ValueError(f"{encoder.name}: expected layers of like tokens, {found}; collect them apart (layers=...)")

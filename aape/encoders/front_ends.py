@@ -1,331 +1,288 @@
-"""How the models of `aape.encoders.hub` hear: waves to tokens, which tokens heard only padding, and where they lie."""
+"""Front ends of the models in `aape.encoders.hub` whose tokens follow each other in time.
+
+A front end turns waves into clip embeddings, and says which tokens saw only padding and where tokens lie on the clip.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from aape.encoders.encoder import Stages
-from aape.encoders.tokens import in_time
-
-WINDOW = 30.0  # s, of models without a longest input
+from aape.encoders.module import time_grid
 
 
-def ears_of(
-    model: nn.Module, extractor: Any, family: str, clip_seconds: float | None, full_window: bool
-) -> TimeEars | PatchEars:
-    """What a model of a family of `FAMILIES` hears with.
+class Piece(NamedTuple):
+    """What the model gets of one piece of a batch of clips.
 
-    Args:
-        model: of transformers or timm; of Whisper the encoder.
-        extractor: its feature extractor.
-        family: model type.
-        clip_seconds: the longest piece that it gets at once, s; None: what it takes, or `WINDOW`.
-        full_window: Whisper at its 30 s instead of the piece's length.
-
-    Raises:
-        ValueError: a length that this model does not take.
+    Attributes:
+        clips: the samples of each clip up to its last sound.
+        samples: length of the piece as the model gets it.
+        sounding: int64 [batch], tokens after the last block that saw sound.
     """
-    kinds: dict[str, Any] = {
-        "whisper": partial(Whisper, full_window=full_window),
-        "wav2vec2-bert": FilterBank,
-        "audio-spectrogram-transformer": _of_ast,
-        "timm": _of_timm,
-    }
-    ears: TimeEars | PatchEars = kinds.get(family, Convolutions)(model, extractor)
-    rate = extractor.sampling_rate
-    window = min(ears.limit, WINDOW * rate) if clip_seconds is None else clip_seconds * rate
-    if not ears.least <= round(window) <= ears.limit:
-        takes = f"{ears.least / rate:g} to {ears.limit / rate:g} s at once (longer waves are cut into such pieces)"
-        raise ValueError(f"clip_seconds={clip_seconds}: this {family} model takes {takes}")
-    ears.window = round(window)
-    return ears
+
+    clips: list[np.ndarray]
+    samples: int
+    sounding: Tensor
 
 
-# --- models whose tokens follow each other in time ---------------------------------------------------------------
-
-
-class TimeEars:
+class TimeFrontEnd:
     """Embedding, padding masks and grid of a model whose tokens follow each other in time.
 
     Attributes:
         least, limit: the shortest piece that gives a token in the blocks, and the longest, samples.
         window: the longest piece that the model is given, samples.
         cell_samples: samples between two tokens in the blocks.
-        squeeze: how many tokens after the last block one token in the blocks stands for.
+        squeeze: tokens after the last block per token in the blocks.
         note: about the front end, for the manifest.
         log_mel, stages: see `Encoder`.
     """
 
     least: int = 1
     limit: float = math.inf
-    squeeze = 1
+    squeeze: int = 1
     window: int
     cell_samples: int
     log_mel: Callable[[Tensor], Tensor] | None = None
     stages: Stages | None = None
 
     def __init__(self, model: Any, extractor: Any) -> None:
-        self.model, self.extractor = model, extractor
+        self.model = model
+        self.extractor = extractor
         masked = "with" if extractor.return_attention_mask else "without"
         self.note = f"{type(extractor).__name__}, {masked} attention mask"
 
-    def given(self, clips: list[np.ndarray], length: int, **options: Any) -> Any:
-        """What the extractor makes of clips that it pads to a length."""
-        return self.extractor(
-            clips, sampling_rate=self.extractor.sampling_rate, padding="max_length", max_length=length,
-            return_tensors="pt", **options,
-        ).to(next(self.model.parameters()).device)  # fmt: skip
-
-    def hidden(self, clips: list[np.ndarray], samples: int) -> Tensor:
-        """Each clip's samples up to its last sound, samples of the piece -> tokens after the last block."""
-        given = self.given(clips, samples, return_attention_mask=True)
-        # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
-        mask = given["attention_mask"] if self.extractor.return_attention_mask else None
-        return self.model(given[self.model.main_input_name], attention_mask=mask).last_hidden_state
-
-    def heard(self, sound: Tensor) -> Tensor:
-        """Sound samples [batch] -> how many tokens after the last block heard sound, by the model's own arithmetic."""
+    def sounding_tokens(self, samples: Tensor) -> Tensor:
+        """Samples of sound [batch] -> how many tokens after the last block saw sound, by the model's own arithmetic."""
         raise NotImplementedError
 
     def tokens(self, samples: int) -> int:
-        """Samples of a piece -> number of tokens in the blocks."""
+        """Samples of a piece, `least` or more -> number of tokens in the blocks."""
         raise NotImplementedError
 
-    def _pieces(self, samples: int) -> list[tuple[int, int]]:
-        """First sample and samples of each piece of a wave; the model gets at least `least`."""
-        return [(start, min(self.window, samples - start)) for start in range(0, samples, self.window)]
+    def features(self, piece: Piece, **options: Any) -> Any:
+        """What the extractor makes of a piece."""
+        settings = {
+            "sampling_rate": self.extractor.sampling_rate,
+            "padding": "max_length",
+            "max_length": piece.samples,
+            "return_tensors": "pt",
+        }
+        features = self.extractor(piece.clips, **settings, **options)
+        parameter = next(self.model.parameters())
+        return features.to(parameter.device)
 
-    def _parts(self, wave: Tensor) -> list[tuple[list[np.ndarray], int, Tensor]]:
-        """Of each piece: the clips up to their last sound, samples as the model gets them, tokens [batch] that heard."""
-        samples, parts = wave.shape[1], []
-        values = wave.detach().float().cpu()
-        last = torch.where(values != 0, torch.arange(1, samples + 1), 0).amax(dim=1)
-        last = torch.where(last == 0, samples, last)  # [batch], last sound
-        for start, length in self._pieces(samples):
-            sound, given = (last - start).clamp(0, length), max(length, self.least)
-            piece = nn.functional.pad(values[:, start : start + length], (0, given - length)).numpy()
-            clips = [row[: max(int(n), self.least)] for row, n in zip(piece, sound, strict=True)]
-            # A clip that is too short for a whole token still has its first one.
-            parts.append((clips, given, self.heard(sound).clamp(min=1 if start == 0 else 0)))
-        return parts
-
-    def _mean(self, sequences: list[Tensor], parts: list[tuple[list[np.ndarray], int, Tensor]]) -> Tensor:
-        """Mean [batch, dim] over the tokens that heard sound, of the tokens [batch, tokens, dim] of each piece."""
-        sums, counts = [], []
-        for tokens, (_, _, heard) in zip(sequences, parts, strict=True):
-            counts.append(heard.clamp(max=tokens.shape[1]).to(tokens.device))
-            mask = torch.arange(tokens.shape[1], device=tokens.device) < counts[-1][:, None]
-            sums.append((tokens * mask[:, :, None]).sum(dim=1))
-        return sum(sums) / sum(counts)[:, None]  # type: ignore[index]
+    def last_tokens(self, piece: Piece) -> Tensor:
+        """Tokens [batch, tokens, dim] after the last block."""
+        features = self.features(piece, return_attention_mask=True)
+        mask = None
+        # Models with a group norm over time were trained without a mask, on zeros; their extractor says so.
+        if self.extractor.return_attention_mask:
+            mask = features["attention_mask"]
+        output = self.model(features[self.model.main_input_name], attention_mask=mask)
+        return output.last_hidden_state
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """Wave [batch, samples] -> mean over the tokens that heard sound [batch, dim]; over all where none did."""
-        parts = self._parts(wave)
-        return self._mean([self.hidden(clips, given) for clips, given, _ in parts], parts)
+        """Wave [batch, samples] -> mean over the tokens that saw sound [batch, dim]; over all where none did."""
+        pieces = self._cut(wave)
+        sequences = [self.last_tokens(piece) for piece in pieces]
+        return self._mean(sequences, pieces)
 
     def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
-        """Tokens behind those that heard sound, one mask [batch, tokens] a piece; the model's own padding too."""
+        """Tokens behind those that saw sound, one mask [batch, tokens] per piece; the model's own padding too."""
         masks = []
-        for start, length in self._pieces(samples):
-            heard = -(-self.heard((valid_samples - start).clamp(0, length)) // self.squeeze)
-            tokens = torch.arange(self.tokens(max(length, self.least)), device=valid_samples.device)
-            masks.append(tokens[None, :] >= heard[:, None])
+        for start in range(0, samples, self.window):
+            length = self._length(start, samples)
+            valid = (valid_samples - start).clamp(0, length)
+            sounding = -(-self.sounding_tokens(valid) // self.squeeze)
+            count = self.tokens(max(length, self.least))
+            tokens = torch.arange(count, device=valid.device)
+            masks.append(tokens[None, :] >= sounding[:, None])
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
         """Frequency 0, time running on across pieces."""
-        pieces = self._pieces(samples)
-        tokens = [self.tokens(max(length, self.least)) for _, length in pieces]
-        return in_time(tokens, [start / self.cell_samples for start, _ in pieces])
+        counts, starts = [], []
+        for start in range(0, samples, self.window):
+            length = self._length(start, samples)
+            counts.append(self.tokens(max(length, self.least)))
+            starts.append(start / self.cell_samples)
+        return time_grid(counts, starts)
+
+    def _length(self, start: int, samples: int) -> int:
+        """Length of the piece that begins at a sample."""
+        return min(self.window, samples - start)
+
+    def _cut(self, wave: Tensor) -> list[Piece]:
+        """The pieces of a wave [batch, samples]; the model gets at least `least` samples."""
+        values = wave.detach().float().cpu()
+        samples = wave.shape[1]
+        places = torch.arange(1, samples + 1)
+        ends = torch.where(values != 0, places, 0).amax(dim=1)  # [batch], behind the last sound
+        ends = torch.where(ends == 0, samples, ends)
+        pieces = []
+        for start in range(0, samples, self.window):
+            length = self._length(start, samples)
+            sound = (ends - start).clamp(0, length)
+            missing = max(0, self.least - length)
+            padded = nn.functional.pad(values[:, start : start + length], (0, missing))
+            kept = sound.clamp(min=self.least).tolist()
+            clips = [row[:n] for row, n in zip(padded.numpy(), kept, strict=True)]
+            # A clip that is too short for a whole token still has its first one.
+            at_least = 1 if start == 0 else 0
+            sounding = self.sounding_tokens(sound).clamp(min=at_least)
+            pieces.append(Piece(clips, length + missing, sounding))
+        return pieces
+
+    def _mean(self, sequences: list[Tensor], pieces: list[Piece]) -> Tensor:
+        """Mean [batch, dim] over the tokens that saw sound, of the tokens [batch, tokens, dim] of each piece."""
+        total: Any = 0
+        count: Any = 0
+        for tokens, piece in zip(sequences, pieces, strict=True):
+            length, device = tokens.shape[1], tokens.device
+            sounding = piece.sounding.clamp(max=length).to(device)
+            mask = torch.arange(length, device=device) < sounding[:, None]
+            total = total + (tokens * mask[:, :, None]).sum(dim=1)
+            count = count + sounding
+        return total / count[:, None]
 
 
-class Convolutions(TimeEars):
+class Convolutions(TimeFrontEnd):
     """wav2vec2 and its relatives: convolutions over the wave."""
 
     def __init__(self, model: Any, extractor: Any) -> None:
         super().__init__(model, extractor)
         config = model.config
-        self.least = self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
+        self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
         self.cell_samples = self.squeeze * math.prod(config.conv_stride)
-        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+        self.least = self.squeeze
+        layers = zip(config.conv_kernel, config.conv_stride, strict=True)
+        for kernel, stride in reversed(list(layers)):
             self.least = (self.least - 1) * stride + kernel
 
-    def heard(self, sound: Tensor) -> Tensor:
-        return self.model._get_feat_extract_output_lengths(sound).clamp(min=0).long()
+    def sounding_tokens(self, samples: Tensor) -> Tensor:
+        lengths = self.model._get_feat_extract_output_lengths(samples)
+        return lengths.clamp(min=0).long()
 
     def tokens(self, samples: int) -> int:
-        return int(self.heard(torch.tensor(samples))) // self.squeeze
+        count = self.sounding_tokens(torch.tensor(samples))
+        return int(count) // self.squeeze
 
 
-class FilterBank(TimeEars):
-    """wav2vec2-bert: Kaldi's filter bank (25 ms every 10 ms), every two frames side by side."""
+class FilterBank(TimeFrontEnd):
+    """wav2vec2-bert: Kaldi's filter bank (25 ms every 10 ms), several frames joined into one token."""
 
     def __init__(self, model: Any, extractor: Any) -> None:
         super().__init__(model, extractor)
-        self.stride, self.unit = int(extractor.stride), extractor.sampling_rate // 100
-        self.least = 5 * self.unit // 2 + (self.stride - 1) * self.unit
-        self.cell_samples = self.stride * self.unit
+        self.stride = int(extractor.stride)
+        self.hop = extractor.sampling_rate // 100
+        self.frame = 5 * self.hop // 2
+        self.least = self.frame + (self.stride - 1) * self.hop
+        self.cell_samples = self.stride * self.hop
 
     def _frames(self, samples: Any) -> Any:
-        return (samples - 5 * self.unit // 2) // self.unit + 1
+        return (samples - self.frame) // self.hop + 1
 
-    def given(self, clips: list[np.ndarray], length: int, **options: Any) -> Any:
-        return super().given(clips, self._frames(length), pad_to_multiple_of=self.stride, **options)
+    def features(self, piece: Piece, **options: Any) -> Any:
+        in_frames = piece._replace(samples=self._frames(piece.samples))
+        return super().features(in_frames, pad_to_multiple_of=self.stride, **options)
 
-    def heard(self, sound: Tensor) -> Tensor:
-        return self._frames(sound).clamp(min=0) // self.stride
+    def sounding_tokens(self, samples: Tensor) -> Tensor:
+        return self._frames(samples).clamp(min=0) // self.stride
 
     def tokens(self, samples: int) -> int:
         return -(-self._frames(samples) // self.stride)
 
 
-class Whisper(TimeEars):
-    """Whisper: two convolutions over a log-mel that is normalised by the clip's loudest band."""
+class Whisper(TimeFrontEnd):
+    """Whisper: two convolutions over a log-mel that is normalised by the clip's loudest band.
 
-    def __init__(self, model: Any, extractor: Any, full_window: bool) -> None:
+    Args:
+        model: the encoder.
+        extractor: its feature extractor.
+        full_window: pad every piece to the model's 30 s instead of running at the piece's length.
+    """
+
+    def __init__(self, model: Any, extractor: Any, full_window: bool = False) -> None:
         super().__init__(model, extractor)
-        self.full_window, self.hop = full_window, int(extractor.hop_length)
-        self.positions, self.cell_samples = int(model.config.max_source_positions), 2 * self.hop
+        self.full_window = full_window
+        self.hop = int(extractor.hop_length)
+        self.positions = int(model.config.max_source_positions)
+        self.cell_samples = 2 * self.hop
         self.limit = self.positions * self.cell_samples
-        self.note = f"WhisperFeatureExtractor, {'padded to the full window' if full_window else 'at the clip length'}"
+        length = "padded to the full window" if full_window else "at the clip length"
+        self.note = f"WhisperFeatureExtractor, {length}"
         self.blocks = [block_of(layer) for layer in model.layers]
-        self.stages = Stages(self._begin, self.blocks, [layer.fc2 for layer in model.layers])
+        projections = [layer.fc2 for layer in model.layers]
+        self.stages = Stages(self._begin, self.blocks, projections)
 
-    def _features(self, clips: list[np.ndarray], samples: int) -> Tensor:
-        length = self.positions * self.cell_samples if self.full_window else samples
-        return self.given(clips, length, pad_to_multiple_of=self.cell_samples)["input_features"]
+    def features(self, piece: Piece, **options: Any) -> Any:
+        if self.full_window:
+            piece = piece._replace(samples=self.positions * self.cell_samples)
+        return super().features(piece, pad_to_multiple_of=self.cell_samples, **options)
 
-    def _before(self, clips: list[np.ndarray], samples: int) -> Tensor:
-        """Tokens before block 0, with the first of the model's positions."""
-        x = nn.functional.gelu(self.model.conv1(self._features(clips, samples)))
-        x = nn.functional.gelu(self.model.conv2(x)).transpose(1, 2)
-        return x + self.model.embed_positions.weight[: x.shape[1]]
-
-    def _begin(self, wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
-        parts = self._parts(wave)
-        sequences = [self._before(clips, given) for clips, given, _ in parts]
-        return sequences, lambda last: self._mean([self.model.layer_norm(x) for x in last], parts)
-
-    def hidden(self, clips: list[np.ndarray], samples: int) -> Tensor:
-        x = self._before(clips, samples)
+    def last_tokens(self, piece: Piece) -> Tensor:
+        tokens = self._first_tokens(piece)
         for block in self.blocks:
-            x = block(x)
-        return self.model.layer_norm(x)
+            tokens = block(tokens)
+        return self.model.layer_norm(tokens)
 
-    def heard(self, sound: Tensor) -> Tensor:
-        return self.model._get_feat_extract_output_lengths(sound // self.hop).clamp(min=0)
+    def sounding_tokens(self, samples: Tensor) -> Tensor:
+        lengths = self.model._get_feat_extract_output_lengths(samples // self.hop)
+        return lengths.clamp(min=0)
 
     def tokens(self, samples: int) -> int:
-        return self.positions if self.full_window else -(-samples // self.cell_samples)
+        if self.full_window:
+            return self.positions
+        return -(-samples // self.cell_samples)
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """The spectrogram of each piece, one after the other [batch, bands, frames]."""
-        values = wave.detach().float().cpu().numpy()
-        pieces = [(values[:, start : start + n], n) for start, n in self._pieces(wave.shape[1])]
-        return torch.cat([self._features(list(piece), n)[:, :, : -(-n // self.hop)] for piece, n in pieces], dim=2)
+        spectrograms = []
+        for piece in self._cut(wave):
+            frames = -(-piece.samples // self.hop)
+            spectrogram = self.features(piece)["input_features"]
+            spectrograms.append(spectrogram[:, :, :frames])
+        return torch.cat(spectrograms, dim=2)
+
+    def _first_tokens(self, piece: Piece) -> Tensor:
+        """Tokens before block 0, with the first of the model's positions."""
+        spectrogram = self.features(piece)["input_features"]
+        hidden = nn.functional.gelu(self.model.conv1(spectrogram))
+        hidden = nn.functional.gelu(self.model.conv2(hidden))
+        tokens = hidden.transpose(1, 2)
+        positions = self.model.embed_positions.weight
+        return tokens + positions[: tokens.shape[1]]
+
+    def _begin(self, wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+        """See `Stages.begin`."""
+        pieces = self._cut(wave)
+
+        def finish(sequences: list[Tensor]) -> Tensor:
+            normalised = [self.model.layer_norm(tokens) for tokens in sequences]
+            return self._mean(normalised, pieces)
+
+        return [self._first_tokens(piece) for piece in pieces], finish
 
 
 def block_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """A layer of transformers without masks: [batch, tokens, width] -> the same."""
-    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]  # transformers 4 wants two masks, 5 one
-    nothing = [None for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    signature = inspect.signature(layer.forward)
+    required = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+    ]
+    masks = [None] * (len(required) - 1)  # transformers 4 requires two masks, 5 one
 
     def block(x: Tensor) -> Tensor:
-        out = layer(x, *nothing)
+        out = layer(x, *masks)
         return out[0] if isinstance(out, tuple) else out
 
     return block
-
-
-# --- models on patches of a spectrogram of fixed length ----------------------------------------------------------
-
-_FRAME, _HOP = 400, 160  # samples at 16 kHz: 25 ms every 10 ms (Kaldi)
-
-
-class PatchEars:
-    """Embedding, padding masks and grid of a ViT on the filter bank of AST, as AudioMAE uses it too.
-
-    What is normalised is the log energy e of a band: (e - mean) / (2 std), with AudioSet's mean and standard deviation.
-    Frames behind the wave hold e = 0 before that (AST, AudioMAE), which is not what silence gives. Waves are cut into
-    as many samples as the model has frames times the hop, and the embeddings of the pieces are averaged by length.
-
-    Args:
-        extractor: transformers' ASTFeatureExtractor.
-        encode: normalised log-mel [batch, frames, mels] -> embedding [batch, dim].
-        cells: (frequency, time) of each patch [patches, 2], in token order.
-        stride: frames between two columns of patches.
-        extra: class and distillation tokens, in front.
-    """
-
-    stages = None
-
-    def __init__(
-        self, extractor: Any, encode: Callable[[Tensor], Tensor], cells: Tensor, stride: int, extra: int
-    ) -> None:
-        self.extractor, self.encode, self.cells, self.stride, self.extra = extractor, encode, cells, stride, extra
-        self.least = self.limit = self.window = int(extractor.max_length) * _HOP
-        self.cell_samples = stride * _HOP
-        with_library = "numpy" if hasattr(extractor, "mel_filters") else "torchaudio"  # they differ in the last digits
-        self.note = f"ASTFeatureExtractor with {with_library}"
-
-    def front_end(self, wave: Tensor) -> Tensor:
-        """Wave [batch, samples] -> normalised log-mel [batch, frames, mels], padded to the model's frames."""
-        wave = nn.functional.pad(wave, (0, max(0, _FRAME - wave.shape[-1])))  # a last piece shorter than one frame
-        clips = list(wave.detach().float().cpu().numpy())
-        given = self.extractor(clips, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
-        return given["input_values"].to(device=wave.device, dtype=torch.float32)
-
-    def log_mel(self, wave: Tensor) -> Tensor:
-        """The frames that hold the wave, piece after piece [batch, mels, frames]."""
-        pieces = [self.front_end(p)[:, : max(1, -(-p.shape[-1] // _HOP))] for p in wave.split(self.window, dim=-1)]
-        return torch.cat(pieces, dim=1).transpose(1, 2)
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        pieces = wave.split(self.window, dim=-1)
-        embeddings = [self.encode(self.front_end(p)) * p.shape[-1] for p in pieces]
-        return torch.stack(embeddings).sum(dim=0) / wave.shape[-1]
-
-    def padding_masks(self, valid_samples: Tensor, samples: int) -> list[Tensor]:
-        """Patches whose first frame begins behind the last valid sample, one mask [batch, tokens] a piece.
-
-        That counts the model's own padding behind a short wave too. Class and distillation tokens never are padding.
-        """
-        first = self.cells[:, 1].to(valid_samples.device) * self.stride * _HOP  # [patches], samples
-        masks = []
-        for start in range(0, samples, self.window):
-            # Frames that would reach beyond the piece are not computed: they are the model's padding.
-            length = max(_FRAME, min(self.window, samples - start))
-            last_frame = (length - _FRAME) // _HOP
-            inside = (valid_samples - start).clamp(min=0)
-            silent = (first[None, :] >= inside[:, None]) | (first > last_frame * _HOP)[None, :]
-            masks.append(nn.functional.pad(silent, (self.extra, 0)))
-        return masks
-
-    def token_grid(self, samples: int) -> list[Tensor]:
-        """The cells of each piece at its place in time, between pieces a cell may be empty; -1 for class and distillation tokens."""
-        starts = range(0, samples, self.window)
-        shifts = [torch.tensor([0, math.ceil(start / self.cell_samples - 0.5)]) for start in starts]
-        return [nn.functional.pad(self.cells + shift, (0, 0, self.extra, 0), value=-1) for shift in shifts]
-
-
-def _of_ast(model: Any, extractor: Any) -> PatchEars:
-    """AST (Gong et al. 2021, arXiv 2104.01778); the clip embedding is its own: the mean of class and distillation token."""
-    rows, columns = model.embeddings.get_shape(model.config)  # frequency, time
-    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # frequency outermost
-    return PatchEars(extractor, lambda features: model(features).pooler_output, cells, model.config.time_stride, 2)
-
-
-def _of_timm(model: Any, extractor: Any) -> PatchEars:
-    """AudioMAE (Huang et al. 2022, arXiv 2207.06405); the clip embedding is the checkpoint's own pooling."""
-    (frames, mels), (step_t, step_f) = model.patch_embed.img_size, model.patch_embed.patch_size
-    # The spectrogram enters as [batch, 1, frames, mels]: time outermost.
-    cells = torch.cartesian_prod(torch.arange(frames // step_t), torch.arange(mels // step_f)).flip(1)
-    return PatchEars(extractor, lambda x: model(x.unsqueeze(1)), cells, step_t, int(model.num_prefix_tokens))
