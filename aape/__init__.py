@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.neurons.chance import Calibrated, calibrate
     from aape.neurons.selection import Selection, entropy, select
     from aape.neurons.sharing import jaccard, sharing_against_chance
-    from aape.sounds.task import BadClip, Task, from_datasets, from_folder, from_metadata
+    from aape.sounds.loading import from_datasets, from_folder, from_metadata
+    from aape.sounds.task import BadClip, Task
     from aape.study.ablation import AblationResult, ablate
     from aape.study.analysis import Analysis, analyze
     from aape.study.collecting import collect_study
@@ -50,7 +51,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.neurons.chance": ("Calibrated", "calibrate"),
     "aape.neurons.selection": ("Selection", "entropy", "select"),
     "aape.neurons.sharing": ("jaccard", "sharing_against_chance"),
-    "aape.sounds.task": ("BadClip", "Task", "from_datasets", "from_folder", "from_metadata"),
+    "aape.sounds.loading": ("from_datasets", "from_folder", "from_metadata"),
+    "aape.sounds.task": ("BadClip", "Task"),
     "aape.study.ablation": ("AblationResult", "ablate"),
     "aape.study.analysis": ("Analysis", "analyze"),
     "aape.study.collecting": ("collect_study",),

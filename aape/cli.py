@@ -90,7 +90,7 @@ def _table(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="CSV to write")
     options = vars(parser.parse_args(words))
     from aape.files import write_text
-    from aape.sounds.task import from_folder
+    from aape.sounds.loading import from_folder
 
     folder, output = options.pop("folder"), options.pop("output")
     if output.is_dir():
@@ -116,7 +116,7 @@ def _dissect(parser: argparse.ArgumentParser, words: list[str]) -> None:
     if table and (seconds is None or options["pattern"]):
         parser.error("--table needs --seconds, the length that every clip is cut or padded to, and takes no --pattern")
     from aape.dissecting import dissect
-    from aape.sounds.task import from_metadata
+    from aape.sounds.loading import from_metadata
 
     if table:
         task = from_metadata(table, task, clip_seconds=seconds, name=Path(table).stem)

@@ -25,7 +25,8 @@ from aape.figures.style import save
 from aape.files import write_text
 from aape.neurons.chance import Calibrated, calibrate
 from aape.neurons.selection import select
-from aape.sounds.task import Task, from_folder
+from aape.sounds.loading import from_folder
+from aape.sounds.task import Task
 from aape.study.ablation import AblationResult, ablate
 
 # What the ablation of a first look leaves out for its time; `ablate` by itself does it all.

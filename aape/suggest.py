@@ -1,4 +1,4 @@
-"""What to say of a name that nobody knows. Only the standard library."""
+"""What to say about a name that is not known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one, as a question, or all known names."""
+    """The most similar known name, as a question, or all known names."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(known)}"

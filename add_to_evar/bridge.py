@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from aape.encoders.encoder import Encoder, sha256_of_state
 from aape.encoders.module import from_module
 from aape.files import sha256_of, write_text
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 
 _RAW = "https://raw.githubusercontent.com"
 _MLP = f"{_RAW}/daisukelab/general-learning/a3391e8d526e3cde2a5e4b765f832c6b83934416/MLP/torch_mlp_clf2.py"

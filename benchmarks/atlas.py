@@ -24,7 +24,8 @@ from aape.collecting.passing import collect
 from aape.encoders import m2d
 from aape.encoders.encoder import full_precision
 from aape.neurons.selection import select
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 from aape.study.study import load_study
 
 

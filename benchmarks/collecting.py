@@ -37,7 +37,8 @@ from aape.encoders import m2d
 from aape.encoders.dry_run import widths
 from aape.encoders.encoder import Encoder, hooked
 from aape.encoders.hub import from_hub
-from aape.sounds.task import Task, from_metadata, read_clips
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task, read_clips
 
 BATCH = 16
 

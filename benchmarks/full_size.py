@@ -22,7 +22,7 @@ from torch import nn
 
 from aape.collecting.passing import collect
 from aape.encoders.module import from_module
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 from benchmarks.chance import anonymous_gib
 
 

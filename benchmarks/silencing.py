@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 from aape.encoders import m2d
 from aape.encoders.encoder import Encoder
-from aape.sounds.task import Task, from_metadata, prefetched, read_clips
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task, prefetched, read_clips
 
 
 def random_sets(encoder: Encoder, starts: list[int], seed: int = 0, size: int = 24) -> list[NeuronSet | None]:

@@ -26,7 +26,7 @@ import torch
 
 from aape.collecting.passing import collect
 from aape.encoders import m2d
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 from add_to_evar import bridge as evar
 from benchmarks import numpy_weights
 

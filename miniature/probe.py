@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 from aape.artifacts.belonging import other_encoder
 from aape.artifacts.folder import load_artifacts
 from aape.encoders.encoder import Encoder
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 from miniature import encoders
 from miniature.train import _write
 

@@ -610,7 +610,7 @@ def render(task: str, cache_dir: str | Path | None = None, workers: int = 2) -> 
 
 def load(task: str, cache_dir: str | Path | None = None) -> Task:
     """A stand-in task, rendered first if it has to be. Raises ValueError for an unknown name."""
-    from aape.sounds.task import from_metadata
+    from aape.sounds.loading import from_metadata
 
     folder = render(task, cache_dir)
     return from_metadata(folder / f"{task}.csv", folder / "audio", clip_seconds=CLIP_SECONDS, name=task)

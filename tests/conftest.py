@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from aape.encoders.encoder import Encoder
 from aape.encoders.module import from_module
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 
 matplotlib.use("agg")
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -26,7 +26,8 @@ from aape.figures.style import save
 from aape.files import FolderBusy, folder_lock
 from aape.neurons.chance import one_sided_p
 from aape.neurons.selection import select
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 from aape.study import ablation
 from aape.study.ablation import ablate, load_result
 from aape.study.effects import AT, against_controls, paired_interval, possible

@@ -39,7 +39,8 @@ from aape.encoders import m2d
 from aape.encoders.encoder import Encoder, hooked
 from aape.files import FolderBusy, folder_lock
 from aape.neurons.selection import select
-from aape.sounds.task import Task, from_metadata
+from aape.sounds.loading import from_metadata
+from aape.sounds.task import Task
 from aape.study.study import load_study
 
 RATE = 16000

@@ -27,7 +27,8 @@ from aape.collecting.relabelling import relabel
 from aape.encoders.encoder import hooked
 from aape.encoders.module import from_module
 from aape.files import FolderBusy, folder_lock
-from aape.sounds.task import BadClip, from_metadata
+from aape.sounds.audio import BadClip
+from aape.sounds.loading import from_metadata
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -272,7 +273,7 @@ SCRIPT = f"""
 import os, signal, sys
 sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
 from conftest import make_toy
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 from aape.collecting import passing
 csv, audio, out, killed_at = sys.argv[1:]
 task = from_metadata(csv, audio, clip_seconds=1.0, name="noise")

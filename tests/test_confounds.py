@@ -12,7 +12,7 @@ from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
 from aape.encoders.module import from_module
 from aape.neurons.selection import select
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 
 pytest.importorskip("librosa", reason="librosa is not installed: pip install aape[confounds]")
 

@@ -13,7 +13,8 @@ from aape.datasets import TASKS
 from aape.datasets.base import Source
 from aape.datasets.check import build_metadata, shown
 from aape.datasets.ravdess import EMOTIONS
-from aape.sounds.clips import Clip, split_clips
+from aape.sounds.clips import Clip
+from aape.sounds.splitting import split_clips
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +128,9 @@ def test_voxforge_without_evar(tmp_path):
     assert table.label.value_counts().to_dict() == {"de": 12, "en": 12}
     assert table.groupby("group").split.nunique().max() == 1
     assert set(table.group) == {"ralf", "anonymous-2008-x", "Marie Curie", "petra", "timo", "eva"}
-    assert "1 other audio files lie there and are left out, e.g. klingon/worf-2008-x/wav/a.wav" in report["notes"]
+    assert (
+        "1 other audio files are in the folder and are left out, e.g. klingon/worf-2008-x/wav/a.wav" in report["notes"]
+    )
 
 
 def test_the_real_ravdess(ravdess, tmp_path):
@@ -140,16 +143,50 @@ def test_the_real_ravdess(ravdess, tmp_path):
     assert actors == {(s, k): n for s in ("Male", "Female") for k, n in (("train", 7), ("valid", 2), ("test", 3))}
 
 
+SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+
+
 def test_seeded_split_keeps_groups_whole_and_every_stratum_in_every_split():
     clips = [Clip(f"{i}.wav", s, "", f"{s}{i}") for s in "ab" for i in range(10) for _ in range(3)]
-    shares = {"train": 0.7, "valid": 0.1, "test": 0.2}
-    drawn = split_clips(clips, shares, 1, "x")
-    assert drawn == split_clips(clips, shares, 1, "x", [clip.label for clip in clips])
-    assert drawn != split_clips(clips, shares, 2, "x")
+    drawn = split_clips(clips, SHARES, 1, "x")
+    assert drawn == split_clips(clips, SHARES, 1, "x", [clip.label for clip in clips])
+    assert drawn != split_clips(clips, SHARES, 2, "x")
     table = pd.DataFrame(drawn).drop(columns="file_name").drop_duplicates()
     assert table.group.is_unique
     counts = table.groupby("label").split.value_counts().to_dict()
     assert counts == {(s, k): v for s in "ab" for k, v in {"train": 7, "valid": 1, "test": 2}.items()}
+
+
+def test_removing_a_clip_leaves_the_splits_of_the_others_unchanged():
+    clips = [Clip(f"{label}{i}.wav", label, "") for label in "ab" for i in range(200)]
+    drawn = split_clips(clips, SHARES, 0, "x")
+    shares = pd.DataFrame(drawn).groupby("label").split.value_counts(normalize=True)
+    assert all(abs(shares[label, name] - share) < 0.1 for label in "ab" for name, share in SHARES.items())
+    for gone in range(0, 400, 7):
+        assert split_clips(clips[:gone] + clips[gone + 1 :], SHARES, 0, "x") == drawn[:gone] + drawn[gone + 1 :]
+    speakers = [Clip(f"{i}.wav", "ab"[i % 2], "", f"s{i % 6}") for i in range(60)]
+    drawn = split_clips(speakers, SHARES, 0, "x")
+    assert split_clips(speakers[1:], SHARES, 0, "x") == drawn[1:]
+
+
+def test_a_list_that_was_written_here_is_never_read_as_evars(tmp_path):
+    """In a clone of EVAR the metadata folder also holds what an earlier run wrote."""
+    clone = tmp_path / "clone"
+    (clone / EVAR).mkdir(parents=True)
+    root = cremad_tree(tmp_path / "CREMA-D")
+    out = clone / EVAR / "cremad.csv"
+    for seed in (3, 5):
+        report = build_metadata("cremad", root, out, evar=clone, seed=seed)
+        assert (report["comparable"], report["seed"]) == (False, seed)
+        assert f"seed {seed}" in pd.read_csv(out)["split_note"].iloc[0]
+    tree(root, "AudioWAV/1010_ITH_SAD_X.wav")
+    assert build_metadata("cremad", root, out, evar=clone)["counts"]["clips"] == report["counts"]["clips"] + 1
+    out.with_suffix(".json").unlink()  # now it can be EVAR's, but for the note on its split
+    report = build_metadata("cremad", root, tmp_path / "cremad.csv", evar=clone)
+    assert not report["comparable"] and "NOT COMPARABLE" in shown(report)
+    assert pd.read_csv(tmp_path / "cremad.csv")["split_note"].str.startswith("the split is ours").all()
+    with pytest.raises(ValueError, match="is EVAR's own list, which is read here; write to another file"):
+        build_metadata("cremad", root, out, evar=clone)
 
 
 def test_files_are_found_in_other_cases_containers_and_folders(tmp_path):
@@ -170,12 +207,13 @@ def test_files_are_found_in_other_cases_containers_and_folders(tmp_path):
 def test_missing_and_invalid_clips_are_told_apart(tmp_path):
     root = tree(tmp_path / "g", "blues/blues.00029.wav", "jazz/jazz.00054.wav", texts=GTZAN)
     tree(root, "jazz/jazz.00001.wav", seconds=30.0, rate=200)
-    whole = (root / "jazz/jazz.00054.wav").read_bytes()
-    (root / "jazz/jazz.00054.wav").write_bytes(whole[:-100])
+    (root / "jazz/jazz.00054.wav").write_bytes(b"RIFF")
     report, table = build("gtzan", root, tmp_path)
     assert table.file_name.tolist() == ["blues/blues.00029.wav", "jazz/jazz.00001.wav"] and "group" not in table
     assert report["missing"] == ["blues/blues.00012.wav"]
-    assert [name for name, _ in report["invalid"]] == ["jazz/jazz.00054.wav"] and "truncated" in report["invalid"][0][1]
+    assert [name for name, _ in report["invalid"]] == ["jazz/jazz.00054.wav"] and "cannot be read" in report["invalid"][
+        0
+    ][1]
     assert report["published"] == {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}
     text = shown(report)
     assert "missing, left out: 1, e.g. ['blues/blues.00012.wav']" in text
@@ -185,7 +223,7 @@ def test_evars_rows_without_a_split_are_left_out(tmp_path):
     rows = "blues/blues.00029.wav,blues,train\njazz/jazz.00054.wav,jazz,\njazz/jazz.00001.wav,jazz,train\n"
     root = tree(tmp_path / "g", "blues/blues.00029.wav", "jazz/jazz.00001.wav",
                 texts={"evar/metadata/gtzan.csv": "file_name,label,split\n" + rows})  # fmt: skip
-    with pytest.warns(UserWarning, match="1 row.s. without a split are left out"):
+    with pytest.warns(UserWarning, match="1 row.s. without a split or fold are left out"):
         _, table = build("gtzan", root, tmp_path, evar=root)
     assert table.file_name.tolist() == ["blues/blues.00029.wav", "jazz/jazz.00001.wav"]
 

@@ -10,7 +10,7 @@ from conftest import RATE, make_toy, tiny_whisper
 
 from aape import cli
 from aape.dissecting import dissect
-from aape.sounds.task import from_folder
+from aape.sounds.loading import from_folder
 
 
 def tones(folder: Path, speakers: int = 10) -> Path:

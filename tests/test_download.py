@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
-import json
 import tarfile
 import threading
 import zipfile
@@ -73,13 +72,6 @@ def zipped(name, content):
     return buffer.getvalue()
 
 
-def test_what_does_not_fit_is_not_begun(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: module.shutil._ntuple_diskusage(0, 0, 1000))
-    with pytest.raises(OSError, match="needs 1,024,000 bytes, .* has 1,000 free"):
-        download(["m2d"], tmp_path, items=item(server))
-    assert not server.log
-
-
 def tarred(mode, size=50_000, names=("a.txt", "b.txt")):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as file:
@@ -95,7 +87,7 @@ def test_a_file_arrives_whole_once_and_after_a_broken_transfer(server, tmp_path)
     with pytest.raises(ConnectionError, match="Run the same command again"):
         download(["m2d"], tmp_path, items=item(server))
     assert len(server.log) == 3  # tried again, and nothing half is left
-    assert list((tmp_path / "weights").iterdir()) == [] and not (tmp_path / "checksums.json").exists()
+    assert list((tmp_path / "weights").iterdir()) == []
     server.cut = 1
     for _ in range(2):
         places = download(["m2d"], tmp_path, items=item(server, SHA256))
@@ -103,57 +95,25 @@ def test_a_file_arrives_whole_once_and_after_a_broken_transfer(server, tmp_path)
     assert [p.name for p in places["m2d"].iterdir()] == ["m2d.bin"]
 
 
-WHOLE = {"/m.zip": zipped("one", "1" * 1000), "/m.tar": tarred("w"), "/m.tar.gz": tarred("w:gz")}
+WHOLE = {"/m.zip": zipped("one", "1" * 1000), "/m.tar.gz": tarred("w:gz")}
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_archive_that_is_cut_is_removed_and_never_pinned(server, tmp_path, name):
+def test_an_archive_that_is_cut_is_removed(server, tmp_path, name):
     whole, server.length = WHOLE[name], False
-    for end in (len(whole) // 2, 512 + 50_176 if name == "/m.tar" else len(whole) - 10):
+    for end in (len(whole) // 10, len(whole) // 2):
         server.files[name] = whole[:end]
         with pytest.raises(ValueError, match="does not open as an archive"):
             download(["m2d"], tmp_path, items=item(server, path=name))
-        assert not (tmp_path / "archives" / name[1:]).exists() and not (tmp_path / "checksums.json").exists()
+        assert not (tmp_path / "archives" / name[1:]).exists()
     server.files[name] = whole
-    download(["m2d"], tmp_path, items=item(server, path=name))
-    assert json.loads((tmp_path / "checksums.json").read_text())[server.url(name)]["bytes"] == len(whole)
+    assert any(download(["m2d"], tmp_path, items=item(server, path=name))["m2d"].iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("/m.zip", zipped("bomb", bytes(30_000_000)), "more than 100 times its size"),
-        ("/m.tar.gz", tarred("w:gz", 20_000_000, ("bomb",)), "more than 100 times its size"),
-        ("/m.tar", tarred("w", 10, ("../bomb",)), "does not open"),
-    ],
-)
-def test_archives_that_unpack_without_end_or_outside_are_refused(server, tmp_path, name, content, message):
-    server.files[name] = content
-    with pytest.raises(ValueError, match=message):
-        download(["m2d"], tmp_path / "data", items=item(server, path=name))
-    assert not list(tmp_path.rglob("bomb"))
-
-
-def test_the_first_checksum_of_an_archive_is_recorded_and_held_to(server, tmp_path):
-    server.files |= WHOLE
-    target, items = tmp_path / "archives" / "m.zip", item(server, path="/m.zip")
-    for _ in range(2):
-        download(["m2d"], tmp_path, items=items)
-        entries = json.loads((tmp_path / "checksums.json").read_text())
-        digest = hashlib.sha256(WHOLE["/m.zip"]).hexdigest()
-        assert entries[server.url("/m.zip")] == {"sha256": digest, "bytes": len(WHOLE["/m.zip"])}
-        assert target.read_bytes() == WHOLE["/m.zip"]
-        target.write_bytes(b"damaged on disk")  # and fetched again
-    target.unlink()
-    server.files["/m.zip"] = b"something else"
-    with pytest.raises(ValueError, match=r"is not the file it should be: .*its entry, of the first download, out of"):
-        download(["m2d"], tmp_path, items=items)
-    with pytest.raises(ValueError, match=r"is not the file it should be: .*on purpose, tell us"):
+def test_a_file_must_match_its_checksum(server, tmp_path):
+    with pytest.raises(ValueError, match=r"is not the expected file: .*on purpose, please tell us"):
         download(["m2d"], tmp_path, items=item(server, "sha256:" + "0" * 64))
-    assert not target.exists()
-    (tmp_path / "checksums.json").write_text('{"an address": "a checksum"}')
-    with pytest.raises(ValueError, match=r"checksums.json is damaged"):
-        download(["m2d"], tmp_path, items=items)
+    assert not (tmp_path / "weights" / "m2d.bin").exists()
 
 
 def test_archives_are_unpacked_once(server, tmp_path):

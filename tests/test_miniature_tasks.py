@@ -12,7 +12,7 @@ pytest.importorskip("midirenderer")
 pytest.importorskip("espeakng_loader")
 
 from aape.files import FolderBusy, folder_lock
-from aape.sounds.task import from_metadata
+from aape.sounds.loading import from_metadata
 from miniature import midi, speech, tasks
 from miniature.sentences import NEUTRAL, SENTENCES, share
 

@@ -64,9 +64,9 @@ def test_the_short_form_fills_in_the_rest(tmp_path: Path, monkeypatch: pytest.Mo
     specs = (study.models["whisper"], study.tasks["digits"], study.tasks["words"])
     assert [(spec.loader, spec.options) for spec in specs] == [
         ("aape.encoders.hub:from_hub", {"name_or_folder": "openai/whisper-tiny"}),
-        ("aape.sounds.task:from_folder",
+        ("aape.sounds.loading:from_folder",
          {"folder": "recordings", "pattern": "{label}_{group}_{take}.wav", "name": "digits", "clip_seconds": 1.0}),
-        ("aape.sounds.task:from_metadata",
+        ("aape.sounds.loading:from_metadata",
          {"csv_path": "lists/words.csv", "audio_dir": "lists", "name": "words", "clip_seconds": 2.5, "group": "speaker"}),
     ]  # fmt: skip
     assert len(repr(study)) < 300 and "digits" in repr(study) and "whisper" in repr(study)

@@ -1,6 +1,5 @@
 """Tasks: metadata, audio in any shape, and complaints that help."""
 
-import os
 import shutil
 import warnings
 from collections import Counter
@@ -14,9 +13,10 @@ from scipy.signal import correlate
 
 from aape import cli
 from aape.collecting.passing import collect
-from aape.sounds.audio import cache_dir, read_mono, seconds_of
-from aape.sounds.clips import clips_of_names
-from aape.sounds.task import BadClip, from_datasets, from_folder, from_metadata
+from aape.sounds.audio import read_mono, seconds_of
+from aape.sounds.folders import clips_of_names
+from aape.sounds.loading import from_datasets, from_folder, from_metadata
+from aape.sounds.task import BadClip
 
 
 def sounds(folder: Path, *names: str, seconds: float = 0.5) -> Path:
@@ -81,20 +81,19 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     assert abs(valid - 16000) <= 1
     likeness = correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()  # codecs shift in time
     assert likeness == pytest.approx(1.0, abs=0.05)
-    assert list((cache_dir() / "resampled").rglob("*.npz"))
     assert np.array_equal(wave, task.read(0, 16000)[0])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file_name,label\na.wav,x", "expected columns"),
+        ("file_name,class\na.wav,x", "expected columns file_name, category, and split or fold"),
         ("file_name,label,split", "with 0 rows"),
-        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is a file that an earlier line"),
+        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is also on an earlier line"),
         ("file_name,label,split\na.wav,,train", "line 2: a field is empty"),
         ('file_name,label,split\na.wav,"x,y",train', "line 2: label 'x,y' names several classes"),
-        ("file_name,label,split\na.wav,x,held", "line 2: split 'held', expected train, valid, test"),
-        ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: fold '1.5', expected a whole number"),
+        ("file_name,label,split\na.wav,x,held", "line 2: 'held' is no split, expected train, valid, test"),
+        ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: 'fold1.5' is no split, expected .* a whole number"),
         ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number"),
         ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
         ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
@@ -102,9 +101,9 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
             "file_name,label,split,label\na.wav,x,train,y",
             "expected columns, each column once, found file_name, label, split, label",
         ),
-        ("file_name,label,split\na.wav,x,train,", "line 2: 4 fields, but the header has 3"),
-        ("file_name,label,split\na.wav,x", "line 2: 2 fields, but the header has 3; complete the line"),
-        ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "line 2: .*quote left open"),
+        ("file_name,label,split\na.wav,x,train,", "Expected 3 fields in line 2, saw 4"),
+        ("file_name,label,split\na.wav,x", "line 2: a field is empty"),
+        ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "close every quote"),
         ("file_name,label,split,group\na.wav,x,train,", "line 2: a field is empty"),
         ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
     ],
@@ -125,7 +124,7 @@ def test_a_column_of_groups_is_not_passed_over_in_silence(tmp_path: Path, column
         task = task_of(tmp_path, text, label="animal", group=column)
         task_of(tmp_path, text.replace(column, "take"), label="animal")
     assert task.classes == ("x",) and task.groups == ("s1", "s1") and task.group_column == column
-    with pytest.raises(ValueError, match="expected columns .*speakr .*found"):
+    with pytest.raises(ValueError, match="expected columns .*speakr, .*found"):
         task_of(tmp_path, text, label="animal", group="speakr")
 
 
@@ -147,13 +146,13 @@ def test_missing_metadata_and_files(tmp_path: Path):
             from_metadata(path, tmp_path / "audio", clip_seconds=1, name="t")
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
 def test_audio_that_was_cut_off_is_refused(tmp_path: Path, suffix: str):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 200_000), 44100)
     assert len(read_mono(path, 44100, 1.0)) >= 44100
     content = path.read_bytes()
-    for end in (len(content) // 8, len(content) // 2, *([-7] if suffix == "ogg" else [])):  # inside the last page
+    for end in (len(content) // 8, len(content) // 2):
         path.write_bytes(content[:end])
         with pytest.raises(BadClip, match=f"a.{suffix}.*(truncated|cannot be read)"):
             read_mono(path, 44100, 1.0)
@@ -194,17 +193,66 @@ def test_a_clip_of_less_than_a_sample_is_bad(tmp_path: Path):
         task.read(0, 16000)
 
 
-def test_resampled_audio_is_kept_by_what_a_file_holds(tmp_path: Path):
-    paths = [tmp_path / name / "a.wav" for name in ("one", "two")]
-    waves = [np.random.default_rng(i).normal(0, 0.1, 8000) for i in range(2)]
-    for path, wave in zip(paths, waves, strict=True):
-        path.parent.mkdir()
-        soundfile.write(path, wave, 8000, subtype="FLOAT")
-        os.utime(path, (1, 1))  # as from an archive
-    first, second = (read_mono(path, 1000, 1.0) for path in paths)
-    for old, new in (("one", "x"), ("two", "one"), ("x", "two")):
-        (tmp_path / old).rename(tmp_path / new)
-    assert np.array_equal(read_mono(paths[0], 1000, 1.0), second) and not np.array_equal(first, second)
+def test_check_names_all_bad_clips_and_without_leaves_the_others_as_they_are(tmp_path: Path):
+    wave = np.random.default_rng(0).normal(0, 0.1, 1000)
+    bad = {
+        "broken": None,
+        "empty": np.zeros(0),
+        "nan": np.where(np.arange(1000) == 5, np.nan, wave),
+        "int16": wave * 2**15,
+        "zeros": np.zeros(1000),
+        "cancel": np.stack([wave, -wave], axis=1),
+        "late": np.concatenate([np.zeros(1000), wave]),
+        "dc": np.full(1000, 0.5),
+    }
+    names = [*(f"good{i}" for i in range(12)), *bad]
+    lines = ["file_name,label,split,group"]
+    for i, name in enumerate(names):
+        label, split = "ab"[i % 2], ("train", "test")[i // 2 % 2]
+        lines.append(f"{name}.wav,{label},{split},g{i // 3}")
+        samples = bad.get(name, wave + i / 1000)
+        if samples is not None:
+            soundfile.write(tmp_path / f"{name}.wav", samples, 1000, subtype="FLOAT")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    task = from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
+    table = task.check()
+    complaints = dict(zip(table["file"].str.removesuffix(".wav"), table["complaint"], strict=True))
+    expected = {
+        "broken": "cannot be read",
+        "empty": "no samples",
+        "nan": "1 samples are not finite",
+        "int16": "expected -1 to 1",
+        "zeros": "silent",
+        "cancel": "channels cancel",
+        "late": "silent in its first 1 s",
+        "dc": "constant",
+    }
+    assert complaints.keys() == expected.keys()
+    assert all(expected[name] in complaint for name, complaint in complaints.items())
+    good = task.without(table["file"])
+    assert good.check().empty and len(good) == 12
+    for field in ("files", "splits", "groups"):
+        assert getattr(good, field) == getattr(task, field)[:12]
+    assert np.array_equal(good.labels, task.labels[:12]) and good.classes == task.classes
+    with pytest.raises(ValueError, match="no file 'x.wav'"):
+        task.without(["x.wav"])
+
+
+def test_a_subset_keeps_what_it_keeps_unchanged(tmp_path: Path):
+    task = make_task(tmp_path)
+    part = task.subset(classes=task.classes[1:], splits=["fold1", "fold3"], clips=range(20))
+    wanted = [i for i in range(20) if task.labels[i] > 0 and task.splits[i] in ("fold1", "fold3")]
+    assert part.files == tuple(task.files[i] for i in wanted) and part.classes == task.classes[1:]
+    assert part.labels.tolist() == [task.labels[i] - 1 for i in wanted]
+    assert part.splits == tuple(task.splits[i] for i in wanted) and part.groups == tuple(task.groups[i] for i in wanted)
+    for wrong, message in (
+        ({"classes": ["x"]}, "no class 'x'"),
+        ({"splits": ["x"]}, "no split"),
+        ({"clips": []}, "no clip"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task.subset(**wrong)
 
 
 def test_class_folders(tmp_path: Path):
@@ -213,7 +261,8 @@ def test_class_folders(tmp_path: Path):
     assert task.name == "pets" and task.classes == ("cat", "dog") and len(task) == 40
     assert [task.classes[c] for c in task.labels] == [f.split("/")[0] for f in task.files]
     counts = Counter(zip(task.splits, task.labels.tolist(), strict=True))
-    assert counts == {(s, c): n for s, n in (("train", 14), ("valid", 2), ("test", 4)) for c in (0, 1)}
+    for label in (0, 1):
+        assert counts["train", label] >= 10 and counts["valid", label] >= 1 and counts["test", label] >= 1
     assert task.group_column is None and any("the split is ours, seed 0" in note for note in task.notes)
     assert from_folder(tmp_path / "pets", clip_seconds=0.5).splits == task.splits
     assert from_folder(tmp_path / "pets", clip_seconds=0.5, seed=1).splits != task.splits
@@ -247,7 +296,6 @@ def test_a_pattern_names_classes_and_groups(tmp_path: Path):
         ("{label}/{}/(x) {}.wav", "dog/2024/(x) [1].wav", ("dog", "", None)),
         (None, "dev/dog/a.wav", ("dog", "valid", None)),
         (None, "testing/dog/b/a.wav", ("dog", "test", None)),
-        (None, "train/a.wav", ("train", "", None)),
     ],
 )
 def test_patterns(pattern: str | None, file: str, found: tuple):
@@ -267,7 +315,7 @@ def test_patterns(pattern: str | None, file: str, found: tuple):
         ("x_x_1.wav", "{label}_{label}.wav", "needs {label}"),
         ("x_ann-1.wav y_bob_1.wav", "{label}+{group}.wav", "2 of 2 files do not fit .*ann-1.wav .fits as far as '{label}'"),
         ("x/empty.wav y/empty.wav", None, "x/empty.wav: cannot be read as audio .*0 bytes"),
-        ("train/x/1.wav test/x/1.wav more/x/1.wav", None, "more, test, train some are splits, 'more' is none"),
+        ("train/x/1.wav test/x/1.wav more/x/1.wav", None, "more, test, train some are splits, 'more' is not"),
         ("train/x/1.wav test/x/1.wav more/x/1.wav", "{split}/{label}/*", "more/x/1.wav: {split} is 'more', expected train"),
     ],
 )  # fmt: skip
@@ -278,35 +326,27 @@ def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | Non
         from_folder(tmp_path, pattern=pattern)
 
 
-def test_files_that_cannot_be_read_are_left_to_the_pass(tmp_path: Path):
+def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
     (folder / "x" / "gone.wav").symlink_to(tmp_path / "nowhere")  # as git-annex leaves what was not fetched
     (folder / "y" / "empty.wav").write_bytes(b"")
-    with pytest.warns(UserWarning, match="2 of 10 files cannot be read; .*on_bad_clip='skip'.*x/gone.wav: .*missing"):
+    with pytest.warns(UserWarning, match=r"2 of 10 files cannot be read, e.g. .*x/gone.wav.*Task.check\(\)"):
         task = from_folder(folder)
     assert len(task) == 10 and task.clip_seconds == 0.5
 
 
-def test_a_clip_that_lies_there_twice_is_taken_once(tmp_path: Path):
-    names = [f"{c}/{i}.{kind}" for c in ("cat", "dog") for i in range(6) for kind in ("flac", "wav")]
-    folder = sounds(tmp_path, *names)
-    (folder / "dog" / "latest").symlink_to(folder)
-    (folder / "dog" / "more").symlink_to(folder / "cat")  # of another class: kept
-    (folder / "cat" / "deep").mkdir()
-    (folder / "cat" / "deep" / "x.wav").symlink_to(folder / "cat" / "0.wav")
-    with pytest.warns(UserWarning, match="20 of 38 files are of a clip that is there.* e.g. cat/0.flac; they are"):
-        task = from_folder(folder, clip_seconds=0.5)
-    assert task.files == tuple(f"{place}/{i}.wav" for place in ("cat", "dog", "dog/more") for i in range(6))
-
-
-def test_audio_that_cannot_be_read_is_not_passed_over_in_silence(tmp_path: Path):
-    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in ("x/deep", "y") for i in range(4)))
+def test_audio_in_other_containers_is_named(tmp_path: Path):
+    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in ("x/deep", "y") for i in range(4)), "y/0.flac")
     for name in ("x/deep/0.m4a", "x/5.M4A", "z/0.m4a", "z/1.m4a"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match="3 audio files .* e.g. x/5.M4A; no sound is left of z. Convert"):
+    (folder / "y" / "loop").symlink_to(folder)
+    with pytest.warns(UserWarning) as told:
         assert len(from_folder(folder, clip_seconds=0.5)) == 8
-    with pytest.raises(FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a; convert them"):
+    messages = " ".join(str(warning.message) for warning in told)
+    assert "3 audio files cannot be read and are left out, e.g. x/5.M4A. Convert them" in messages
+    assert "1 of 9 files are in the folder in another container, e.g. y/0.flac; they are left out" in messages
+    with pytest.raises(FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a. Convert them"):
         from_folder(folder / "z", clip_seconds=0.5)
 
 
@@ -328,14 +368,14 @@ def test_lengths_are_said_and_suggested(tmp_path: Path):
         sounds(tmp_path, f"x/{i}.wav", f"y/{i}.wav", seconds=seconds)
     task = from_folder(tmp_path)
     assert task.clip_seconds == 0.4
-    # 4 of 10 are cut; heard (.2 + 4 * .4) / 2.6 = 69 %; padded .2 of 5 * .4 = 10 %
-    assert "0.4 s cuts 40% of them and hears 69% of the sound, 10% is padding" in task.notes[0]
+    # 4 of 10 are cut; kept (.2 + 4 * .4) / 2.6 = 69 %; padded .2 of 5 * .4 = 10 %
+    assert "0.4 s cuts 40% of them and keeps 69% of the sound, 10% is padding" in task.notes[0]
     with pytest.warns(UserWarning, match=r"74% is padding; clip_seconds=0.4 leaves least"):
         from_folder(tmp_path, clip_seconds=2.0)
-    with pytest.warns(UserWarning, match=r"0.1 s cuts 100% of them and hears 19%"):
+    with pytest.warns(UserWarning, match=r"0.1 s cuts 100% of them and keeps 19%"):
         from_folder(tmp_path, clip_seconds=0.1)
     sounds(tmp_path / "long", "x/0.wav", "y/0.wav", seconds=7200)
-    with pytest.raises(ValueError, match="the median clip lasts 7,200 s; say clip_seconds"):
+    with pytest.raises(ValueError, match="the median clip lasts 7,200 s; give clip_seconds"):
         from_folder(tmp_path / "long")
 
 
@@ -349,7 +389,11 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
     made = from_folder(folder, pattern="{label}_{group}_{}", clip_seconds=0.5)
     for field in ("files", "splits", "groups", "classes"):
         assert getattr(read, field) == getattr(made, field)
-    assert read.notes == made.notes[1:] == ("the split is ours by whole groups, seed 0: not one to be compared with",)
+    assert (
+        read.notes
+        == made.notes[1:]
+        == ("the split is ours by whole groups, seed 0: not comparable with published results",)
+    )
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
     pets = sounds(tmp_path / "pets", *(f"{name}/{i}.wav" for name in ("rain, heavy", "wind") for i in range(4)))

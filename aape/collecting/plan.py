@@ -107,7 +107,7 @@ def plan_pass(
             f"clips of {task.name} last {task.clip_seconds} s, {encoder.name} takes at most {encoder.clip_seconds} s "
             "at once. Shorten the task's clip_seconds, or let embed cut longer waves and say chunks=True."
         )
-    calls, _ = dry_run(encoder)
+    calls = dry_run(encoder)
     about_encoder = {
         "encoder": encoder.name,
         "identity": encoder.identity,

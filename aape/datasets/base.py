@@ -1,7 +1,4 @@
-"""What every dataset file says of its dataset, and what its readers get and give.
-
-Imports only the standard library at the top, for `doctor`.
-"""
+"""What every dataset file states about its dataset, and what the readers of datasets get and return."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from aape.sounds.clips import SUFFIXES, Clip, audio_files, read_table
+from aape.sounds.clips import Clip, read_table
+from aape.sounds.folders import SUFFIXES, audio_files, preference
 from aape.suggest import nearest
 
 
@@ -31,20 +29,22 @@ class Rows(NamedTuple):
     Attributes:
         clips: file names as the official list has them, or as they lie below the root.
         origin: where labels and splits come from.
-        shares: of a seeded split of ours by groups, divided within what `clip.split` says; results on such a split are
-            not comparable with published ones. None: the splits are the published ones.
+        shares: of a seeded split of ours by groups, within each stratum that `clip.split` names; results on such a split
+            are not comparable with published ones. None: the clips have their splits.
         notes: what a reader of the results must know.
+        split_note: that the splits of a list are not the published ones; "" if they are.
     """
 
     clips: list[Clip]
     origin: str
     shares: Mapping[str, float] | None = None
     notes: Sequence[str] = ()
+    split_note: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a reader looks.
+    """The files that a reader reads.
 
     Attributes:
         root: the folder that the dataset was unpacked to.
@@ -57,46 +57,44 @@ class Source:
 
     @cached_property
     def files(self) -> list[str]:
-        """Every audio file under the root, relative to it; of several of one clip the better container first."""
-        order = lambda file: (SUFFIXES.index(PurePosixPath(file).suffix.lower()), file.count("/"), file)  # noqa: E731
-        return sorted(audio_files(self.root), key=order)
+        """Every audio file under the root, relative to it, the better containers first."""
+        return sorted(audio_files(self.root), key=preference)
 
     @cached_property
     def _endings(self) -> dict[tuple[str, ...], str]:
         """Files by the last parts of their path, at every depth."""
-        found: dict[tuple[str, ...], str] = {}
+        endings: dict[tuple[str, ...], str] = {}
         for file in self.files:
             for parts in (PurePosixPath(file).parts, _parts(file)):
                 for start in range(len(parts)):
-                    found.setdefault(parts[start:], file)
-        return found
+                    endings.setdefault(parts[start:], file)
+        return endings
 
     def find(self, name: str) -> str | None:
-        """The file whose path ends in what a list calls `name`: as it stands, else in any case and container; whatever folders are above."""
+        """The file whose path ends in `name`: exactly, else in any case and container. None: there is no such file."""
         return self._endings.get(PurePosixPath(name).parts) or self._endings.get(_parts(name))
 
     def clips(self, pattern: str) -> list[Clip]:
-        """The files whose path without suffix ends as a regular expression says, each clip once.
+        """The files whose path without suffix ends as a regular expression says, each clip in one container only.
 
         Args:
-            pattern: names `label`, and where it can `group` and `split`.
+            pattern: has a group named `label`, and can have `group` and `split`.
         """
-        regex, clips = re.compile(f"(?:.*/)?({pattern})", re.IGNORECASE), dict[str, Clip]()
+        regex = re.compile(f"(?:.*/)?({pattern})", re.IGNORECASE)
+        clips: dict[str, Clip] = {}
         for file in self.files:
-            if match := regex.fullmatch(os.path.splitext(file)[0]):
-                found = match.groupdict()
-                clips.setdefault(match[1], Clip(file, found["label"], found.get("split", ""), found.get("group")))
+            match = regex.fullmatch(os.path.splitext(file)[0])
+            if match is not None:
+                fields = match.groupdict()
+                clips.setdefault(match[1], Clip(file, fields["label"], fields.get("split", ""), fields.get("group")))
         return sorted(clips.values())
 
     def companion(self, name: str) -> Path:
-        """A file that lies in the root, in `meta/`, or one folder further down.
-
-        Raises:
-            FileNotFoundError: it does not.
-        """
+        """A file in the root, in `meta/`, or one folder further down. Raises FileNotFoundError if there is none."""
         for folder in ("", "meta/", "*/", "*/meta/"):
-            if found := sorted(self.root.glob(folder + name)):
-                return found[0]
+            paths = sorted(self.root.glob(folder + name))
+            if paths:
+                return paths[0]
         raise FileNotFoundError(
             f"no {name} in {self.root} or its meta/; `aape download --help {self.dataset}` says where it comes from"
         )
@@ -114,9 +112,9 @@ class TaskFacts:
 
     Attributes:
         rows: reads labels, splits and groups.
-        clip_seconds: length of every clip, s; EVAR's, where EVAR has the task.
-        published: counts to hold a download against, and `source`, where they stand.
-        splits, group: whose splits they are and what a group is, in a few words.
+        clip_seconds: length of every clip, s; EVAR's, if EVAR has the task.
+        published: counts to compare a download with, and `source`, which states them.
+        splits, group: where the splits come from and what a group is, in a few words.
     """
 
     rows: Callable[[Source], Rows]
@@ -132,10 +130,10 @@ class Dataset:
     """A dataset, or weights that are fetched the same way.
 
     Attributes:
-        name: what `aape download` calls it, and its folder below `data/` where `folder` is no other.
+        name: what `aape download` calls it, and its folder below `data/` unless `folder` names another.
         text: its file's docstring: what it is, citation, how to get it, what to know.
         size, licence: as its source states them.
-        tasks: by name; none where these are weights.
+        tasks: by name; none if these are weights.
         remotes: files that may be fetched freely. Archives are unpacked.
         evar_group: file name -> group, for rows of EVAR's own metadata.
     """
@@ -167,7 +165,9 @@ class Dataset:
 
 def find(name: str, datasets: Mapping[str, Dataset]) -> Dataset:
     """A dataset by its own name or a task's. Raises ValueError with the nearest name."""
-    known = {task: dataset for dataset in datasets.values() for task in dataset.tasks} | dict(datasets)
+    known = dict(datasets)
+    for dataset in datasets.values():
+        known |= dict.fromkeys(dataset.tasks, dataset)
     if name not in known:
         raise ValueError(f"nothing called {name!r} to download; {nearest(name, known)}")
     return known[name]
@@ -193,9 +193,12 @@ def parent_of(name: str, levels: int = 1) -> str:
 
 
 def evar_metadata(task: str, evar: Path | None) -> Path | None:
-    """An EVAR user's own metadata file of a task, or None."""
-    path = None if evar is None else evar / "evar" / "metadata" / f"{task}.csv"
-    return path if path is not None and path.is_file() else None
+    """EVAR's own metadata of a task, or None; a file that `aape metadata` wrote there, with its report, is not EVAR's."""
+    if evar is None:
+        return None
+    path = evar / "evar" / "metadata" / f"{task}.csv"
+    written_by_us = path.with_suffix(".json").is_file()
+    return path if path.is_file() and not written_by_us else None
 
 
 def listing(datasets: Mapping[str, Dataset]) -> str:

@@ -25,8 +25,9 @@ COUNTS = {"clips": 7438, "train": 5155, "valid": 732, "test": 1551, "groups": 91
 def emotion(source: Source) -> Rows:
     """By emotion, from the file names; only reached without EVAR's cremad.csv. Group = actor."""
     clips = source.clips(r"(?P<group>\d{4})_[A-Z]{3}_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_[A-Z]{1,2}")
+    labelled_clips = [clip._replace(label=clip.label.upper()) for clip in clips]
     return Rows(
-        [clip._replace(label=clip.label.upper()) for clip in clips],
+        labelled_clips,
         "a seeded split of ours by actor, 70:10:20",
         {"train": 0.7, "valid": 0.1, "test": 0.2},
         ["set EVAR to a clone for the published split (its evar/metadata/cremad.csv)"],
@@ -46,5 +47,10 @@ TASKS = {
 }
 _LICENCE = "ODbL 1.0, see the repository"
 DATASET = Dataset(
-    "cremad", __doc__, "not verified here", _LICENCE, TASKS, evar_group=lambda name: PurePosixPath(name).name[:4]
+    name="cremad",
+    text=__doc__,
+    size="not verified here",
+    licence=_LICENCE,
+    tasks=TASKS,
+    evar_group=lambda name: PurePosixPath(name).name[:4],
 )

@@ -16,14 +16,17 @@ from aape.sounds.clips import Clip, read_table
 
 COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
 REMOTES = (Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),)
-COUNTS = {"clips": 2000, "classes": 50, **{f"fold{i}": 400 for i in range(1, 6)}}
+COUNTS = {"clips": 2000, "classes": 50}
+COUNTS |= dict.fromkeys(("fold1", "fold2", "fold3", "fold4", "fold5"), 400)
 
 
 def rows(source: Source) -> Rows:
     """`meta/esc50.csv` and `audio/`, five official folds; group = Freesound recording."""
     table = read_table(source.companion("esc50.csv"), "filename", "category", "fold", "src_file")
-    columns = "audio/" + table["filename"], table["category"], "fold" + table["fold"], table["src_file"]
-    return Rows(list(map(Clip, *columns)), "meta/esc50.csv of the dataset, official folds")
+    clips = []
+    for name, label, fold, recording in table[["filename", "category", "fold", "src_file"]].to_numpy():
+        clips.append(Clip(f"audio/{name}", label, f"fold{fold}", recording))
+    return Rows(clips, "meta/esc50.csv of the dataset, official folds")
 
 
 def recording_of(name: str) -> str:
@@ -32,4 +35,12 @@ def recording_of(name: str) -> str:
 
 
 TASK = TaskFacts(rows, 5.0, COUNTS, "Piczak 2015", splits="official, 5 folds", group="Freesound recording (1,524)")
-DATASET = Dataset("esc50", __doc__, "about 600 MB", "CC BY-NC 3.0", {"esc50": TASK}, REMOTES, evar_group=recording_of)
+DATASET = Dataset(
+    name="esc50",
+    text=__doc__,
+    size="about 600 MB",
+    licence="CC BY-NC 3.0",
+    tasks={"esc50": TASK},
+    remotes=REMOTES,
+    evar_group=recording_of,
+)

@@ -30,8 +30,9 @@ NOTES = (
 
 def rows(source: Source) -> Rows:
     """`<train|val|eval>/<label>/<clip>`."""
-    clips = source.clips("(?P<split>train|val|eval)/(?P<label>[^/]+)/[^/]+")
-    clips = [clip._replace(split=_SPLITS[clip.split], group=freesound_id(clip.file_name)) for clip in clips]
+    clips = []
+    for clip in source.clips("(?P<split>train|val|eval)/(?P<label>[^/]+)/[^/]+"):
+        clips.append(clip._replace(split=_SPLITS[clip.split], group=freesound_id(clip.file_name)))
     return Rows(clips, "folders train, val, eval of the dataset", notes=NOTES)
 
 
@@ -44,4 +45,6 @@ def freesound_id(name: str) -> str:
 TASK = TaskFacts(
     rows, 5.0, COUNTS, "Zenodo record 4593514 as quoted by others", splits="official", group="Freesound id"
 )
-DATASET = Dataset("gise51", __doc__, size="about 2.4 GB", licence="CC BY 4.0", tasks={"gise51": TASK}, remotes=REMOTES)
+DATASET = Dataset(
+    name="gise51", text=__doc__, size="about 2.4 GB", licence="CC BY 4.0", tasks={"gise51": TASK}, remotes=REMOTES
+)

@@ -41,4 +41,6 @@ def rows(source: Source) -> Rows:
 _SOURCE = "the lists, counted; EVAR's README prints the same"
 TASK = TaskFacts(rows, 30.0, COUNTS, _SOURCE, splits="fault-filtered", group="unknown")
 _LICENCE = "none stated; the lists MIT"
-DATASET = Dataset("gtzan", __doc__, "about 1.2 GB", _LICENCE, {"gtzan": TASK}, REMOTES)
+DATASET = Dataset(
+    name="gtzan", text=__doc__, size="about 1.2 GB", licence=_LICENCE, tasks={"gtzan": TASK}, remotes=REMOTES
+)

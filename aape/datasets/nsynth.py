@@ -26,10 +26,9 @@ def rows(source: Source) -> Rows:
     clips = []
     for split in _SPLITS:
         notes = json.loads(source.companion(f"nsynth-{split}/examples.json").read_text(encoding="utf-8"))
-        clips += [
-            Clip(f"nsynth-{split}/audio/{note}.wav", str(int(facts["pitch"])), split, instrument_of(note))
-            for note, facts in notes.items()
-        ]
+        for note, facts in notes.items():
+            pitch = str(int(facts["pitch"]))
+            clips.append(Clip(f"nsynth-{split}/audio/{note}.wav", pitch, split, instrument_of(note)))
     return Rows(clips, "examples.json of the dataset, official splits")
 
 
@@ -40,5 +39,12 @@ def instrument_of(note: str) -> str:
 
 _SOURCE = "Engel et al. 2017; total also EVAR, make_metadata.py"
 TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
-_TASKS, _SIZE = {"nspitch": TASK}, "not verified here"
-DATASET = Dataset("nsynth", __doc__, _SIZE, "CC BY 4.0", _TASKS, REMOTES, evar_group=instrument_of)
+DATASET = Dataset(
+    name="nsynth",
+    text=__doc__,
+    size="not verified here",
+    licence="CC BY 4.0",
+    tasks={"nspitch": TASK},
+    remotes=REMOTES,
+    evar_group=instrument_of,
+)

@@ -23,9 +23,12 @@ COUNTS = {"clips": 1440, "groups": 24}
 
 def emotion(source: Source) -> Rows:
     """By emotion, from the file names; group = actor."""
-    clips = source.clips(r"03-01-(?P<label>0[1-8])-\d\d-\d\d-\d\d-(?P<group>\d\d)")
+    clips = []
+    for clip in source.clips(r"03-01-(?P<label>0[1-8])-\d\d-\d\d-\d\d-(?P<group>\d\d)"):
+        name = EMOTIONS[int(clip.label) - 1]
+        clips.append(clip._replace(label=name, split=_gender(str(clip.group))))
     return Rows(
-        [clip._replace(label=EMOTIONS[int(clip.label) - 1], split=_gender(str(clip.group))) for clip in clips],
+        clips,
         "a seeded split of ours by actor within each gender, 14:4:6",
         {"train": 7 / 12, "valid": 2 / 12, "test": 3 / 12},
     )
@@ -46,4 +49,6 @@ TASKS = {
     "ravdess": TaskFacts(emotion, 4.0, COUNTS | {"classes": 8}, **_FACTS),
     "ravdess_gender": TaskFacts(gender, 4.0, COUNTS | {"classes": 2}, **_FACTS),
 }
-DATASET = Dataset("ravdess", __doc__, size="208,468,073 bytes", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES)
+DATASET = Dataset(
+    name="ravdess", text=__doc__, size="208,468,073 bytes", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES
+)

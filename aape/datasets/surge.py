@@ -18,20 +18,30 @@ COUNTS = {"clips": 183392, "classes": 88, "groups": 2084, "train": 148896, "vali
 
 def rows(source: Source) -> Rows:
     """`<patch>/<MIDI pitch>.ogg`; group = patch."""
-    clips = [clip._replace(label=str(int(clip.label))) for clip in source.clips(r"(?P<group>[^/]+)/(?P<label>\d+)")]
+    clips = []
+    for clip in source.clips(r"(?P<group>[^/]+)/(?P<label>\d+)"):
+        clips.append(clip._replace(label=str(int(clip.label))))
     if source.evar is None or not (source.evar / _LIST).is_file():
         note = "set EVAR to a clone for the published split"
         shares = {"train": 0.8, "valid": 0.1, "test": 0.1}
         return Rows(clips, "a seeded split of ours by patch, 80:10:10", shares, [note])
     pitches = sorted({int(clip.label) for clip in clips})
     table = read_table(source.evar / _LIST, "tone", "split")
-    patches = zip(table["tone"], table["split"], strict=True)
-    listed = [Clip(f"{tone}/{pitch}.ogg", str(pitch), split, tone) for tone, split in patches for pitch in pitches]
+    listed = []
+    for tone, split in zip(table["tone"], table["split"], strict=True):
+        for pitch in pitches:
+            listed.append(Clip(f"{tone}/{pitch}.ogg", str(pitch), split, tone))
     return Rows(listed, f"{_LIST} of EVAR")
 
 
 _UNKNOWN, _SOURCE = "see the Zenodo record", "EVAR's list of 2,084 patches times 88 pitches"
 TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="EVAR's, else ours", group="patch")
 DATASET = Dataset(
-    "surge", __doc__, size=_UNKNOWN, licence=_UNKNOWN, tasks={"surge": TASK}, remotes=REMOTES, evar_group=parent_of
+    name="surge",
+    text=__doc__,
+    size=_UNKNOWN,
+    licence=_UNKNOWN,
+    tasks={"surge": TASK},
+    remotes=REMOTES,
+    evar_group=parent_of,
 )

@@ -41,7 +41,8 @@ _NOTES = (
 
 def _clips(source: Source, column: str) -> list[Clip]:
     """The identification split, each clip with its speaker's entry in a column of vox1_meta.csv."""
-    path, clips = source.companion("iden_split.txt"), []
+    path = source.companion("iden_split.txt")
+    clips = []
     for line in path.read_text(encoding="utf-8").splitlines():
         number, _, name = line.strip().partition(" ")
         if number not in _SPLITS or name.count("/") < 2:
@@ -54,7 +55,9 @@ def _clips(source: Source, column: str) -> list[Clip]:
 def gender(source: Source) -> Rows:
     """By the speaker's gender in vox1_meta.csv; group = speaker."""
     names = {"m": "Male", "f": "Female"}
-    clips = [clip._replace(label=names.get(clip.label, clip.label)) for clip in _clips(source, "Gender")]
+    clips = []
+    for clip in _clips(source, "Gender"):
+        clips.append(clip._replace(label=names.get(clip.label, clip.label)))
     return Rows(clips, "iden_split.txt of VoxCeleb1 (identification)", notes=_NOTES[:1])
 
 
@@ -70,4 +73,11 @@ TASKS = {
     "vc1_gender": TaskFacts(gender, 8.2, GENDER, "Nagrani et al. 2017, and EVAR's make_metadata.py", **_FACTS),
     "vc1_country": TaskFacts(country, 8.2, COUNTRY, "Nagrani et al. 2017; vox1_meta.csv", **_FACTS),
 }
-DATASET = Dataset("voxceleb1", __doc__, "32.6 GB and 1.07 GB zipped", "see the VoxCeleb site", TASKS, REMOTES)
+DATASET = Dataset(
+    name="voxceleb1",
+    text=__doc__,
+    size="32.6 GB and 1.07 GB zipped",
+    licence="see the VoxCeleb site",
+    tasks=TASKS,
+    remotes=REMOTES,
+)

@@ -17,17 +17,22 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from aape.datasets.base import Dataset, Rows, Source, TaskFacts, parent_of
+from aape.sounds.clips import Clip
 
 # Folders of the repository; two are not named after their language.
-_LANGUAGES = {code: code for code in ("de", "en", "es", "fr", "it", "ru")} | {"speechcorpus": "en", "russian": "ru"}
+_LANGUAGES = {code: code for code in ("de", "en", "es", "fr", "it", "ru")}
+_LANGUAGES |= {"speechcorpus": "en", "russian": "ru"}
 
 
 def rows(source: Source) -> Rows:
     """`<language>/.../<session>/wav/*.wav` (some sessions: `flac/`); only reached without EVAR's voxforge.csv."""
     clips = source.clips(f"(?P<label>{'|'.join(_LANGUAGES)})/(?:.*/)?(?P<group>[^/]+)/(?:wav|flac)/[^/]+")
-    languages = [_LANGUAGES[clip.label.lower()] for clip in clips]
+    by_speaker = []
+    for clip in clips:
+        language = _LANGUAGES[clip.label.lower()]
+        by_speaker.append(Clip(clip.file_name, language, language, speaker_of(str(clip.group))))
     return Rows(
-        [c._replace(label=x, split=x, group=speaker_of(str(c.group))) for c, x in zip(clips, languages, strict=True)],
+        by_speaker,
         "a seeded split of ours by speaker within each language, 70:15:15",
         {"train": 0.7, "valid": 0.15, "test": 0.15},
         ["set EVAR to a clone for the published split"],
@@ -46,4 +51,11 @@ def _evar_group(name: str) -> str:
 
 COUNTS = {"clips": 176428, "classes": 6}
 TASK = TaskFacts(rows, 5.8, COUNTS, "EVAR, make_metadata.py", splits="EVAR's, else ours", group="speaker")
-DATASET = Dataset("voxforge", __doc__, "about 60 GB", "GPL, says VoxForge", {"voxforge": TASK}, evar_group=_evar_group)
+DATASET = Dataset(
+    name="voxforge",
+    text=__doc__,
+    size="about 60 GB",
+    licence="GPL, according to VoxForge",
+    tasks={"voxforge": TASK},
+    evar_group=_evar_group,
+)

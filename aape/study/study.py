@@ -55,9 +55,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 # Short form of an entry -> the function that it stands for, and which keys of the entry are arguments of what name.
 _SHORT = {
     "hub": ("aape.encoders.hub:from_hub", {"hub": "name_or_folder"}),
-    "folder": ("aape.sounds.task:from_folder", {k: k for k in ("folder", "pattern", "clip_seconds")}),
+    "folder": ("aape.sounds.loading:from_folder", {k: k for k in ("folder", "pattern", "clip_seconds")}),
     "metadata": (
-        "aape.sounds.task:from_metadata",
+        "aape.sounds.loading:from_metadata",
         {"metadata": "csv_path"} | {k: k for k in ("audio_dir", "clip_seconds")},
     ),
 }
