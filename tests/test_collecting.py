@@ -365,7 +365,7 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
         ({"splits": "21"}, "splits must be a list of some of 1, 2, .* found '21'"),
         ({"splits": "fold1"}, "splits must be a list of some of fold1, fold2, .* found 'fold1'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
-        ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not there for torch"),
+        ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not available to torch"),
         ({"clips": 6, "splits": ["fold1"]}, "class 'class1' of noise has no clip in fold1"),
         ({"clips": 6, "seconds": 1.2}, r"clips of noise last 1.2 s, toy takes at most 1.0 s"),
     ],
