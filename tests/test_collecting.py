@@ -333,7 +333,9 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task, monkeypa
 
 def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     whole = collect(toy, task, tmp_path / "x" / "whole")
-    with pytest.warns(UserWarning, match=r"1 of 3 layers are counted, .* use encoder.with_layers\(\['layers.2.act'\]\)"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 layers are counted, .* use encoder.with_layers\(\['layers.2.act'\]\)"
+    ):
         some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
     alone = toy.with_layers(some.layers)
     assert alone.layers == some.layers and toy.with_layers(toy.layers) is toy

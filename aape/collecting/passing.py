@@ -178,8 +178,8 @@ def _arrays(plan: Plan, counted: BatchCounts) -> dict[str, np.ndarray]:
         "padding_tokens": counted.padding_tokens.numpy(),
         "clip_counts": counted.counts.numpy().astype(dtype),
     }
-    if counted.padding is not None:
-        arrays["padding_counts"] = counted.padding.numpy().astype(dtype)
+    padding = torch.zeros_like(counted.counts) if counted.padding is None else counted.padding
+    arrays["padding_counts"] = padding.numpy().astype(dtype)
     if plan.settings["means"]:
         with np.errstate(over="ignore"):
             arrays["clip_means"] = counted.means.numpy().astype(np.float16)

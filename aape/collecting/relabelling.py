@@ -84,6 +84,6 @@ def _results(plan: Plan, artifacts: Artifacts, rows: np.ndarray) -> Iterator[dic
         }
         if plan.settings["means"]:
             result["clip_means"] = artifacts.means[source]
-        if result["padding_tokens"].any() and artifacts.padding_counts is not None:
+        if artifacts.manifest["padding"] == "counted":
             result["padding_counts"] = artifacts.padding_counts[source]
         yield result
