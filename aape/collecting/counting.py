@@ -18,7 +18,7 @@ from aape.encoders.encoder import Encoder, hooked
 
 
 def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
-    """How many tokens of each clip are active, how many of those that a mask marks, and the sum of the activations.
+    """Count the active tokens of each clip, and those that a mask marks, and sum the activations over tokens.
 
     On the CPU each clip is compared while it is in the cache, and eight neighbouring booleans are added as the bytes of
     one 64-bit word, in blocks of 255 tokens so that no byte overflows into the next: twice as fast as comparing the
@@ -110,8 +110,9 @@ def count_batch(
     masks_on_device = [mask.to(wave.device) if mask.any() else None for mask in masks]
     counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=wave.device)
     sums = torch.zeros(counts.shape, device=wave.device)
-    has_padding = any(mask is not None for mask in masks_on_device)
-    padding = torch.zeros_like(counts) if has_padding else None
+    padding = None
+    if any(mask is not None for mask in masks_on_device):
+        padding = torch.zeros_like(counts)
     calls: dict[str, list[int]] = {name: [] for name in layers}  # tokens of each call
 
     def count(layer: int, output: Tensor) -> None:
@@ -121,8 +122,10 @@ def count_batch(
         values = output.reshape(batch, -1, neurons)
         call = len(calls[name])
         calls[name].append(values.shape[1])
-        fits = call < len(masks) and masks[call].shape[1] == values.shape[1]
-        active, in_padding, total = count_active(values, masks_on_device[call] if fits else None)
+        mask = None
+        if call < len(masks) and masks[call].shape[1] == values.shape[1]:
+            mask = masks_on_device[call]
+        active, in_padding, total = count_active(values, mask)
         counts[:, layer] += active
         sums[:, layer] += total
         if padding is not None and in_padding is not None:

@@ -40,35 +40,42 @@ def merge(plan: Plan, results: Iterable[Mapping[str, np.ndarray]], facts: Mappin
     with contextlib.ExitStack() as files:
         for clips, result in zip(plan.batches.values(), results, strict=True):
             for name, values in result.items():
-                if f"{name}.npy" not in ARRAYS:
+                file_name = f"{name}.npy"
+                if file_name not in ARRAYS:
                     columns[name].append(values)
                     continue
-                if name not in writers:
-                    file = files.enter_context(whole_file(out_dir / f"{name}.npy"))
-                    writers[name] = ArrayWriter(file, (len(task), *plan.shape), values.dtype)
-                writers[name].append(values)
+                if file_name not in writers:
+                    file = files.enter_context(whole_file(out_dir / file_name))
+                    shape = (len(task), *plan.shape)
+                    writers[file_name] = ArrayWriter(file, shape, values.dtype)
+                writers[file_name].append(values)
             _add_by_class(sums, task.labels[clips], result["clip_counts"])
     per_clip = {name: np.concatenate(parts) for name, parts in columns.items()}
-    arrays = {f"{name}.npy" for name in writers}
+    arrays = set(writers)
     padding = _padding(per_clip)
     if padding != "counted" and "padding_counts.npy" in arrays:  # all zeros
         arrays.remove("padding_counts.npy")
         (out_dir / "padding_counts.npy").unlink()
-    tokens = np.bincount(task.labels, weights=per_clip["tokens"], minlength=len(task.classes))
+    tokens = np.bincount(task.labels, weights=per_clip["tokens"])
     probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
-    save_tensors(out_dir / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
+    over_zero = torch.from_numpy(probabilities.astype(np.float32))
+    save_tensors(out_dir / "over_zero.pt", over_zero)
     write_text(out_dir / "classes.txt", "".join(f"{name}\n" for name in task.classes))
     _write_by_split(plan, per_clip["embeddings"], out_dir)
-    clips_known = {name: per_clip[name].tolist() for name in ("tokens", "padding_tokens")}
+    files_of_pass = sorted(arrays.union(REQUIRED))
     manifest = {
         "format": FORMAT,
         "classes": list(task.classes),
         "group_column": task.group_column,
-        "clips": plan.clips | clips_known,
+        "clips": {
+            **plan.clips,
+            "tokens": per_clip["tokens"].tolist(),
+            "padding_tokens": per_clip["padding_tokens"].tolist(),
+        },
         "notes": list(task.notes),
         "cut": plan.cut,
         "padding": padding,
-        "checksums": {name: sha256_of(out_dir / name) for name in sorted(arrays.union(REQUIRED))},
+        "checksums": {name: sha256_of(out_dir / name) for name in files_of_pass},
         **plan.settings,
         **facts,
     }
