@@ -4,7 +4,7 @@
 
 FOLDER holds sounds, in any depth; the clips are a seeded choice of them, the encoder a ViT-Base of M2D's shape with
 random weights, or that of --hub. With --rate they are first written at that rate, as datasets come, so that decoding
-them means resampling; neither way of part 3 finds the other's samples in the cache.
+them includes resampling.
 
 1. counting: `count_batch` against the bare `embed` on the same decoded batches, taken in turn;
 2. the straightforward way: keep every layer's activations of the whole run, then reduce them class by class;
@@ -15,7 +15,6 @@ them means resampling; neither way of part 3 finds the other's samples in the ca
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import resource
 import statistics
@@ -87,8 +86,8 @@ def at_rate(task: Task, rate: int, folder: Path) -> Task:
     return from_metadata(folder / "clips.csv", folder, clip_seconds=task.clip_seconds, name="sounds")
 
 
-def speed(encoder: Encoder, task: Task, again: Task, folder: Path) -> None:
-    """Parts 1 to 3. again: the same clips for `collect`, which no other way has read."""
+def speed(encoder: Encoder, task: Task, folder: Path) -> None:
+    """Parts 1 to 3."""
     neurons = widths(encoder)[encoder.layers[0]]
     batches = [np.arange(s, min(s + BATCH, len(task))) for s in range(0, len(task), BATCH)]
     start = time.perf_counter()
@@ -132,7 +131,7 @@ def speed(encoder: Encoder, task: Task, again: Task, folder: Path) -> None:
         f"counts per clip: {len(task) * channels / 2**30:.2f} GiB, on disk"
     )
     start = time.perf_counter()
-    collect(encoder, again, folder / "run", batch_size=BATCH)
+    collect(encoder, task, folder / "run", batch_size=BATCH)
     whole = time.perf_counter() - start
     print(
         f"collect from files / (decoding + bare passes, one after the other): {whole / (decoding + bare_seconds):.3f} "
@@ -175,11 +174,10 @@ def main() -> None:
             memory(options.sounds)
         else:
             encoder = from_hub(options.hub) if options.hub else m2d.load("random")
-            os.environ["AAPE_CACHE"] = str(folder / "cache")
-            task = again = task_of(options.sounds, options.clips, options.seconds, folder)
+            task = task_of(options.sounds, options.clips, options.seconds, folder)
             if options.rate:
-                task, again = (at_rate(task, options.rate, folder / name) for name in ("once", "again"))
-            speed(encoder, task, again, folder)
+                task = at_rate(task, options.rate, folder / "resampled")
+            speed(encoder, task, folder)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 import dataclasses
 import errno
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -27,8 +25,8 @@ from aape.collecting.relabelling import relabel
 from aape.encoders.encoder import hooked
 from aape.encoders.module import from_module
 from aape.files import FolderBusy, folder_lock
+from aape.sounds.audio import BadClip
 from aape.sounds.loading import from_metadata
-from aape.sounds.task import BadClip
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -367,7 +365,7 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
         ({"splits": "21"}, "splits must be a list of some of 1, 2, .* found '21'"),
         ({"splits": "fold1"}, "splits must be a list of some of fold1, fold2, .* found 'fold1'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
-        ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not there for torch"),
+        ({"device": "mps" if torch.cuda.is_available() else "cuda"}, "not available to torch"),
         ({"clips": 6, "splits": ["fold1"]}, "class 'class1' of noise has no clip in fold1"),
         ({"clips": 6, "seconds": 1.2}, r"clips of noise last 1.2 s, toy takes at most 1.0 s"),
     ],
@@ -404,18 +402,6 @@ def test_all_bad_clips_of_a_batch_are_named_and_the_pass_resumes_without_them(tm
     assert np.array_equal(resumed.counts, literal_counts(toy, good)[0])
 
 
-def test_after_a_file_is_mended_its_batch_alone_is_computed_again(tmp_path: Path, toy, task, encoded, interrupted):
-    whole = collect(toy, task, tmp_path / "whole", batch_size=4)
-    first = task.audio_dir / task.files[0]
-    content = first.read_bytes()
-    soundfile.write(first, np.zeros(1000), 1000, subtype="FLOAT")
-    interrupted(toy, task, tmp_path / "out", batch_size=4)
-    first.write_bytes(content)
-    encoded.clear()
-    assert contents(collect(toy, task, tmp_path / "out", batch_size=4).path) == contents(whole.path)
-    assert len(encoded) == 1
-
-
 @pytest.fixture
 def interrupted(monkeypatch):
     """A pass that is interrupted when all batches are computed and nothing else is written."""
@@ -433,15 +419,21 @@ def interrupted(monkeypatch):
     return run
 
 
-def test_damaged_batches_are_computed_again(tmp_path: Path, toy, task, interrupted, encoded):
+def test_batches_that_were_damaged_or_of_a_mended_file_are_computed_again(
+    tmp_path: Path, toy, task, interrupted, encoded
+):
     whole = collect(toy, task, tmp_path / "whole", batch_size=4)
+    first = task.audio_dir / task.files[0]
+    content = first.read_bytes()
+    soundfile.write(first, np.zeros(1000), 1000, subtype="FLOAT")
     interrupted(toy, task, tmp_path / "out", batch_size=4)
-    path = tmp_path / "out" / ".partial" / "batch-000002.npz"
-    path.write_bytes(path.read_bytes()[:100])
+    first.write_bytes(content)
+    damaged = tmp_path / "out" / ".partial" / "batch-000002.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
     encoded.clear()
     with pytest.warns(UserWarning, match="batch-000002.npz is damaged"):
         collect(toy, task, tmp_path / "out", batch_size=4)
-    assert len(encoded) == 1 and contents(tmp_path / "out") == contents(whole.path)
+    assert len(encoded) == 2 and contents(tmp_path / "out") == contents(whole.path)
 
 
 @pytest.mark.parametrize("full", ["batch-000003.npz", "features.pt", "clip_counts.npy"])
@@ -466,6 +458,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch, encod
     assert len(encoded) == 6 - kept + 6
 
 
+def test_a_log_gets_a_line_per_tenth_of_the_clips(tmp_path: Path, toy, task, capfd):
+    collect(toy, task, tmp_path / "out", batch_size=1)
+    said = capfd.readouterr()
+    lines = [line for line in said.err.split("\n") if "toy on noise" in line]
+    assert 10 <= len(lines) <= 14 and "24/24" in lines[-1] and "\r" not in said.err.replace("\r\n", "\n")
+    assert "24 clips x 3 layers x 8 neurons, at least 0.00 GB" in said.out
+
+
 def test_partial_results_on_another_disk(tmp_path: Path, toy, task):
     for name in ("scratch", "out"):
         (tmp_path / name).mkdir()
@@ -478,102 +478,31 @@ def test_relabelled_artifacts_equal_a_pass_of_their_own(tmp_path: Path, toy, tas
         return line.replace("class2", "class0")
 
     source = collect(toy, task, tmp_path / "noise_analysis", batch_size=24)
-    same_order = rows_of(task, range(24), "coarse", coarse)
-    subset = rows_of(task, [clip for clip in reversed(range(24)) if task.groups[clip] != "g5"], "some", coarse)
-    alone = {
-        other.name: collect(toy, other, tmp_path / "alone" / other.name, batch_size=24)
-        for other in (same_order, subset)
-    }
+    coarse_task = rows_of(task, range(24), "coarse", coarse)
+    alone = collect(toy, coarse_task, tmp_path / "alone", batch_size=24)
     encoded.clear()
-    whole = relabel(source, same_order, tmp_path / "coarse")
-    assert {**whole.manifest, "pass_of": None} == {**alone["coarse"].manifest, "pass_of": None}
-    assert whole.manifest["pass_of"] == "noise_analysis (task noise)" and whole.classes == ("class0", "class1")
-    for name in (*manifest.FILES,):
-        assert (whole.path / name).read_bytes() == (alone["coarse"].path / name).read_bytes()
+    relabelled = relabel(source, coarse_task, tmp_path / "coarse")
+    assert not encoded and relabelled.classes == ("class0", "class1")
+    assert relabelled.manifest == alone.manifest | {"pass_of": "noise_analysis (task noise)"}
+    for name in manifest.FILES:
+        assert (relabelled.path / name).read_bytes() == (alone.path / name).read_bytes()
+    before = contents(relabelled.path)
+    relabel(source, coarse_task, relabelled.path)
+    assert contents(collect(toy, coarse_task, relabelled.path).path) == before
+
+
+def test_some_clips_in_another_order_relabelled(tmp_path: Path, toy, task):
+    source = collect(toy, task, tmp_path / "noise_analysis", batch_size=24)
+    subset = rows_of(task, [clip for clip in reversed(range(24)) if task.groups[clip] != "g5"], "some")
+    alone = collect(toy, subset, tmp_path / "alone", batch_size=24)
     some = relabel(source, subset, tmp_path / "some")
-    assert np.array_equal(some.counts, alone["some"].counts) and torch.equal(some.over_zero, alone["some"].over_zero)
-    assert np.array_equal(some.padding_counts, alone["some"].padding_counts)
-    assert np.allclose(some.means, alone["some"].means, rtol=1e-3)
-    assert np.allclose(some.embeddings(), alone["some"].embeddings(), atol=1e-6)
-    before = contents(some.path)
-    relabel(source, subset, some.path)
-    assert contents(some.path) == before and not encoded
-    with pytest.raises(ValueError, match="belongs to another run: task is 'some' there and 'coarse' here"):
-        relabel(source, same_order, some.path)
-    with pytest.raises(ValueError, match="does not have 6 of the 20 clips of some"):
-        relabel(relabel(source, rows_of(task, range(16), "few"), tmp_path / "few"), subset, tmp_path / "more")
+    assert np.array_equal(some.counts, alone.counts) and torch.equal(some.over_zero, alone.over_zero)
+    assert np.array_equal(some.padding_counts, alone.padding_counts)
+    assert np.allclose(some.means, alone.means, rtol=1e-3)
+    assert np.allclose(some.embeddings(), alone.embeddings(), atol=1e-6)
+    with pytest.raises(ValueError, match="belongs to another run: task is 'some' there and 'noise' here"):
+        relabel(source, task, some.path)
+    with pytest.raises(ValueError, match="does not have 4 of the 24 clips of noise"):
+        relabel(some, task, tmp_path / "more")
     with pytest.raises(ValueError, match="last 0.9 s, those of .* 1 s"):
         relabel(source, dataclasses.replace(subset, clip_seconds=0.9), tmp_path / "shorter")
-    assert collect(toy, subset, some.path).manifest["pass_of"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, toy, task) -> Path:
-    return collect(toy, task, tmp_path / "out", batch_size=8).path
-
-
-def test_edited_or_missing_files(folder: Path):
-    for name in manifest.REQUIRED:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(ValueError, match=f"{name} is not the file its manifest describes"):
-            load_artifacts(folder)
-        (folder / name).unlink()
-        with pytest.raises(FileNotFoundError, match=name):
-            load_artifacts(folder)
-        (folder / name).write_bytes(content)
-    assert load_artifacts(folder).has_counts
-
-
-def test_a_manifest_that_does_not_fit(folder: Path):
-    path = folder / "manifest.json"
-    whole = json.loads(path.read_text())
-    clips, sums = whole["clips"], whole["checksums"]
-    changes = [
-        {"extra": 1}, {"neurons": "8"}, {"neurons": 9}, {"layers": ["a", "a", "b"]}, {"layers": whole["layers"][:2]},
-        {"classes": ["class0", "class1"]}, {"classes": ["class1", "class0", "class2"]}, {"format": 3},
-        {"padding": "none"}, {"means": False}, {"clip_seconds": float("nan")}, {"clips": []}, {"identity": None},
-        {"checksums": sums | {"../x": "0" * 64}}, {"checksums": sums | {"gts.pt": "0"}}, {"checksums": {}},
-        {"clips": {name: column for name, column in clips.items() if name != "group"}},
-        {"clips": clips | {"split": clips["split"][1:]}},
-        {"clips": clips | {"file": [clips["file"][1], *clips["file"][1:]]}},
-        {"clips": clips | {"tokens": [0, *clips["tokens"][1:]]}},
-    ]  # fmt: skip
-    for change in changes:
-        path.write_text(json.dumps(whole | change))
-        with pytest.raises(ValueError, match="manifest"):
-            load_artifacts(folder)
-    for text in ("{", "[]", "", "null", "[" * 100_000, "\xff"):
-        path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match="is not a manifest"):
-            load_artifacts(folder)
-
-
-def test_artifacts_of_another_tool_and_questions_that_cannot_be_answered(folder: Path, tmp_path: Path):
-    ours, foreign = load_artifacts(folder), tmp_path / "foreign"
-    foreign.mkdir()
-    for name in ("over_zero.pt", "classes.txt", "features.pt", "gts.pt"):  # the authors' layout
-        shutil.copy(folder / name, foreign)
-    theirs = load_artifacts(foreign)
-    assert theirs.over_zero.shape == (3, 8, 3) and not theirs.has_counts
-    assert theirs.gts["fold1"].tolist() == ours.gts["fold1"].tolist() and len(theirs.features) == 5
-    assert "of another tool" in repr(theirs) and "mean activation" in theirs._repr_html_()
-    for ask, words in (
-        (lambda: theirs.counts, "no clip_counts.npy"),
-        (theirs.probabilities, "no manifest.json"),
-        (lambda: ours.probabilities(split="train"), "no split 'train'; it has fold1"),
-        (lambda: ours.probabilities(classes={"high": ["class9"]}), "'high' unites 'class9'"),
-        (lambda: ours.probabilities(clips=np.array([0])), "class 'class1' has no clip among the 1 chosen"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            ask()
-    (foreign / "classes.txt").write_text("a\nb\n")
-    torch.save(torch.full((3, 8, 2), 1.5), tmp_path / "large.pt")
-    for content, words in (
-        ((foreign / "over_zero.pt").read_bytes(), r"\(3, 8, 3\), expected \[layers, neurons, 2\]"),
-        ((tmp_path / "large.pt").read_bytes(), "outside"),
-        (b"junk", "not a complete file of tensors"),
-    ):
-        (foreign / "over_zero.pt").write_bytes(content)
-        with pytest.raises(ValueError, match=words):
-            load_artifacts(foreign)

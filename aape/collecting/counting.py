@@ -18,7 +18,7 @@ from aape.encoders.encoder import Encoder, hooked
 
 
 def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
-    """How many tokens of each clip are active, how many of those that a mask marks, and the sum of the activations.
+    """Count the active tokens of each clip, and those that a mask marks, and sum the activations over tokens.
 
     On the CPU each clip is compared while it is in the cache, and eight neighbouring booleans are added as the bytes of
     one 64-bit word, in blocks of 255 tokens so that no byte overflows into the next: twice as fast as comparing the
@@ -33,18 +33,28 @@ def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
     """
     if output.device.type != "cpu" or output.dtype not in (torch.float32, torch.float64):
         active = output > 0
-        marked = None if mask is None else (active & mask[:, :, None]).sum(dim=1, dtype=torch.int32)
-        return active.sum(dim=1, dtype=torch.int32), marked, output.sum(dim=1, dtype=torch.float32)
+        counts = active.sum(dim=1, dtype=torch.int32)
+        sums = output.sum(dim=1, dtype=torch.float32)
+        if mask is None:
+            return counts, None, sums
+        marked = active & mask[:, :, None]
+        return counts, marked.sum(dim=1, dtype=torch.int32), sums
     values = output.detach().numpy()
-    counts = np.empty((values.shape[0], values.shape[2]), dtype=np.int32)
-    sums, in_mask = np.empty(counts.shape, dtype=np.float32), np.empty_like(counts)
+    clips, _, neurons = values.shape
+    counts_array = np.empty((clips, neurons), dtype=np.int32)
+    marked_array = np.empty_like(counts_array)
+    sums_array = np.empty((clips, neurons), dtype=np.float32)
     for clip, tokens in enumerate(values):  # [tokens, neurons]
         is_active = np.greater(tokens, 0, order="C")  # contiguous whatever the strides of the output
-        counts[clip] = _column_sums(is_active)
-        sums[clip] = np.add.reduce(tokens, axis=0)
+        counts_array[clip] = _column_sums(is_active)
+        sums_array[clip] = np.add.reduce(tokens, axis=0)
         if mask is not None:
-            in_mask[clip] = _column_sums(is_active[mask[clip].numpy()])
-    return torch.from_numpy(counts), None if mask is None else torch.from_numpy(in_mask), torch.from_numpy(sums)
+            marked_array[clip] = _column_sums(is_active[mask[clip].numpy()])
+    counts = torch.from_numpy(counts_array)
+    sums = torch.from_numpy(sums_array)
+    if mask is None:
+        return counts, None, sums
+    return counts, torch.from_numpy(marked_array), sums
 
 
 def _column_sums(booleans: np.ndarray) -> np.ndarray:
@@ -67,8 +77,9 @@ class BatchCounts:
         counts: active tokens, int32 [batch, layers, neurons].
         means: mean activation over the clip's tokens, float32 [batch, layers, neurons]; not finite where an activation
             was not, which counts as inactive.
-        tokens, padding_tokens: int64 [batch].
-        padding: active tokens among those of padding, int32 [batch, layers, neurons]; None where there are none.
+        tokens: tokens per clip, int64 [batch].
+        padding_tokens: those of zero padding, int64 [batch].
+        padding: active tokens among those of padding, int32 [batch, layers, neurons]; None if no clip is padded.
     """
 
     embeddings: Tensor
@@ -85,42 +96,63 @@ def count_batch(
     """Encode a batch and count active tokens per clip, layer and neuron.
 
     Args:
+        encoder: the model.
         wave: [batch, samples] float32.
-        valid_samples: [batch], how many samples of each row are sound; zero padding behind.
+        valid_samples: [batch], how many samples of each row are sound; zero padding follows.
         layers: names of the layers to count.
         neurons: their width.
+
+    Raises:
+        ValueError: a layer's output has another shape than expected, or layers see different tokens.
     """
     batch, samples = wave.shape
     masks = encoder.padding_masks(valid_samples.cpu(), samples) if encoder.padding_masks else []
-    marks = [m.to(wave.device) if m.any() else None for m in masks]
+    masks_on_device = [mask.to(wave.device) if mask.any() else None for mask in masks]
     counts = torch.zeros(batch, len(layers), neurons, dtype=torch.int32, device=wave.device)
     sums = torch.zeros(counts.shape, device=wave.device)
-    padding = torch.zeros_like(counts) if any(m is not None for m in marks) else None
+    padding = None
+    if any(mask is not None for mask in masks_on_device):
+        padding = torch.zeros_like(counts)
     calls: dict[str, list[int]] = {name: [] for name in layers}  # tokens of each call
 
-    def see(layer: int, output: Tensor) -> None:
+    def count(layer: int, output: Tensor) -> None:
+        name = layers[layer]
         if output.shape[0] != batch or output.shape[-1] != neurons:
-            raise ValueError(f"layer {layers[layer]!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}]")
+            raise ValueError(f"layer {name!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}]")
         values = output.reshape(batch, -1, neurons)
-        made = calls[layers[layer]]
-        made.append(values.shape[1])
-        agree = made == [m.shape[1] for m in masks[: len(made)]]
-        active, marked, total = count_active(values, marks[len(made) - 1] if agree else None)
+        call = len(calls[name])
+        calls[name].append(values.shape[1])
+        mask = None
+        if call < len(masks) and masks[call].shape[1] == values.shape[1]:
+            mask = masks_on_device[call]
+        active, in_padding, total = count_active(values, mask)
         counts[:, layer] += active
         sums[:, layer] += total
-        if padding is not None and marked is not None:
-            padding[:, layer] += marked
+        if padding is not None and in_padding is not None:
+            padding[:, layer] += in_padding
 
-    with hooked(encoder, layers, see):
+    with hooked(encoder, layers, count):
         embeddings = embedded(encoder, wave).float()
     same_tokens(encoder, calls)
-    made = calls[layers[0]]
-    if masks and (speaks := [m.shape[1] for m in masks]) != made:
-        raise ValueError(f"{encoder.name}: padding_masks speaks of {speaks} tokens a call, embed made {made}")
-    found = [embeddings, counts, sums / max(sum(made), 1), *([] if padding is None else [padding])]
-    embeddings, counts, means, *inside = [values.to("cpu", non_blocking=values.is_cuda) for values in found]
+    tokens_of_calls = calls[layers[0]]
+    tokens_of_masks = [mask.shape[1] for mask in masks]
+    if masks and tokens_of_masks != tokens_of_calls:
+        raise ValueError(
+            f"{encoder.name}: padding_masks describes {tokens_of_masks} tokens per call, embed made {tokens_of_calls}"
+        )
+    means = sums / max(sum(tokens_of_calls), 1)
+    embeddings = _copied_to_cpu(embeddings)
+    counts = _copied_to_cpu(counts)
+    means = _copied_to_cpu(means)
+    padding = None if padding is None else _copied_to_cpu(padding)
     if wave.is_cuda:
         torch.cuda.current_stream(wave.device).synchronize()  # the one wait of a batch
-    tokens = torch.full((batch,), sum(made))
-    padding_tokens = sum((mask.sum(dim=1) for mask in masks), torch.zeros_like(tokens))
-    return BatchCounts(embeddings, counts, means, tokens, inside[0] if inside else None, padding_tokens)
+    tokens = torch.full((batch,), sum(tokens_of_calls))
+    padding_tokens = torch.zeros_like(tokens)
+    for mask in masks:
+        padding_tokens += mask.sum(dim=1)
+    return BatchCounts(embeddings, counts, means, tokens, padding, padding_tokens)
+
+
+def _copied_to_cpu(values: Tensor) -> Tensor:
+    return values.to("cpu", non_blocking=values.is_cuda)

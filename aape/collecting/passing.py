@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import aape
 from aape import collecting
@@ -31,6 +30,7 @@ from aape.collecting.out_folder import (
     refuse_other_embedding,
 )
 from aape.collecting.plan import Plan, announce, plan_pass
+from aape.collecting.progress import progress_bar
 from aape.collecting.ranks import Ranks, current_ranks
 from aape.encoders.dry_run import embedded
 from aape.encoders.encoder import Encoder, choose_device, full_precision
@@ -129,7 +129,7 @@ def _encode(
     waves = prefetched(plan.task, batches, encoder.sample_rate)
     title = f"{encoder.name} on {plan.task.name}"
     total = sum(len(clips) for clips in batches)
-    with full_precision(), tqdm(total=total, unit="clip", desc=title, disable=not show_progress) as progress:
+    with full_precision(), progress_bar(total, title, show_progress) as progress:
         for clips, (wave, valid, unreadable) in zip(batches, waves, strict=True):
             on_device = _to_device(torch.from_numpy(wave), encoder.device)
             layers, neurons = plan.settings["layers"], plan.settings["neurons"]
@@ -178,8 +178,8 @@ def _arrays(plan: Plan, counted: BatchCounts) -> dict[str, np.ndarray]:
         "padding_tokens": counted.padding_tokens.numpy(),
         "clip_counts": counted.counts.numpy().astype(dtype),
     }
-    if counted.padding is not None:
-        arrays["padding_counts"] = counted.padding.numpy().astype(dtype)
+    padding = torch.zeros_like(counted.counts) if counted.padding is None else counted.padding
+    arrays["padding_counts"] = padding.numpy().astype(dtype)
     if plan.settings["means"]:
         with np.errstate(over="ignore"):
             arrays["clip_means"] = counted.means.numpy().astype(np.float16)

@@ -1,4 +1,4 @@
-"""Artifacts of other labels for clips that an encoder has already heard, without a second pass."""
+"""Artifacts with other labels for clips that a pass has already counted, without a second pass."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def _results(plan: Plan, artifacts: Artifacts, rows: np.ndarray) -> Iterator[dic
     """What each batch of the plan would leave, taken from the artifacts."""
     embeddings = artifacts.embeddings()
     unmarked = artifacts.manifest["padding"] == "unknown"
+    padding_counts = None if unmarked else artifacts.padding_counts
     for clips in plan.batches.values():
         source = rows[clips]
         result = {
@@ -84,6 +85,6 @@ def _results(plan: Plan, artifacts: Artifacts, rows: np.ndarray) -> Iterator[dic
         }
         if plan.settings["means"]:
             result["clip_means"] = artifacts.means[source]
-        if result["padding_tokens"].any() and artifacts.padding_counts is not None:
-            result["padding_counts"] = artifacts.padding_counts[source]
+        if padding_counts is not None:
+            result["padding_counts"] = padding_counts[source]
         yield result

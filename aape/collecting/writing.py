@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from aape.artifacts.folder import ArrayWriter, save_tensors
-from aape.artifacts.manifest import ARRAYS, FORMAT, write_manifest
+from aape.artifacts.manifest import ARRAYS, FORMAT, REQUIRED, write_manifest
 from aape.collecting.plan import Plan
 from aape.files import sha256_of, whole_file, write_text
 
@@ -36,28 +36,46 @@ def merge(plan: Plan, results: Iterable[Mapping[str, np.ndarray]], facts: Mappin
     task = plan.task
     sums = np.zeros((len(task.classes), *plan.shape), dtype=np.int64)
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    with _ClipArrays(out_dir, len(task)) as arrays:
+    writers: dict[str, ArrayWriter] = {}
+    with contextlib.ExitStack() as files:
         for clips, result in zip(plan.batches.values(), results, strict=True):
-            arrays.append(result)
+            for name, values in result.items():
+                file_name = f"{name}.npy"
+                if file_name not in ARRAYS:
+                    columns[name].append(values)
+                    continue
+                if file_name not in writers:
+                    file = files.enter_context(whole_file(out_dir / file_name))
+                    shape = (len(task), *plan.shape)
+                    writers[file_name] = ArrayWriter(file, shape, values.dtype)
+                writers[file_name].append(values)
             _add_by_class(sums, task.labels[clips], result["clip_counts"])
-            for name in ("embeddings", "tokens", "padding_tokens", "unmarked"):
-                columns[name].append(result[name])
     per_clip = {name: np.concatenate(parts) for name, parts in columns.items()}
-    tokens = np.bincount(task.labels, weights=per_clip["tokens"], minlength=len(task.classes))
+    arrays = set(writers)
+    padding = _padding(per_clip)
+    if padding != "counted" and "padding_counts.npy" in arrays:  # all zeros
+        arrays.remove("padding_counts.npy")
+        (out_dir / "padding_counts.npy").unlink()
+    tokens = np.bincount(task.labels, weights=per_clip["tokens"])
     probabilities = sums.transpose(1, 2, 0) / tokens  # [layers, neurons, classes]
-    save_tensors(out_dir / "over_zero.pt", torch.from_numpy(probabilities.astype(np.float32)))
+    over_zero = torch.from_numpy(probabilities.astype(np.float32))
+    save_tensors(out_dir / "over_zero.pt", over_zero)
     write_text(out_dir / "classes.txt", "".join(f"{name}\n" for name in task.classes))
     _write_by_split(plan, per_clip["embeddings"], out_dir)
-    files = [*arrays.names, "over_zero.pt", "classes.txt", "features.pt", "gts.pt"]
+    files_of_pass = sorted(arrays.union(REQUIRED))
     manifest = {
         "format": FORMAT,
         "classes": list(task.classes),
         "group_column": task.group_column,
-        "clips": plan.clips | {name: per_clip[name].tolist() for name in ("tokens", "padding_tokens")},
+        "clips": {
+            **plan.clips,
+            "tokens": per_clip["tokens"].tolist(),
+            "padding_tokens": per_clip["padding_tokens"].tolist(),
+        },
         "notes": list(task.notes),
         "cut": plan.cut,
-        "padding": _padding(arrays, per_clip["unmarked"]),
-        "checksums": {name: sha256_of(out_dir / name) for name in files},
+        "padding": padding,
+        "checksums": {name: sha256_of(out_dir / name) for name in files_of_pass},
         **plan.settings,
         **facts,
     }
@@ -70,59 +88,22 @@ def _add_by_class(sums: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> N
         sums[label] += counts[labels == label].sum(axis=0, dtype=np.int64)
 
 
+def _padding(per_clip: Mapping[str, np.ndarray]) -> str:
+    """Whether tokens of padding were counted, as the manifest says it."""
+    if per_clip["padding_tokens"].any():
+        return "counted"
+    return "unknown" if per_clip["unmarked"].any() else "none"
+
+
 def _write_by_split(plan: Plan, embeddings: np.ndarray, out_dir: Path) -> None:
     """Write features.pt and gts.pt: embeddings [clips, dim] and class indices [clips] by split."""
     splits = np.asarray(plan.task.splits)
     order = sorted(set(plan.task.splits), key=lambda split: ("train valid test".find(split), split))
-    features = {split: torch.from_numpy(embeddings[splits == split]) for split in order}
-    labels = {split: torch.from_numpy(plan.task.labels[splits == split]) for split in order}
+    features = {}
+    labels = {}
+    for split in order:
+        of_split = splits == split
+        features[split] = torch.from_numpy(embeddings[of_split])
+        labels[split] = torch.from_numpy(plan.task.labels[of_split])
     save_tensors(out_dir / "features.pt", features)
     save_tensors(out_dir / "gts.pt", labels)
-
-
-def _padding(arrays: _ClipArrays, unmarked: np.ndarray) -> str:
-    if "padding_counts.npy" in arrays.names:
-        return "counted"
-    return "unknown" if unmarked.any() else "none"
-
-
-class _ClipArrays:
-    """The .npy files with a row per clip, written while the batches come; complete when the context ends."""
-
-    def __init__(self, out_dir: Path, clips: int) -> None:
-        self._out_dir = out_dir
-        self._clips = clips
-        self._batches: list[int] = []  # clips of each batch so far
-        self._writers: dict[str, ArrayWriter] = {}
-        self._files = contextlib.ExitStack()
-
-    def __enter__(self) -> _ClipArrays:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._files.__exit__(*error)
-
-    @property
-    def names(self) -> list[str]:
-        """File names of the arrays."""
-        return [name for name in ARRAYS if name in self._writers]
-
-    def append(self, result: Mapping[str, np.ndarray]) -> None:
-        """Write the rows of a batch; zeros for padding if no clip of it is padded."""
-        counts = result["clip_counts"]
-        for name in ARRAYS:
-            rows = result.get(name.removesuffix(".npy"))
-            if rows is None and name not in self._writers:
-                continue
-            self._writer(name, counts if rows is None else rows).append(np.zeros_like(counts) if rows is None else rows)
-        self._batches.append(len(counts))
-
-    def _writer(self, name: str, rows: np.ndarray) -> ArrayWriter:
-        """The writer of an array. One that begins late, as the first clip with padding comes, begins with zeros."""
-        if name not in self._writers:
-            file = self._files.enter_context(whole_file(self._out_dir / name))
-            writer = ArrayWriter(file, (self._clips, *rows.shape[1:]), rows.dtype)
-            for clips in self._batches:
-                writer.append(np.zeros((clips, *rows.shape[1:]), rows.dtype))
-            self._writers[name] = writer
-        return self._writers[name]
