@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 
 from aape.causal.controls import activity_matched
 from aape.causal.intervals import STEP, paired_interval, possible
-from aape.causal.runner import MODES, Intervention, NeuronsByFold, Runner
-from aape.causal.runner import MEASURES
+from aape.causal.runner import MEASURES, MODES, Intervention, NeuronsByFold, Runner
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p
 from aape.study.study import AblationSettings
 from aape.study.targets import Target
