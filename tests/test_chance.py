@@ -7,7 +7,7 @@ import pytest
 from fake_artifacts import planted_counts, write_artifacts
 
 from aape.artifacts.folder import load_artifacts
-from aape.neurons.chance import Z_STEP, calibrate, calibrate_counts, counted_clips
+from aape.neurons.chance import calibrate, calibrate_counts, counted_clips
 from aape.neurons.null import below_uniform, permutation_null
 from aape.neurons.permuting import Counted, UnitSums, exchangeable_units, permuted_labels
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p, share_of_groups

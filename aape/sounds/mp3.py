@@ -17,7 +17,7 @@ def length_is_a_guess(data: bytes) -> bool:
     position = _first_frame(data)
     if any(tag in data[position : position + 200] for tag in _TAGS):
         return False
-    bit_rates = set()
+    bit_rates: set[int] = set()
     while len(bit_rates) < 2:
         frame = _frame(data[position : position + 4])
         if frame is None:
