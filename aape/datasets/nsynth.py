@@ -1,4 +1,4 @@
-"""NSynth: 305,979 notes of 1,006 instruments, by pitch
+"""NSynth: 305,979 notes of 1,006 instruments, by pitch or by instrument family
 
 J. Engel et al.: "Neural Audio Synthesis of Musical Notes with WaveNet Autoencoders", ICML 2017.
 
@@ -32,6 +32,13 @@ def rows(source: Source) -> Rows:
     return Rows(clips, "examples.json of the dataset, official splits")
 
 
+def family_rows(source: Source) -> Rows:
+    """The same notes by the family of their instrument (bass, brass, flute, ...), the first word of a note's name."""
+    notes = rows(source)
+    clips = [clip._replace(label=instrument_of(clip.file_name).split("_")[0]) for clip in notes.clips]
+    return notes._replace(clips=clips)
+
+
 def instrument_of(note: str) -> str:
     """`bass_synthetic_033-022-050` -> `bass_synthetic_033` (instrument, pitch, velocity)."""
     return PurePosixPath(note).stem.rsplit("-", 2)[0]
@@ -39,12 +46,13 @@ def instrument_of(note: str) -> str:
 
 _SOURCE = "Engel et al. 2017; total also EVAR, make_metadata.py"
 TASK = TaskFacts(rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
+FAMILY = TaskFacts(family_rows, 4.0, COUNTS, _SOURCE, splits="official", group="instrument")
 DATASET = Dataset(
     name="nsynth",
     text=__doc__,
     size="not verified here",
     licence="CC BY 4.0",
-    tasks={"nspitch": TASK},
+    tasks={"nspitch": TASK, "nsfamily": FAMILY},
     remotes=REMOTES,
     evar_group=instrument_of,
 )

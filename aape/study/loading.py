@@ -38,9 +38,17 @@ def load_task(study: Study, task: str) -> Task:
     Raises:
         ValueError: the study has no such task, its loader cannot be called, or the loader returned no Task.
     """
+    from aape.sounds.regrouping import drawn, octaves, regrouped
     from aape.sounds.task import Task
 
-    return _loaded(study, task, study.task(task), Task)
+    spec = study.task(task)
+    loaded = _loaded(study, task, spec, Task)
+    if spec.draw is not None:
+        loaded = drawn(loaded, seed=study.seed, **spec.draw)
+    if spec.unite is not None:
+        classes = octaves(loaded.classes) if spec.unite == "octave" else spec.unite
+        loaded = regrouped(loaded, classes, task)
+    return loaded
 
 
 def prepare(study: Study, name: str, spec: Loader) -> tuple[Callable[..., Any], dict[str, Any]]:

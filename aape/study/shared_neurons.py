@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from aape.neurons.sharing import Sharing, against_permuted, by_distance, matched, pairs_of, shared_neurons
+from aape.sounds.regrouping import pitch_of
 from aape.study.study import SharingFigure, Study
 from aape.study.task_result import TaskResult
 
@@ -70,14 +71,6 @@ def compare_classes(
     summary |= _alike(study, sharing, rows, columns, pitches)
     class_names = rows.class_names, columns.class_names
     return SharedNeurons(figure, model, class_names, sharing, pairs, summary, pitches, curve)
-
-
-def pitch_of(name: str) -> int:
-    """MIDI pitch from a class name such as "60" or "pitch_060". ValueError if there is no number in it."""
-    numbers = re.findall(r"\d+", name)
-    if not numbers:
-        raise ValueError(f"class {name!r} of a pitch task has no number in its name; expected a MIDI pitch")
-    return int(numbers[-1])
 
 
 def _pair_table(sharing: Sharing, rows: TaskResult, columns: TaskResult, names: dict[str, str]) -> pd.DataFrame:

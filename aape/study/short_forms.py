@@ -43,6 +43,8 @@ def written_out(kind: str, name: str, entry: Any) -> Any:
         return entry
     forms = ("loader", "hub") if kind == "models" else ("loader", "folder", "metadata")
     given = [form for form in forms if entry.get(form) is not None]
+    if not given and "same_clips_as" in entry:
+        return {"title": name} | entry
     if len(given) != 1:
         raise ValueError(f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
     (form,) = given
@@ -61,6 +63,16 @@ def written_out(kind: str, name: str, entry: Any) -> Any:
         if key in entry:
             options[argument] = entry.pop(key)
     return entry | {"loader": loader, "options": options | entry.get("options", {})}
+
+
+def with_loader(entry: Any, tasks: dict[str, Any]) -> Any:
+    """A written-out entry of `tasks`; if it has no loader, with that of the task whose clips it has."""
+    if not isinstance(entry, dict) or "loader" in entry:
+        return entry
+    other = tasks.get(entry["same_clips_as"])
+    if not isinstance(other, dict) or "loader" not in other:
+        return entry
+    return {"loader": other["loader"], "options": other.get("options", {})} | entry
 
 
 def with_variables(path: str) -> str:

@@ -25,7 +25,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aape.display import Displayed
-from aape.study.short_forms import SHORT_KEYS, written_out
+from aape.study.short_forms import SHORT_KEYS, with_loader, written_out
 from aape.suggest import nearest
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds common.py
@@ -101,14 +101,16 @@ class ModelSpec(Loader):
 class TaskSpec(Loader):
     """How a task is loaded, and what tables call it.
 
-    A task with `same_clips_as` has the clips of another task with other labels. Its artifacts are made from the other
-    task's artifacts, without a forward pass.
+    A task with `same_clips_as` has clips of another task with other labels. Its artifacts are made from the other task's
+    artifacts, without a forward pass. Its loader can be left out; then it is the other task's.
     """
 
     title: str
     kind: Literal["pitch"] | None = None  # classes are MIDI pitches, of which octaves are compared
     rate: Share | None = None  # share of neurons that the AAPE rank keeps; None: the study's
     same_clips_as: str | None = None
+    draw: dict[Literal["clips", "per_class"], int] | None = None  # a seeded draw: so many clips, or so many per class
+    unite: Literal["octave"] | dict[str, list[str]] | None = None  # new class -> the classes that it unites
 
 
 class CollectSettings(_Strict):
@@ -201,6 +203,8 @@ class Study(Displayed, _Strict):
         for kind in ("models", "tasks"):
             if isinstance(content.get(kind), dict):
                 content[kind] = {name: written_out(kind, name, entry) for name, entry in content[kind].items()}
+        if isinstance(content.get("tasks"), dict):
+            content["tasks"] = {name: with_loader(entry, content["tasks"]) for name, entry in content["tasks"].items()}
         return {key: value for key, value in content.items() if value is not None}
 
     @model_validator(mode="after")
