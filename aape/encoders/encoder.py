@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from aape.display import Displayed
 
+Finish = Callable[[list[Tensor]], Tensor]  # sequences after the last block -> clip embedding [batch, dim]
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -36,7 +38,7 @@ class Stages:
             block(x) = rest(x) + projection(activations), with nothing in between.
     """
 
-    begin: Callable[[Tensor], tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]]
+    begin: Callable[[Tensor], tuple[list[Tensor], Finish]]
     blocks: Sequence[Callable[[Tensor], Tensor]]
     projections: Sequence[nn.Linear]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aape.encoders.encoder import Stages
+from aape.encoders.encoder import Finish, Stages
 from aape.encoders.module import time_grid
 
 
@@ -124,19 +124,24 @@ class TimeFrontEnd:
         values = wave.detach().float().cpu()
         samples = wave.shape[1]
         places = torch.arange(1, samples + 1)
-        ends = torch.where(values != 0, places, 0).amax(dim=1)  # [batch], behind the last sound
+        sounding_places = torch.where(values != 0, places, 0)
+        ends = sounding_places.amax(dim=1)  # [batch], behind the last sound
         ends = torch.where(ends == 0, samples, ends)
         pieces = []
         for start in range(0, samples, self.window):
             length = self._length(start, samples)
             sound = (ends - start).clamp(0, length)
             missing = max(0, self.least - length)
-            padded = nn.functional.pad(values[:, start : start + length], (0, missing))
-            kept = sound.clamp(min=self.least).tolist()
-            clips = [row[:n] for row, n in zip(padded.numpy(), kept, strict=True)]
+            piece = values[:, start : start + length]
+            padded = nn.functional.pad(piece, (0, missing))
+            kept = sound.clamp(min=self.least)
+            clips = []
+            for row, samples_kept in zip(padded.numpy(), kept, strict=True):
+                clips.append(row[:samples_kept])
             # A clip that is too short for a whole token still has its first one.
-            at_least = 1 if start == 0 else 0
-            sounding = self.sounding_tokens(sound).clamp(min=at_least)
+            sounding = self.sounding_tokens(sound)
+            if start == 0:
+                sounding = sounding.clamp(min=1)
             pieces.append(Piece(clips, length + missing, sounding))
         return pieces
 
@@ -148,7 +153,8 @@ class TimeFrontEnd:
             length, device = tokens.shape[1], tokens.device
             sounding = piece.sounding.clamp(max=length).to(device)
             mask = torch.arange(length, device=device) < sounding[:, None]
-            total = total + (tokens * mask[:, :, None]).sum(dim=1)
+            masked = tokens * mask[:, :, None]
+            total = total + masked.sum(dim=1)
             count = count + sounding
         return total / count[:, None]
 
@@ -160,7 +166,8 @@ class Convolutions(TimeFrontEnd):
         super().__init__(model, extractor)
         config = model.config
         self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
-        self.cell_samples = self.squeeze * math.prod(config.conv_stride)
+        stride = math.prod(config.conv_stride)
+        self.cell_samples = self.squeeze * stride
         self.least = self.squeeze
         layers = zip(config.conv_kernel, config.conv_stride, strict=True)
         for kernel, stride in reversed(list(layers)):
@@ -184,7 +191,8 @@ class FilterBank(TimeFrontEnd):
         check_bands(extractor.feature_size * self.stride, model.config.feature_projection_input_dim)
         self.hop = extractor.sampling_rate // 100
         self.frame = 5 * self.hop // 2
-        self.least = self.frame + (self.stride - 1) * self.hop
+        between = (self.stride - 1) * self.hop
+        self.least = self.frame + between
         self.cell_samples = self.stride * self.hop
 
     def _frames(self, samples: Any) -> Any:
@@ -262,7 +270,7 @@ class Whisper(TimeFrontEnd):
         positions = self.model.embed_positions.weight
         return tokens + positions[: tokens.shape[1]]
 
-    def _begin(self, wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+    def _begin(self, wave: Tensor) -> tuple[list[Tensor], Finish]:
         """See `Stages.begin`."""
         pieces = self._cut(wave)
 

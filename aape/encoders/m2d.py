@@ -8,7 +8,7 @@ embedding made of concatenated frequency bins averaged over time (Niizumi et al.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from aape.encoders.checkpoint import fill, read_checkpoint
-from aape.encoders.encoder import Encoder, Stages, sha256_of_state
+from aape.encoders.encoder import Encoder, Finish, Stages, sha256_of_state
 from aape.files import sha256_of
 
 NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
@@ -262,7 +262,7 @@ def _as_encoder(vit: M2DViT, name: str, provenance: dict[str, Any]) -> Encoder:
     model.requires_grad_(False)
     blocks: list[Any] = list(vit.blocks)
 
-    def begin(wave: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
+    def begin(wave: Tensor) -> tuple[list[Tensor], Finish]:
         return model.begin(wave), model.finish
 
     return Encoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from aape.encoders.front_ends import check_bands
 FRAME, HOP = 400, 160  # samples at 16 kHz: 25 ms every 10 ms (Kaldi)
 
 
+@dataclass(eq=False)
 class PatchFrontEnd:
     """Embedding, padding masks and grid of a ViT on the filter bank of AST, which AudioMAE uses too.
 
@@ -21,7 +23,7 @@ class PatchFrontEnd:
     behind the wave hold e = 0 before that (AST, AudioMAE), which is not what silence gives. Waves are cut into pieces of
     as many samples as the model has frames times the hop, and the embeddings of the pieces are averaged by length.
 
-    Args:
+    Attributes:
         extractor: transformers' ASTFeatureExtractor.
         encode: normalised log-mel [batch, frames, mels] -> embedding [batch, dim].
         cells: (frequency, time) of each patch [patches, 2], in token order.
@@ -29,20 +31,21 @@ class PatchFrontEnd:
         extra: number of class and distillation tokens, which come first.
     """
 
+    extractor: Any
+    encode: Callable[[Tensor], Tensor]
+    cells: Tensor
+    stride: int
+    extra: int
+
     stages = None
 
-    def __init__(
-        self, extractor: Any, encode: Callable[[Tensor], Tensor], cells: Tensor, stride: int, extra: int
-    ) -> None:
-        self.extractor = extractor
-        self.encode = encode
-        self.cells = cells
-        self.stride = stride
-        self.extra = extra
-        self.window = int(extractor.max_length) * HOP
+    def __post_init__(self) -> None:
+        self.window = int(self.extractor.max_length) * HOP
         self.least = self.limit = self.window
-        self.cell_samples = stride * HOP
-        library = "numpy" if hasattr(extractor, "mel_filters") else "torchaudio"  # they differ in the last digits
+        self.cell_samples = self.stride * HOP
+        library = "torchaudio"
+        if hasattr(self.extractor, "mel_filters"):
+            library = "numpy"  # the two differ in the last digits
         self.note = f"ASTFeatureExtractor with {library}"
 
     def spectrogram(self, wave: Tensor) -> Tensor:
@@ -87,7 +90,8 @@ class PatchFrontEnd:
             valid = (valid_samples - start).clamp(min=0)
             silent = first >= valid[:, None]  # [batch, patches]
             silent = silent | (first > last_frame * HOP)
-            masks.append(nn.functional.pad(silent, (self.extra, 0)))
+            before = (self.extra, 0)
+            masks.append(nn.functional.pad(silent, before))
         return masks
 
     def token_grid(self, samples: int) -> list[Tensor]:
@@ -104,27 +108,34 @@ class PatchFrontEnd:
         return grid
 
 
+def _cells(outer: int, inner: int) -> Tensor:
+    """Index pairs of a grid [outer * inner, 2], the inner index running fastest."""
+    first, second = torch.arange(outer), torch.arange(inner)
+    return torch.cartesian_prod(first, second)
+
+
 def ast_front_end(model: Any, extractor: Any) -> PatchFrontEnd:
     """AST (Gong et al. 2021, arXiv 2104.01778); its own embedding is the mean of class and distillation token."""
     check_bands(extractor.num_mel_bins, model.config.num_mel_bins)
-    rows, columns = map(torch.arange, model.embeddings.get_shape(model.config))  # frequency, time
-    cells = torch.cartesian_prod(rows, columns)  # frequency outermost
+    rows, columns = model.embeddings.get_shape(model.config)  # frequency, time
+    cells = _cells(rows, columns)  # frequency outermost
 
     def encode(spectrogram: Tensor) -> Tensor:
         return model(spectrogram).pooler_output
 
-    return PatchFrontEnd(extractor, encode, cells, model.config.time_stride, extra=2)
+    stride = model.config.time_stride
+    return PatchFrontEnd(extractor, encode, cells, stride, extra=2)
 
 
 def timm_front_end(model: Any, extractor: Any) -> PatchFrontEnd:
     """AudioMAE (Huang et al. 2022, arXiv 2207.06405); the embedding is the checkpoint's own pooling."""
     frames, mels = model.patch_embed.img_size
     step_t, step_f = model.patch_embed.patch_size
-    columns, rows = torch.arange(frames // step_t), torch.arange(mels // step_f)
     # The spectrogram enters as [batch, 1, frames, mels]: time outermost.
-    cells = torch.cartesian_prod(columns, rows).flip(1)
+    cells = _cells(frames // step_t, mels // step_f).flip(1)
 
     def encode(spectrogram: Tensor) -> Tensor:
         return model(spectrogram.unsqueeze(1))
 
-    return PatchFrontEnd(extractor, encode, cells, step_t, extra=int(model.num_prefix_tokens))
+    extra = int(model.num_prefix_tokens)
+    return PatchFrontEnd(extractor, encode, cells, step_t, extra)
