@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import types
 import unicodedata
 import warnings
 from collections import Counter
@@ -400,7 +402,7 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
     made = from_folder(folder, pattern="{label}_{group}_{}", clip_seconds=0.5)
     for field in ("files", "splits", "groups", "classes"):
         assert getattr(read, field) == getattr(made, field)
-    assert read.notes == made.notes[1:]
+    assert read.notes == made.notes
     assert read.notes[-1] == "the split is ours by whole groups, seed 0: not comparable with published results"
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
@@ -583,7 +585,38 @@ def test_several_labels_in_one_field_are_refused(tmp_path: Path, label: str):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=0.5, name="t")
 
 
-def test_a_dataset_with_an_audio_column(tmp_path: Path):
+@pytest.mark.parametrize(("columns", "splits", "groups"), [
+    ({"fold": lambda i: i // 8 + 1, "src_file": lambda i: 100 + i // 2}, {f"fold{i}": 8 for i in range(1, 6)}, "src_file"),
+    ({"speaker_id": lambda i: i % 10}, {"train": 28, "valid": 4, "test": 8}, "speaker_id"),
+])  # fmt: skip
+def test_columns_of_a_dataset_are_those_of_a_csv(tmp_path: Path, monkeypatch, columns: dict, splits: dict, groups: str):
+    """As the Hub has ESC-50: one split, with the columns of the official list. A substitute for the package is enough."""
+    audio = type("Audio", (), {"__init__": lambda self, decode=True: None})
+    rows = []
+    for i in range(40):
+        path = sounds(tmp_path, f"{i}.wav") / f"{i}.wav"
+        row = {
+            "filename": path.name,
+            "category": ["dog", "rain"][i // 10 % 2],
+            "audio": {"path": str(path), "bytes": None},
+        }
+        rows.append(row | {name: value(i) for name, value in columns.items()})
+    features = dict.fromkeys(rows[0]) | {"audio": audio()}
+    table = type("Rows", (list,), {"_fingerprint": "x", "features": features, "cast_column": lambda self, *_: self})(
+        rows
+    )
+    package = types.ModuleType("datasets")
+    package.Audio, package.load_dataset = audio, lambda name, revision=None: {"train": table}
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    task = from_datasets("esc50", clip_seconds=0.5, label="category")
+    assert Counter(task.splits) == splits and task.group_column == groups
+    assert task.groups == tuple(str(columns[groups](i)) for i in range(40))
+    assert np.array_equal(task.read(3, 1000)[0], soundfile.read(tmp_path / "3.wav", dtype="float32")[0])
+
+
+def test_a_dataset_with_an_audio_column(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
     folder = sounds(tmp_path / "wavs", *(f"{i}.wav" for i in range(6)))
     columns = {"sound": [str(folder / f"{i}.wav") for i in range(6)], "animal": [0, 1] * 3, "who": list("abcdef")}
@@ -600,7 +633,7 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path):
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
         task = from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal")
-    assert task.group_column is None and "the split is ours, seed 0" in task.notes[0]
+    assert task.group_column is None and "the split is ours, seed 0" in task.notes[-1]
     columns |= {"animal": [-1] * 4 + [1, 1], "who": [*"xxxxx", None]}
     withheld = datasets.Dataset.from_dict(columns, features=made.features)
     for split, rows in (("train", made), ("test", withheld)):

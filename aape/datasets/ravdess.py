@@ -26,7 +26,8 @@ def emotion(source: Source) -> Rows:
     clips = []
     for clip in source.clips(r"03-01-(?P<label>0[1-8])-\d\d-\d\d-\d\d-(?P<group>\d\d)"):
         name = EMOTIONS[int(clip.label) - 1]
-        clips.append(clip._replace(label=name, split=_gender(str(clip.group))))
+        sex = _gender(str(clip.group))
+        clips.append(clip._replace(label=name, split=sex))
     return Rows(
         clips,
         "a seeded split of ours by actor within each gender, 14:4:6",

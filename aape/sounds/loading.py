@@ -182,6 +182,8 @@ def from_datasets(
     clips = pd.DataFrame(table).drop(columns=[audio[0], "filename"], errors="ignore")
     if len(splits) == 1:
         del clips["split"]
+    if group is not None:
+        clips[group] = clips[group].where(clips[group] != "", clips["file_name"])
     labelled = clips[label] != ""
     if not labelled.all():
         unlabelled = f"{(~labelled).sum():,} row(s) without a value of {label!r} are left out"

@@ -32,8 +32,10 @@ def _first_frame(data: bytes) -> int:
     """Where the first frame begins, after an ID3 tag and whatever else is before it."""
     position = 0
     if data[:3] == b"ID3":
-        a, b, c, d = data[6:10]
-        position = 10 + (a << 21 | b << 14 | c << 7 | d)
+        size = 0
+        for byte in data[6:10]:
+            size = size << 7 | byte
+        position = 10 + size
     while position < len(data):
         frame = _frame(data[position : position + 4])
         if frame is not None and _frame(data[position + frame[1] : position + frame[1] + 4]) is not None:
@@ -47,10 +49,12 @@ def _frame(header: bytes) -> tuple[int, int] | None:
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None
     version = header[1] >> 3 & 3
-    rate, bit_rate = header[2] >> 2 & 3, header[2] >> 4
+    rate = header[2] >> 2 & 3
+    bit_rate = header[2] >> 4
     if version not in _RATES or rate == 3 or bit_rate in (0, 15):
         return None
-    kbps = _KBPS_1[bit_rate] if version == 3 else _KBPS_2[bit_rate]
-    samples = 1152 if version == 3 else 576
     padding = header[2] >> 1 & 1
+    kbps, samples = _KBPS_2[bit_rate], 576
+    if version == 3:
+        kbps, samples = _KBPS_1[bit_rate], 1152
     return kbps, samples * kbps * 125 // _RATES[version][rate] + padding

@@ -40,7 +40,9 @@ def split_clips(
     Raises:
         ValueError: invalid shares, or fewer groups than splits.
     """
-    if not all(is_split(name) and split_name(name) == name for name in shares) or abs(sum(shares.values()) - 1) > 1e-6:
+    named = all(is_split(name) and split_name(name) == name for name in shares)
+    total = sum(shares.values())
+    if not named or abs(total - 1) > 1e-6:
         names = ", ".join(SPLITS)
         raise ValueError(f"split={dict(shares)}: expected shares of {names} (or fold1, ...) that add up to 1")
     groups = [clip.file_name if clip.group is None else clip.group for clip in clips]
@@ -58,7 +60,8 @@ def split_clips(
     by_number = any(clip.group is not None for clip in clips)
     split_of: dict[str, str] = {}
     for stratum in sorted(set(stratum_of.values())):
-        positions = {group: _position(group, seed) for group, known in stratum_of.items() if known == stratum}
+        members = [group for group, known in stratum_of.items() if known == stratum]
+        positions = {group: _position(group, seed) for group in members}
         split_of |= _divide(positions, shares, by_number)
     return [clip._replace(split=split_of[group]) for group, clip in zip(groups, clips, strict=True)]
 
@@ -88,6 +91,7 @@ def _divide(positions: Mapping[str, float], shares: Mapping[str, float], by_numb
             count = sum(positions[group] < edge for group in order) - start
         if len(order) >= len(shares):  # every split gets a group
             count = max(count, 1)
-        split_of |= dict.fromkeys(order[start : start + count], name)
-        start += count
+        end = start + count
+        split_of |= dict.fromkeys(order[start:end], name)
+        start = end
     return split_of

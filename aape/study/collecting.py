@@ -28,7 +28,7 @@ def collect_study(
     """
     loaded = load_study(study)
     out_dir = loaded.artifacts_directory(task, model)
-    other_task = getattr(loaded.tasks[task], "same_clips_as", None)
+    other_task = loaded.task(task).same_clips_as
     if other_task is not None:
         artifacts = collect_study(loaded, model, other_task, device=device, batch_size=batch_size)
         return relabel(artifacts, load_task(loaded, task), out_dir)
