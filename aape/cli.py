@@ -191,17 +191,8 @@ def _dissect(parser: Parser, words: list[str]) -> None:
     dissect(task=task, **options)
 
 
-<<<<<<< HEAD
 _OUT = "default: outputs/<sounds>_<model>; every labelling of the sounds has a folder of its own in it"
 _CRITERION = "what neurons are ranked by: aape (default), attribution, or another of aape.criteria"
-=======
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="class folders, split/class folders, or what --pattern describes")
-    parser.add_argument("--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'")
-    length = "length of every clip (default: one that a tenth of the clips exceed)"
-    parser.add_argument("--seconds", type=float, dest="clip_seconds", metavar="SECONDS", help=length)
-    parser.add_argument("--seed", type=int, default=0, help="of a split of ours, where the folder has none")
->>>>>>> sounds
 
 
 def _atlas(parser: Parser, words: list[str]) -> None:
