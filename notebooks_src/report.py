@@ -1,4 +1,4 @@
-"""What a study found, in short: answers with their numbers, and a page that gathers tables and figures.
+"""A page and a summary of what a study found.
 
 python -m notebooks_src.report miniature             # writes outputs/miniature/summary.md and index.html
 python -m notebooks_src.report miniature --gallery   # and gallery/miniature/: README.md, pictures and tables
@@ -7,27 +7,31 @@ python -m notebooks_src.report miniature --gallery   # and gallery/miniature/: R
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 
 import jinja2
+import nbformat
 import pandas as pd
-from scipy.stats import binomtest
+from aape.study.ablation_result import load_result
+from nbconvert import HTMLExporter
 
+from aape.cli import guarded
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
 from aape.study.ablation_result import load_result, read_text_table
 from aape.study.analysis import OVERVIEW, over_seeds
 from aape.study.study import ROOT, Study, load_study
+from aape.study.tables import OVERVIEW, over_seeds
+from notebooks_src.findings import findings, read, statistics
 
 GALLERY = ROOT / "gallery"
-CHANCE = {
-    "task": "task",
+TEMPLATE = Path(__file__).with_name("report.html")
+PERMUTED = {  # column -> heading
+    "title": "task",
     "model": "model",
     "coverage_null_mean": "coverage, permuted",
     "per_class_mean_null_mean": "neurons per class, permuted",
@@ -36,218 +40,144 @@ CHANCE = {
     "below_ln_classes_null_mean": "ln C - AAPE, permuted",
     "p_mean_aape": "p (AAPE)",
 }
-SHARED = (
-    "figure", "model", "mean Jaccard", "chance low", "chance high", "pairs", "pairs with q < 0.05", "alike p",
-)  # fmt: skip
-COPIED = (
-    "task_level_*", "class_level_*", "sharing_summary", "sharing_by_distance", "ablation_effects", "criteria_*",
-)  # fmt: skip
-
-PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ study.description }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-img { max-width: 100%; } figure { margin: 2rem 0; } figcaption { color: #555; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-td, th { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-.note { background: #fff4d6; padding: .75rem 1rem; border-left: 4px solid #e0a800; }
-</style></head><body>
-<h1>{{ study.description }}</h1>
-{% if study.note %}<p class="note">{% if study.stand_in %}<strong>Stand-ins.</strong> {% endif %}{{ study.note }}</p>{% endif %}
-{% if atlas %}<p><a href="atlas/index.html"><strong>Atlas: hear what the neurons listen to</strong></a></p>{% endif %}
-<h2>In short</h2>
-{% for finding in findings %}
-<p><strong>{{ finding.question }}</strong> {{ finding.answer }}.</p>
-<ul>{% for line in finding.numbers %}<li>{{ line }}</li>{% endfor %}</ul>
-{% endfor %}
-<h2>Figures</h2>
-{% for figure in figures %}
-<figure><img src="{{ figure }}.png" alt="{{ figure }}" loading="lazy">
-<figcaption>{{ figure }}, <a href="{{ figure }}.pdf">PDF</a></figcaption></figure>
-{% endfor %}
-<h2>Tables</h2>
-{% for title, table in tables.items() %}
-<h3>{{ title }}</h3>
-<div class="scroll">{{ table.to_html(index=False, border=0) | safe }}</div>
-{% endfor %}
-<p>Complete: {% for name in files %}<a href="{{ name }}">{{ name }}</a> {% endfor %}</p>
-<h2>Executed notebooks</h2>
-<ul>{% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>
-</body></html>
-"""
+SHARED = {
+    "figure": "figure",
+    "model": "model",
+    "mean Jaccard": "mean Jaccard",
+    "chance low": "permuted, 2.5 %",
+    "chance high": "permuted, 97.5 %",
+    "pairs": "pairs",
+    "pairs with q < 0.05": "above permuted labels",
+    "alike p": "p (alike classes)",
+}
+CAPTIONS = {  # beginning of a figure's name -> caption; the order is that of the page
+    "chance": "Selected neurons compared with permuted labels",
+    "neurons_by_layer": "Where the neurons are, by layer",
+    "cross_task": "Neurons shared between two tasks",
+    "within_task": "Neurons shared within a task",
+    "criteria": "AAPE compared with other criteria",
+    "ablation_controls": "Silenced neurons compared with activity-matched random neurons",
+    "ablation_gains": "Change of the class with the gain of its neurons",
+    "ablation_off_target": "Change of every class when another class's neurons are silenced",
+    "ablation": "Change of every class when neurons are silenced",
+}
+TO_GALLERY = (
+    "task_level_*",
+    "class_level_*",
+    "sharing_summary",
+    "sharing_by_distance",
+    "ablation_effects",
+    "criteria_*",
 )
+AS_HTML = ("Analyze_ClassSpecificNeurons", "Ablations")  # notebooks that one wants to read in a browser
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A question, the study's answer in a word or two, and a line of numbers for each model."""
-
-    question: str
-    answer: str
-    numbers: list[str]
-
-
-def as_text(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """At most eight columns of strings with three significant digits; columns: name -> heading, as far as they exist."""
-    names = {c: c for c in frame} if columns is None else {c: n for c, n in columns.items() if c in frame}
-    shown = frame[list(names)[:MOST_COLUMNS]].rename(columns=names)
-    return shown.apply(lambda column: column.map(three_digits))
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of strings as Markdown."""
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-def _read(study: Study, name: str) -> pd.DataFrame:
-    """A table of the study; empty where the analysis has not written it."""
-    path = study.directory / f"{name}.csv"
-    return read_text_table(path) if path.is_file() else pd.DataFrame()
-
-
-def statistics(study: Study) -> pd.DataFrame:
-    """Task-level statistics of all models, a row per task and encoder, in the study's order; empty without analysis."""
-    tables = []
-    for model, spec in study.models.items():
-        table = _read(study, f"task_level_neuron_statistics_{spec.folder}")
-        tables.append(table if "model" in table else table.assign(model=model))
-    stacked = pd.concat(tables, ignore_index=True)
-    if len(stacked):
-        stacked = stacked.sort_values("task", key=lambda t: t.map(list(study.tasks).index), kind="stable")
-    return stacked
-
-
-def _models(study: Study, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(label, rows) of each model that a table has rows of."""
-    for model, spec in study.models.items():
-        rows = table[table["model"].isin(study.copies(model))]
-        if len(rows):
-            yield spec.label + (f" ({len(spec.seeds)} seeds)" if spec.seeds else ""), rows
-
-
-def _coverage(study: Study) -> list[Finding]:
-    table, classes = statistics(study), _read(study, "class_level_neuron_statistics")
-    if "calibrated_coverage" not in table or "calibrated" not in classes:
-        return []
-    said = [
-        f"{label}: {rows.calibrated_coverage.mean():.0%} of a task's classes have a neuron after calibration, mean over "
-        f"tasks ({rows.coverage.mean():.0%} before, permuted labels {rows.coverage_null_mean.mean():.0%}); a selected neuron is "
-        f"specific to {rows.classes_per_neuron.mean():.2g} classes, its AAPE {rows.aape_share.mean():.1%} of ln C"
-        for label, rows in _models(study, table)
-    ]
-    roles = {spec.role: name for name, spec in reversed(study.models.items())}
-    if not {"ssl", "sl"} <= set(roles):
-        return [Finding("How many classes have neurons of their own?", "Model by model", said)]
-    ssl, sl = (
-        classes[classes["model"] == study.copies(roles[role])[0]].set_index(["task", "class"]).calibrated > 0
-        for role in ("ssl", "sl")
-    )
-    ssl, sl = ssl.align(sl, join="inner")  # tasks that both were collected on
-    first, second = int((ssl & ~sl).sum()), int((sl & ~ssl).sum())
-    p = binomtest(first, first + second).pvalue if first + second else 1.0
-    answer = "No difference that chance would not give" if p > 0.05 else "Yes" if first > second else "No, fewer"
-    test = f"Only the SSL model has one for {first} of {len(ssl)} classes, only the SL model for {second} (sign test, "
-    return [Finding("Does the SSL model cover more classes than the SL model?", answer, [*said, f"{test}p = {p:.2g})"])]
-
-
-def _sharing(study: Study) -> list[Finding]:
-    """For each figure with classes that are alike (of one name, or an octave apart): do they share more than others?"""
-    summary = _read(study, "sharing_summary")
-    found = []
-    for figure in study.sharing if "alike p" in summary else ():
-        rows = summary[(summary["figure"] == figure.name) & summary["alike p"].notna()]
-        if rows.empty:
-            continue
-        what = rows["alike"].iloc[0]
-        said = [
-            f"{label}: mean Jaccard {mine['alike Jaccard'].mean():.3f} against {mine['other Jaccard'].mean():.3f} of the "
-            f"others (p = {', '.join(f'{p:.2g}' for p in mine['alike p'])})"
-            for label, mine in _models(study, rows)
-        ]
-        above = sum((mine["alike p"] <= 0.05).all() for _, mine in _models(study, rows))
-        least = rows["least p"].min()
-        limit = [f"with so few classes p cannot be below {least:.2g}"] if least > 0.05 else []
-        answer = "Cannot be told" if limit else f"{above} of {len(said)} models"
-        tasks = " and ".join(dict.fromkeys([figure.rows, figure.columns]))
-        question = f"Do classes of {tasks} ({what}) share more neurons than others?"
-        found.append(Finding(question, answer, said + limit))
-    return found
-
-
-def _ablations(study: Study) -> list[Finding]:
-    try:
-        result = load_result(study)
-    except FileNotFoundError:
-        return []
-    question = "Does silencing class-specific neurons hurt their class more than silencing random ones?"
-    return [Finding(question, "Model by model", result.verdict().split("\n"))]
-
-
-def findings(study: Study) -> list[Finding]:
-    """Answers from the study's CSV files; a question without its files is left out."""
-    return [*_coverage(study), *_sharing(study), *_ablations(study)]
+def captions(study: Study) -> dict[str, str]:
+    """Name of each figure that the study has -> caption, the most interesting first."""
+    names = sorted(path.stem for path in study.directory.glob("*.png"))
+    found: dict[str, str] = {}
+    for beginning, caption in CAPTIONS.items():
+        for name in names:
+            if name.startswith(beginning) and name not in found:
+                detail = name.removeprefix(beginning).strip("-_").replace("_", " ")
+                found[name] = f"{caption}: {detail}" if detail else caption
+    return found | {name: name.replace("_", " ") for name in names if name not in found}
 
 
 def tables(study: Study) -> dict[str, pd.DataFrame]:
     """Heading -> table of strings, at most eight columns; what the study lacks is left out."""
     overview = over_seeds(study, statistics(study), ["task"])
-    summary = over_seeds(study, _read(study, "sharing_summary"), ["figure"])
-    shown = [name for name in SHARED if name in summary]
-    found = {
-        "Class-specific neurons": as_text(overview, OVERVIEW),
-        "What permuted labels give": as_text(overview, CHANCE) if "p_mean_aape" in overview else pd.DataFrame(),
-        "Shared neurons": as_text(summary[shown]),
-    }
-    with contextlib.suppress(FileNotFoundError):  # a study may have no ablations
-        found["Silenced neurons against random sets"] = as_text(load_result(study).table())
+    if len(overview) and "title" not in overview:
+        overview = overview.assign(title=overview["task"])
+    summary = over_seeds(study, read(study, "sharing_summary"), ["figure"])
+    found = {"Class-specific neurons": as_text(overview, OVERVIEW)}
+    if "p_mean_aape" in overview:
+        found["With permuted labels"] = as_text(overview, PERMUTED)
+    found["Shared neurons"] = as_text(summary, SHARED)
+    if (study.directory / "ablation_effects.csv").is_file():
+        found["Silenced neurons and activity-matched random neurons"] = as_text(load_result(study).table())
     return {title: table for title, table in found.items() if len(table)}
 
 
-def _text(study: Study) -> str:
-    """Title, note and findings as Markdown."""
-    note = ("**Every number and figure here is of stand-ins.** " if study.stand_in else "") + study.note
-    lines = ["\n  - ".join([f"- **{f.question}** {f.answer}.", *f.numbers]) for f in findings(study)]
-    return "\n".join([f"# {study.description}", *(["", note] if note else []), "", *lines, ""])
+def as_text(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """At most eight columns of strings with three significant digits; columns: name -> heading, as far as they exist."""
+    headings = {name: name for name in frame} if columns is None else columns
+    names = [name for name in headings if name in frame][:MOST_COLUMNS]
+    shown = frame[names].rename(columns=headings)
+    return shown.apply(lambda column: column.map(three_digits))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of strings as Markdown."""
+    lines = []
+    for row in [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]:
+        cells = [str(cell).replace("|", "\\|") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary_text(study: Study) -> str:
+    """Title, caution and answers as Markdown."""
+    lines = [f"# {study.description}", "", study.caution(), ""]
+    for finding in findings(study):
+        lines.append(f"- **{finding.question}** {finding.answer}. {finding.sentence}")
+        lines += [f"  - {detail}" for detail in finding.details]
+    return "\n".join([*lines, ""])
 
 
 def write_report(study: Study) -> None:
     """Write summary.md and index.html into the study's folder."""
     folder = study.directory
-    page = PAGE.render(
+    _notebooks_as_html(folder / "notebooks")
+    figures = captions(study)
+    answers = findings(study)
+    on_cards = {answer.figure for answer in answers}
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         study=study,
-        findings=findings(study),
+        models=", ".join(spec.label for spec in study.models.values()),
+        findings=answers,
         atlas=(folder / "atlas" / "index.html").is_file(),
-        figures=sorted(p.stem for p in folder.glob("*.png")),
+        figures=figures,
+        others={name: caption for name, caption in figures.items() if name not in on_cards},
         tables=tables(study),
-        files=sorted(p.name for p in folder.glob("*.csv")),
-        notebooks=sorted(p.name for p in (folder / "notebooks").glob("*.ipynb")),
+        files=sorted(path.name for path in folder.glob("*.csv")),
+        notebooks=sorted(path.name for path in (folder / "notebooks").glob("[!.]*.[hi]*")),
     )
     write_text(folder / "index.html", page)
-    write_text(folder / "summary.md", _text(study))
+    write_text(folder / "summary.md", summary_text(study))
+
+
+def _notebooks_as_html(folder: Path) -> None:
+    """Executed notebooks that one wants to read, as pages next to them."""
+    for name in AS_HTML:
+        notebook = folder / f"{name}.ipynb"
+        if notebook.is_file():
+            page, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
+            write_text(notebook.with_suffix(".html"), page)
 
 
 def write_gallery(study: Study) -> None:
-    """What one wants to see without running, in gallery/<study>/: answers, tables, pictures, and who made it when."""
+    """What one wants to see without running anything, in gallery/<study>/: answers, tables and pictures."""
     folder = GALLERY / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [path for path in folder.iterdir() if path.suffix in (".png", ".csv", ".md")]:
-        old.unlink()
-    copied = [path for name in COPIED for path in sorted(study.directory.glob(f"{name}.csv"))]
-    pictures = sorted(study.directory.glob("*.png"))
-    for path in [*copied, *pictures]:
+    for path in folder.iterdir():
+        if path.suffix in (".png", ".csv", ".md"):
+            path.unlink()
+    figures = captions(study)
+    copied = [path for pattern in TO_GALLERY for path in sorted(study.directory.glob(f"{pattern}.csv"))]
+    for path in [*copied, *(study.directory / f"{name}.png" for name in figures)]:
         shutil.copy(path, folder / path.name)
-    lines = [
-        _text(study),
+    lines = [summary_text(study)]
+    for name, caption in figures.items():
+        lines.append(f"![{caption}]({name}.png)\n\n{caption}.\n")
+    for title, table in tables(study).items():
+        lines.append(f"\n## {title}\n\n{markdown(table)}")
+    lines.append(f"\nAll columns: {', '.join(f'[{path.name}]({path.name})' for path in copied)}.\n")
+    lines.append(
         f"Made on {datetime.date.today()} by `python -m notebooks_src.report {study.name} --gallery`, after all notebooks "
-        "of the study were executed.",
-        *(f"\n## {title}\n\n{markdown(table)}" for title, table in tables(study).items()),
-        f"\nAll columns: {', '.join(f'[{path.name}]({path.name})' for path in copied)}.\n",
-        *(f"![{re.sub('[_-]', ' ', path.stem)}]({path.name})\n" for path in pictures),
-    ]
+        "of the study were executed.\n"
+    )
     write_text(folder / "README.md", "\n".join(lines))
 
 
@@ -255,16 +185,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="miniature")
-    parser.add_argument("--gallery", action="store_true", help="also into the repository: gallery/<study>/")
+    parser.add_argument("--gallery", action="store_true", help="also what is committed below gallery/")
     options = parser.parse_args(arguments)
-    study = load_study(options.study)
-    write_report(study)
-    print((study.directory / "summary.md").read_text())
-    print(f"page: {study.directory / 'index.html'}")
-    if options.gallery:
-        write_gallery(study)
-        print(f"gallery: {GALLERY / study.name / 'README.md'}")
-    return 0
+
+    def run() -> None:
+        study = load_study(options.study)
+        write_report(study)
+        if options.gallery:
+            write_gallery(study)
+        print(f"open {(study.directory / 'index.html').resolve().as_uri()}")
+
+    return guarded("notebooks_src.report", run)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from aape.study.experiment import TABLES
+
 from aape.study.study import Study
-from notebooks_src import report
+from notebooks_src import findings, report
 
 CLASSES = [f"c{i}" for i in range(10)]
 
@@ -21,7 +21,7 @@ def effect(measure: str, difference: float, p: float, q: float) -> dict:
         "neurons": 12.0, "low": difference - 1, "high": difference + 1,
         "effect_low": difference - 1, "effect_high": difference + 1, "active_controls": 39,
         "active_mean": -0.01, "active_low": -0.51, "active_high": 0.49, "active_p": p, "active_p_two_sided": p,
-        "active_q": q,
+        "active_q": q, "active_sd": 0.1, "overlap": 0.1, "disjoint_mean": -0.01, "disjoint_sd": 0.1, "at_floor": False,
     }  # fmt: skip
 
 
@@ -62,28 +62,29 @@ def study(tmp_path: Path) -> Study:
     return made
 
 
-def test_coverage_is_judged_by_a_test_not_by_a_sign(study: Study):
-    (found,) = report.findings(study)
-    assert found.answer == "Yes"
-    said = "\n".join(found.numbers)
-    assert "Only the SSL model has one for 7 of 10 classes, only the SL model for 0 (sign test, p = 0.016)" in said
-    assert "a selected neuron is specific to 2 classes, its AAPE 50.0% of ln C" in said
-    share = "One: 90% of a task's classes have a neuron after calibration, mean over tasks (100% before, permuted labels 25%)"
-    assert share in said
-    table = pd.read_csv(study.directory / "class_level_neuron_statistics.csv")
-    alone = table[table.model == "one"].assign(task="tunes")  # the SL model has not heard them
-    pd.concat([table, alone]).to_csv(study.directory / "class_level_neuron_statistics.csv", index=False)
-    assert "for 7 of 10 classes, only the SL model for 0" in report.findings(study)[0].numbers[-1]
-    (study.directory / "class_level_neuron_statistics.csv").unlink()
+def test_coverage_is_decided_by_a_test_not_by_a_sign(study: Study):
+    (found,) = findings.findings(study)
+    assert found.answer == "Yes" and found.figure == "chance"
+    assert "7 are covered only by the SSL model and 0 only by the SL model (sign test, p = 0.016)" in found.sentence
+    said = "\n".join(found.details)
+    assert "A selected neuron is specific to 2 classes; its AAPE is 50.0% of ln C" in said
+    assert "One: 90% of the classes of a task have a neuron that passes the calibration" in said
+    assert "(selected: 100%; with permuted labels: 25%)" in said
+    path = study.directory / "class_level_neuron_statistics.csv"
+    table = pd.read_csv(path)
+    alone = table[table.model == "one"].assign(task="tunes")  # the SL model was not collected on them
+    pd.concat([table, alone]).to_csv(path, index=False)
+    assert "7 are covered only by the SSL model and 0 only" in findings.findings(study)[0].sentence
+    path.unlink()
     write_statistics(study, "one", "analysis", 5)
     write_statistics(study, "two", "vit", 2)  # 3 classes more are 3 of 3: p = 0.25
-    (found,) = report.findings(study)
-    assert found.answer == "No difference that chance would not give"
+    (found,) = findings.findings(study)
+    assert found.answer == "No difference"
 
 
 def test_tables_have_eight_columns_and_a_range_over_seeds(study: Study):
     tables = report.tables(study)
-    assert list(tables) == ["Class-specific neurons", "What permuted labels give"]
+    assert list(tables) == ["Class-specific neurons", "With permuted labels"]
     rows = tables["Class-specific neurons"]
     assert rows.model.tolist() == ["One", "Two", "dice"] and rows.shape[1] == 8
     assert rows["neurons per class"].tolist() == ["7.25", "7.25", "7.75 (7.25 to 8.25)"]
@@ -91,17 +92,25 @@ def test_tables_have_eight_columns_and_a_range_over_seeds(study: Study):
     assert report.markdown(rows).count("\n") == 4
 
 
-def test_like_classes_are_judged_by_their_test(study: Study):
+def test_like_classes_are_decided_by_their_test(study: Study):
     row = {"figure": "cross", "alike": "same name", "alike Jaccard": 0.5, "other Jaccard": 0.1, "least p": 0.001}
     rows = [row | {"model": model, "alike p": p} for model, p in (("one", 0.01), ("dice-0", 0.01), ("dice-1", 0.2))]
     pd.DataFrame(rows).to_csv(study.directory / "sharing_summary.csv", index=False)
-    found = report.findings(study)[1]
-    assert found.answer == "1 of 2 models"  # one of the two seeds is not enough
-    assert "One: mean Jaccard 0.500 against 0.100 of the others (p = 0.01)" in found.numbers[0]
-    assert "dice (2 seeds): mean Jaccard 0.500 against 0.100 of the others (p = 0.01, 0.2)" in found.numbers[1]
+    found = findings.findings(study)[1]
+    assert found.answer == "Partly" and "in 1 of 2 models: One." in found.sentence  # one of the two seeds is not enough
+    assert "One: mean Jaccard index 0.500, others 0.100 (p = 0.01)" in found.details[0]
+    assert "dice (2 seeds): mean Jaccard index 0.500, others 0.100 (p = 0.01, 0.2)" in found.details[1]
     pd.DataFrame([r | {"least p": 0.5} for r in rows]).to_csv(study.directory / "sharing_summary.csv", index=False)
-    found = report.findings(study)[1]
-    assert found.answer == "Cannot be told" and found.numbers[-1].endswith("p cannot be below 0.5")
+    found = findings.findings(study)[1]
+    assert found.answer == "Undecided" and found.sentence.endswith("p cannot be below 0.5.")
+
+
+def test_figures_come_in_an_order_of_interest_and_all_have_a_caption(study: Study):
+    for name in ("ablation_songs-jazz-specific", "within_task-songs", "ablation_controls", "my_own"):
+        (study.directory / f"{name}.png").write_bytes(b"picture")
+    captions = report.captions(study)
+    order = ["chance", "within_task-songs", "ablation_controls", "ablation_songs-jazz-specific", "my_own"]
+    assert list(captions) == order and all(captions.values())
 
 
 def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,15 +118,21 @@ def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.Mo
         pd.DataFrame(columns=list(TABLES[name])).to_csv(study.directory / f"ablation_{name}.csv", index=False)
     rows = [effect("accuracy", -5.0, 0.2, 0.4), effect("log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
-    assert "1 of 1 (One)" in "".join(report.findings(study)[-1].numbers)
+    found = findings.findings(study)[-1]
+    assert found.answer == "Yes" and "1 of 1 (One)" in found.sentence and found.figure == "ablation_controls"
     report.write_report(study)
     page = (study.directory / "index.html").read_text()
-    assert "Not music." in page and 'src="chance.png"' in page and "7.75 (7.25 to 8.25)" in page
+    assert "<strong>Substitute models or sounds.</strong> Not music." in page and "7.75 (7.25 to 8.25)" in page
+    assert 'src="chance.png"' in page and "Open the atlas" not in page  # there is none
+    (study.directory / "atlas").mkdir()
+    (study.directory / "atlas" / "index.html").touch()
+    report.write_report(study)
+    assert 'class="button" href="atlas/index.html"' in (study.directory / "index.html").read_text()
     monkeypatch.setattr(report, "GALLERY", tmp_path / "gallery")
     report.write_gallery(study)
     folder = tmp_path / "gallery" / "songs"
     text = (folder / "README.md").read_text()
-    assert text.startswith("# Songs\n\n**Every number and figure here is of stand-ins.** Not music.")
-    assert "## Silenced neurons against random sets" in text and "![chance](chance.png)" in text
+    assert text.startswith("# Songs\n\n**Substitute models or sounds.** Not music.")
+    assert "## Silenced neurons and activity-matched random neurons" in text and "(chance.png)" in text
     linked = {"task_level_neuron_statistics_analysis.csv", "class_level_neuron_statistics.csv", "ablation_effects.csv"}
     assert all(f"({name})" in text and (folder / name).is_file() for name in linked)
