@@ -25,7 +25,7 @@ from aape.artifacts.folder import load_artifacts
 from aape.causal.runner import MEASURES
 from aape.criteria.comparing import Contest, NothingToCompare, compare_criteria, draw_classes
 from aape.criteria.ranking import CRITERIA
-from aape.figures.ablation import criteria
+from aape.figures.criteria import criteria
 from aape.figures.style import save
 from aape.files import write_text
 from aape.study.study import load_encoder, load_study, load_task
