@@ -26,7 +26,7 @@ from aape.causal.trials import MEASURES
 from aape.artifacts.folder import load_artifacts
 from aape.criteria.comparing import Comparison, NothingToCompare, compare_criteria, draw_classes
 from aape.criteria.ranking import CRITERIA
-from aape.figures.ablation import criteria
+from aape.figures.criteria import criteria
 from aape.figures.style import save
 from aape.files import write_text
 from aape.study.loading import load_encoder, load_task

@@ -25,6 +25,7 @@ from IPython.display import Markdown
 from aape.causal.classifier import fit, folds
 from aape.criteria.comparing import compare_criteria, draw_classes
 from aape.figures import ablation as figures
+from aape.figures.criteria import criteria
 from common import load_encoder, load_study, load_task
 from common_analyze import ablate, load_artifacts, select, silenced, table
 
@@ -172,7 +173,7 @@ contest = compare_criteria(
     out_dir=result.directory / "ablations" / "criteria",
     device=device,
 )
-figures.criteria(contest.summary(), f"{encoder.name} on {task}, {len(contest.rows['class'].unique())} classes")
+criteria(contest.summary(), f"{encoder.name} on {task}, {len(contest.rows['class'].unique())} classes")
 
 # %%
 table(contest.table())

@@ -18,7 +18,7 @@ from aape.artifacts.belonging import check_embedded
 from aape.artifacts.folder import load_artifacts
 from aape.causal import runner
 from aape.causal.classifier import fit, folds
-from aape.causal.controls import activity_matched
+from aape.causal.controls import activity_matched, can_be_disjoint, disjoint_matched, overlap
 from aape.causal.intervals import paired_interval, possible
 from aape.causal.runner import Intervention, Runner
 from aape.causal.silencing import silenced
@@ -87,7 +87,7 @@ def tones(folder: str, folds: bool = False) -> Task:
 def make_study(root: Path, folds: bool = False, **settings: object) -> Study:
     ablation_settings: dict = {
         "targets": [{"task": "tones", "classes": ["low"], "mode": "specific"}], "controls": 39,
-        "other_modes": 5, "bootstrap": 200, "gains": [0.0, 0.5, 1.0, 2.0],
+        "other_modes": 5, "disjoint": 6, "panel": 4, "bootstrap": 200, "gains": [0.0, 0.5, 1.0, 2.0],
     } | settings  # fmt: skip
     task = {"loader": f"{__name__}:tones", "options": {"folder": str(root / "audio"), "folds": folds}, "rate": 0.3}
     ssl = {"loader": f"{__name__}:tuned", "folder": "analysis"}
@@ -140,6 +140,20 @@ def test_controls_have_the_targets_numbers_by_layer_and_stratum_and_may_overlap_
         assert control[:, 0].tolist() == [0] * 15 + [1] and len({tuple(row) for row in control.tolist()}) == 16
         assert set(control[:15, 1]) <= set(np.argsort(rates[0])[-20:])  # the stratum of the 20 busiest
         assert abs(rates[1, control[15, 1]] - rates[1, middle]) < 0.1
+
+
+def test_disjoint_sets_have_none_of_the_targets_neurons_and_are_near_in_activity() -> None:
+    rates = np.sort(np.random.default_rng(0).uniform(size=(2, 100)))
+    target = np.array([[0, n] for n in range(40, 60, 2)] + [[1, 7]])
+    for i in range(20):
+        control = disjoint_matched(target, rates, np.random.default_rng(i))
+        assert control[:, 0].tolist() == target[:, 0].tolist() and overlap(target, control) == 0
+        assert len({tuple(row) for row in control.tolist()}) == 11
+        assert abs(rates[tuple(control.T)].mean() - rates[tuple(target.T)].mean()) < 0.08
+    assert overlap(target, target[:3]) == pytest.approx(3 / 11)
+    assert not can_be_disjoint(np.array([[0, n] for n in range(51)]), 100)
+    with pytest.raises(ValueError, match="more than half of a layer"):
+        disjoint_matched(np.array([[0, n] for n in range(51)]), rates, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("strata", [1, 3])
@@ -235,12 +249,16 @@ def test_no_interval_goes_beyond_what_a_class_can_lose_or_gain() -> None:
 def test_p_on_both_sides_and_q_by_hand() -> None:
     at = dict(zip(AT, ("t", "m", "x", "specific"), strict=True)) | {"kind": "mean", "measure": "log_probability"}
     own = pd.DataFrame([at | {"class": "falls", "effect": -2.0}, at | {"class": "rises", "effect": 2.0}])
-    controls = [at | {"class": c, "control": "as active in the classes"} for c in ("falls", "rises")]
+    likeness = {"overlap": 0.5, "activity": 0.1}
+    sets = [at | likeness | {"class": c, "control": "activity-matched"} for c in ("falls", "rises")]
     values = np.linspace(-1, 1, 39)
-    table = against_controls(own, pd.DataFrame([row | {"effect": v} for row in controls for v in values]))
+    table = against_controls(own, pd.DataFrame([row | {"effect": v} for row in sets for v in values]))
     assert table.active_p.tolist() == [1 / 40, 1.0] and table.active_p_two_sided.tolist() == [2 / 40, 2 / 40]
     assert table.active_q.tolist() == [2 / 40, 1.0] and table.active_mean.tolist() == pytest.approx([0, 0])
-    assert table.active_controls.tolist() == [39, 39]
+    assert table.active_controls.tolist() == [39, 39] and table.disjoint_controls.tolist() == [0, 0]
+    assert table.at_floor.tolist() == [True, False] and table.overlap.tolist() == [0.5, 0.5]
+    # two tests: an effect 1.96 standard deviations below the mean would have reached q < 0.05 alone
+    assert table.detectable.tolist() == pytest.approx([-1.95996 * values.std(ddof=1)] * 2, rel=1e-4)
 
 
 def test_planted_neurons_matter(study: Study, result: AblationResult) -> None:
@@ -252,7 +270,7 @@ def test_planted_neurons_matter(study: Study, result: AblationResult) -> None:
     assert ours.low <= ours.difference <= ours.high and ours.effect_low <= ours.effect <= ours.effect_high
     assert set(result.neurons[result.neurons.model == "ssl"].neuron) <= {0, 1, 2, 3}
     assert "1 of 1 (ssl)" in result.verdict() and "at chance" not in result.verdict()
-    assert len(result.table().columns) == 8 and "0.025" in result.table().q.tolist() and len(repr(result)) < 2000
+    assert len(result.table().columns) == 8 and "0.025 *" in result.table().q.tolist() and len(repr(result)) < 2000
     for name in TABLES:  # without the models
         pd.testing.assert_frame_equal(getattr(load_result(study), name), getattr(result, name), check_dtype=False)
 
@@ -295,8 +313,11 @@ def test_the_other_tables(result: AblationResult) -> None:
     effects, controls = result.effects, result.controls
     assert set(effects.kind) == {"mean", "zero", "zero, index plus one"}
     ours = controls[(controls.model == "ssl") & (controls.measure == "accuracy")]
-    assert set(ours.control) == {"as active in the classes"}
-    assert ours.kind.value_counts().to_dict() == {"mean": 39, "zero": 5}
+    drawn = ours.groupby(["kind", "control"]).size().to_dict()
+    disjoint = "activity-matched, disjoint"
+    assert drawn == {("mean", "activity-matched"): 39, ("zero", "activity-matched"): 5, ("mean", disjoint): 6}
+    assert (ours[ours.control == disjoint].overlap == 0).all() and ours.overlap.between(0, 1).all()
+    assert ours.overlap[ours.control != disjoint].mean() > 0
     assert set(ours["class"]) == {"low"} and ours.effect.notna().all()
     gains = result.gains.query("model == 'ssl' and `class` == 'low' and measure == 'log_probability'").set_index("gain")
     assert gains.difference[1.0] == 0 > gains.difference[0.5] > gains.difference[0.0]
@@ -318,11 +339,20 @@ def test_controls_end_early_where_more_cannot_matter(study: Study, monkeypatch: 
 
     artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
     monkeypatch.setattr(Runner, "run", noise)
-    settings = {"controls": 2000, "other_modes": 0, "gains": [], "off_target": False, "bootstrap": 0}
+    settings = {"controls": 2000, "other_modes": 0, "disjoint": 0, "gains": [], "off_target": False, "bootstrap": 0}
     many = ablate(tuned(), task, artifacts, targets=["low"], rate=0.3, quantile=0.7, device="cpu", **settings)
     row = many.summary().iloc[0]
     assert 20 <= row.active_controls < 2000 and row.active_p >= 11 / 2001
-    assert (many.controls.groupby(["control", "number"]).size() == 2).all()  # two measures
+    assert (many.controls.groupby(["kind", "control", "number"]).size() == 2).all()  # two measures
+
+
+def test_by_default_all_test_clips_of_other_classes_count_and_q_can_be_reached(study: Study) -> None:
+    artifacts, task = load_artifacts(study.artifacts_directory("tones", "ssl")), load_task(study, "tones")
+    few = {"modes": ["zero"], "disjoint": 0, "gains": [], "off_target": False, "bootstrap": 0}
+    result = ablate(tuned(), task, artifacts, targets=["low"], rate=0.3, quantile=0.7, device="cpu", **few)
+    rows = result.effects.query("kind == 'zero' and measure == 'log_probability'").set_index("class")
+    assert rows.off_target["low"] == pytest.approx(rows.difference[["high", "middle"]].mean())  # 12 clips each
+    assert rows.active_q["low"] < 0.05
 
 
 def test_without_a_study_file(study: Study, result: AblationResult, capsys: pytest.CaptureFixture) -> None:
@@ -343,7 +373,7 @@ def test_without_a_study_file(study: Study, result: AblationResult, capsys: pyte
 
 
 def test_tables_that_a_study_leaves_empty(tmp_path: Path) -> None:
-    nothing = {"controls": 0, "other_modes": 0, "gains": [], "off_target": False}
+    nothing = {"controls": 0, "other_modes": 0, "disjoint": 0, "gains": [], "off_target": False}
     study = collected(make_study(tmp_path, **nothing))
     ablate(study, device="cpu")
     again = load_result(study)
@@ -409,7 +439,7 @@ def test_an_interrupted_run_resumes_and_processes_change_no_number(
 
 def test_five_folds(tmp_path: Path) -> None:
     """Each clip tested once, neurons chosen anew for each fold."""
-    quick = {"controls": 3, "other_modes": 0}
+    quick = {"controls": 3, "other_modes": 0, "disjoint": 0}
     study = collected(make_study(tmp_path, True, **quick))
     result = ablate(study, device="cpu")
     row = result.effects.query("model == 'ssl' and kind == 'mean' and `class` == 'low' and measure == 'accuracy'")

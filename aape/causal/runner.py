@@ -115,8 +115,13 @@ class Runner:
             "classifiers": [list(classifiers), list(STRENGTHS)],
         }
 
-    def panel(self, per_class: int) -> np.ndarray:
-        """bool [clips]: a seeded choice of tested clips, this many per class, from different groups where possible."""
+    def panel(self, per_class: int | None = None) -> np.ndarray:
+        """bool [clips]: a seeded choice of tested clips, this many per class, from different groups where possible.
+
+        None: all tested clips.
+        """
+        if per_class is None:
+            return self.tested
         chosen = np.zeros(len(self.labels), dtype=bool)
         for c in range(len(self.classes)):
             rng = np.random.default_rng([self.seed, c])

@@ -8,9 +8,10 @@ of a task. For each model and task (`Experiment`):
    their mean over the training clips, so that no activation leaves the range that the encoder knows) or silenced (the
    paper's way). The test clips are embedded again (`Runner`), and the classifier is tested again.
 3. The effect on a class is its change minus that of other classes. Its interval is a bootstrap-t over groups of clips.
-4. The same is done with random sets of neurons that are as active in the target's classes, layer by layer. p = (1 +
-   #{controls as low or lower}) / (1 + n); q is that of Benjamini and Hochberg over the targeted classes of one model,
-   measure and mode. The paper's control, each neuron's successor silenced, is reported too.
+4. The same is done with activity-matched random sets: neurons that are as active in the target's classes, layer by
+   layer. p = (1 + #{sets as low or lower}) / (1 + n); q is that of Benjamini and Hochberg over the targeted classes of one
+   model, measure and mode. Such sets contain some of the target's neurons; how many is stated, and sets without them are
+   compared too (`aape.causal.controls`). The paper's control, each neuron's successor silenced, is reported as well.
 
 There are two measures: accuracy in percentage points, and the mean log-probability of the true class in nats, which
 moves where accuracy is too coarse.
@@ -72,7 +73,8 @@ def ablate(
         artifacts: with an encoder: what `collect` made of the two.
         targets: class names; tuples of names, for the neurons that these classes share; or `AblationTarget`s. None: the
             study's.
-        controls: number of random sets for the comparison. None: the study's, or the default of `AblationSettings`.
+        controls: number of activity-matched random sets. None: the study's; without one, so many that one class alone can
+            reach q < 0.05 with one set as low, and at least 199.
         rate, quantile, weak_filter: of the selection, as in `select`. A study has its own.
         out_dir: of the tables and the kept results. A study has its own; None: `ablation` in the artifacts' folder.
         seed: of controls, panel and bootstrap. A study has its own.
@@ -159,6 +161,7 @@ def _ablate(
 ) -> AblationResult:
     """All experiments, and their tables."""
     _refuse_empty_targets(experiments)
+    _choose_controls(experiments)
     _say_costs(experiments)
     with folder_lock(directory / "ablations"):
         rows_of_experiments = _run(experiments, choose_device(device), in_processes)
@@ -200,14 +203,26 @@ def _refuse_empty_targets(experiments: Sequence[Experiment]) -> None:
             )
 
 
+def _tests(experiments: Sequence[Experiment]) -> int:
+    """Targeted classes of one model, over all tasks: the tests of one family of q."""
+    first = experiments[0].model
+    targets = [target for experiment in experiments if experiment.model == first for target in experiment.targets]
+    return sum(len(target.classes) for target in targets)
+
+
+def _choose_controls(experiments: Sequence[Experiment]) -> None:
+    """Where the settings leave it open: so many that q < 0.05 can be reached by one class, also with one set as low."""
+    number = max(199, 40 * _tests(experiments))
+    for experiment in experiments:
+        if experiment.settings.controls is None:
+            experiment.settings = experiment.settings.model_copy(update={"controls": number})
+
+
 def _say_costs(experiments: Sequence[Experiment]) -> None:
     """The number of passes, and the smallest q that these controls allow."""
     passes = sum(experiment.passes() for experiment in experiments)
     tqdm.write(f"Controls: at most {passes:,} passes of a clip through the layers from the first changed one on.")
-    controls = experiments[0].settings.controls
-    first = experiments[0].model
-    targets = [target for experiment in experiments if experiment.model == first for target in experiment.targets]
-    tests = sum(len(target.classes) for target in targets)
+    controls, tests = experiments[0].settings.controls, _tests(experiments)
     if controls and tests / (controls + 1) >= 0.05:
         tqdm.write(
             f"{controls} controls and {tests} targeted class(es): the smallest p is {1 / (controls + 1):.3g}, so that one "

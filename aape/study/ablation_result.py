@@ -55,20 +55,25 @@ class AblationResult:
         return rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)].reset_index(drop=True)
 
     def table(self, measure: str = "log_probability") -> pd.DataFrame:
-        """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last."""
+        """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last.
+
+        The effect is the change of the class minus that of other classes. The star at a q says that no random set was as
+        low, so that it would be smaller with more sets.
+        """
         rows = self.summary(measure).sort_values("effect", kind="stable", na_position="last")
-        columns = {
-            "neurons": ("neurons", "{:.4g}"),
-            f"change, {'points' if measure == 'accuracy' else 'nats'}": ("difference", "{:+.3g}"),
-            "minus that of other classes": ("effect", "{:+.3g}"),
-            "rank of the fall": ("rank", "{:.0f}"),
-            "activity-matched sets": ("active_mean", "{:+.3g}"),
-            "q": ("active_q", "{:.3g}"),
-        }
         table = pd.DataFrame({"target": self._target_names(rows)})
         table["model"] = [self.labels.get(model, model) for model in rows.model]
-        for name, (column, form) in columns.items():
-            table[name] = [form.format(value) if np.isfinite(value) else "" for value in rows[column]]
+        table["neurons"] = _texts("{:.4g}", rows.neurons)
+        unit = "points" if measure == "accuracy" else "nats"
+        table[f"effect, {unit} [95 %]"] = _texts(
+            "{:+.3g} [{:+.2g}, {:+.2g}]", rows.effect, rows.effect_low, rows.effect_high
+        )
+        matched = _texts("{:+.3g} ± {:.2g} (n = {:.0f})", rows.active_mean, rows.active_sd, rows.active_controls)
+        table["activity-matched sets"] = matched
+        table["overlap"] = _texts("{:.0%}", rows.overlap)
+        table["disjoint sets"] = _texts("{:+.3g} ± {:.2g}", rows.disjoint_mean, rows.disjoint_sd)
+        stars = rows.at_floor.map({True: " *", False: ""})
+        table["q"] = [text and text + star for text, star in zip(_texts("{:.3g}", rows.active_q), stars, strict=True)]
         return table
 
     def _target_names(self, rows: pd.DataFrame) -> list[str]:
@@ -87,13 +92,29 @@ class AblationResult:
             tested = rows[(rows.model == model) & rows.active_q.notna()]
             counts.append(f"{(tested.active_q < q).sum()} of {len(tested)} ({self.labels.get(model, model)})")
         sentence = (
-            f"Targeted classes whose log-probability falls significantly further than with activity-matched random neurons "
+            "Targeted classes whose log-probability falls significantly further than with activity-matched random neurons "
             f"(q < {q:g}): {', '.join(counts)}."
         )
         at_chance = self.classifiers_at_chance()
         if not at_chance:
             return sentence
         return f"{sentence} The classifier is at chance, so that its ablation says nothing: {', '.join(at_chance)}."
+
+    def power(self, measure: str = "log_probability") -> pd.DataFrame:
+        """For every targeted class: effect, the effect that would have been found (`detectable`), and the number of sets."""
+        rows = self.summary(measure)
+        columns = [
+            "task",
+            "model",
+            "target",
+            "class",
+            "effect",
+            "detectable",
+            "active_sd",
+            "active_controls",
+            "active_q",
+        ]
+        return rows[columns]
 
     def classifiers_at_chance(self) -> list[str]:
         """Models on tasks whose intact classifier is not better than always naming the most frequent class (p > 0.05)."""
@@ -105,6 +126,12 @@ class AblationResult:
             if binomtest(correct, int(total.clips), most_frequent, "greater").pvalue > 0.05:
                 found.append(f"{self.labels.get(str(model), model)} on {self.titles.get(str(task), task)}")
         return found
+
+
+def _texts(form: str, *columns: pd.Series) -> list[str]:
+    """Each row of some columns as text; a row whose first number is missing is empty."""
+    rows = zip(*columns, strict=True)
+    return [form.format(*row) if np.isfinite(row[0]) else "" for row in rows]
 
 
 def read_text_table(path: Path) -> pd.DataFrame:

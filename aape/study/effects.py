@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from tqdm.auto import tqdm
 
-from aape.causal.controls import activity_matched
+from aape.causal.controls import activity_matched, can_be_disjoint, disjoint_matched, overlap
 from aape.causal.intervals import STEP, paired_interval, possible
 from aape.causal.runner import MEASURES, MODES, Intervention, NeuronsByFold, Runner
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p
@@ -22,7 +23,9 @@ from aape.study.study import AblationSettings
 from aape.study.targets import Target
 
 AT = ("task", "model", "target", "mode")  # columns that name a target in a model
-CONTROL = "as active in the classes"
+ACTIVE, DISJOINT = "activity-matched", "activity-matched, disjoint"
+CONTROLS = {ACTIVE: "active", DISJOINT: "disjoint"}  # name -> prefix of its columns
+SEEDED_BY = {ACTIVE: "as active in the classes", DISJOINT: "disjoint"}  # part of the seed: other words draw other sets
 PAPER_CONTROL = "zero, index plus one"
 ROUND = 10  # controls between two looks at whether more of them can matter
 TIE = 1e-9  # sums of the same numbers in another order differ by less
@@ -81,39 +84,42 @@ class TargetEffects:
         return self._changes({}, after, panel, range(len(self.runner.classes)))
 
     def controls(self, own: Iterable[Row], bar: tqdm) -> list[Row]:
-        """Rows of random sets as active in the classes; as many as the settings ask for in each mode, at most."""
-        wanted = dict.fromkeys(self.settings.modes, self.settings.other_modes)
-        wanted[self.settings.modes[0]] = self.settings.controls
+        """Rows of random sets: activity-matched ones in each mode, and disjoint ones in the first mode."""
+        settings = self.settings
         effects = {(row["kind"], row["class"], row["measure"]): row["effect"] for row in own}
-        rows: list[Row] = []
-        for mode, count in wanted.items():
-            of_mode = {(name, measure): effect for (kind, name, measure), effect in effects.items() if kind == mode}
-            rows += self._controls(mode, count, of_mode, bar)
+        first, *others = settings.modes
+        rows = self._controls(first, ACTIVE, settings.controls or 0, effects, bar)
+        for mode in others:
+            rows += self._controls(mode, ACTIVE, settings.other_modes, effects, bar)
+        width = self.runner.artifacts.over_zero.shape[1]
+        if all(can_be_disjoint(neurons, width) for neurons in self.target.neurons.values()):
+            rows += self._controls(first, DISJOINT, settings.disjoint, effects, bar)
         return rows
 
-    def _controls(self, mode: str, count: int, own: dict[tuple[str, str], float], bar: tqdm) -> list[Row]:
-        """Rows of controls in one mode, until more of them cannot matter (sequential p: Besag and Clifford 1991).
+    def _controls(
+        self, mode: str, control: str, count: int, own: dict[tuple[str, str, str], float], bar: tqdm
+    ) -> list[Row]:
+        """Rows of `count` random sets; fewer where more of them cannot matter (Besag and Clifford 1991).
 
-        A class is left out once each of its measures has (count + 1) // 20 controls on either side of the target's
-        effect: no p can then be 0.05 or less.
+        A class is left out once each of its measures has (count + 1) // 20 activity-matched sets on either side of the
+        target's effect: no p can then be 0.05 or less. Disjoint sets are all drawn.
         """
-        enough = max(1, (count + 1) // 20)
-        lower_and_higher = {key: np.zeros(2) for key in own}
+        enough = max(1, (count + 1) // 20) if control == ACTIVE else np.inf
+        lower_and_higher = {(name, measure): np.zeros(2) for _, name, measure in own}
         undecided = list(self.target.classes)
         rows: list[Row] = []
         for start in range(0, count, ROUND):
             numbers = range(start, min(start + ROUND, count))
             clips = self.others | (self.tested & np.isin(self.runner.labels, undecided))
-            interventions = [Intervention(self._control(number), MODES[mode]) for number in numbers]
-            outcomes = self.runner.run(interventions, clips, bar)[:, 0]
-            for number, after in zip(numbers, outcomes, strict=True):
-                labels = {"kind": mode, "control": CONTROL, "number": number}
+            sets = [self._drawn(control, number) for number in numbers]
+            outcomes = self.runner.run([Intervention(drawn, MODES[mode]) for drawn in sets], clips, bar)[:, 0]
+            for number, drawn, after in zip(numbers, sets, outcomes, strict=True):
+                labels = {"kind": mode, "control": control, "number": number, **self._likeness(drawn)}
                 of_control = self._changes(labels, after, clips, undecided)
                 self._add_effects(of_control, after)
                 for row in of_control:
-                    key = row["class"], row["measure"]
-                    excess = row["effect"] - own[key]
-                    lower_and_higher[key] += [excess <= TIE, excess >= -TIE]
+                    excess = row["effect"] - own[mode, row["class"], row["measure"]]
+                    lower_and_higher[row["class"], row["measure"]] += [excess <= TIE, excess >= -TIE]
                 rows += of_control
             undecided = [c for c in undecided if self._fewest(lower_and_higher, c) < enough]
             if not undecided:
@@ -125,13 +131,20 @@ class TargetEffects:
         name = self.runner.classes[c]
         return min(lower_and_higher[name, measure].min() for measure in MEASURES)
 
-    def _control(self, number: int) -> NeuronsByFold:
+    def _drawn(self, control: str, number: int) -> NeuronsByFold:
+        """A random set for each fold."""
+        draw = {ACTIVE: activity_matched, DISJOINT: disjoint_matched}[control]
         drawn = {}
         for fold, neurons in self.target.neurons.items():
-            name = f"{self.names['task']}|{self.target.label}|{self.target.mode}|{CONTROL}|{fold}"
+            name = f"{self.names['task']}|{self.target.label}|{self.target.mode}|{SEEDED_BY[control]}|{fold}"
             rng = np.random.default_rng([self.runner.seed, zlib.crc32(name.encode()), number])
-            drawn[fold] = activity_matched(neurons, self.target.activity[fold], rng)
+            drawn[fold] = draw(neurons, self.target.activity[fold], rng)
         return drawn
+
+    def _likeness(self, drawn: NeuronsByFold) -> Row:
+        """Share of the target's neurons in a set, and the mean activation rate of the set in the target's classes."""
+        shares = [overlap(own, drawn[fold]) for fold, own in self.target.neurons.items() if len(own)]
+        return {"overlap": float(np.mean(shares)), "activity": self.target.mean_activity(drawn)}
 
     def _run_modes(self) -> np.ndarray:
         """Scores in each mode, [modes, measures, clips]; NaN without neurons."""
@@ -206,6 +219,7 @@ class TargetEffects:
                 row["effect_low"], row["effect_high"] = possible(ends, measure, row["before"], before)
             row["clips"], row["groups"] = int(members.sum()), len(np.unique(runner.groups[members]))
             row["neurons"] = self.target.size
+            row["activity"] = self.target.mean_activity(self.target.neurons)
 
     def _add_ranks(self, rows: Sequence[Row]) -> None:
         """Add to targeted classes the rank among all classes by how far they fall: 1 where no class falls further."""
@@ -218,22 +232,55 @@ class TargetEffects:
 
 
 def against_controls(own: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    """The effects with number, mean and 95 % range of their controls, p, two-sided p, and q.
+    """The effects next to those of their random sets.
 
-    p = (1 + #{controls as low or lower}) / (1 + n). q is that of Benjamini and Hochberg over the targeted classes of a
-    model, measure and kind of change.
+    Added columns, `active_` for activity-matched sets and `disjoint_` for sets without the target's neurons:
+
+    - `_controls`, `_mean`, `_sd`, `_low`, `_high`: number of sets, mean, standard deviation and 95 % range of their effects.
+    - `_activity`: mean activation rate of the sets in the target's classes (`activity`: of the target's own neurons).
+    - `_p`: (1 + #{sets as low or lower}) / (1 + n).
+
+    And for activity-matched sets:
+
+    - `overlap`: the mean share of the target's neurons that a set contains.
+    - `active_p_two_sided`; `active_q`: that of Benjamini and Hochberg over the targeted classes of one model, measure and
+      kind of change.
+    - `at_floor`: no set was as low, so that p and q would be smaller with more sets.
+    - `detectable`: the effect below which one class alone would have reached q < 0.05, if the effects of sets are normal.
     """
     by = [*AT, "kind", "class", "measure"]
-    effects_of_controls = {key: effects.to_numpy() for key, effects in controls.groupby(by).effect}
-    rows = []
+    sets = {key: rows for key, rows in controls.groupby([*by, "control"])}
+    none = pd.DataFrame(columns=["effect", "overlap", "activity"], dtype=float)
+    compared = []
     for key, effect in zip(own[by].itertuples(index=False, name=None), own.effect, strict=True):
-        values = effects_of_controls.get(key, np.array([np.nan]))
-        p = one_sided_p(effect, values)
-        p_two_sided = min(1.0, 2 * min(p, one_sided_p(-effect, -values)))
-        low, high = np.percentile(values, [2.5, 97.5])
-        rows.append((int(np.isfinite(values).sum()), values.mean(), low, high, p, p_two_sided))
-    names = [f"active_{name}" for name in ("controls", "mean", "low", "high", "p", "p_two_sided")]
-    table = own.join(pd.DataFrame(rows, columns=names, index=own.index))
+        row: Row = {}
+        for control, prefix in CONTROLS.items():
+            row |= _compared(effect, sets.get((*key, control), none), prefix)
+        compared.append(row)
+    table = own.join(pd.DataFrame(compared, index=own.index))
     families = table.groupby(["model", "measure", "kind"]).active_p
     table["active_q"] = families.transform(lambda p: benjamini_hochberg(p.to_numpy()))
+    table["at_floor"] = table.active_p <= 1 / (1 + table.active_controls)
+    tests = families.transform("count")
+    table["detectable"] = table.active_mean + norm.ppf(0.05 / tests.clip(lower=1)) * table.active_sd
     return table
+
+
+def _compared(effect: float, sets: pd.DataFrame, prefix: str) -> Row:
+    """Columns of one effect next to the effects of random sets of one kind."""
+    values = sets.effect.to_numpy()
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    p = one_sided_p(effect, values)
+    row = {
+        f"{prefix}_controls": len(values),
+        f"{prefix}_mean": sets.effect.mean(),
+        f"{prefix}_sd": sets.effect.std(),
+        f"{prefix}_low": low,
+        f"{prefix}_high": high,
+        f"{prefix}_activity": sets.activity.mean(),
+        f"{prefix}_p": p,
+    }
+    if prefix == CONTROLS[ACTIVE]:
+        row["active_p_two_sided"] = min(1.0, 2 * min(p, one_sided_p(-effect, -values)))
+        row["overlap"] = sets.overlap.mean()
+    return row

@@ -23,8 +23,8 @@ from aape.study.targets import Target, identify, resolve
 _CHANGE = ("class", "targeted", "measure", "before", "after", "difference", "off_target", "effect")
 TABLES = {  # name -> columns that a table has even without a row
     "effects": (*AT, "kind", *_CHANGE),
-    "controls": (*AT, "kind", "control", "number", *_CHANGE),
-    "off_target": ("task", "model", "silenced", "neurons", *_CHANGE[:-2]),
+    "controls": (*AT, "kind", "control", "number", "overlap", "activity", *_CHANGE),
+    "off_target": ("task", "model", "silenced", "neurons", *_CHANGE[:-2], "clips"),
     "gains": (*AT, "gain", *_CHANGE[:-2]),
     "classifier": ("task", "model", "class", "clips", "accuracy", "log_probability"),
     "neurons": (*AT, "fold", "layer", "neuron", "name"),
@@ -69,14 +69,15 @@ class Experiment:
 
     def passes(self) -> int:
         """The largest number of clips that are passed through the encoder for the controls."""
+        settings = self.settings
+        sets = (settings.controls or 0) + settings.other_modes * (len(settings.modes) - 1) + settings.disjoint
         tested = np.concatenate([fold.test for fold in self.folds])
-        labels = self.artifacts.labels[tested]
-        sets = self.settings.controls + self.settings.other_modes * (len(self.settings.modes) - 1)
+        per_class = np.bincount(self.artifacts.labels[tested], minlength=len(self.artifacts.classes))
+        on_panel = per_class if settings.panel is None else np.minimum(per_class, settings.panel)
         clips = 0
         for target in self.targets:
             if target.size:
-                other_classes = len(self.artifacts.classes) - len(target.classes)
-                clips += np.isin(labels, target.classes).sum() + self.settings.panel * other_classes
+                clips += per_class[target.classes].sum() + np.delete(on_panel, target.classes).sum()
         return int(sets * clips)
 
     def run(self, device: torch.device, progress: bool = True) -> Rows:
@@ -143,5 +144,8 @@ class Experiment:
             target = resolve(stated, self.selections)
             if target.size:
                 names = {"task": self.task_name, "model": self.model, "silenced": name, "neurons": target.size}
-                rows += TargetEffects(runner, target, names, panel, self.settings).on_panel(panel)
+                of_class = TargetEffects(runner, target, names, panel, self.settings).on_panel(panel)
+                for row in of_class:
+                    in_class = runner.labels == runner.classes.index(row["class"])
+                    rows.append(row | {"clips": int((panel & in_class).sum())})
         return rows

@@ -161,9 +161,12 @@ class AblationSettings(_Strict):
     targets: list[AblationTarget] = Field(default_factory=list)
     identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
     modes: tuple[Literal["mean", "zero"], ...] = Field(default=("mean", "zero"), min_length=1)
-    controls: int = Field(default=199, ge=0)  # activity-matched random sets in the first mode
+    # Activity-matched random sets in the first mode; None: so many that one class alone can reach q < 0.05, at least 199.
+    controls: int | None = Field(default=None, ge=0)
     other_modes: int = Field(default=39, ge=0)  # activity-matched random sets in each other mode
-    panel: int = Field(default=4, ge=1)  # clips of each class in which the change of other classes is measured
+    disjoint: int = Field(default=39, ge=0)  # activity-matched sets without the target's neurons, in the first mode
+    # Test clips of each other class in which the change of other classes is measured; None: all.
+    panel: int | None = Field(default=None, ge=1)
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
     off_target: bool = True  # change each class's neurons, measure every class
     bootstrap: int = Field(default=2000, ge=0)

@@ -38,6 +38,11 @@ class Target:
         """Number of neurons, the mean over the folds."""
         return float(np.mean([len(neurons) for neurons in self.neurons.values()]))
 
+    def mean_activity(self, neurons: NeuronsByFold) -> float:
+        """Mean activation rate of some neurons in the target's classes, the mean over the folds; NaN without neurons."""
+        rates = [self.activity[fold][tuple(of_fold.T)].mean() for fold, of_fold in neurons.items() if len(of_fold)]
+        return float(np.mean(rates)) if rates else np.nan
+
 
 def resolve(stated: AblationTarget, selections: Mapping[str, Selection]) -> Target:
     """The neurons that the selection of each fold has for a stated target.
