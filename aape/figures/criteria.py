@@ -22,8 +22,8 @@ NAMES = {
     "random": "random",
 }
 CONTROLS = {  # column of the difference to them -> colour, label
-    "less_active": ("#E69F00", "random, equally active"),
-    "less_strong": ("#7F7F7F", "random, of equal mean activation"),
+    "less_active": ("#E69F00", "random, activity-matched"),
+    "less_strong": ("#7F7F7F", "random, strength-matched"),
 }
 
 
@@ -32,20 +32,20 @@ def criteria(summary: pd.DataFrame, title: str, mode: str = "mean") -> Figure:
     """What each criterion's neurons do to their class, next to random sets: a panel per classifier, deepest fall on top.
 
     Args:
-        summary: `aape.criteria.comparing.Contest.summary()`.
+        summary: `aape.criteria.comparing.Comparison.summary()`.
         title: which model, task and classes.
         mode: how the neurons are changed.
     """
     rows = summary[summary["mode"] == mode]
-    linear = rows[rows.judge == "linear"].sort_values("effect", ascending=False, kind="stable")
+    linear = rows[rows.classifier == "linear"].sort_values("effect", ascending=False, kind="stable")
     order = linear.criterion.tolist()
     best = NAMES.get(order[-1], order[-1])
-    classifiers = rows.judge.unique()
+    classifiers = rows.classifier.unique()
     heading = f"{title}: neurons {KINDS[mode]}; those by {best} lower their class most"
     figure, grid = panels(1, len(classifiers), (8.6, 1.7 + 0.27 * len(order)), heading, sharey=True, sharex=True)
     names = [NAMES.get(name, name) for name in order]
     for axis, classifier in zip(grid.flat, classifiers, strict=True):
-        found = rows[rows.judge == classifier].set_index("criterion").loc[order]
+        found = rows[rows.classifier == classifier].set_index("criterion").loc[order]
         error = [found.effect - found.low, found.high - found.effect]
         axis.errorbar(
             found.effect, names, xerr=error, fmt="D", ms=4, color="#0072B2", label="its neurons, 95 % over classes"
