@@ -103,13 +103,14 @@ rows = [
 ]
 lower = np.sum(np.array(matched) <= of_class)
 picture, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-for height, (name, changes, colour, marker) in enumerate(rows):
+for height, (_, changes, colour, marker) in enumerate(rows):
     axes.scatter(changes, np.full(len(changes), height), color=colour, marker=marker)
 axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
 axes.axvline(0, color="0.8", lw=1)
 axes.set(xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(rows) - 0.5))
 title = axes.set_title(
-    f"{lower} of {len(matched)} activity-matched sets lower {class_name} at least as far as its own neurons", fontsize=10
+    f"{lower} of {len(matched)} activity-matched sets lower {class_name} at least as far as its own neurons",
+    fontsize=10,
 )
 
 # %%

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
-from aape.study.ablation_result import load_result, read_text_table
 from scipy.stats import binomtest
 
+from aape.study.ablation_result import load_result, read_text_table
 from aape.study.study import SharingFigure, Study
 
 

@@ -16,14 +16,12 @@ from pathlib import Path
 import jinja2
 import nbformat
 import pandas as pd
-from aape.study.ablation_result import load_result
 from nbconvert import HTMLExporter
 
 from aape.cli import guarded
 from aape.figures.tables import MOST_COLUMNS, three_digits
 from aape.files import write_text
-from aape.study.ablation_result import load_result, read_text_table
-from aape.study.analysis import OVERVIEW, over_seeds
+from aape.study.ablation_result import load_result
 from aape.study.study import ROOT, Study, load_study
 from aape.study.tables import OVERVIEW, over_seeds
 from notebooks_src.findings import findings, read, statistics
