@@ -117,12 +117,15 @@ judge_columns = {
 table(judges, judge_columns, rows=60, csv="ablation_classifier.csv")
 
 # %% [markdown]
-# **Targeted neurons against random ones.** Here the neurons are put to their mean over the training clips, so that nothing
-# leaves the range that the encoder knows. *Change*: after minus before, on the class's test clips. *Less that of other
-# classes*: minus the mean change of a few clips of each other class; *rank of the fall*: 1 where no class falls further.
-# *Sets as active*: the mean of random sets that are as active in the class, layer by layer. p = (1 + sets as low) / (1 +
-# sets); q over the targeted classes of the model. First the log-probability of the true class, which is the finer
-# measure, then accuracy in points. The CSV also holds intervals (bootstrap-t over groups of clips) and two-sided p.
+# **Targeted neurons against random ones.** Here the neurons are mean-ablated: their activations are replaced by the mean over
+# the training clips, so that nothing leaves the range that the encoder knows. *Effect*: the change on the class's test
+# clips minus that on the test clips of other classes, with a 95 % interval (bootstrap-t over groups of clips).
+# *Activity-matched sets*: random neurons that are as active in the class, layer by layer; mean and standard deviation of
+# their effects, and their number n. Drawing ends early where more sets cannot make a difference. *Overlap*: the share of
+# the target's own neurons that such a set contains. *Disjoint sets*: near in activity, without any of the target's
+# neurons. *q*: from p = (1 + sets as low) / (1 + n), over the targeted classes of the model; a star says that no set was
+# as low, so that q would be smaller with more sets. First the log-probability of the true class, which is the finer
+# measure, then accuracy in points.
 
 # %%
 table(result.table(), rows=60, csv="ablation_effects.csv")
@@ -131,7 +134,14 @@ table(result.table(), rows=60, csv="ablation_effects.csv")
 table(result.table("accuracy"), rows=60, csv="ablation_effects.csv")
 
 # %%
-Markdown("\n".join(f"- {line}" for line in result.verdict().splitlines()))
+Markdown(result.verdict())
+
+# %% [markdown]
+# **What would have been found?** *Detectable*: an effect below this value would have reached q < 0.05 by itself, if the
+# effects of random sets are normally distributed. Where it is far below zero, a large q says little.
+
+# %%
+table(result.power(), rows=60, csv="ablation_effects.csv")
 
 # %% [markdown]
 # ## 3. Other ways to change the neurons

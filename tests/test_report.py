@@ -21,7 +21,8 @@ def effect(measure: str, difference: float, p: float, q: float) -> dict:
         "neurons": 12.0, "low": difference - 1, "high": difference + 1,
         "effect_low": difference - 1, "effect_high": difference + 1, "active_controls": 39,
         "active_mean": -0.01, "active_low": -0.51, "active_high": 0.49, "active_p": p, "active_p_two_sided": p,
-        "active_q": q,
+        "active_q": q, "at_floor": False, "detectable": -0.15, "overlap": 0.6, "active_sd": 0.05,
+        "disjoint_mean": 0.0, "disjoint_sd": 0.05,
     }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.Mo
         pd.DataFrame(columns=list(TABLES[name])).to_csv(study.directory / f"ablation_{name}.csv", index=False)
     rows = [effect("accuracy", -5.0, 0.2, 0.4), effect("log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
-    assert "1 of 1 (One)" in "".join(report.findings(study)[-1].numbers)
+    assert "1 of 1 (One, detectable: " in "".join(report.findings(study)[-1].numbers)
     report.write_report(study)
     page = (study.directory / "index.html").read_text()
     assert "Not music." in page and 'src="chance.png"' in page and "7.75 (7.25 to 8.25)" in page
