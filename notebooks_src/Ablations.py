@@ -170,7 +170,8 @@ Markdown(f"**{result.verdict()}**")
 
 # %% [markdown]
 # **What could have been found.** A result that is not significant is only informative if an effect could have been detected.
-# *Detectable* is the size of effect that this many sets would have shown.
+# *Detectable*: an effect below this value would have reached q < 0.05 by itself, if the effects of random sets are normally
+# distributed. Where it is far below zero, a large q says little.
 
 # %%
 table(result.power(), rows=60, csv="ablation_effects.csv")

@@ -269,7 +269,7 @@ def test_planted_neurons_matter(study: Study, result: AblationResult) -> None:
     assert ours.effect < ours.active_low and ours["rank"] == 1
     assert ours.low <= ours.difference <= ours.high and ours.effect_low <= ours.effect <= ours.effect_high
     assert set(result.neurons[result.neurons.model == "ssl"].neuron) <= {0, 1, 2, 3}
-    assert "1 of 1 (ssl)" in result.verdict() and "at chance" not in result.verdict()
+    assert "1 of 1 (ssl, detectable: -" in result.verdict() and "at chance" not in result.verdict()
     assert len(result.table().columns) == 8 and "0.025 *" in result.table().q.tolist() and len(repr(result)) < 2000
     for name in TABLES:  # without the models
         pd.testing.assert_frame_equal(getattr(load_result(study), name), getattr(result, name), check_dtype=False)

@@ -21,7 +21,7 @@ def effect(measure: str, difference: float, p: float, q: float) -> dict:
         "neurons": 12.0, "low": difference - 1, "high": difference + 1,
         "effect_low": difference - 1, "effect_high": difference + 1, "active_controls": 39,
         "active_mean": -0.01, "active_low": -0.51, "active_high": 0.49, "active_p": p, "active_p_two_sided": p,
-        "active_q": q, "active_sd": 0.1, "overlap": 0.1, "disjoint_mean": -0.01, "disjoint_sd": 0.1, "at_floor": False,
+        "active_q": q, "active_sd": 0.1, "overlap": 0.1, "disjoint_mean": -0.01, "disjoint_sd": 0.1, "at_floor": False, "detectable": -0.15,
     }  # fmt: skip
 
 

@@ -176,12 +176,10 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
     if table.empty:
         return None
     classes, models = table["class"].unique(), table.model.unique()
-    own, all_rows = _own_class_falls_most(table)
+    falls_most, all_rows = _own_class_falls_most(table)
     clips = sorted(set(table.clips))
     number = f"{clips[0]:.0f} clips" if len(clips) == 1 else f"{clips[0]:.0f} to {clips[-1]:.0f} clips"
-    title = (
-        f"{result.titles.get(task, task)}: the class itself falls most in {own} of {all_rows} rows ({number} per class)"
-    )
+    title = f"{result.titles.get(task, task)}: the class itself falls most in {falls_most} of {all_rows} rows ({number} per class)"
     down, across = (len(models), 1) if len(classes) > 25 else (1, len(models))
     small = len(classes) <= SHOWN
     side = max(2.2, (0.36 if small else 0.13) * len(classes))

@@ -85,12 +85,17 @@ class AblationResult:
         return names
 
     def verdict(self, q: float = 0.05) -> str:
-        """One sentence: in how many of each model's targeted classes the effect is below that of the controls."""
+        """One sentence: in how many of each model's targeted classes the effect is below that of the controls.
+
+        `detectable` is the effect that would have been significant by itself, the median over classes.
+        """
         rows = self.summary()
         counts = []
         for model in self.effects.model.unique():
             tested = rows[(rows.model == model) & rows.active_q.notna()]
-            counts.append(f"{(tested.active_q < q).sum()} of {len(tested)} ({self.labels.get(model, model)})")
+            count = f"{(tested.active_q < q).sum()} of {len(tested)} ({self.labels.get(model, model)}"
+            power = f", detectable: {tested.detectable.median():+.2g} nats)" if len(tested) else ")"
+            counts.append(count + power)
         sentence = (
             "Targeted classes whose log-probability falls significantly further than with activity-matched random neurons "
             f"(q < {q:g}): {', '.join(counts)}."
@@ -101,19 +106,13 @@ class AblationResult:
         return f"{sentence} The classifier is at chance, so that its ablation says nothing: {', '.join(at_chance)}."
 
     def power(self, measure: str = "log_probability") -> pd.DataFrame:
-        """For every targeted class: effect, the effect that would have been found (`detectable`), and the number of sets."""
+        """For every targeted class: its effect, and the effect that would have been significant by itself (`detectable`).
+
+        That value comes from the standard deviation of n random sets (`active_controls`), whose relative standard error is
+        about 1 / sqrt(2 n).
+        """
         rows = self.summary(measure)
-        columns = [
-            "task",
-            "model",
-            "target",
-            "class",
-            "effect",
-            "detectable",
-            "active_sd",
-            "active_controls",
-            "active_q",
-        ]
+        columns = ["task", "model", "target", "class", "effect", "detectable", "active_controls", "active_q"]
         return rows[columns]
 
     def classifiers_at_chance(self) -> list[str]:

@@ -52,7 +52,7 @@ class TargetEffects:
         self.tested = in_classes & runner.tested  # bool [clips], of the target's classes
         self.others = panel & ~in_classes  # bool [clips], of other classes
 
-    def own(self) -> list[Row]:
+    def of_target(self) -> list[Row]:
         """Rows of the target's own neurons in every mode, on all classes, and of the paper's control."""
         rows: list[Row] = []
         every_class = range(len(self.runner.classes))
@@ -83,10 +83,10 @@ class TargetEffects:
         after = self.runner.run([intervention], panel)[0, 0]
         return self._changes({}, after, panel, range(len(self.runner.classes)))
 
-    def controls(self, own: Iterable[Row], bar: tqdm) -> list[Row]:
+    def of_random_sets(self, target_rows: Iterable[Row], bar: tqdm) -> list[Row]:
         """Rows of random sets: activity-matched ones in each mode, and disjoint ones in the first mode."""
         settings = self.settings
-        effects = {(row["kind"], row["class"], row["measure"]): row["effect"] for row in own}
+        effects = {(row["kind"], row["class"], row["measure"]): row["effect"] for row in target_rows}
         first, *others = settings.modes
         rows = self._controls(first, ACTIVE, settings.controls or 0, effects, bar)
         for mode in others:
@@ -97,7 +97,7 @@ class TargetEffects:
         return rows
 
     def _controls(
-        self, mode: str, control: str, count: int, own: dict[tuple[str, str, str], float], bar: tqdm
+        self, mode: str, control: str, count: int, effects: dict[tuple[str, str, str], float], bar: tqdm
     ) -> list[Row]:
         """Rows of `count` random sets; fewer where more of them cannot matter (Besag and Clifford 1991).
 
@@ -105,7 +105,7 @@ class TargetEffects:
         target's effect: no p can then be 0.05 or less. Disjoint sets are all drawn.
         """
         enough = max(1, (count + 1) // 20) if control == ACTIVE else np.inf
-        lower_and_higher = {(name, measure): np.zeros(2) for _, name, measure in own}
+        lower_and_higher = {(name, measure): np.zeros(2) for _, name, measure in effects}
         undecided = list(self.target.classes)
         rows: list[Row] = []
         for start in range(0, count, ROUND):
@@ -118,7 +118,7 @@ class TargetEffects:
                 of_control = self._changes(labels, after, clips, undecided)
                 self._add_effects(of_control, after)
                 for row in of_control:
-                    excess = row["effect"] - own[mode, row["class"], row["measure"]]
+                    excess = row["effect"] - effects[mode, row["class"], row["measure"]]
                     lower_and_higher[row["class"], row["measure"]] += [excess <= TIE, excess >= -TIE]
                 rows += of_control
             undecided = [c for c in undecided if self._fewest(lower_and_higher, c) < enough]
@@ -143,7 +143,8 @@ class TargetEffects:
 
     def _likeness(self, drawn: NeuronsByFold) -> Row:
         """Share of the target's neurons in a set, and the mean activation rate of the set in the target's classes."""
-        shares = [overlap(own, drawn[fold]) for fold, own in self.target.neurons.items() if len(own)]
+        neurons_of_folds = self.target.neurons.items()
+        shares = [overlap(neurons, drawn[fold]) for fold, neurons in neurons_of_folds if len(neurons)]
         return {"overlap": float(np.mean(shares)), "activity": self.target.mean_activity(drawn)}
 
     def _run_modes(self) -> np.ndarray:
@@ -231,7 +232,7 @@ class TargetEffects:
                 row["rank"] = 1 + sum(fall < row["difference"] for fall in falls)
 
 
-def against_controls(own: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+def against_controls(effects: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     """The effects next to those of their random sets.
 
     Added columns, `active_` for activity-matched sets and `disjoint_` for sets without the target's neurons:
@@ -252,12 +253,12 @@ def against_controls(own: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     sets = {key: rows for key, rows in controls.groupby([*by, "control"])}
     none = pd.DataFrame(columns=["effect", "overlap", "activity"], dtype=float)
     compared = []
-    for key, effect in zip(own[by].itertuples(index=False, name=None), own.effect, strict=True):
+    for key, effect in zip(effects[by].itertuples(index=False, name=None), effects.effect, strict=True):
         row: Row = {}
         for control, prefix in CONTROLS.items():
             row |= _compared(effect, sets.get((*key, control), none), prefix)
         compared.append(row)
-    table = own.join(pd.DataFrame(compared, index=own.index))
+    table = effects.join(pd.DataFrame(compared, index=effects.index))
     families = table.groupby(["model", "measure", "kind"]).active_p
     table["active_q"] = families.transform(lambda p: benjamini_hochberg(p.to_numpy()))
     table["at_floor"] = table.active_p <= 1 / (1 + table.active_controls)

@@ -103,12 +103,12 @@ class Experiment:
         with bar:
             for target in self.targets:
                 effects = self._effects(runner, target, panel)
-                own = effects.own()
-                rows["effects"] += own
+                target_rows = effects.of_target()
+                rows["effects"] += target_rows
                 rows["neurons"] += self._neurons(target)
                 if target.size:
                     rows["gains"] += effects.gains()
-                    rows["controls"] += effects.controls(own, bar)
+                    rows["controls"] += effects.of_random_sets(target_rows, bar)
         if self.settings.off_target:
             rows["off_target"] = self._off_target(runner, panel)
         return rows
