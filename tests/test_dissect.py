@@ -54,7 +54,7 @@ def test_an_encoder_and_a_folder(tmp_path: Path):
     assert (passing.q < 0.05).all() and (passing.p - passing.p_outside).min() >= 0.1
     assert set(found.ablation.effects["class"]) <= {"low", "mid", "high"}
     assert any(note.startswith("silenced: the neurons of ") for note in found.notes)
-    names = ("classes.pdf", "classes.png", "artifacts/neurons.csv", "artifacts/manifest.json", "ablation_effects.csv")
+    names = ("classes.pdf", "classes.png", "ablation_effects.csv", "../tones_artifacts/neurons.csv")
     assert all((folder / name).is_file() for name in names) and found.atlas == tmp_path / "out" / "atlas" / "index.html"
     assert str(folder) in repr(found) and "the split is ours" in repr(found)
     assert said[0] is task and said[-1] is found
