@@ -144,6 +144,7 @@ def dissect(
     say(encoder)
     parent = Path(out_dir) if out_dir is not None else Path("outputs") / _file_name(f"{sounds}_{encoder.name}")
     folder = parent / _file_name(name)
+    folder.mkdir(parents=True, exist_ok=True)
 
     artifacts = _collected(encoder, task, parent / f"{folder.name}_artifacts", device=device, batch_size=batch_size)
     selection = _selected(artifacts, encoder, task, rate, criterion)
