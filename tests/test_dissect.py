@@ -68,7 +68,7 @@ def test_a_second_labelling_of_the_same_sounds_needs_no_second_pass(tmp_path: Pa
     monkeypatch.setattr("aape.dissecting.collect", None)  # it would be called
     for _ in range(2):
         second = dissect(make_toy(), folder, tmp_path / "out", pattern="{group}_{label}_{}", **quick)
-    assert second.artifacts.classes == [f"s{i}" for i in range(6)] and second.directory != first.directory
+    assert list(second.artifacts.classes) == [f"s{i}" for i in range(6)] and second.directory != first.directory
     by_file = dict(zip(first.artifacts.files, first.artifacts.counts, strict=True))
     for file, counts in zip(second.artifacts.files, second.artifacts.counts, strict=True):
         assert np.array_equal(counts, by_file[file])
