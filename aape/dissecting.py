@@ -4,7 +4,7 @@ The steps are those of the notebook Dissect_Your_Own: task, encoder, `collect`, 
 of the classes compared with permuted labels, `ablate` of some classes, and the atlas.
 
     out_dir/<labelling>/       one labelling of the sounds: classes.csv, classes.pdf, passing_neurons.csv, ablation tables
-    out_dir/<labelling>/artifacts/     what the model did, and neurons.csv
+    out_dir/<labelling>_artifacts/     what the model did, and neurons.csv
     out_dir/atlas/             the pages of all labellings
 
 A second labelling of the same sounds needs no second pass: its artifacts are made from those of the first.
@@ -145,8 +145,9 @@ def dissect(
     say(encoder)
     parent = Path(out_dir) if out_dir is not None else Path("outputs") / _file_name(f"{sounds}_{encoder.name}")
     folder = parent / _file_name(name)
+    folder.mkdir(parents=True, exist_ok=True)
 
-    artifacts = _collected(encoder, task, folder / "artifacts", device=device, batch_size=batch_size)
+    artifacts = _collected(encoder, task, parent / f"{folder.name}_artifacts", device=device, batch_size=batch_size)
     selection = _selected(artifacts, encoder, task, rate, criterion)
     calibrated = calibrate(artifacts, selection, permutations=permutations, seed=seed)
     say(calibrated)
@@ -240,7 +241,7 @@ def _collected(encoder: Encoder, task: Task, folder: Path, *, device: str | None
     """The artifacts of a labelling: from those of another labelling of the same clips if there are any, else by a pass."""
     finished = load_artifacts(folder) if (folder / "manifest.json").is_file() else None
     if finished is None or "pass_of" in finished.manifest:
-        for manifest in sorted(folder.parent.parent.glob("*/artifacts/manifest.json")):
+        for manifest in sorted(folder.parent.glob("*_artifacts/manifest.json")):
             if manifest.parent == folder:
                 continue
             other = load_artifacts(manifest.parent)

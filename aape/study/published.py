@@ -1,4 +1,4 @@
-"""The paper's published values beside a study's: coverage, neurons per class, and the two lists of neurons.
+"""The paper's published values and a study's: coverage, neurons per class, and the two lists of neurons.
 
 Kawamura, Niizumi, Ono 2026, arXiv 2602.15307. A study says `reproduces_paper: true` to be compared.
 """
@@ -37,9 +37,11 @@ def published_neurons(task: str, first: str, second: str) -> set[tuple[int, int]
 
 
 def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
-    """Why a study's figure cannot be held against the published one; empty if it can."""
-    if artifacts is None or study.stand_in:
-        return "no artifacts" if artifacts is None else "not comparable: stand-ins"
+    """Why a study's number cannot be compared with the published one; empty if it can."""
+    if artifacts is None:
+        return "no artifacts"
+    if study.stand_in:
+        return "not comparable: substitute models or sounds"
     if artifacts.manifest.get("weights", {}).get("source", "random") == "random":
         return "not comparable: weights random or unknown"
     shape = tuple(artifacts.over_zero.shape[:2])
@@ -47,53 +49,81 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
 
 
 def published_values(study: Study, results: Mapping[Place, Any], artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
-    """The paper's coverage and neurons per class beside the study's (results: `aape.study.task_result.TaskResult`)."""
+    """The paper's coverage and neurons per class, and the study's; results: see `aape.study.task_result.TaskResult`."""
     if not study.reproduces_paper:
         return pd.DataFrame()
-    ssl, sl = _of_role(study, "ssl"), _of_role(study, "sl")
-    wanted = [("coverage", task, ssl, "about 100 %") for task in study.tasks]
-    wanted += [("coverage", "vc1_country", sl, "49 %")]
-    wanted += [("per_class_mean", "cremad", ssl, "172.0"), ("per_class_mean", "esc50", ssl, "37.9")]
-    table = []
-    for column, task, model, paper in wanted:
+    ssl = _model_of_role(study, "ssl")
+    sl = _model_of_role(study, "sl")
+    published = [("coverage", task, ssl, "about 100 %") for task in study.tasks]
+    published.append(("coverage", "vc1_country", sl, "49 %"))
+    published.append(("per_class_mean", "cremad", ssl, "172.0"))
+    published.append(("per_class_mean", "esc50", ssl, "37.9"))
+    rows = []
+    for column, task, model, value in published:
         if task not in study.tasks or not model:
             continue
-        found, coverage = results.get((task, model)), column == "coverage"
-        own = "-" if found is None else f"{found.row[column]:.0%}" if coverage else f"{found.row[column]:.1f}"
-        figure = f"{'coverage' if coverage else 'neurons per class'}, {study.encoder(model).label}, {task}"
-        remark = not_comparable(study, artifacts.get((task, model))) or "comparable"
-        table.append({"figure": figure, "paper": paper, "this study": own, "remark": remark})
-    return pd.DataFrame(table)
+        measure, form = ("coverage", "{:.0%}") if column == "coverage" else ("neurons per class", "{:.1f}")
+        result = results.get((task, model))
+        rows.append(
+            {
+                "figure": f"{measure}, {study.encoder(model).label}, {study.task(task).title}",
+                "paper": value,
+                "this study": "-" if result is None else form.format(result.row[column]),
+                "remark": not_comparable(study, artifacts.get((task, model))) or "comparable",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
-    """The paper's two lists of shared neurons beside ours: both filters, both meanings of "shared by these classes".
+    """The paper's two lists of shared neurons and ours, with both filters and both meanings of "shared by these classes".
 
-    The row in which ours and the published neurons agree says which definitions the authors used.
+    The row in which ours and the published neurons agree tells which definitions the authors used.
     """
-    table: list[dict[str, Any]] = []
+    if not study.reproduces_paper:
+        return pd.DataFrame()
+    rows: list[dict[str, Any]] = []
     for (task, *names), weak_filter, exclusive in itertools.product(LISTS, WEAK_FILTERS, (False, True)):
-        if task not in study.tasks or not study.reproduces_paper:
+        if task not in study.tasks:
             continue
-        found, theirs = artifacts.get((task, _of_role(study, "ssl"))), published_neurons(task, *names)
-        remark, ours = not_comparable(study, found), None
+        found = artifacts.get((task, _model_of_role(study, "ssl")))
+        published = published_neurons(task, *names)
+        remark = not_comparable(study, found)
+        ours = None
         if found is not None and not remark:
-            alike = [[c for c in found.classes if c.lower().startswith(name.lower()[:3])] for name in names]
-            if all(alike):
-                by: dict[str, Any] = {"rate": study.rate(task), "quantile": study.selection.quantile}
-                chosen = select(found, weak_filter=weak_filter, **by)
-                ours = set(map(tuple, chosen.shared([first for first, *_ in alike], exclusive=exclusive).tolist()))
-            else:
+            classes = [name for name in (_class_named(found, published) for published in names) if name is not None]
+            if len(classes) < len(names):
                 remark = f"no class named {' or '.join(names)}"
-        table.append({
-            "task": task, "classes": " and ".join(names), "filter": weak_filter,
-            "meaning": "exactly these" if exclusive else "at least these", "published": len(theirs),
-            "ours": None if ours is None else len(ours), "in both": None if ours is None else len(ours & theirs),
-            "remark": remark or "comparable",
-        })  # fmt: skip
-    return pd.DataFrame(table)
+            else:
+                settings = study.select_by(task) | {"weak_filter": weak_filter}
+                shared = select(found, **settings).shared(classes, exclusive=exclusive)
+                ours = {(int(layer), int(neuron)) for layer, neuron in shared}
+        rows.append(
+            {
+                "task": task,
+                "classes": " and ".join(names),
+                "filter": weak_filter,
+                "meaning": "exactly these" if exclusive else "at least these",
+                "published": len(published),
+                "ours": None if ours is None else len(ours),
+                "in both": None if ours is None else len(ours & published),
+                "remark": remark or "comparable",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _of_role(study: Study, role: str) -> str:
-    """The encoder that stands for the paper's SSL or SL model; "" where there is none."""
-    return next((name for name, spec in study.encoders.items() if spec.role == role), "")
+def _class_named(artifacts: Artifacts, name: str) -> str | None:
+    """The class whose name begins like a published one: ANG is also called angry or anger."""
+    for candidate in artifacts.classes:
+        if candidate.lower().startswith(name.lower()[:3]):
+            return candidate
+    return None
+
+
+def _model_of_role(study: Study, role: str) -> str:
+    """The encoder in the role of the paper's SSL or SL model; "" if there is none."""
+    for name, spec in study.encoders.items():
+        if spec.role == role:
+            return name
+    return ""
