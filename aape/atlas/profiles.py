@@ -80,3 +80,19 @@ def crowd(rates: np.ndarray, groups: np.ndarray) -> list[tuple[int, int]]:
     group, clips = np.unique(groups[active], return_counts=True)
     order = np.argsort(-clips, kind="stable")[:3]
     return [(int(group[i]), int(clips[i])) for i in order if clips[i] > 1]
+
+
+def time_profile(maps: np.ndarray) -> tuple[np.ndarray, float]:
+    """When a neuron is active, averaged over clips, and how far its time course is the same in every clip.
+
+    Args:
+        maps: activations above 0 of one neuron [clips, frequency, time].
+
+    Returns:
+        Mean activation [time] relative to its largest value; and the share of the variance over clips and times that
+        lies between times, which is about 1 / clips for a neuron that ignores the position in the clip.
+    """
+    courses = maps.mean(axis=1)
+    profile = courses.mean(axis=0)
+    share = profile.var() / max(float(courses.var()), 1e-12)
+    return profile / max(float(profile.max()), 1e-12), float(share)
