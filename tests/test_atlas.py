@@ -551,13 +551,15 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
     change = {"class": name, "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
     silenced = {"layer": first.layer, "neuron": first.neuron}
-    pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
+    changes = [where | change | {"kind": kind} for kind in ("mean", "zero", "zero, index plus one")]
+    pd.DataFrame(changes).to_csv(study / "ablation_effects.csv", index=False)
     pd.DataFrame([where | silenced]).to_csv(study / "ablation_neurons.csv", index=False)
     site.build()
     pair = site.pair()
     rows = [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
     neurons_of_set = {"neurons": [[first.layer, first.neuron]], "size": None}
-    assert pair["effects"] == [{"target": name, "mode": "specific", **neurons_of_set, "rows": rows}]
+    mean = {"target": name, "mode": "specific", "kind": "mean", **neurons_of_set, "rows": rows}
+    assert pair["effects"] == [mean, mean | {"kind": "zero"}]
     assert np.allclose(decoded(pair["members"]["auprc"], "<f4"), 0.4)
     assert np.isnan(decoded(pair["members"]["f1"], "<f4")).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
