@@ -26,12 +26,13 @@ from PIL import Image
 import aape.atlas.clip_pass as clip_pass
 import aape.atlas.sound as sound
 from aape.artifacts.folder import Artifacts, load_artifacts
-from aape.atlas import Titles, build_atlas, show_neuron, token_maps
+from aape.atlas import Titles, best_neuron, build_atlas, show_neuron, token_maps
 from aape.atlas.build import build_study
 from aape.atlas.choosing import choose_clips
+from aape.atlas.frequency import FrequencyAxis
 from aape.atlas.maps import maps_of_pairs, packed, pooled
 from aape.atlas.model_on_task import ModelOnTask
-from aape.atlas.profiles import chance_bands, nearest
+from aape.atlas.profiles import chance_bands, nearest, time_profile
 from aape.atlas.scripts import SCHEMA, read_script
 from aape.atlas.study_tables import effects, task_chance
 from aape.causal.attribution import attribute
@@ -189,6 +190,62 @@ def test_nearest_neurons_are_those_with_the_largest_correlation_over_clips(tmp_p
         r = np.nan_to_num(np.corrcoef(rates.T)[3], nan=-2)
     r[3] = -2
     assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[: len(found[0])].tolist()
+
+
+def test_a_time_course_that_every_clip_shares_is_told_from_one_that_follows_the_sound():
+    rng = rng_of(3)
+    follows = np.maximum(rng.normal(size=(20, 2, 30)), 0)
+    shared = np.zeros((20, 2, 30))
+    shared[:, :, :10] = 1 + 0.1 * rng.random((20, 2, 10))
+    profile, share = time_profile(shared)
+    assert share > 0.9 and profile[:10].min() > 0.9 and profile[10:].max() == 0
+    assert time_profile(follows)[1] < 0.15  # about 1 / 20
+    assert time_profile(np.zeros((3, 2, 5)))[1] == 0
+
+
+def test_activity_on_padding_is_told_from_activity_on_sound(tmp_path):
+    labels, rng = np.arange(60) % 3, rng_of(1)
+    counts = rng.integers(0, 60, (60, 1, 8))
+    write_artifacts(tmp_path, counts, labels, ["a", "b", "c"], task="t", padded=20)
+    artifacts = load_artifacts(tmp_path)
+    data = ModelOnTask.load(artifacts, select(artifacts, rate=0.5, quantile=0.5))
+    on_padding, on_sound = data.padding_rates(np.array([0, 5]))
+    padding = np.load(tmp_path / "padding_counts.npy")[:, 0, [0, 5]].sum(axis=0)
+    assert np.allclose(on_padding, padding / (20 * 20))
+    assert np.allclose(on_sound, (counts[:, 0, [0, 5]].sum(axis=0) - padding) / (60 * 60 - 20 * 20))
+
+
+def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(site: Site, tmp_path):
+    site = with_tables(site, tmp_path / "study", "sounds_small")
+    selection = select(site.artifacts)
+    table = selection.table()
+    last = len(table) - 1
+    assert best_neuron(site.artifacts, selection) == tuple(table.loc[0, ["layer", "neuron"]]), "the strongest"
+    table = table.assign(q=0.01, calibrated=True, auprc=0.2)
+    table.loc[last, "auprc"] = 0.5
+    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    assert best_neuron(site.artifacts, selection) == tuple(table.loc[last, ["layer", "neuron"]])
+    table.assign(calibrated=False).to_csv(site.artifacts.path / "neurons.csv", index=False)
+    with pytest.raises(ValueError, match="no class-specific neuron passes the calibration"):
+        best_neuron(site.artifacts, selection)
+    site.build()
+    assert site.entry()["best"] is None
+
+
+def test_a_filtered_clip_holds_the_times_and_frequencies_of_the_map():
+    axis = FrequencyAxis(small_m2d())
+    mel = [f / 200 * 3 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4) for f in (50, 250, 1000, 4000, 8000)]
+    heights = [(m - mel[0]) / (mel[-1] - mel[0]) for m in mel[1:-1]]  # Slaney's scale
+    assert [tick for tick, _ in axis.ticks()] == [250, 1000, 4000]
+    assert np.allclose([height for _, height in axis.ticks()], heights, atol=0.02)
+    t = np.arange(2 * RATE) / RATE
+    low, high = 0.2 * np.sin(2 * np.pi * 300 * t), 0.2 * np.sin(2 * np.pi * 5000 * t)
+    levels = np.zeros((5, 20))
+    levels[0, :10] = 1.0  # low frequencies, first second
+    sound = axis.filtered((low + high).astype(np.float32), RATE, levels, 2.0)
+    first, second = sound[2000 : RATE - 2000], sound[RATE + 2000 :]
+    assert len(sound) == 2 * RATE and np.abs(sound).max() == pytest.approx(np.abs(low + high).max())
+    assert np.corrcoef(first, low[2000 : RATE - 2000])[0, 1] > 0.99 and np.abs(second).max() < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["mp3", "wav"])
