@@ -478,8 +478,8 @@ function listen(pair, record) {
   });
   const box = html`<input type="checkbox" data-maps checked=${mapsShown()} onchange=${(e) => showMaps(e.target.checked)}>`;
   const maps = record.maps
-    ? html`<label>${box} Show where it is active</label>
-        <span class="scale small soft">activation: 0 <i aria-hidden="true"></i> ${record.top} (its largest here)</span>`
+    ? [html`<label>${box} Show where it is active</label>`,
+        html`<span class="scale small soft">activation: 0 <i aria-hidden="true"></i> ${record.top}, its largest here</span>`]
     : html`<span class="soft small">No map is drawn: this model does not say where its tokens lie in time.</span>`;
   const [top, elsewhere, inside, ...examples] = sections.map((s) => s.node);
   const controls = html`<div class="row">${players("Play the most active", () => playAll(sections[0].cards), "play")}${maps}</div>`;
@@ -603,7 +603,7 @@ async function homePage() {
     table(null, heads, rows),
     html`<h2>Pick a class</h2>`,
     tasks.map((t) => chosen.find((e) => e.t === t) || index.pairs.find((e) => e.t === t)).map((e) => html`<section>
-      <h3>${e.title}<span class="soft small"> in the ${e.label}</span></h3><div class="chips">
+      <h3>${e.title}<span class="soft small"> in the ${e.label} model</span></h3><div class="chips">
       ${e.classes.slice(0, 60).map(([c, k]) => html`<a href=${of(e, { c })} class=${!k && "none"} title=${`${k} neurons`}>${breakable(c)}</a>`)}
       ${e.classes.length > 60 && html`<a href=${of(e)}>all ${e.classes.length}</a>`}</div></section>`),
   ];
@@ -617,7 +617,7 @@ async function firstNeuron(entries) {
   const cards = topCards(pair, await recordOf(pair, flat), { secret: true }).slice(0, 3);
   const reveal = () => cards.forEach((figure) => figure.classList.remove("secret"));
   return cards.length > 0 && html`<section><h2>Start by listening</h2>
-    <p class="lead">One neuron of the ${entry.label}: layer ${l}, number ${n}. It is most active in these clips. What do they share?</p>
+    <p class="lead">One neuron of the ${entry.label} model: layer ${l}, number ${n}. It is most active in these clips. What do they share?</p>
     <div class="row">${players("Play the three", () => playAll(cards), "play")}<button onclick=${reveal}>Reveal the classes</button>
       <a class="button" href=${toNeuron(pair, flat)}>Open the neuron's page</a></div>
     <div class="clips wide">${cards}</div></section>`;
@@ -642,7 +642,7 @@ async function taskPage(entry) {
     <td class="phone-off">${pair.ofClass[i].slice(0, 1).map((flat) => html`<a href=${toNeuron(pair, flat, { c: c.name })}>${name(pair, flat)}</a>`)}</td></tr>`);
   const heads = [head("Class"), head("Clips", "n phone-off"), head("Significant and large", "n"), head("Class-specific", "n"), head("Against permuted labels"), head("Strongest", "phone-off")];
   return [
-    trail(entry), html`<h1>${entry.title}</h1>`, html`<p class="soft">Neurons of the ${entry.label}</p>`,
+    trail(entry), html`<h1>${entry.title}</h1>`, html`<p class="soft">Neurons of the ${entry.label} model</p>`,
     facts(["Coverage by class-specific neurons", percent(entry.coverage), known(chance.coverage_null_mean) ? `permuted labels: ${percent(chance.coverage_null_mean)}` : "permuted labels: not known here"],
       ["Classes covered", tested(entry) ? `${pair.classes.filter((c) => c.calibrated > 0).length} of ${pair.names.length}` : "not tested", "by neurons that are significant and large"],
       ["Significant and large", count(chance.calibrated_neurons), `of ${count(entry.selected)} neurons kept for their low AAPE, of ${count(pair.size)} in all`],
@@ -673,7 +673,7 @@ async function classPage(entry, params) {
     ${others.map(({ d, u, title }, i) => html`<option value=${i}>${u ? `${d} (${title})` : d}</option>`)}</select>`;
   return [
     trail(entry, name), html`<h1>${breakable(name)}</h1>`,
-    html`<p class="lead">${list.length ? count(list.length) : "No"} neuron${list.length !== 1 && list.length && "s"} of the ${entry.label}
+    html`<p class="lead">${list.length ? count(list.length) : "No"} neuron${list.length !== 1 && list.length && "s"} of the ${entry.label} model
       ${list.length > 1 ? "are" : "is"} specific to ${name}.
       ${known(calibrated) && list.length > 0 && `${count(calibrated)} of them pass individually: they are significant and large.`}</p>`,
     html`<p class="soft small">${chance ? `Permuted labels give ${chanceOf(pair.classes[c])} class-specific neurons.` : "How many neurons permuted labels give is not known here."}</p>`,
@@ -766,7 +766,7 @@ async function neuronPage(entry, params) {
   const sure = mine.filter((x) => x.calibrated === 1);
   const twin = twinOf(entry);
   const twinRank = html`<span></span>`;
-  if (twin) pairOf(twin).then((u) => twinRank.append(`; this AAPE would rank ${rankOf(aape, u)} in the ${twin.label}`), () => {});
+  if (twin) pairOf(twin).then((u) => twinRank.append(`; this AAPE would rank ${rankOf(aape, u)} in the ${twin.label} model`), () => {});
   return [
     html`<div class="trail">${trail(entry, ...listLink(entry, params))}${steps(pair, flat, params)}</div>`,
     html`<h1>Layer ${l}, neuron ${n}</h1>`,
@@ -886,7 +886,7 @@ function scores(pair, mine) {
       ...mine.slice(0, 8).map((x) => row(`${pair.names[x.c]} (${percent(pair.classes[x.c].clips / clips)} of clips)`, x.scores)),
       row("all class-specific neurons, mean", means(pair.entry), "soft"),
       row("neurons selected under permuted labels, mean", means(pair.entry, "_permuted"), "soft"),
-      twin && row(`class-specific neurons of the ${twin.label}, mean`, means(twin), "soft")]),
+      twin && row(`class-specific neurons of the ${twin.label} model, mean`, means(twin), "soft")]),
     mine.length > 8 && html`<p class="soft small">and ${mine.length - 8} more classes</p>`,
   ];
 }

@@ -89,10 +89,11 @@ def time_profile(maps: np.ndarray) -> tuple[np.ndarray, float]:
         maps: activations above 0 of one neuron [clips, frequency, time].
 
     Returns:
-        Mean activation [time] relative to its largest value; and the share of the variance over clips and times that
-        lies between times, which is about 1 / clips for a neuron that ignores the position in the clip.
+        Mean activation [time] relative to its largest value; and the share of the variance within clips that all clips
+        have in common, which is about 1 / clips for a neuron that ignores the position in the clip.
     """
-    courses = maps.mean(axis=1)
+    courses = maps.mean(axis=1)  # [clips, time]
     profile = courses.mean(axis=0)
-    share = profile.var() / max(float(courses.var()), 1e-12)
+    within = courses - courses.mean(axis=1, keepdims=True)
+    share = within.mean(axis=0).var() / max(float(within.var()), 1e-12)
     return profile / max(float(profile.max()), 1e-12), float(share)
