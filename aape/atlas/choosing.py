@@ -21,6 +21,7 @@ ROLES = (
 )
 MOST_ACTIVE, ELSEWHERE, INSIDE, RANDOM = 0, 5, 6, 7  # indices of some roles
 EXTREMES = (MOST_ACTIVE, ELSEWHERE, INSIDE)
+CANDIDATES = 20  # for the best neuron
 POOL = 48  # clips among which examples of all neurons are drawn, so that few clips need a sound
 
 Choice = list[tuple[int, int]]  # (clip, index into ROLES) of every clip that a page shows
@@ -61,7 +62,7 @@ def best_neuron(data: ModelOnTask, among: set[tuple[int, int]] | None = None) ->
     """A neuron that is worth looking at first: the one that detects its class best on held-out clips (AUPRC).
 
     Where calibration is known, only neurons that pass it are considered. Without AUPRC, the neuron with the largest
-    difference of p inside and outside its class is taken.
+    difference of p inside and outside its class is taken. Neurons that prefer zero padding to sound are passed over.
 
     Args:
         data: the model on the task.
@@ -78,7 +79,10 @@ def best_neuron(data: ModelOnTask, among: set[tuple[int, int]] | None = None) ->
         table = table[[pair in among for pair in pairs]]
     if table.empty:
         return None
-    first = table.sort_values("auprc", ascending=False, kind="stable", na_position="last").iloc[0]
+    table = table.sort_values("auprc", ascending=False, kind="stable", na_position="last").head(CANDIDATES)
+    neurons = (table.layer * data.width + table.neuron).to_numpy()
+    listens = ~data.prefers_padding(neurons)
+    first = table[listens].iloc[0] if listens.any() else table.iloc[0]
     return [int(first.layer), int(first.neuron), int(first.c), rounded(first.auprc, 3)]
 
 

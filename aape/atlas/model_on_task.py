@@ -13,6 +13,7 @@ from aape.atlas.study_tables import with_q
 from aape.neurons.selection import Selection
 
 ROWS_READ = 256  # clips whose counts are read at a time
+PADDING_MARGIN = 0.1  # share of tokens by which a doubtful neuron is more active on padding than on sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,14 @@ class ModelOnTask:
         padding = self.artifacts.padding_tokens.sum()
         sound = self.tokens.sum() - padding
         return on_padding / max(padding, 1), (everywhere - on_padding) / max(sound, 1)
+
+    def prefers_padding(self, neurons: np.ndarray) -> np.ndarray:
+        """Whether neurons are more active on zero padding than on sound by `PADDING_MARGIN`, bool [k]."""
+        rates = self.padding_rates(neurons)
+        if rates is None:
+            return np.zeros(len(neurons), dtype=bool)
+        on_padding, on_sound = rates
+        return on_padding > on_sound + PADDING_MARGIN
 
     def rank_among_eligible(self) -> tuple[np.ndarray, int]:
         """Rank of each neuron's AAPE among the neurons that pass the weak-response filter, and how many these are.

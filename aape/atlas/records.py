@@ -15,8 +15,7 @@ from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
 from aape.neurons.permuting import share_of_groups
 
 BARS = 64  # classes in a record's bars; of more classes, those with the largest p
-PADDING_MARGIN = 0.1  # a neuron is flagged if it is more active on padding than on sound by this share of tokens
-POSITION_SHARE = 0.5  # or if its time course is the same in every clip to this share of the variance
+POSITION_SHARE = 0.5  # of the variance within clips that all clips have in common: a neuron above it is flagged
 
 
 class Records:
@@ -38,6 +37,7 @@ class Records:
         self.rank = 1 + np.argsort(np.argsort(data.aape, kind="stable"), kind="stable")
         self.eligible_rank, self.eligible = data.rank_among_eligible()
         self.padding = data.padding_rates(neurons)
+        self.prefers_padding = data.prefers_padding(neurons)
         self.class_weight = np.full(data.p.shape[1], 1 / data.p.shape[1])
         if not data.has_counts:
             return
@@ -134,7 +134,7 @@ class Records:
         if self.padding is not None:
             on_padding, on_sound = (values[k] for values in self.padding)
             found["padding"] = [rounded(on_padding, 3), rounded(on_sound, 3)]
-            found["flags"] = ["padding"] if on_padding > on_sound + PADDING_MARGIN else []
+            found["flags"] = ["padding"] * int(self.prefers_padding[k])
         return found | {
             "clips": [[clip_numbers[clip], role, rounded(rates[clip], 3)] for clip, role in choice],
             "histogram": histogram(rates, inside),
