@@ -405,7 +405,10 @@ def test_a_site_is_complete_and_says_what_the_artifacts_say(built: Site):
             assert abs(rates[i, layer, neuron] - share) < 1e-3
             assert said == [artifacts.labels[i], artifacts.groups[i], artifacts.splits[i]]
             assert abs(seconds - soundfile.info(built.task.audio_dir / file).duration) < 1e-3
-        assert record["rank"] == 1 + (selection.entropy < selection.entropy[layer, neuron]).sum()
+        is_lower = selection.entropy < selection.entropy[layer, neuron]
+        passes = selection.probabilities.max(axis=2) > selection.weak_threshold
+        rank = [1 + (is_lower & passes).sum(), passes.sum()]
+        assert record["eligible"] == (rank if passes[layer, neuron] else None)
         assert sum(map(sum, record["histogram"])) == len(artifacts.labels)
         for by, values in attributed.items():
             said = decoded(record["attribution"][by], "<f4")

@@ -448,7 +448,7 @@ def test_every_kind_of_page_fits_a_phone_is_labelled_and_has_contrast(page, site
 
 
 UNLABELLED = """() => [...document.querySelectorAll("button, a, input, select, [role=img], img")].filter((e) =>
-  !(e.innerText || "").trim() && !e.getAttribute("aria-label") && !e.labels?.length && e.alt === undefined).map((e) => e.outerHTML)"""
+  e.checkVisibility({ visibilityProperty: true }) && !(e.innerText || "").trim() && !e.getAttribute("aria-label") && !e.labels?.length && e.alt === undefined).map((e) => e.outerHTML)"""
 # text whose contrast with what lies behind it is below 4.5 (WCAG 2 AA)
 FAINT = """() => {
   const rgb = (c) => c.match(/[\\d.]+/g).map(Number);

@@ -9,22 +9,13 @@ import numpy as np
 from aape.atlas.model_on_task import ModelOnTask
 from aape.atlas.scripts import rounded
 
-ROLES = (
-    "most active",
-    "1st quarter",
-    "2nd quarter",
-    "3rd quarter",
-    "4th quarter",
-    "most active elsewhere",
-    "least active inside",
-    "random",
-)
-MOST_ACTIVE, ELSEWHERE, INSIDE, RANDOM = 0, 5, 6, 7  # indices of some roles
+# Roles of clips on a page; 1 to 4 are examples of the four quarters of all clips, from the most active one downwards.
+MOST_ACTIVE, ELSEWHERE, INSIDE, RANDOM = 0, 5, 6, 7
 EXTREMES = (MOST_ACTIVE, ELSEWHERE, INSIDE)
 CANDIDATES = 20  # for the best neuron
 POOL = 48  # clips among which examples of all neurons are drawn, so that few clips need a sound
 
-Choice = list[tuple[int, int]]  # (clip, index into ROLES) of every clip that a page shows
+Choice = list[tuple[int, int]]  # (clip, role) of every clip that a page shows
 
 
 def neurons_with_pages(data: ModelOnTask, requested: Any, strongest: int) -> np.ndarray:

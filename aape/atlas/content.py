@@ -11,7 +11,6 @@ from aape.atlas.choosing import best_neuron
 from aape.atlas.clip_pass import ClipPass
 from aape.atlas.model_on_task import ModelOnTask
 from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
-from aape.atlas.sound import sound_format
 from aape.atlas.study_tables import SCORES, class_chance, effects, task_chance
 from aape.atlas.titles import Titles
 
@@ -91,7 +90,6 @@ def _clips(data: ModelOnTask, clip_pass: ClipPass, files: Sequence[list[Any]]) -
     rows = zip(*[column.tolist() for column in columns], strict=True)
     content: dict[str, Any] = {
         "seconds": clip_pass.task.clip_seconds,
-        "sound": sound_format(clip_pass.encoder.sample_rate),
         "own_picture": clip_pass.encoder.log_mel is not None,
         "ticks": clip_pass.axis.ticks(),
         "clips": [[*file, *row] for file, row in zip(files, rows, strict=True)],

@@ -10,7 +10,7 @@ from aape.encoders.encoder import Encoder
 
 TICKS = (250, 1000, 4000)  # Hz
 TONES = 40
-TONE_SECONDS = 0.5
+TONE_SECONDS = 1.0
 WINDOW_SECONDS = 0.032  # of the short-time Fourier transform
 MOST_GAIN = 20.0  # of a filtered clip
 

@@ -34,7 +34,6 @@ class Records:
         self.data = data
         self.neurons = neurons
         self.effects = {by: effect.reshape(data.p.shape) for by, effect in attribution.items()}
-        self.rank = 1 + np.argsort(np.argsort(data.aape, kind="stable"), kind="stable")
         self.eligible_rank, self.eligible = data.rank_among_eligible()
         self.padding = data.padding_rates(neurons)
         self.prefers_padding = data.prefers_padding(neurons)
@@ -104,7 +103,6 @@ class Records:
             "n": number,
             "own": self.data.contrast_classes(neuron).tolist(),
             "aape": rounded(self.data.aape[neuron], 5),
-            "rank": int(self.rank[neuron]),
             "eligible": [eligible_rank, self.eligible] if eligible_rank else None,
             "density": rounded(p @ self.class_weight, 3),
             "bars": bars,
