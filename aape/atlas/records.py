@@ -74,9 +74,10 @@ class Records:
                 record["attribution"] = self._attribution(k)
             if maps is not None and choice:
                 record |= self._from_maps(maps[first : first + len(choice)].astype(np.float32))
-                record["flags"] += ["position"] * (record["position"] > POSITION_SHARE)
-            if first in filtered:
-                record["filtered"] = filtered[first]
+                if record["position"] > POSITION_SHARE:
+                    record["flags"].append("position")
+                if first in filtered:
+                    record["filtered"] = filtered[first]
             first += len(choice)
             records.append(record)
         return records
@@ -107,7 +108,7 @@ class Records:
             "density": rounded(p @ self.class_weight, 3),
             "bars": bars,
             "clips": [],
-            "flags": [],
+            "flags": ["padding"] if self.prefers_padding[k] else [],
         }
 
     def _from_maps(self, maps: np.ndarray) -> dict[str, Any]:
@@ -132,7 +133,6 @@ class Records:
         if self.padding is not None:
             on_padding, on_sound = (values[k] for values in self.padding)
             found["padding"] = [rounded(on_padding, 3), rounded(on_sound, 3)]
-            found["flags"] = ["padding"] * int(self.prefers_padding[k])
         return found | {
             "clips": [[clip_numbers[clip], role, rounded(rates[clip], 3)] for clip, role in choice],
             "histogram": histogram(rates, inside),
