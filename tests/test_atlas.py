@@ -26,12 +26,13 @@ from PIL import Image
 import aape.atlas.clip_pass as clip_pass
 import aape.atlas.sound as sound
 from aape.artifacts.folder import Artifacts, load_artifacts
-from aape.atlas import Titles, build_atlas, show_neuron, token_maps
+from aape.atlas import Titles, best_neuron, build_atlas, show_neuron, token_maps
 from aape.atlas.build import build_study
 from aape.atlas.choosing import choose_clips
+from aape.atlas.frequency import FrequencyAxis
 from aape.atlas.maps import maps_of_pairs, packed, pooled
 from aape.atlas.model_on_task import ModelOnTask
-from aape.atlas.profiles import chance_bands, nearest
+from aape.atlas.profiles import chance_bands, nearest, time_profile
 from aape.atlas.scripts import SCHEMA, read_script
 from aape.atlas.study_tables import effects, task_chance
 from aape.causal.attribution import attribute
@@ -192,6 +193,62 @@ def test_nearest_neurons_are_those_with_the_largest_correlation_over_clips(tmp_p
     assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[: len(found[0])].tolist()
 
 
+def test_a_time_course_that_every_clip_shares_is_told_from_one_that_follows_the_sound():
+    rng = rng_of(3)
+    follows = np.maximum(rng.normal(size=(20, 2, 30)), 0)
+    shared = np.zeros((20, 2, 30))
+    shared[:, :, :10] = 1 + 0.1 * rng.random((20, 2, 10))
+    profile, share = time_profile(shared)
+    assert share > 0.9 and profile[:10].min() > 0.9 and profile[10:].max() == 0
+    assert time_profile(follows)[1] < 0.15  # about 1 / 20
+    assert time_profile(np.zeros((3, 2, 5)))[1] == 0
+
+
+def test_activity_on_padding_is_told_from_activity_on_sound(tmp_path):
+    labels, rng = np.arange(60) % 3, rng_of(1)
+    counts = rng.integers(0, 60, (60, 1, 8))
+    write_artifacts(tmp_path, counts, labels, ["a", "b", "c"], task="t", padded=20)
+    artifacts = load_artifacts(tmp_path)
+    data = ModelOnTask.load(artifacts, select(artifacts, rate=0.5, quantile=0.5))
+    on_padding, on_sound = data.padding_rates(np.array([0, 5]))
+    padding = np.load(tmp_path / "padding_counts.npy")[:, 0, [0, 5]].sum(axis=0)
+    assert np.allclose(on_padding, padding / (20 * 20))
+    assert np.allclose(on_sound, (counts[:, 0, [0, 5]].sum(axis=0) - padding) / (60 * 60 - 20 * 20))
+
+
+def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(site: Site, tmp_path):
+    site = with_tables(site, tmp_path / "study", "sounds_small")
+    selection = select(site.artifacts)
+    table = selection.table()
+    last = len(table) - 1
+    assert best_neuron(site.artifacts, selection) == tuple(table.loc[0, ["layer", "neuron"]]), "the strongest"
+    table = table.assign(q=0.01, calibrated=True, auprc=0.2)
+    table.loc[last, "auprc"] = 0.5
+    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    assert best_neuron(site.artifacts, selection) == tuple(table.loc[last, ["layer", "neuron"]])
+    table.assign(calibrated=False).to_csv(site.artifacts.path / "neurons.csv", index=False)
+    with pytest.raises(ValueError, match="no class-specific neuron passes the calibration"):
+        best_neuron(site.artifacts, selection)
+    site.build()
+    assert site.entry()["best"] is None
+
+
+def test_a_filtered_clip_holds_the_times_and_frequencies_of_the_map():
+    axis = FrequencyAxis(small_m2d())
+    mel = [f / 200 * 3 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4) for f in (50, 250, 1000, 4000, 8000)]
+    heights = [(m - mel[0]) / (mel[-1] - mel[0]) for m in mel[1:-1]]  # Slaney's scale
+    assert [tick for tick, _ in axis.ticks()] == [250, 1000, 4000]
+    assert np.allclose([height for _, height in axis.ticks()], heights, atol=0.02)
+    t = np.arange(2 * RATE) / RATE
+    low, high = 0.2 * np.sin(2 * np.pi * 300 * t), 0.2 * np.sin(2 * np.pi * 5000 * t)
+    levels = np.zeros((5, 20))
+    levels[0, :10] = 1.0  # low frequencies, first second
+    sound = axis.filtered((low + high).astype(np.float32), RATE, levels, 2.0)
+    first, second = sound[2000 : RATE - 2000], sound[RATE + 2000 :]
+    assert len(sound) == 2 * RATE and np.abs(sound).max() == pytest.approx(np.abs(low + high).max())
+    assert np.corrcoef(first, low[2000 : RATE - 2000])[0, 1] > 0.99 and np.abs(second).max() < 1e-3
+
+
 @pytest.mark.parametrize("kind", ["mp3", "wav"])
 def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
     if kind == "wav":
@@ -292,25 +349,13 @@ def site(built: Site, tmp_path: Path) -> Site:
 
 
 def check_record(record: dict[str, Any], pair: dict[str, Any]) -> None:
-    """What the page reads of a record."""
-    assert record["v"] == SCHEMA
-    assert {"l", "n", "own", "aape", "rank", "density", "bars", "clips"} <= set(record)
-    classes, clips, bars = len(pair["classes"]), len(record["clips"]), record["bars"]
-    assert all(0 <= c < classes for c in record["own"])
-    shown = classes if bars["c"] is None else len(bars["c"])
-    assert all(len(decoded(bars[key], "u1")) == shown for key in {"p", "low", "high"} & set(bars))
-    if "attribution" in record:
-        assert all(len(decoded(record["attribution"][by], "<f4")) == shown for by in ("zero", "mean"))
-        assert len(record["attribution"]["rank"]) == len(record["own"])
+    """References of a record exist, and it is small."""
+    assert record["v"] == SCHEMA and {*record["flags"]} <= {"padding", "position"}
     for number, role, share in record["clips"]:
         assert 0 <= number < len(pair["clips"]) and 0 <= role <= 7 and 0 <= share <= 1
     if "maps" in record:
-        cells = pair["grid"][0] * pair["grid"][1] * clips
-        assert len(decoded(record["maps"], "u1")) == (cells + 1) // 2 and record["top"] >= 0
-    if clips:
-        assert [len(side) for side in record["histogram"]] == [16, 16]
-        assert all(-1 <= r <= 1 for *_, r in record["near"])
-        assert record["groups"] is None or 0 <= record["groups"] <= 1
+        cells = pair["grid"][0] * pair["grid"][1] * len(record["clips"])
+        assert len(decoded(record["maps"], "u1")) == (cells + 1) // 2
     assert len(json.dumps(record, separators=(",", ":"))) <= 8000
 
 
@@ -325,6 +370,8 @@ def check_site(out: Path) -> None:
         for sound_file, image, seconds, c, *_ in pair["clips"]:
             assert c < len(pair["classes"]) and seconds <= pair["seconds"]
             assert all((out / "clips" / name).stat().st_size > 0 for name in (sound_file, image))
+        filtered = [record["filtered"] for record in records_of(out, entry["folder"]) if "filtered" in record]
+        assert all((out / "clips" / name).stat().st_size > 0 for name in filtered)
         records = records_of(out, entry["folder"])
         paged = {(int(layer), n) for layer, neurons in pair["pages"].items() for n in neurons}
         assert {(r["l"], r["n"]) for r in records} == paged
@@ -359,7 +406,10 @@ def test_a_site_is_complete_and_says_what_the_artifacts_say(built: Site):
             assert abs(rates[i, layer, neuron] - share) < 1e-3
             assert said == [artifacts.labels[i], artifacts.groups[i], artifacts.splits[i]]
             assert abs(seconds - soundfile.info(built.task.audio_dir / file).duration) < 1e-3
-        assert record["rank"] == 1 + (selection.entropy < selection.entropy[layer, neuron]).sum()
+        is_lower = selection.entropy < selection.entropy[layer, neuron]
+        passes = selection.probabilities.max(axis=2) > selection.weak_threshold
+        rank = [1 + (is_lower & passes).sum(), passes.sum()]
+        assert record["eligible"] == (rank if passes[layer, neuron] else None)
         assert sum(map(sum, record["histogram"])) == len(artifacts.labels)
         for by, values in attributed.items():
             said = decoded(record["attribution"][by], "<f4")
@@ -552,13 +602,15 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
     change = {"class": name, "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
     silenced = {"layer": first.layer, "neuron": first.neuron}
-    pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
+    changes = [where | change | {"kind": kind} for kind in ("mean", "zero", "zero, index plus one")]
+    pd.DataFrame(changes).to_csv(study / "ablation_effects.csv", index=False)
     pd.DataFrame([where | silenced]).to_csv(study / "ablation_neurons.csv", index=False)
     site.build()
     pair = site.pair()
     rows = [[name, "accuracy", 50.0, -12.5, None, None, None, None, None]]
     neurons_of_set = {"neurons": [[first.layer, first.neuron]], "size": None}
-    assert pair["effects"] == [{"target": name, "mode": "specific", **neurons_of_set, "rows": rows}]
+    mean = {"target": name, "mode": "specific", "kind": "mean", **neurons_of_set, "rows": rows}
+    assert pair["effects"] == [mean, mean | {"kind": "zero"}]
     assert np.allclose(decoded(pair["members"]["auprc"], "<f4"), 0.4)
     assert np.isnan(decoded(pair["members"]["f1"], "<f4")).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()

@@ -53,8 +53,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     table["q"] = np.round(np.random.default_rng(0).uniform(0.001, 0.03, len(table)), 5)
     is_large = table.p - table.p_outside >= LEAST
     table["calibrated"] = (table.q < LEVEL) & is_large
-    verdicts = ["✓ above chance", "by little"]
-    table["verdict"] = np.select([table.calibrated, (table.q < LEVEL) & ~is_large], verdicts, "within chance")
+    verdicts = ["✓ significant and large", "significant but small"]
+    table["verdict"] = np.select([table.calibrated, (table.q < LEVEL) & ~is_large], verdicts, "not significant")
     table.to_csv(site.artifacts.path / "neurons.csv", index=False)
     study, where = site.out.parent, {"task": "sounds", "model": "small", "target": "A", "mode": "specific"}
     level = {"task": "sounds", "effect": LEAST, "q_level": LEVEL}
@@ -128,13 +128,21 @@ def test_from_the_first_page_to_a_class_and_a_neuron_and_along_the_list(page, si
     assert page.inner_text("h1") == NAMES[0]
     settled(page, lambda: page.click("tbody a >> nth=0"))
     assert page.inner_text("h1").startswith("Layer") and page.locator("figure.clip").count() >= 15
-    page.wait_for_function("document.body.innerText.includes('untrained twin:')")  # where it would rank there
+    page.wait_for_function("document.body.innerText.includes('in the untrained twin')")  # where it would rank there
     show(page, site.out, **address(neuron))
     assert page.inner_text("h1") == heading_of(neuron)
     said = page.inner_text("main")
-    for part in ("on clips held out", "0.42", "0.31", "0.23", "silenced alone", "a target (specific)", "-12.5 points"):
+    for part in (
+        "on held-out clips",
+        "0.42",
+        "0.31",
+        "0.23",
+        "silencing this neuron alone",
+        "a target (specific), replaced by",
+        "-12.5 points",
+    ):
         assert part in said
-    rank = page.locator("section:has-text('silenced alone') tbody tr >> nth=0").inner_text().split()[-1]
+    rank = page.locator("section:has-text('silencing this neuron alone') tbody tr >> nth=0").inner_text().split()[-1]
     assert rank in {f"{r:,}" for r in neuron["attribution"]["rank"]}
     key = "ArrowRight" if page.locator("#next").count() else "ArrowLeft"
     settled(page, lambda: page.keyboard.press(key))
@@ -158,6 +166,13 @@ def test_sounds_play_the_cursor_moves_and_one_sounds_at_a_time(page, site, neuro
     page.wait_for_function("document.querySelectorAll('audio')[1].currentTime > 0")
     assert page.evaluate("document.querySelectorAll('audio')[0].paused")
     page.wait_for_function("document.querySelectorAll('audio')[1].ended")
+    meter = page.evaluate("parseFloat(document.querySelectorAll('.meter i')[1].style.width)")
+    assert meter == 0, "it rests when nothing sounds"
+    original = page.get_attribute("audio >> nth=0", "src")
+    page.click("text=Filtered by this neuron")
+    page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
+    assert page.get_attribute("audio >> nth=0", "src") == f"clips/{neuron['filtered']}" != original
+    page.wait_for_function("document.querySelector('audio').ended")
     page.keyboard.press("p")  # all of the most active, one after the other
     page.wait_for_function("document.querySelectorAll('audio')[2].currentTime > 0.02")
 
@@ -180,6 +195,46 @@ def test_the_overlay_is_the_records_map_and_can_be_switched_off(page, site, neur
     assert not overlay.is_visible() and not page.is_checked("[data-maps]")
     page.check("[data-maps]")
     assert overlay.is_visible()
+
+
+def test_the_meter_and_the_most_active_second_follow_the_map(page, site, neuron):
+    show(page, site.out, **address(neuron))
+    rows, columns = site.pair()["grid"]
+    levels = levels_of(neuron["maps"])[: len(neuron["clips"]) * rows * columns].reshape(-1, rows, columns)
+    course = levels.mean(axis=1)
+    shown = page.evaluate(
+        "async ([layer, n]) => { const pair = await pairOf(index.pairs[0]), record = await recordOf(pair, layer * pair.width + n); "
+        "return record.clips.map((_, place) => courseOf(pair, record, place)); }",
+        [neuron["l"], neuron["n"]],
+    )
+    assert np.allclose(shown, course / course.max(), atol=1e-6)
+    seconds = page.evaluate(
+        "[4, 1.2].map((s) => mostActiveSecond({ map_seconds: 4 }, [0, 0, 0.2, 0, 1, 0.5, 0, 0.1], s))"
+    )
+    assert seconds == [2, None]
+
+
+def test_the_first_clips_hide_their_class_until_they_are_played(page, site):
+    show(page, site.out)
+    label = page.locator("figure.clip .what").first
+    assert not label.is_visible() and page.locator("figure.secret").count() == 3
+    page.locator("button.play").first.click()
+    label.wait_for(state="visible")
+    page.click("text=Reveal the classes")
+    assert page.locator("figure.secret").count() == 0
+
+
+def test_a_search_finds_classes_of_every_task_and_takes_a_space_for_an_underscore(page, site, tmp_path):
+    def rename(index: dict[str, Any]) -> None:
+        index["pairs"][1]["classes"][0][0] = "sea_waves"
+
+    out = changed(site, tmp_path / "atlas", "index", rename)
+    show(page, out, m="small", t="sounds", find=1, q="sea wave")
+    assert page.locator(".chips a").all_inner_texts() == ["sea_waves other"]
+    show(page, site.out, m="twin", t="sounds")
+    page.fill("#search", "low")
+    settled(page, lambda: page.keyboard.press("Enter"))
+    assert page.inner_text("h1") == "low" and "untrained twin" in page.inner_text(".trail")
 
 
 def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site, tmp_path):
@@ -236,11 +291,11 @@ def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
                 assert float(q) == pytest.approx(wanted.q, rel=0.06) and verdict == wanted.verdict
     titles = page.evaluate("[...document.querySelectorAll('tbody td:nth-child(7) span')].map((e) => e.title)")
     assert {title for title in titles if title} == {
-        f"q below {LEVEL} and at least {LEAST} more active than in the rest"
+        f"q below {LEVEL}, and p larger than in the other classes by at least {LEAST}"
     }
     show(page, site.out, m="small", t="sounds", l=table.layer[0], n=table.neuron[0])
-    said = page.inner_text("section:has(h2:has-text('Taken away with others'))")
-    assert "1.8 neurons put to their mean together" in said and "in 4 of the 5 folds" in said
+    said = page.inner_text("section:has(h2:has-text('Silenced together with others'))")
+    assert "1.8 neurons are silenced together" in said and "in 4 of the 5 folds" in said
 
 
 @pytest.mark.parametrize("table_is", ["complete", "the largest of each neuron"])
@@ -288,7 +343,7 @@ def test_what_a_page_says_of_contrasts_ranks_and_groups(page, mixed, site, neuro
         own = [f"{first}, its strongest class", first, "its 2 classes"][classes]
         show(page, of_mixed.out, **address(record))
         said = page.inner_text("main")
-        assert f"Outside {own}, these excite it most" in said and f"Among clips of {own}, these" in said
+        assert f"Among clips that are not of {own}, the neuron" in said and f"Among clips of {own}, the neuron" in said
         assert f"{own} ({sum(record['histogram'][0])} clips)" in said
     dead = next(n for n in range(256) if n not in select(site.artifacts, rate=0.05).table().neuron.to_numpy())
 
@@ -300,14 +355,14 @@ def test_what_a_page_says_of_contrasts_ranks_and_groups(page, mixed, site, neuro
 
     silenced = changed(site, tmp_path / "atlas", "small-sounds/pair", silence)
     show(page, silenced, m="small", t="sounds", l=0, n=dead)
-    page.wait_for_function("document.body.innerText.includes('untrained twin: –')")
+    page.wait_for_function("document.body.innerText.includes('would rank – in the untrained twin')")
     assert page.inner_text("dl.facts div:has-text('Rank of its AAPE') dd").split("\n")[0] == "–"
     assert page.inner_text(".lead") == "Specific to no class here; it is never active on this task."
     ranks = "[0.5, 0.1, 3, Infinity].map((x) => rankOf(x, { sorted: [0.2, 0.5, 1], size: 3 }))"
     assert page.evaluate(ranks) == ["2 of 3", "1 of 3", "above all 3", "–"]
-    for share, said in ((0.1, None), (0.25, "Part of what it follows"), (0.5, "Most of what it follows")):
+    for share, said in ((0.1, None), (0.25, "Part of its response"), (0.5, "Most of its response")):
         text = page.evaluate(f"groupEffect({{ groups: {share}, crowd: [] }})[0].innerText")
-        assert said in text if said else "what it follows" not in text
+        assert said in text if said else "of its response" not in text
     for out, said in ((site.out, False), (silenced, True)):
         show(page, out, **address(neuron))
         assert ("The pictures are plain mel spectrograms" in page.inner_text("main")) is said
@@ -389,11 +444,11 @@ def test_every_kind_of_page_fits_a_phone_is_labelled_and_has_contrast(page, site
             assert page.evaluate(FAINT) == [], where
             assert page.locator("h1").count() == 1 and page.title()
             if "find" in where:  # the verdict is the last thing to be left out
-                assert page.locator("td:has-text('above chance')").first.is_visible()
+                assert page.locator("td:has-text('significant and large')").first.is_visible()
 
 
 UNLABELLED = """() => [...document.querySelectorAll("button, a, input, select, [role=img], img")].filter((e) =>
-  !(e.innerText || "").trim() && !e.getAttribute("aria-label") && !e.labels?.length && e.alt === undefined).map((e) => e.outerHTML)"""
+  e.checkVisibility({ visibilityProperty: true }) && !(e.innerText || "").trim() && !e.getAttribute("aria-label") && !e.labels?.length && e.alt === undefined).map((e) => e.outerHTML)"""
 # text whose contrast with what lies behind it is below 4.5 (WCAG 2 AA)
 FAINT = """() => {
   const rgb = (c) => c.match(/[\\d.]+/g).map(Number);

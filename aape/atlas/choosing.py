@@ -7,30 +7,28 @@ from typing import Any
 import numpy as np
 
 from aape.atlas.model_on_task import ModelOnTask
+from aape.atlas.scripts import rounded
 
-ROLES = (
-    "most active",
-    "1st quarter",
-    "2nd quarter",
-    "3rd quarter",
-    "4th quarter",
-    "most active elsewhere",
-    "least active inside",
-    "random",
-)
-MOST_ACTIVE, ELSEWHERE, INSIDE, RANDOM = 0, 5, 6, 7  # indices of some roles
+# Roles of clips on a page; 1 to 4 are examples of the four quarters of all clips, from the most active one downwards.
+MOST_ACTIVE, ELSEWHERE, INSIDE, RANDOM = 0, 5, 6, 7
 EXTREMES = (MOST_ACTIVE, ELSEWHERE, INSIDE)
+CANDIDATES = 20  # for the best neuron
 POOL = 48  # clips among which examples of all neurons are drawn, so that few clips need a sound
 
-Choice = list[tuple[int, int]]  # (clip, index into ROLES) of every clip that a page shows
+Choice = list[tuple[int, int]]  # (clip, role) of every clip that a page shows
 
 
 def neurons_with_pages(data: ModelOnTask, requested: Any, strongest: int) -> np.ndarray:
-    """Neurons that get a page, int64 [k, 2] by layer and neuron: the strongest of each class and those requested."""
+    """Neurons that get a page, int64 [k, 2] by layer and neuron: the strongest of each class and those requested.
+
+    The best neuron (`best_neuron`) is among them if there are pages of the strongest ones.
+    """
     top = data.table.groupby("c").head(strongest)
     top_neurons = top[["layer", "neuron"]].to_numpy(dtype=np.int64)
     requested = checked_neurons(data, [] if requested is None else requested)
-    return np.unique(np.concatenate([top_neurons, requested]), axis=0)
+    best = best_neuron(data) if strongest else None
+    best_pages = np.array([best[:2]] if best else [], dtype=np.int64).reshape(-1, 2)
+    return np.unique(np.concatenate([top_neurons, best_pages, requested]), axis=0)
 
 
 def checked_neurons(data: ModelOnTask, neurons: Any) -> np.ndarray:
@@ -51,19 +49,32 @@ def checked_neurons(data: ModelOnTask, neurons: Any) -> np.ndarray:
     return requested
 
 
-def best_neuron(data: ModelOnTask) -> tuple[int, int] | None:
-    """A neuron that is worth looking at first, as (layer, neuron); None if there is no class-specific neuron.
+def best_neuron(data: ModelOnTask, among: set[tuple[int, int]] | None = None) -> list[Any] | None:
+    """A neuron that is worth looking at first: the one that detects its class best on held-out clips (AUPRC).
 
-    It is the one that discriminates its class best on held-out clips (AUPRC) among those that are calibrated. Without
-    AUPRC it is the one with the largest difference of p inside and outside its class.
+    Where calibration is known, only neurons that pass it are considered. Without AUPRC, the neuron with the largest
+    difference of p inside and outside its class is taken. Neurons that prefer zero padding to sound are passed over.
+
+    Args:
+        data: the model on the task.
+        among: (layer, neuron) to choose from; None: all.
+
+    Returns:
+        [layer, neuron, class, AUPRC or None]; None if there is no such neuron.
     """
     table = data.table
+    if table.calibrated.notna().any():
+        table = table[table.calibrated == 1]
+    if among is not None:
+        pairs = zip(table.layer, table.neuron, strict=True)
+        table = table[[pair in among for pair in pairs]]
     if table.empty:
         return None
-    candidates = table[table.calibrated == 1] if (table.calibrated == 1).any() else table
-    candidates = candidates.sort_values("auprc", ascending=False, kind="stable", na_position="last")
-    first = candidates.iloc[0]
-    return int(first.layer), int(first.neuron)
+    table = table.sort_values("auprc", ascending=False, kind="stable", na_position="last").head(CANDIDATES)
+    neurons = (table.layer * data.width + table.neuron).to_numpy()
+    listens = ~data.prefers_padding(neurons)
+    first = table[listens].iloc[0] if listens.any() else table.iloc[0]
+    return [int(first.layer), int(first.neuron), int(first.c), rounded(first.auprc, 3)]
 
 
 def choose_all(data: ModelOnTask, neurons: np.ndarray, counts: np.ndarray, clips: int) -> list[Choice]:

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from aape.artifacts.belonging import check_belong_together
 from aape.artifacts.folder import Artifacts
-from aape.atlas.choosing import Choice
+from aape.atlas.choosing import MOST_ACTIVE, Choice
+from aape.atlas.frequency import FrequencyAxis
 from aape.atlas.maps import BATCH, grid_of, maps_of_pairs, pooled
 from aape.atlas.sound import encoded, log_mel, picture, sound_name
 from aape.encoders.encoder import Encoder, full_precision
@@ -91,7 +92,11 @@ class ClipPass:
         self.sounds = sounds
         self.requests: dict[int, list[tuple[int, int]]] = {}  # clip -> (neuron's place in `neurons`, map's place)
         self.maps = 0
+        self.to_filter: set[int] = set()  # places of maps by which their clips are filtered
+        self.axis = FrequencyAxis(self.encoder)
         for k, choice in enumerate(choices):
+            if choice and choice[0][1] == MOST_ACTIVE:
+                self.to_filter.add(self.maps)
             for clip, _ in choice:
                 self.requests.setdefault(clip, []).append((k, self.maps))
                 self.maps += 1
@@ -109,7 +114,7 @@ class ClipPass:
             size = int(np.clip(MAP_VALUES // (most * cells), 1, BATCH))
         return {str(start): order[start : start + size] for start in range(0, len(order), size)}
 
-    def run(self, folder: Path, name: str) -> tuple[list[list[Any]], np.ndarray | None]:
+    def run(self, folder: Path, name: str) -> tuple[list[list[Any]], np.ndarray | None, dict[int, str]]:
         """Make sounds, pictures and maps.
 
         Args:
@@ -117,10 +122,12 @@ class ClipPass:
             name: of the progress bar.
 
         Returns:
-            [sound, picture, seconds] of each clip of `clips`; float16 maps [all requests, frequency, time] or None.
+            [sound, picture, seconds] of each clip of `clips`; float16 maps [all requests, frequency, time] or None; and the
+            sound files of filtered clips by the place of their map.
         """
         maps = None if self.grid is None else np.zeros((self.maps, *self.grid.shape), np.float16)
         files: dict[int, list[Any]] = {}
+        filtered: dict[int, str] = {}
         key = [self.artifacts.manifest["checksums"], self.grid and self.grid.shape]
         requests = {}
         for batch, clips in self.batches.items():
@@ -132,8 +139,9 @@ class ClipPass:
                 if maps is not None:
                     places = [place for clip in clips for _, place in self.requests[clip]]
                     maps[places] = result["maps"]
+                    filtered |= zip(result["filtered_places"].tolist(), result["filtered"].tolist(), strict=True)
                 bar.update(len(clips))
-        return [files[clip] for clip in self.clips], maps
+        return [files[clip] for clip in self.clips], maps, filtered
 
     def _compute(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """The results of some batches; their sounds and pictures are written."""
@@ -147,7 +155,8 @@ class ClipPass:
             files = [self._write(clip, *clip_wave) for clip, *clip_wave in zip(clips, waves, valid, strict=True)]
             result = {"files": np.array(json.dumps(files))}
             if self.grid is not None:
-                result["maps"] = self._maps(self.grid, clips, waves, check=name == names[0])
+                maps = self._maps(self.grid, clips, waves, check=name == names[0])
+                result |= {"maps": maps, **self._filtered(self.grid, clips, waves, valid, maps)}
             yield result
 
     def _maps(self, grid: MapGrid, clips: list[int], waves: np.ndarray, check: bool) -> np.ndarray:
@@ -157,15 +166,37 @@ class ClipPass:
         maps = maps_of_pairs(self.encoder, torch.from_numpy(waves), asked[:, 0], neurons, stop=not check)
         return pooled(maps[..., : grid.columns], *grid.shape).astype(np.float16)
 
+    def _filtered(
+        self, grid: MapGrid, clips: list[int], waves: np.ndarray, valid: np.ndarray, maps: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Write the most active clip of each neuron, filtered by the neuron's map; places of the maps, and file names."""
+        rate = self.encoder.sample_rate
+        places, names = [], []
+        rows = [(row, place) for row, clip in enumerate(clips) for _, place in self.requests[clip]]
+        for (row, place), levels in zip(rows, maps.astype(np.float32), strict=True):
+            if place not in self.to_filter:
+                continue
+            seconds = grid.cell_seconds * grid.columns
+            sound = self.axis.filtered(waves[row, : valid[row]], rate, levels, seconds)
+            places.append(place)
+            names.append(self._write_sound(sound))
+        return {"filtered_places": np.array(places, np.int64), "filtered": np.array(names, str)}
+
+    def _write_sound(self, wave: np.ndarray) -> str:
+        """Write a sound file unless it is there, and return its name."""
+        rate = self.encoder.sample_rate
+        name = sound_name(wave, rate)
+        if not (self.sounds / name).is_file():
+            self._keep(name, encoded(wave, rate))
+        return name
+
     def _write(self, clip: int, wave: np.ndarray, valid: int) -> list[Any]:
         """Write sound and picture of a clip; [name of the sound, name of the picture, seconds of sound]."""
         path = self.task.audio_dir / self.task.files[self.task_index[clip]]
         if sha256_of(path) != self.artifacts.manifest["clips"]["sha256"][clip]:
             raise ValueError(f"{path} has changed since its tokens were counted; collect again")
         rate = self.encoder.sample_rate
-        sound = sound_name(wave[:valid], rate)
-        if not (self.sounds / sound).is_file():
-            self._keep(sound, encoded(wave[:valid], rate))
+        sound = self._write_sound(wave[:valid])
         image = picture(log_mel(self.encoder, wave), len(wave) / rate)
         image_name = hashlib.sha256(image).hexdigest()[:16] + ".png"
         self._keep(image_name, image)

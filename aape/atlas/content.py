@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from aape.atlas.choosing import best_neuron
 from aape.atlas.clip_pass import ClipPass
 from aape.atlas.model_on_task import ModelOnTask
 from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
-from aape.atlas.sound import sound_format
 from aape.atlas.study_tables import SCORES, class_chance, effects, task_chance
 from aape.atlas.titles import Titles
 
@@ -91,8 +90,8 @@ def _clips(data: ModelOnTask, clip_pass: ClipPass, files: Sequence[list[Any]]) -
     rows = zip(*[column.tolist() for column in columns], strict=True)
     content: dict[str, Any] = {
         "seconds": clip_pass.task.clip_seconds,
-        "sound": sound_format(clip_pass.encoder.sample_rate),
         "own_picture": clip_pass.encoder.log_mel is not None,
+        "ticks": clip_pass.axis.ticks(),
         "clips": [[*file, *row] for file, row in zip(files, rows, strict=True)],
     }
     if clip_pass.grid is not None and shown:
@@ -118,13 +117,17 @@ def class_rows(data: ModelOnTask, titles: Titles) -> list[dict[str, Any]]:
     return rows
 
 
-def index_entry(data: ModelOnTask, titles: Titles, classes: list[dict[str, Any]]) -> dict[str, Any]:
+def index_entry(
+    data: ModelOnTask, titles: Titles, classes: list[dict[str, Any]], records: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """What the first page says of this model on this task."""
     artifacts, table = data.artifacts, data.table
     chance = task_chance(artifacts, titles.task, titles.model)
     if len(table) and table.calibrated.notna().all():  # after `dissect` neurons.csv is the only table
         calibrated = table[table.calibrated == 1]
         chance["calibrated_neurons"] = len(calibrated.drop_duplicates(["layer", "neuron"]))
+    unflagged = {(record["l"], record["n"]) for record in records if not record["flags"]}
+    best = best_neuron(data, unflagged)
     return {
         "folder": titles.folder,
         "m": titles.model,
@@ -139,16 +142,5 @@ def index_entry(data: ModelOnTask, titles: Titles, classes: list[dict[str, Any]]
         "selected": int(data.selection.selected.sum()),
         "coverage": rounded(data.selection.coverage),
         "chance": chance,
-        "best": _best(table),
+        "best": best,
     }
-
-
-def _best(table: pd.DataFrame) -> list[Any] | None:
-    """[layer, neuron, class, p - p outside] of the neuron to start with: the strongest, of one class only if possible."""
-    single = table[~table.duplicated(["layer", "neuron"], keep=False)]
-    if single.empty or (single.calibrated.iloc[0] != 1 and table.calibrated.iloc[0] == 1):
-        single = table
-    if single.empty:
-        return None
-    first = single.iloc[0]
-    return [int(first.layer), int(first.neuron), int(first.c), rounded(first.p - first.p_outside, 3)]

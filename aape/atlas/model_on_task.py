@@ -13,6 +13,7 @@ from aape.atlas.study_tables import with_q
 from aape.neurons.selection import Selection
 
 ROWS_READ = 256  # clips whose counts are read at a time
+PADDING_MARGIN = 0.1  # share of tokens by which a doubtful neuron is more active on padding than on sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,36 @@ class ModelOnTask:
     def counts(self, neurons: np.ndarray, clips: np.ndarray | None = None) -> np.ndarray:
         """Active tokens of some neurons in some clips (default: all), unsigned [clips, neurons]."""
         return self._columns(self.artifacts.counts, neurons, clips)
+
+    def padding_rates(self, neurons: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Share of active tokens on zero padding, and on everything else [k]; None if no padding was counted."""
+        path = self.artifacts.path / "padding_counts.npy"
+        if not self.has_counts or not path.is_file():
+            return None
+        on_padding = self._columns(np.load(path, mmap_mode="r"), neurons, None).sum(axis=0, dtype=np.int64)
+        everywhere = self.counts(neurons).sum(axis=0, dtype=np.int64)
+        padding = self.artifacts.padding_tokens.sum()
+        sound = self.tokens.sum() - padding
+        return on_padding / max(padding, 1), (everywhere - on_padding) / max(sound, 1)
+
+    def prefers_padding(self, neurons: np.ndarray) -> np.ndarray:
+        """Whether neurons are more active on zero padding than on sound by `PADDING_MARGIN`, bool [k]."""
+        rates = self.padding_rates(neurons)
+        if rates is None:
+            return np.zeros(len(neurons), dtype=bool)
+        on_padding, on_sound = rates
+        return on_padding > on_sound + PADDING_MARGIN
+
+    def rank_among_eligible(self) -> tuple[np.ndarray, int]:
+        """Rank of each neuron's AAPE among the neurons that pass the weak-response filter, and how many these are.
+
+        The rank is 1 for the lowest AAPE and 0 for a neuron that does not pass.
+        """
+        passes = (self.p.max(axis=1) > self.selection.weak_threshold) & np.isfinite(self.aape)
+        rank = np.zeros(len(self.aape), dtype=np.int64)
+        order = np.argsort(self.aape[passes], kind="stable")
+        rank[np.flatnonzero(passes)[order]] = 1 + np.arange(len(order))
+        return rank, len(order)
 
     def _columns(self, stored: np.ndarray, neurons: np.ndarray, clips: np.ndarray | None) -> np.ndarray:
         """Some rows and columns of a stored table [clips, L, N], read in blocks."""

@@ -55,6 +55,7 @@ def build_pair(
     clip_pass = None
     files: list[list[Any]] = []
     maps = None
+    filtered: dict[int, str] = {}
     clip_numbers: dict[int, int] = {}
     attribution: dict[str, np.ndarray] = {}
     if data.has_counts:
@@ -64,14 +65,14 @@ def build_pair(
         clip_pass = ClipPass(encoder, task, artifacts, pages, choices, grid, out / "clips")
         clip_numbers = {clip: i for i, clip in enumerate(clip_pass.clips)}
         attribution = attributed(encoder, artifacts) or {}
-        files, maps = clip_pass.run(kept, titles.folder)
+        files, maps, filtered = clip_pass.run(kept, titles.folder)
 
     folder.mkdir(exist_ok=True)
-    records = Records(data, neurons, counts, attribution).make(choices, clip_numbers, maps)
+    records = Records(data, neurons, counts, attribution).make(choices, clip_numbers, maps, filtered)
     for layer in np.unique(pages[:, 0]).tolist():
         of_layer = {str(record["n"]): record for record in records if record["l"] == layer}
         write_script(out, f"{titles.folder}/L{layer:02}", {"v": SCHEMA, "records": of_layer})
     classes = class_rows(data, titles)
     write_script(out, f"{titles.folder}/pair", pair_content(data, titles, pages, classes, clip_pass, files))
     forget(kept)
-    return index_entry(data, titles, classes)
+    return index_entry(data, titles, classes, records)

@@ -80,3 +80,20 @@ def crowd(rates: np.ndarray, groups: np.ndarray) -> list[tuple[int, int]]:
     group, clips = np.unique(groups[active], return_counts=True)
     order = np.argsort(-clips, kind="stable")[:3]
     return [(int(group[i]), int(clips[i])) for i in order if clips[i] > 1]
+
+
+def time_profile(maps: np.ndarray) -> tuple[np.ndarray, float]:
+    """When a neuron is active, averaged over clips, and how far its time course is the same in every clip.
+
+    Args:
+        maps: activations above 0 of one neuron [clips, frequency, time].
+
+    Returns:
+        Mean activation [time] relative to its largest value; and the share of the variance within clips that all clips
+        have in common, which is about 1 / clips for a neuron that ignores the position in the clip.
+    """
+    courses = maps.mean(axis=1)  # [clips, time]
+    profile = courses.mean(axis=0)
+    within = courses - courses.mean(axis=1, keepdims=True)
+    share = within.mean(axis=0).var() / max(float(within.var()), 1e-12)
+    return profile / max(float(profile.max()), 1e-12), float(share)

@@ -10,11 +10,12 @@ import numpy as np
 from aape.atlas.choosing import Choice
 from aape.atlas.maps import packed
 from aape.atlas.model_on_task import ModelOnTask
-from aape.atlas.profiles import chance_bands, crowd, histogram, nearest
+from aape.atlas.profiles import chance_bands, crowd, histogram, nearest, time_profile
 from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
 from aape.neurons.pvalues import share_of_groups
 
 BARS = 64  # classes in a record's bars; of more classes, those with the largest p
+POSITION_SHARE = 0.5  # of the variance within clips that all clips have in common: a neuron above it is flagged
 
 
 class Records:
@@ -33,7 +34,9 @@ class Records:
         self.data = data
         self.neurons = neurons
         self.effects = {by: effect.reshape(data.p.shape) for by, effect in attribution.items()}
-        self.rank = 1 + np.argsort(np.argsort(data.aape, kind="stable"), kind="stable")
+        self.eligible_rank, self.eligible = data.rank_among_eligible()
+        self.padding = data.padding_rates(neurons)
+        self.prefers_padding = data.prefers_padding(neurons)
         self.class_weight = np.full(data.p.shape[1], 1 / data.p.shape[1])
         if not data.has_counts:
             return
@@ -47,7 +50,11 @@ class Records:
             self.nearest = nearest(data, neurons)
 
     def make(
-        self, choices: Sequence[Choice], clip_numbers: Mapping[int, int], maps: np.ndarray | None
+        self,
+        choices: Sequence[Choice],
+        clip_numbers: Mapping[int, int],
+        maps: np.ndarray | None,
+        filtered: Mapping[int, str],
     ) -> list[dict[str, Any]]:
         """One record per neuron.
 
@@ -55,6 +62,7 @@ class Records:
             choices: clips and their roles, per neuron.
             clip_numbers: clip -> its place in the list of clips that pages show.
             maps: of all chosen clips, one neuron after the other [all, frequency, time], or None.
+            filtered: place of a map -> sound file of its clip, filtered by the map.
         """
         records = []
         first = 0
@@ -64,10 +72,12 @@ class Records:
                 record |= self._from_clips(k, choice, clip_numbers)
             if self.effects:
                 record["attribution"] = self._attribution(k)
-            if maps is not None:
-                own_maps = maps[first : first + len(choice)].astype(np.float32)
-                top = float(own_maps.max(initial=0.0))
-                record |= {"top": rounded(top), "maps": packed(own_maps, top)}
+            if maps is not None and choice:
+                record |= self._from_maps(maps[first : first + len(choice)].astype(np.float32))
+                if record["position"] > POSITION_SHARE:
+                    record["flags"].append("position")
+                if first in filtered:
+                    record["filtered"] = filtered[first]
             first += len(choice)
             records.append(record)
         return records
@@ -87,16 +97,29 @@ class Records:
         if self.data.has_counts:
             bars |= {"low": bytes_of(self.low[classes, k]), "high": bytes_of(self.high[classes, k])}
         layer, number = divmod(neuron, self.data.width)
+        eligible_rank = int(self.eligible_rank[neuron])
         return {
             "v": SCHEMA,
             "l": layer,
             "n": number,
             "own": self.data.contrast_classes(neuron).tolist(),
             "aape": rounded(self.data.aape[neuron], 5),
-            "rank": int(self.rank[neuron]),
+            "eligible": [eligible_rank, self.eligible] if eligible_rank else None,
             "density": rounded(p @ self.class_weight, 3),
             "bars": bars,
             "clips": [],
+            "flags": ["padding"] if self.prefers_padding[k] else [],
+        }
+
+    def _from_maps(self, maps: np.ndarray) -> dict[str, Any]:
+        """Where the neuron is active in its clips [clips, frequency, time]."""
+        top = float(maps.max())
+        profile, share = time_profile(maps)
+        return {
+            "top": rounded(top),
+            "maps": packed(maps, top),
+            "profile": bytes_of(profile),
+            "position": rounded(share, 2),
         }
 
     def _from_clips(self, k: int, choice: Choice, clip_numbers: Mapping[int, int]) -> dict[str, Any]:
@@ -106,7 +129,11 @@ class Records:
         inside = data.is_inside(data.contrast_classes(int(self.neurons[k])))
         share = rounded(self.group_share[k], 3)  # None where every clip is a group of its own
         groups = [] if share is None else crowd(rates, data.groups)
-        return {
+        found: dict[str, Any] = {}
+        if self.padding is not None:
+            on_padding, on_sound = (values[k] for values in self.padding)
+            found["padding"] = [rounded(on_padding, 3), rounded(on_sound, 3)]
+        return found | {
             "clips": [[clip_numbers[clip], role, rounded(rates[clip], 3)] for clip, role in choice],
             "histogram": histogram(rates, inside),
             "groups": share,

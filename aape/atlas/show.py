@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from aape.artifacts.folder import Artifacts
+from aape.atlas import choosing
 from aape.atlas.build import default_titles
+from aape.atlas.model_on_task import ModelOnTask
 from aape.atlas.pair import build_pair
 from aape.atlas.scripts import SCHEMA, read_script, script_text
 from aape.atlas.titles import Titles
@@ -65,12 +67,14 @@ def show_neuron(
 
     Args:
         artifacts, encoder, task, clips, selection: as in `build_atlas`.
-        layer, neuron: counted from 0.
+        layer, neuron: counted from 0. The default is the neuron that detects its class best on held-out clips.
 
     Raises:
         ValueError, BadClip: as `build_atlas`.
     """
     selection = selection or select(artifacts)
+    if layer is None or neuron is None:
+        layer, neuron = best_neuron(artifacts, selection)
     titles = default_titles(artifacts, encoder, task)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
@@ -80,6 +84,18 @@ def show_neuron(
         page = _one_page(out, titles, entry, record)
     classes = tuple(selection.classes[c] for c in record["own"])
     return NeuronPage(record, classes, page)
+
+
+def best_neuron(artifacts: Artifacts, selection: Selection) -> tuple[int, int]:
+    """The neuron that is worth looking at first, as (layer, neuron), see `aape.atlas.choosing.best_neuron`.
+
+    Raises:
+        ValueError: the selection has no class-specific neuron, or none that passes the calibration.
+    """
+    best = choosing.best_neuron(ModelOnTask.load(artifacts, selection))
+    if best is None:
+        raise ValueError(f"{artifacts.path}: no class-specific neuron passes the calibration; give layer and neuron")
+    return best[0], best[1]
 
 
 def _one_page(out: Path, titles: Titles, entry: Mapping[str, Any], record: Mapping[str, Any]) -> str:

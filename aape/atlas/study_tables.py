@@ -14,6 +14,7 @@ from aape.artifacts.folder import Artifacts
 from aape.atlas.scripts import rounded
 
 KEY = ["layer", "neuron", "class"]
+KINDS = ("mean", "zero")  # ways of silencing; other kinds in the tables are controls
 SCORES = ("auprc", "f1", "iou")
 CHANGE = ("before", "effect", "active_mean", "active_low", "active_high", "active_p", "active_q")
 CHANCE = (
@@ -38,6 +39,7 @@ def study_tables(artifacts: Artifacts, task: str) -> dict[str, Path]:
         "classes": study / "class_level_neuron_statistics.csv",
         "task": study / f"task_level_neuron_statistics_{model}.csv",
         "seeds": study / f"task_level_neuron_statistics_{model_of_seeds}.csv",  # one for all seeds
+        "dissection": study / "classes.csv",  # what `dissect` writes instead
         "effects": study / "ablation_effects.csv",
         "silenced": study / "ablation_neurons.csv",
     }
@@ -88,6 +90,9 @@ def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[
     """By class name: neurons under permuted labels, their mean and 95 % range, where the analysis has them."""
     table = _read(study_tables(artifacts, task)["classes"], {"class"}, task=task, model=model)
     rows = _numbers(table, "null_mean", "null_low", "null_high")
+    if table.empty:
+        table = _read(study_tables(artifacts, task)["dissection"], {"class"})
+        rows = _numbers(table, "by_chance", "", "")
     return {name: [rounded(value) for value in row] for name, row in zip(table["class"], rows, strict=True)}
 
 
@@ -107,23 +112,25 @@ def task_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, float 
 
 
 def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]:
-    """Sets of neurons that the ablation replaced by their mean, and what changed in the targeted classes.
+    """Sets of neurons that the ablation silenced, and what changed in the targeted classes.
 
     Returns:
-        For each set its target, mode, neurons (of any fold), size (neurons that are replaced together, mean over folds)
-        and rows of [class, measure, *CHANGE]. With several folds also how many there are and in how many of them each
+        For each set its target, mode, kind (how it was silenced: "mean" or "zero"), neurons (of any fold), size (neurons
+        that are silenced together, mean over folds) and rows of [class, measure, *CHANGE]. With several folds also how many there are and in how many of them each
         neuron was chosen.
     """
     paths = study_tables(artifacts, task)
     silenced = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
     silenced = silenced.astype({"layer": int, "neuron": int})
-    columns = {"target", "mode", "class", "measure"}
-    changes = _read(paths["effects"], columns, task=task, model=model, kind="mean", targeted="True")
+    columns = {"target", "mode", "kind", "class", "measure"}
+    changes = _read(paths["effects"], columns, task=task, model=model, targeted="True")
+    changes = changes[changes.kind.isin(KINDS)]
     sets = []
-    for (target, mode), rows in changes.groupby(["target", "mode"], sort=False):
+    for (target, mode, kind), rows in changes.groupby(["target", "mode", "kind"], sort=False):
         members = silenced[(silenced.target == target) & (silenced["mode"] == mode)]
         chosen = members.groupby(["layer", "neuron"], sort=False).size()  # a row for every fold
-        found: dict[str, Any] = {"target": target, "mode": mode, "neurons": [list(pair) for pair in chosen.index]}
+        found: dict[str, Any] = {"target": target, "mode": mode, "kind": kind}
+        found["neurons"] = [list(pair) for pair in chosen.index]
         found["size"] = rounded(_numbers(rows, "neurons")[0, 0])
         found["rows"] = []
         for name, measure, values in zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True):
