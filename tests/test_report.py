@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from aape.study.experiment import TABLES
 
+from aape.study.experiment import TABLES
 from aape.study.study import Study
 from notebooks_src import findings, report
 
