@@ -34,7 +34,7 @@ from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task
 from aape.study.ablation import ablate
 from aape.study.ablation_result import AblationResult, load_result, read_text_table
-from aape.study.effects import against_controls
+from aape.study.effects import AT, against_controls
 from aape.study.experiment import TABLES
 from aape.study.loading import load_encoder, load_task
 from aape.study.study import AblationTarget, Study
