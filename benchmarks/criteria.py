@@ -21,9 +21,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
 
-from aape.causal.trials import MEASURES
-
 from aape.artifacts.folder import load_artifacts
+from aape.causal.runner import MEASURES
 from aape.criteria.comparing import Comparison, NothingToCompare, compare_criteria, draw_classes
 from aape.criteria.ranking import CRITERIA
 from aape.figures.criteria import criteria

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_ablation as toy
 
-import tests.test_ablation as toy
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
 from aape.criteria.comparing import CONTROLS, NothingToCompare, compare_criteria, draw_classes, strongest
