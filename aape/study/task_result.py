@@ -61,7 +61,7 @@ class TaskResult:
         """A result from the cache."""
         row, *tables = json.loads(str(arrays["text"])).values()
         neurons, classes, sensitivity = map(pd.DataFrame, tables)
-        drawn = Drawn(*(arrays[field.name] for field in fields(Drawn))) if "tested" in arrays else None
+        drawn = Drawn(*(arrays[field.name] for field in fields(Drawn))) if "moved" in arrays else None
         return cls(arrays["members"], arrays["calibrated"], row, neurons, classes, sensitivity, drawn)
 
 
