@@ -29,10 +29,11 @@ from tqdm.auto import tqdm
 from aape.neurons.permuting import THREADS, Units, UnitSums, permuted_labels
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.selection import Rule, choose
-from aape.neurons.statistic import BLOCK, NOT_TESTED, PairStatistic, at_least
+from aape.neurons.statistic import BLOCK, PairStatistic, at_least
 
 LEAST_PERMUTATIONS = 20
 SCALE_PERMUTATIONS = 50  # at most, for the scale of the class-level test
+LEAST_RARITY = 8  # in halves: a share of 1/16; pairs that are less rare say nothing
 SCALE_SEED = 1 << 32  # added to the seed, so that these permutations are others
 
 
@@ -166,9 +167,9 @@ class ClassEvidence:
     """How remarkable the most extreme pairs of a class are: the statistic of the class-level test.
 
     The rarity of a pair is how often chance halves before it gives such a z: -log2 of the share of pairs of the same bin
-    that are at least as large under some permutations of their own, in halves. For a class, n pairs of rarity r or more are
-    n * 2**r times as many as one pair of rarity 0, and the evidence is the largest such number over r. (Divided by the
-    number of pairs it is the reciprocal of the class's smallest Benjamini-Hochberg q.) Labels do not enter the scale, so
+    that are at least as large under some permutations of their own, in halves. If a class has n pairs of rarity r or more,
+    n * 2**r is how many pairs chance would need for that, and the evidence is the largest such number over r. (Divided by
+    the number of pairs it is the reciprocal of the class's smallest Benjamini-Hochberg q.) Labels do not enter the scale, so
     that the evidence of every labelling is the same function of its clips.
     """
 
@@ -180,16 +181,17 @@ class ClassEvidence:
                     pairs += statistic.count(cells)
         as_large = at_least(pairs)
         share = (1 + as_large) / (1 + as_large[:, :1])
-        halves = np.floor(-2 * np.log2(share)).astype(np.int64).reshape(-1)
-        self.rarity = np.append(halves, 0)  # by cell; the last one is for NOT_TESTED, which is -1
+        halves = np.floor(-2 * np.log2(share)).astype(np.uint8).reshape(-1)
+        self.rarity = np.append(halves, np.uint8(0))  # by cell; the last one is for NOT_TESTED, which is -1
         self.levels = int(self.rarity.max()) + 1
 
     def count(self, cells: np.ndarray) -> np.ndarray:
-        """Pairs of each class and rarity, int64 [classes, levels], from cells [classes, neurons]."""
-        classes = len(cells)
-        index = self.rarity[cells] + np.arange(classes)[:, None] * self.levels
-        pairs = np.bincount(index[cells != NOT_TESTED], minlength=classes * self.levels)
-        return pairs.reshape(classes, self.levels)
+        """Rare pairs of each class and rarity, int64 [classes, levels], from cells [classes, neurons]."""
+        rarity = self.rarity[cells]
+        class_index, neuron = np.nonzero(rarity >= LEAST_RARITY)
+        index = class_index * self.levels + rarity[class_index, neuron]
+        pairs = np.bincount(index, minlength=len(cells) * self.levels)
+        return pairs.reshape(len(cells), self.levels)
 
     def largest(self, pairs: np.ndarray) -> np.ndarray:
         """The evidence, float64 [classes], from the pairs of each class and rarity."""

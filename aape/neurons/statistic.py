@@ -61,8 +61,9 @@ class PairStatistic:
         self.sparsity = _sparsity_bins(self._fill(sums))
         size = _size_bins(np.where(moving, moving, max(moving.max(), 1)))
         first = (size[:, None] * SPARSITY_BINS + self.sparsity) * Z_CELLS
-        # nothing varies where nothing is tested: its z is 0, and its cell comes out as NOT_TESTED
+        # where nothing is tested, z is set to 0, so that its cell comes out as NOT_TESTED
         tested = units.tested[:, None] & (self.sparsity >= 0)
+        self.cells_per_token[~tested] = 0
         self.first_cell = np.where(tested, first, NOT_TESTED + Z_LOW / Z_STEP).astype(np.int32)
         self.cells = (int(size.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
