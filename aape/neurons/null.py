@@ -218,8 +218,12 @@ class _Labellings:
     """What is kept of every labelling, one row each; see `Null` for what the arrays mean."""
 
     def __init__(self, sums: UnitSums, rule: Rule, statistic: PairStatistic, class_evidence: ClassEvidence, total: int):
-        classes, most = sums.units.n_classes, round(rule.rate * sums.width)
-        self.sums, self.rule, self.statistic, self.class_evidence = sums, rule, statistic, class_evidence
+        classes = sums.units.n_classes
+        most = round(rule.rate * sums.width)
+        self.sums = sums
+        self.rule = rule
+        self.statistic = statistic
+        self.class_evidence = class_evidence
         self.below_uniform = np.empty((total, sums.width), dtype=np.float32)  # ln(classes) - AAPE
         self.histograms = np.zeros((total, statistic.cells), dtype=np.uint32)
         self.evidence = np.zeros((total, classes))
