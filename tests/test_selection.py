@@ -194,6 +194,7 @@ def test_where_five_percent_of_p_are_one_the_others_decide():
         chosen = select(p, classes=("a", "b", "c"))
     assert chosen.neurons("a").tolist() == [[1, 60], [0, 50]] and chosen.selected.sum() == 2
     assert chosen.saturated == 61 / 600 and chosen.threshold == kth_smallest(p[p < 1], 0.95)
+    assert "10.2% of all p are 1" in repr(chosen)
     ordinary = p.copy()
     ordinary[:, 3:10] = 0.1  # 3.2 % are 1: the percentile is below 1, and nothing changes
     with warnings.catch_warnings():

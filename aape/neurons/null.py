@@ -33,7 +33,7 @@ from aape.neurons.statistic import BLOCK, PairStatistic, at_least
 
 LEAST_PERMUTATIONS = 20
 SCALE_PERMUTATIONS = 50  # at most, for the scale of the class-level test
-LEAST_RARITY = 8  # in halves: a share of 1/16; pairs that are less rare say nothing
+LEAST_RARITY = 8  # in halves, a share of 1/16; more frequent pairs are not counted
 SCALE_SEED = 1 << 32  # added to the seed, so that these permutations are others
 
 
@@ -166,11 +166,11 @@ def permutation_null(
 class ClassEvidence:
     """How remarkable the most extreme pairs of a class are: the statistic of the class-level test.
 
-    The rarity of a pair is how often chance halves before it gives such a z: -log2 of the share of pairs of the same bin
-    that are at least as large under some permutations of their own, in halves. If a class has n pairs of rarity r or more,
-    n * 2**r is how many pairs chance would need for that, and the evidence is the largest such number over r. (Divided by
-    the number of pairs it is the reciprocal of the class's smallest Benjamini-Hochberg q.) Labels do not enter the scale, so
-    that the evidence of every labelling is the same function of its clips.
+    Some permutations of their own say how often chance gives a z at least as large in each bin of alike pairs. The rarity of
+    a pair is -log2 of that share, rounded down to halves and counted in halves. A class with n pairs of share s or less has
+    n / s times what one pair in one trial would give; its evidence is the largest n / s over all s. (The number of pairs
+    divided by it is the class's smallest Benjamini-Hochberg q.) The scale does not depend on the labels of the data, so that
+    the evidence of every labelling is the same function of the clips that have the class's label.
     """
 
     def __init__(self, sums: UnitSums, statistic: PairStatistic, permutations: int, seed: int):
@@ -196,8 +196,8 @@ class ClassEvidence:
     def largest(self, pairs: np.ndarray) -> np.ndarray:
         """The evidence, float64 [classes], from the pairs of each class and rarity."""
         as_rare = np.cumsum(pairs[:, ::-1], axis=1)[:, ::-1]
-        times = as_rare * 2.0 ** (np.arange(self.levels) / 2)
-        return times.max(axis=1)
+        one_over_share = 2.0 ** (np.arange(self.levels) / 2)
+        return (as_rare * one_over_share).max(axis=1)
 
 
 def _pair_q(p: np.ndarray) -> np.ndarray:

@@ -256,12 +256,15 @@ class Selection(Displayed):
     def _facts(self) -> dict[str, str]:
         what = "p" if self.scores is None else "score"
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
-        return {
+        facts = {
             "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rule.rate:g}, {self.rule.weak_filter} filter)",
             "specific": f"where {what} > {self.threshold:.4g} (quantile {self.rule.quantile:g})",
             "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
+        if self.saturated >= 1 - self.rule.quantile:
+            facts["saturated"] = f"{self.saturated:.1%} of all p are 1; the threshold is the percentile of the others"
+        return facts
 
 
 def select(
