@@ -45,6 +45,9 @@ LITERAL = {  # of one neuron: share of active tokens and mean activation of the 
     "p": lambda x, m, mine: x[mine].mean(),
     "p_difference": lambda x, m, mine: x[mine].mean() - x[~mine].mean(),
     "mean_difference": lambda x, m, mine: m[mine].mean() - m[~mine].mean(),
+    "mean_margin": lambda x, m, mine: (
+        m[mine].mean() - max(m[LABELS[TRAIN] == c].mean() for c in range(4) if not mine[LABELS[TRAIN] == c].any())
+    ),
     "d_prime": lambda x, m, mine: (x[mine].mean() - x[~mine].mean()) / np.sqrt((x[mine].var() + x[~mine].var()) / 2),
     "auroc": lambda x, m, mine: np.mean([(a > b) + (a == b) / 2 for a in x[mine] for b in x[~mine]]),
     "probeless": lambda x, m, mine: sum(abs(m[mine].mean() - m[LABELS[TRAIN] == c].mean()) for c in range(4)),

@@ -1,6 +1,7 @@
 """AAPE and selection, against a slow literal implementation of the published procedure."""
 
 import math
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from fake_artifacts import write_artifacts
 
 from aape.artifacts.folder import load_artifacts
-from aape.neurons.selection import entropy, select
+from aape.neurons.selection import entropy, kth_smallest, select
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*of all activation probabilities are 1")
 
 CLOSE = 1e-11  # nats; entropies nearer than this are a tie, whatever the order of summation
 
@@ -29,6 +32,9 @@ def literal_select(p, rate, quantile, weak_filter):
     neurons = [(layer, n) for layer in range(len(p)) for n in range(len(p[layer]))]
     flat = sorted(x for layer, n in neurons for x in p[layer][n])
     threshold = flat[max(round(quantile * len(flat)), 1) - 1]
+    others = [x for x in flat if x < 1]
+    if threshold == 1 and quantile < 1 and others:  # ours: nothing exceeds 1, so the other values decide
+        threshold = others[max(round(quantile * len(others)), 1) - 1]
     entropy = {(layer, n): literal_entropy(p[layer][n]) for layer, n in neurons}
     if weak_filter == "lape":
         eligible = [(a, b) for a, b in neurons if any(x > threshold for x in p[a][b])]
@@ -133,8 +139,8 @@ def test_selection_reports_names_classes_without_neurons_and_its_table():
     table = chosen.table()
     rows = table[["layer", "neuron", "class"]].to_numpy().tolist()
     assert rows == [[1, 7, "dog"], [0, 3, "rain"], [1, 2, "7"], [1, 2, "rain"]]
-    assert table.p.tolist() == [0.9, 0.8, 0.9, 0.7] and (table.remark == "").all()
-    assert table.p_outside.tolist() == pytest.approx([0.01, 0.01, 0.36, 0.46])
+    assert table.rate.tolist() == [0.9, 0.8, 0.9, 0.7] and (table.remark == "").all()
+    assert table.rate_outside.tolist() == pytest.approx([0.01, 0.01, 0.36, 0.46])
     less = select(p, rate=0.01, quantile=0.985, classes=names)
     assert less.neurons("7").shape == (0, 2) and less.coverage == pytest.approx(1 / 3)
     assert less.per_class.to_dict() == {"dog": 1, "rain": 0, "7": 0}
@@ -177,6 +183,25 @@ def test_artifacts_bring_their_names_their_clips_and_their_tokens(tmp_path):
     assert np.array_equal(chosen.members, expected.members)
     assert chosen.outside[1, 2, 0] == pytest.approx(counts[30:, 1, 2].mean() / 60)  # by tokens, not by classes
     assert expected.outside[1, 2, 0] == pytest.approx(artifacts.probabilities()[1, 2, 1:].mean())
+
+
+def test_where_five_percent_of_p_are_one_the_others_decide():
+    p = np.random.default_rng(0).random((2, 100, 3)) * 0.3
+    p[:, :10] = 1  # always active: they tell no class apart
+    p[0, 50] = [0.9, 0.01, 0.01]
+    p[1, 60] = [1, 0.02, 0.01]
+    with pytest.warns(UserWarning, match="10.2% of all activation probabilities are 1"):
+        chosen = select(p, classes=("a", "b", "c"))
+    assert chosen.neurons("a").tolist() == [[1, 60], [0, 50]] and chosen.selected.sum() == 2
+    assert chosen.saturated == 61 / 600 and chosen.threshold == kth_smallest(p[p < 1], 0.95)
+    assert "10.2% of all p are 1" in repr(chosen)
+    ordinary = p.copy()
+    ordinary[:, 3:10] = 0.1  # 3.2 % are 1: the percentile is below 1, and nothing changes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert select(ordinary).threshold == kth_smallest(ordinary, 0.95) < 1
+    scores = p * 5 - 4  # of another criterion; 1 is not special there, but nothing can exceed the largest score
+    assert select(p, scores=np.where(p == 1, 2.0, scores)).members.sum() == 0
 
 
 def test_edges_have_defined_results():

@@ -10,6 +10,7 @@ A criterion is a function of `Clips` that gives one number per neuron and class.
     p                 highest activation rate in the class
     p_difference      activation rate in the class minus the rate outside it
     mean_difference   the same for the mean activation, which also knows how strong the neuron is
+    mean_margin       mean activation in the class minus the largest mean of another class
     d_prime           difference of the rates, in standard deviations between clips (Green and Swets 1966)
     auroc             probability that a clip of the class has a higher rate than another clip (Mann and Whitney 1947)
     probeless         summed distances of the class's mean activation to those of other classes (Antverg, Belinkov 2022)
@@ -17,6 +18,12 @@ A criterion is a function of `Clips` that gives one number per neuron and class.
     attribution_zero  how far ln p of the class would fall if the neuron were silenced (`aape.causal.attribution`)
     attribution_mean  the same if it were replaced by its mean
     random            a baseline
+
+Zhao, Schuller and Sisman (2026, arXiv 2601.03115) compare LAPE with a selector by magnitude, MAD (mean activation
+difference), and one by contrast, CAS (contrastive activation selection), in audio language models. Their formulas were not
+at hand when this file was written, so no criterion carries these names. `mean_difference` and `mean_margin` are the
+statistics that the names suggest. They differ in any case in that activations are averaged over all tokens of a clip and
+then over clips, where Zhao et al. look at the gates of a decoder.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 
 from aape.artifacts.folder import Artifacts
+from aape.neurons import effect_size
+from aape.neurons.effect_size import in_and_out
 from aape.neurons.selection import outside_class, select
 
 NEURONS_AT_ONCE = 2048
@@ -100,13 +109,6 @@ class Clips:
         return np.concatenate(blocks, axis=1).T.reshape(shape)
 
 
-def in_and_out(x: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the clips of each class and over all others, [classes, k] each."""
-    size = members.sum(axis=1, keepdims=True)
-    inside = members @ x
-    return inside / size, (x.sum(axis=0) - inside) / np.maximum(len(x) - size, 1)
-
-
 def aape(clips: Clips) -> np.ndarray:
     """-AAPE where the neuron is specific to the class, else -inf. Options: those of `select`."""
     chosen = select(clips.p(), **clips.options)
@@ -134,18 +136,23 @@ def mean_difference(clips: Clips) -> np.ndarray:
     return clips.table(statistic, "means")
 
 
-def d_prime(clips: Clips) -> np.ndarray:
-    """Difference of the mean rates over the root of the mean of both variances between clips; 0 where nothing varies."""
+def mean_margin(clips: Clips) -> np.ndarray:
+    """Mean activation in the class minus the largest mean of another class; with one class, the mean."""
 
     def statistic(x: np.ndarray, members: np.ndarray) -> np.ndarray:
-        inside, outside = in_and_out(x, members)
-        square_inside, square_outside = in_and_out(x * x, members)
-        variance_inside = np.maximum(square_inside - inside**2, 0)
-        variance_outside = np.maximum(square_outside - outside**2, 0)
-        spread = np.sqrt((variance_inside + variance_outside) / 2)
-        return np.divide(inside - outside, spread, out=np.zeros_like(spread), where=spread > 1e-9)
+        means, _ = in_and_out(x, members)
+        if len(means) == 1:
+            return means
+        two_largest = np.sort(means, axis=0)[-2:]
+        rival = np.where(means == two_largest[1], two_largest[0], two_largest[1])
+        return means - rival
 
-    return clips.table(statistic)
+    return clips.table(statistic, "means")
+
+
+def d_prime(clips: Clips) -> np.ndarray:
+    """Difference of the activation rates in standard deviations between clips (`aape.neurons.effect_size`)."""
+    return clips.table(effect_size.d_prime)
 
 
 def auroc(clips: Clips) -> np.ndarray:
@@ -205,6 +212,7 @@ CRITERIA: dict[str, Criterion] = {
     "p": p,
     "p_difference": p_difference,
     "mean_difference": mean_difference,
+    "mean_margin": mean_margin,
     "d_prime": d_prime,
     "auroc": auroc,
     "probeless": probeless,

@@ -3,6 +3,15 @@
 The labels of the data are one of the permutations + 1 equally likely ones if labels mean nothing. So every labelling is
 treated alike, the selection is made again for each of them, and p-values are never 0. The statistic of a pair and the
 histograms that hold it are explained in `aape.neurons.statistic`.
+
+Three tests stand between a pair and significance:
+- The pair: its q, the larger of two false-discovery rates (Benjamini and Hochberg), over all pairs of the task and over the
+  pairs of its class. Over all pairs alone, strong classes would pay for the false discoveries of the others.
+- The class: neurons go up and down together, so that a class of few clips can have many extreme pairs by chance. The most
+  remarkable excess of extreme pairs of the class (`ClassEvidence`) is compared with the same number under permuted labels.
+  A class without an effect passes in at most 5 % of the runs, whatever its size and whatever other classes do, because its
+  own clips are then a random choice in every labelling.
+- The task: the number of discoveries, compared with the same number under permuted labels.
 """
 
 from __future__ import annotations
@@ -20,9 +29,12 @@ from tqdm.auto import tqdm
 from aape.neurons.permuting import THREADS, Units, UnitSums, permuted_labels
 from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
 from aape.neurons.selection import Rule, choose
-from aape.neurons.statistic import BLOCK, Z_CELLS, PairStatistic
+from aape.neurons.statistic import BLOCK, PairStatistic, at_least
 
 LEAST_PERMUTATIONS = 20
+SCALE_PERMUTATIONS = 50  # at most, for the scale of the class-level test
+LEAST_RARITY = 8  # in halves, a share of 1/16; more frequent pairs are not counted
+SCALE_SEED = 1 << 32  # added to the seed, so that these permutations are others
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +44,12 @@ class PermutedSelections:
     Attributes:
         neurons: int32 [permutations, k], index (layer * width + neuron) of each neuron kept, -1 beyond the last.
         members: bool [permutations, classes, k], whether the neuron is specific to the class.
-        tested: bool [classes], whether labels of the class can move at all (`aape.neurons.permuting.Units.tested`).
         clips: uint64 [clips], equal only for the same audio; empty where that is not known.
         moved: uint64, equal for two tasks in whose permutations the same clips exchange labels.
     """
 
     neurons: np.ndarray
     members: np.ndarray
-    tested: np.ndarray
     clips: np.ndarray
     moved: np.ndarray
 
@@ -56,10 +66,12 @@ class Null:
     Attributes:
         per_class: int64 [P, C], class-specific neurons of each class.
         coverage, classes_per_neuron, mean_aape: float64 [P]; the last in nats, over the selected neurons.
-        pair_p, pair_q: float32 [L, N, C], p and q of "the neuron is more active in the class than permuted labels give";
-            NaN where the neuron never varies over the clips that can move, and for a class none of whose clips can.
+        pair_p: float32 [L, N, C], p-value of "the neuron is more active in the class than permuted labels give"; NaN where
+            the neuron never varies over the clips that can move, and for a class that cannot be tested.
+        pair_q: float32 [L, N, C], its q-value: the larger of the one over all pairs and the one over pairs of the class.
+        class_p: float64 [C], p-value of the class-level test; NaN for a class that cannot be tested.
         neuron_p, neuron_q: float64 [L, N], the same of "its AAPE is lower"; NaN where it never varies over those clips.
-        discoveries: pairs with q below the level.
+        discoveries: pairs whose q over all pairs is below the level.
         null_discoveries: int64 [P], the same count for each permutation, tested against all other labellings.
         task_p: the share of labellings with as many discoveries (1 if there are none).
         drawn: what each permutation selected.
@@ -75,6 +87,7 @@ class Null:
     mean_aape: np.ndarray
     pair_p: np.ndarray
     pair_q: np.ndarray
+    class_p: np.ndarray
     neuron_p: np.ndarray
     neuron_q: np.ndarray
     discoveries: int
@@ -112,7 +125,8 @@ def permutation_null(
     if empty:
         raise ValueError(f"classes without a clip or token: indices {empty}; leave them out")
     statistic = PairStatistic(sums)
-    labellings = _Labellings(sums, rule, statistic, 1 + permutations)  # the labels of the data come first
+    evidence = ClassEvidence(sums, statistic, min(permutations, SCALE_PERMUTATIONS), seed + SCALE_SEED)
+    labellings = _Labellings(sums, rule, statistic, evidence, 1 + permutations)  # the labels of the data come first
     every = itertools.chain([units.label], permuted_labels(units, permutations, seed))
     bar = tqdm(total=1 + permutations, desc="permutations", disable=None if progress else True, leave=False)
     done = 0
@@ -137,7 +151,8 @@ def permutation_null(
         classes_per_neuron=labellings.classes_per_neuron[1:],
         mean_aape=labellings.mean_aape[1:],
         pair_p=pair_p.astype(np.float32),
-        pair_q=benjamini_hochberg(pair_p).astype(np.float32),
+        pair_q=_pair_q(pair_p).astype(np.float32),
+        class_p=_class_p(labellings.evidence, units.tested),
         neuron_p=neuron_p,
         neuron_q=benjamini_hochberg(neuron_p),
         discoveries=found,
@@ -148,14 +163,70 @@ def permutation_null(
     )
 
 
+class ClassEvidence:
+    """How remarkable the most extreme pairs of a class are: the statistic of the class-level test.
+
+    Some permutations of their own say how often chance gives a z at least as large in each bin of alike pairs. The rarity of
+    a pair is -log2 of that share, rounded down to halves and counted in halves. A class with n pairs of share s or less has
+    n / s times what one pair in one trial would give; its evidence is the largest n / s over all s. (The number of pairs
+    divided by it is the class's smallest Benjamini-Hochberg q.) The scale does not depend on the labels of the data, so that
+    the evidence of every labelling is the same function of the clips that have the class's label.
+    """
+
+    def __init__(self, sums: UnitSums, statistic: PairStatistic, permutations: int, seed: int):
+        pairs = np.zeros(statistic.cells, dtype=np.int64)
+        for batch, active in sums.by_class(permuted_labels(sums.units, permutations, seed)):
+            for labels, of_labelling in zip(batch, active, strict=True):
+                for cells in statistic.blocks(of_labelling, sums.class_tokens(labels)):
+                    pairs += statistic.count(cells)
+        as_large = at_least(pairs)
+        share = (1 + as_large) / (1 + as_large[:, :1])
+        halves = np.floor(-2 * np.log2(share)).astype(np.uint8).reshape(-1)
+        self.rarity = np.append(halves, np.uint8(0))  # by cell; the last one is for NOT_TESTED, which is -1
+        self.levels = int(self.rarity.max()) + 1
+
+    def count(self, cells: np.ndarray) -> np.ndarray:
+        """Rare pairs of each class and rarity, int64 [classes, levels], from cells [classes, neurons]."""
+        rarity = self.rarity[cells]
+        class_index, neuron = np.nonzero(rarity >= LEAST_RARITY)
+        index = class_index * self.levels + rarity[class_index, neuron]
+        pairs = np.bincount(index, minlength=len(cells) * self.levels)
+        return pairs.reshape(len(cells), self.levels)
+
+    def largest(self, pairs: np.ndarray) -> np.ndarray:
+        """The evidence, float64 [classes], from the pairs of each class and rarity."""
+        as_rare = np.cumsum(pairs[:, ::-1], axis=1)[:, ::-1]
+        one_over_share = 2.0 ** (np.arange(self.levels) / 2)
+        return (as_rare * one_over_share).max(axis=1)
+
+
+def _pair_q(p: np.ndarray) -> np.ndarray:
+    """The larger of q over all pairs and q over the pairs of the class, from p [layers, neurons, classes]."""
+    by_class = [benjamini_hochberg(p[:, :, c]) for c in range(p.shape[2])]
+    return np.maximum(benjamini_hochberg(p), np.stack(by_class, axis=2))
+
+
+def _class_p(evidence: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """p-value of every tested class, from the evidence [labellings, classes], that of the data first."""
+    p = np.full(len(tested), np.nan)
+    for c in np.flatnonzero(tested):
+        p[c] = one_sided_p(-evidence[0, c], -evidence[1:, c])
+    return p
+
+
 class _Labellings:
     """What is kept of every labelling, one row each; see `Null` for what the arrays mean."""
 
-    def __init__(self, sums: UnitSums, rule: Rule, statistic: PairStatistic, total: int):
-        classes, most = sums.units.n_classes, round(rule.rate * sums.width)
-        self.sums, self.rule, self.statistic = sums, rule, statistic
+    def __init__(self, sums: UnitSums, rule: Rule, statistic: PairStatistic, class_evidence: ClassEvidence, total: int):
+        classes = sums.units.n_classes
+        most = round(rule.rate * sums.width)
+        self.sums = sums
+        self.rule = rule
+        self.statistic = statistic
+        self.class_evidence = class_evidence
         self.below_uniform = np.empty((total, sums.width), dtype=np.float32)  # ln(classes) - AAPE
-        self.histograms = np.empty((total, statistic.cells), dtype=np.uint32)
+        self.histograms = np.zeros((total, statistic.cells), dtype=np.uint32)
+        self.evidence = np.zeros((total, classes))
         self.per_class = np.zeros((total, classes), dtype=np.int64)
         self.classes_per_neuron = np.full(total, np.nan)
         self.mean_aape = np.full(total, np.nan)
@@ -163,9 +234,13 @@ class _Labellings:
         self.members = np.zeros((total, classes, most), dtype=bool)
 
     def analyse(self, row: int, labels: np.ndarray, active: np.ndarray) -> None:
-        """One labelling: the histogram of its pairs, and its selection. `active` [classes, width] is overwritten."""
+        """One labelling: its pairs, its classes, and its selection. `active` [classes, width] is overwritten."""
         tokens = self.sums.class_tokens(labels)
-        self.histograms[row] = self.statistic.histogram(active, tokens)
+        rarities = np.zeros((len(active), self.class_evidence.levels), dtype=np.int64)
+        for cells in self.statistic.blocks(active, tokens):
+            self.histograms[row] += self.statistic.count(cells).astype(np.uint32)
+            rarities += self.class_evidence.count(cells)
+        self.evidence[row] = self.class_evidence.largest(rarities)
         rates = np.divide(active, tokens.astype(np.float32)[:, None], out=active)
         below = below_uniform(rates)
         self.below_uniform[row] = below
@@ -185,7 +260,7 @@ class _Labellings:
         for array in (np.array(seed), units.clips, units.of_clip, units.stratum):
             moved.update(array.tobytes())
         moved_id = np.frombuffer(moved.digest()[:8], np.uint64)[0]
-        return PermutedSelections(self.neurons[1:], self.members[1:], units.tested, units.clips, moved_id)
+        return PermutedSelections(self.neurons[1:], self.members[1:], units.clips, moved_id)
 
 
 def below_uniform(rates: np.ndarray) -> np.ndarray:
@@ -233,9 +308,3 @@ def pair_values(histograms: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarra
         passes = p[order] * tests <= q * count
         discoveries[row] = count[passes].max(initial=0)
     return p, discoveries
-
-
-def at_least(pairs: np.ndarray) -> np.ndarray:
-    """int64 [bins, Z_CELLS]: pairs in this cell of the bin or in a higher one, from [cells]."""
-    from_the_right = np.cumsum(pairs.reshape(-1, Z_CELLS)[:, ::-1], axis=1, dtype=np.int64)
-    return from_the_right[:, ::-1]

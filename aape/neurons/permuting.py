@@ -1,15 +1,15 @@
 """Which clips may exchange their labels, permuted labels, and sums of counts by class for any labels.
 
-Clips of one group (recording, speaker, instrument) are not independent:
-- A group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one unit. Labels are
-  permuted among such groups that have as many clips, because a class of few long recordings varies more than a class of
-  many short ones. Where all groups of a size are of one class, neighbouring sizes that differ by a factor of at most
-  `SIZE_RATIO` are joined until classes mix. Where that is not enough, such groups keep their label in every permutation,
-  and a class none of whose clips can move cannot be tested (`Units.tested`).
-- A group whose clips are of several classes (a speaker who plays every emotion, an instrument that plays every pitch) is
-  a stratum: labels are permuted within the group, clip by clip.
-Both kinds can occur in one task; both are then permuted at once. Without groups every clip is a unit. If labels mean
-nothing but come with these groups and sizes, all permutations are equally likely (exactly so where no sizes were joined).
+Clips of one group (recording, speaker, instrument) are not independent, and the clips of one group and class (a *cell*) are
+alike for reasons that other groups may not share, such as a speaker's own way to sound angry. So a cell moves as one unit:
+- A group whose clips are all of one class (an ESC-50 recording, a speaker of one language) is one cell. Labels are permuted
+  among such groups of like size, because a class of few long recordings varies more than a class of many short ones. Size
+  is the number of tokens; sizes are alike if they differ by a factor of at most `GROUP_RATIO`.
+- The cells of a group with several classes (a speaker who plays every emotion, an instrument that plays every pitch)
+  exchange labels within the group, if their sizes differ by a factor of at most `CELL_RATIO`.
+Without groups every clip is a unit. If labels mean nothing but come with these groups and sizes, all permutations are
+equally likely (exactly so where sizes are equal). These are the exchangeability blocks of Winkler et al. (2015, NeuroImage
+123:253). Where all units of a stratum are of one class, they keep their label in every permutation.
 
     units = exchangeable_units(labels, groups)
     sums = UnitSums(Counted(counts, labels, tokens, groups), units)
@@ -24,16 +24,19 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csc_array, csr_array
+from scipy.special import gammaln
 
 BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once per batch
 READ = 1024  # neurons that a thread reads at a time
-SIZE_RATIO = 1.1  # clips of the largest group to those of the smallest in joined sizes; see benchmarks/calibration.md
+GROUP_RATIO = 1.1  # tokens of the largest group of a stratum to those of the smallest; see benchmarks/calibration.md
+CELL_RATIO = 2.0  # the same for the cells of one group
+LEAST_PLACEMENTS = 20  # with fewer sets of units that a class could have, no p-value can reach 5 %
 TOGETHER = 4  # labellings summed in one go over a block of neurons, whose class sums then stay in the processor's cache
 THREADS = min(os.cpu_count() or 1, 4)  # does not change results
 
@@ -73,7 +76,6 @@ class Units:
         of_clip: int64 [clips], the unit of each clip.
         label: int32 [units].
         stratum: int64 [units]; labels are permuted within a stratum.
-        group: int64 [units].
         n_classes: number of classes; some may have no unit.
         description: one sentence for tables.
         clips: uint64 [clips], equal only for the same audio; empty where that is not known.
@@ -82,7 +84,6 @@ class Units:
     of_clip: np.ndarray
     label: np.ndarray
     stratum: np.ndarray
-    group: np.ndarray
     n_classes: int
     description: str
     clips: np.ndarray
@@ -96,10 +97,23 @@ class Units:
         low, high = _extremes(self.label, self.stratum)
         return (low < high)[self.stratum]
 
+    def by_class_and_stratum(self) -> np.ndarray:
+        """Number of units, float64 [classes, strata]."""
+        count = np.zeros((self.n_classes, int(self.stratum.max()) + 1))
+        np.add.at(count, (self.label, self.stratum), 1)
+        return count
+
     @property
     def tested(self) -> np.ndarray:
-        """bool [classes], whether some clips of the class can move. Permutations say nothing about the others."""
-        return np.bincount(self.label[self.moves], minlength=self.n_classes) > 0
+        """bool [classes], whether permutations can say something about the class.
+
+        A class that could have fewer than LEAST_PLACEMENTS different sets of units is too small, or none of its units can
+        exchange labels with other classes.
+        """
+        units = self.by_class_and_stratum()
+        total = units.sum(axis=0)
+        log_placements = gammaln(total + 1) - gammaln(units + 1) - gammaln(total - units + 1)
+        return log_placements.sum(axis=1) > np.log(LEAST_PLACEMENTS) - 1e-9
 
 
 def _extremes(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +123,11 @@ def _extremes(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def exchangeable_units(
-    labels: Any, groups: Sequence[str] | np.ndarray, n_classes: int | None = None, clips: np.ndarray | None = None
+    labels: Any,
+    groups: Sequence[str] | np.ndarray,
+    n_classes: int | None = None,
+    clips: np.ndarray | None = None,
+    tokens: np.ndarray | None = None,
 ) -> Units:
     """The units whose labels are permuted.
 
@@ -118,6 +136,7 @@ def exchangeable_units(
         groups: [clips], text or numbers.
         n_classes: by default one more than the largest label.
         clips: uint64 [clips], equal only for the same audio; by default not known.
+        tokens: of each clip; by default all clips have as many.
 
     Raises:
         ValueError: no clips, lengths that differ, negative or too large labels.
@@ -131,72 +150,55 @@ def exchangeable_units(
             f"found {len(label)} labels ({sorted(set(label.tolist()))[:9]}) and {len(groups)} groups"
         )
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    low, high = _extremes(label, group)  # [groups]
-    is_split = low < high  # [groups], several classes
-    whole = ~is_split
-    # a whole group is one unit; in a split group every clip is
-    key = np.where(is_split[group], len(is_split) + np.arange(len(label)), group)
-    _, first, of_clip = np.unique(key, return_index=True, return_inverse=True)
-    size_stratum, sizes = _strata_of_size(np.bincount(group)[whole], low[whole])
-    stratum = len(sizes) + np.arange(len(is_split))  # [groups]
-    stratum[whole] = size_stratum
-    _, stratum = np.unique(stratum[group[first]], return_inverse=True)
-    description = _description(int(is_split.sum()), pd.Series(low[whole]).groupby(size_stratum), sizes)
+    cell = group.astype(np.int64) * n_classes + label
+    _, first, of_clip = np.unique(cell, return_index=True, return_inverse=True)
+    size = np.bincount(of_clip, weights=tokens)  # of each unit
+    group = group[first]
+    is_whole = np.bincount(group)[group] == 1  # the unit is all of its group
+    block = np.where(is_whole, -1, group)  # labels may be exchanged within a block, between like sizes
+    size_bin = np.zeros(len(size), dtype=np.int64)
+    order = np.argsort(block, kind="stable")
+    for units in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        ratio = GROUP_RATIO if block[units[0]] == -1 else CELL_RATIO
+        size_bin[units] = _like_sizes(size[units], ratio)
+    _, stratum = np.unique(np.stack([block, size_bin]), axis=1, return_inverse=True)
     known = np.zeros(0, np.uint64) if clips is None else clips
-    return Units(of_clip, label[first], stratum, group[first], n_classes, description, known)
+    found = Units(of_clip, label[first], stratum.reshape(-1), n_classes, "", known)
+    return replace(found, description=_description(found, is_whole, block))
 
 
-def _strata_of_size(size: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Strata of groups with as many clips; neighbouring sizes are joined, nearest first, until each mixes classes.
-
-    Sizes that differ by more than a factor of SIZE_RATIO are not joined, so some strata may be left with one class.
-
-    Args:
-        size, label: clips and class of each group, [groups].
-
-    Returns:
-        The stratum of each group, int64 [groups]; the smallest and largest size of each stratum.
-    """
-    strata = [(int(s), int(s), set(label[size == s].tolist())) for s in np.unique(size)]  # sizes from, to, and classes
-    while True:
-        gaps = []
-        for i, (lower, upper) in enumerate(itertools.pairwise(strata)):
-            near = upper[1] <= SIZE_RATIO * lower[0]
-            if near and (len(lower[2]) == 1 or len(upper[2]) == 1):
-                gaps.append((upper[0] / lower[1], i))
-        if not gaps:
-            break
-        i = min(gaps)[1]
-        lower, upper = strata[i], strata[i + 1]
-        strata[i : i + 2] = [(lower[0], upper[1], lower[2] | upper[2])]
-    sizes = [(low, high) for low, high, _ in strata]
-    return np.searchsorted([high for _, high in sizes], size), sizes
+def _like_sizes(size: np.ndarray, ratio: float) -> np.ndarray:
+    """Index of the bin of each size: bins start at the smallest size that is not yet in one, and span the ratio."""
+    starts: list[float] = []
+    for value in np.unique(size):
+        if not starts or value > ratio * starts[-1]:
+            starts.append(value)
+    return np.searchsorted(starts, size, side="right") - 1
 
 
-def _description(split: int, classes: Any, sizes: list[tuple[int, int]]) -> str:
-    """One sentence: what is permuted, how many groups can move, and which do not.
+def _description(units: Units, is_whole: np.ndarray, block: np.ndarray) -> str:
+    """One sentence: what is permuted, and how many units can move.
 
     Args:
-        split: number of groups of several classes.
-        classes: those of the other groups, by stratum.
-        sizes: as `_strata_of_size`.
+        units: without their description.
+        is_whole: bool [units], the unit is a group of one class.
+        block: of each unit, -1 for whole groups.
     """
-    groups = classes.size()
-    mixed = classes.nunique() > 1
-    what = [f"within {split} groups of several classes"] if split else []
-    if groups.sum() and sizes == [(1, 1)] and not split:
-        what.append(f"among {groups.sum()} clips")
-    elif groups.sum():
-        spans = [f"{low}" if low == high else f"{low}-{high}" for low, high in sizes]
-        fixed = [span for span, mixes in zip(spans, mixed, strict=True) if not mixes]
-        why = f"; those of {_few(fixed)} keep their label: no other class has groups of about as many" if fixed else ""
-        movable = f"{groups.sum()} groups of one class ({groups[mixed].sum()} can move)"
-        what.append(f"among {movable} of as many clips ({_few(spans)}{why})")
-    return f"labels permuted {' and '.join(what)}"
-
-
-def _few(spans: list[str]) -> str:
-    return ", ".join(spans) if len(spans) < 10 else f"{len(spans)} strata"
+    moves = units.moves
+    parts = []
+    cells = ~is_whole
+    if cells.any():
+        groups = len(np.unique(block[cells]))
+        parts.append(
+            f"within {groups} groups of several classes, {cells.sum()} cells of a group and class "
+            f"({moves[cells].sum()} can move)"
+        )
+    if is_whole.any():
+        strata = len(np.unique(units.stratum[is_whole]))
+        what = "clips" if len(units.of_clip) == len(units) else "groups of one class"
+        kinds = "" if strata == 1 else f" in {strata} strata of like size"
+        parts.append(f"among {is_whole.sum()} {what}{kinds} ({moves[is_whole].sum()} can move)")
+    return f"labels permuted {' and '.join(parts)}"
 
 
 def permuted_labels(units: Units, permutations: int, seed: int) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ same selection everywhere.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,22 @@ def kth_smallest(values: np.ndarray, quantile: float) -> float:
     return float(np.partition(flat, k - 1)[k - 1])
 
 
+def class_threshold(p: np.ndarray, quantile: float) -> float:
+    """The percentile of all p, or of all p below 1 where the percentile itself is 1.
+
+    If 5 % or more of all p are 1 (short clips, random weights, neurons that are always active), nothing exceeds the 95th
+    percentile, and nothing would be class-specific. The percentile of the other values then keeps the meaning of the
+    threshold: a p of 1 exceeds it, and so does a p that is high among those that can tell classes apart. Neurons that are
+    always active exceed it too, but have the highest AAPE and come last.
+    """
+    threshold = kth_smallest(p, quantile)
+    saturated = threshold == 1 and quantile < 1 and p.max() == 1
+    if not saturated:
+        return threshold
+    below_one = p[p < 1]
+    return kth_smallest(below_one, quantile) if below_one.size else threshold
+
+
 def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, float, float]:
     """The three steps of the selection, for the labels of the data (`select`) and for permuted ones (`aape.neurons.null`).
 
@@ -111,7 +128,7 @@ def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, flo
         The neurons kept, int64 [k], lowest rank first; the class threshold; the weak-response threshold.
     """
     largest = p.max(axis=0)
-    threshold = kth_smallest(p, rule.quantile)
+    threshold = class_threshold(p, rule.quantile)
     weak = threshold
     if rule.weak_filter == "paper":
         weak = kth_smallest(largest, PAPER_WEAK_SHARE)
@@ -155,6 +172,7 @@ class Selection(Displayed):
             classes are not known (an array was given to `select`) every class counts the same.
         threshold: a selected neuron is specific to the classes with p > threshold.
         weak_threshold: the weak-response filter keeps neurons whose largest p is > weak_threshold.
+        saturated: share of all p that are 1. Where the percentile itself is 1, `threshold` is that of the other p.
         rule: the thresholds as given to `select`.
         scores: float64 [layers, neurons, classes] that the neurons were ranked by; None: by AAPE.
         classes: names.
@@ -167,6 +185,7 @@ class Selection(Displayed):
     outside: np.ndarray
     threshold: float
     weak_threshold: float
+    saturated: float
     rule: Rule
     scores: np.ndarray | None
     classes: tuple[str, ...]
@@ -220,28 +239,32 @@ class Selection(Displayed):
         return neurons[np.argsort(-np.nan_to_num(difference), kind="stable")]
 
     def table(self) -> pd.DataFrame:
-        """A row per class-specific (neuron, class): layer, neuron, class, p, p_outside, aape, remark; strongest first.
+        """A row per class-specific (neuron, class): layer, neuron, class, rate, rate_outside, aape, remark.
 
-        Strongest first: by p - p_outside, then by layer, neuron and class. The remark says where a neuron is less
-        active in "its" class than outside, because the selection only asks for p above a threshold. Classes without a
+        rate is the activation probability p in the class, rate_outside that in all other classes. Strongest first: by
+        rate - rate_outside, then by layer, neuron and class. The remark says where a neuron is less active in "its"
+        class than outside, because the selection only asks for p above a threshold. Classes without a
         neuron have no row here; `per_class` has them with 0.
         """
         layer, neuron, index = np.nonzero(self.members)
         p, outside = self.probabilities[self.members], self.outside[self.members]
         table = pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.asarray(self.classes, dtype=object)[index]})
-        table = table.assign(p=p, p_outside=outside, aape=self.entropy[layer, neuron])
+        table = table.assign(rate=p, rate_outside=outside, aape=self.entropy[layer, neuron])
         table["remark"] = np.where(p < outside, "less active than outside the class", "")
         return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
 
     def _facts(self) -> dict[str, str]:
         what = "p" if self.scores is None else "score"
         most = self.per_class.sort_values(ascending=False, kind="stable").head(3)
-        return {
+        facts = {
             "neurons": f"{self.selected.sum():,} of {self.selected.size:,} (rate {self.rule.rate:g}, {self.rule.weak_filter} filter)",
             "specific": f"where {what} > {self.threshold:.4g} (quantile {self.rule.quantile:g})",
             "coverage": f"{self.coverage:.0%} of {len(self.classes)} classes",
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
+        if self.saturated >= 1 - self.rule.quantile:
+            facts["saturated"] = f"{self.saturated:.1%} of all p are 1; the threshold is the percentile of the others"
+        return facts
 
 
 def select(
@@ -271,9 +294,13 @@ def select(
 
     Results at the edges: with one class every AAPE is 0, and the rank by layer and index means nothing. Where all p are
     equal, nothing is above the percentile and nothing is specific. Neurons that are never active are never selected.
+    Where the percentile is 1, the threshold is the percentile of the p below 1 (`class_threshold`).
 
     Raises:
         ValueError: bad probabilities, rate or quantile outside (0, 1], an unknown filter, names that do not fit.
+
+    Warns:
+        UserWarning: the percentile of the probabilities is 1.
     """
     rule = Rule(rate, quantile, weak_filter)
     tokens = None
@@ -301,6 +328,12 @@ def select(
     by_class = ranked_by.reshape(-1, n_classes).T  # [classes, layers * neurons]
     kept, threshold, weak = choose(by_class, rank.ravel(), rule)
     selected = np.isin(np.arange(rank.size), kept).reshape(rank.shape)
+    if threshold < 1 <= kth_smallest(p, quantile) and scores is None:
+        warnings.warn(
+            f"{(p == 1).mean():.1%} of all activation probabilities are 1, so that nothing exceeds their percentile. The "
+            f"threshold is the percentile of the others, {threshold:.4g}; compare such a selection with others with care.",
+            stacklevel=2,
+        )
     return Selection(
         members=selected[:, :, None] & (ranked_by > threshold),
         selected=selected,
@@ -309,6 +342,7 @@ def select(
         outside=outside_class(p, np.ones(n_classes) if tokens is None else tokens),
         threshold=threshold,
         weak_threshold=weak,
+        saturated=float((p == 1).mean()),
         rule=rule,
         scores=None if scores is None else ranked_by,
         classes=names,

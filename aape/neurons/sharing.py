@@ -1,20 +1,22 @@
 """Which classes share neurons, and how much of it is chance.
 
     jaccard(a.members, b.members)                        # [classes of a, classes of b]
-    sharing_against_chance(calibrated_a, calibrated_b).q # the same shape: more than chance where q < 0.05
+    sharing_against_chance(calibrated_a, calibrated_b)   # next to what permuted labels give
     matched(observed, alike).p                           # do classes that are alike share more than others?
 
 Sharing between two classes, of one task or of two, is the Jaccard index of their neuron sets (Kawamura et al. 2026).
-Two questions can be asked of it:
 
-Do these two classes share more than classes without meaning would? Labels are permuted by group, neurons are selected
-again, and the index is computed again (`aape.neurons.null`). Neurons that are active everywhere are selected whatever the
-labels say and are shared by all classes; shuffling the memberships of one selection among its neurons would miss that.
+For every pair of classes the index is reported next to its distribution under permuted labels: labels are permuted by
+group, neurons are selected again, and the index is computed again (`aape.neurons.null`). Neurons that are active everywhere
+are selected whatever the labels say and are shared by all classes; shuffling the memberships of one selection among its
+neurons would miss that. There is no p-value per pair: under permuted labels neurons prefer no class, so two classes with
+unrelated preferences exceed this distribution more often than a test may where neurons differ in strength, and few shared
+neurons leave little power. The number of shared neurons says how much the index rests on.
 
 Do classes that are alike (of the same name, an octave apart) share more than classes that are not? The matching of the
 classes is permuted: quadratic assignment (Hubert and Schultz 1976; Krackhardt 1988, doi 10.1016/0378-8733(88)90004-4),
 on the double-centred index minus what permuted labels give for the pair, so that classes with many neurons, or many
-clips, do not decide it.
+clips, do not decide it. This test holds its level.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from scipy.sparse import csr_array
 
 from aape.neurons.chance import Calibrated
 from aape.neurons.null import PermutedSelections
-from aape.neurons.pvalues import benjamini_hochberg, one_sided_p, pooled_p
+from aape.neurons.pvalues import one_sided_p
 from aape.neurons.selection import jaccard_index
 
 SAME_CLIPS = 0.1  # share of the smaller task's clips from which on two tasks are taken to be of the same ones
@@ -76,19 +78,18 @@ class Sharing:
     """Jaccard index of every pair of classes and what permuted labels give; all [classes_a, classes_b].
 
     Attributes:
-        mean, low, high: of the null, and its 2.5 % and 97.5 % points.
-        p, q: one-sided, more shared than with permuted labels, and Benjamini-Hochberg over all pairs, also those that
-            share nothing; NaN for a class with itself and for a class whose labels cannot move.
+        observed: the index.
+        shared: int64, number of neurons in both sets.
+        mean, low, high: of the index under permuted labels, and its 2.5 % and 97.5 % points; NaN where not known.
         null: float32 [permutations, classes_a, classes_b].
         within: whether the two are the same task, so that the matrix is symmetric.
     """
 
     observed: np.ndarray
+    shared: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    p: np.ndarray
-    q: np.ndarray
     null: np.ndarray
     within: bool
 
@@ -117,9 +118,8 @@ def against_permuted(
 ) -> Sharing:
     """As `sharing_against_chance`, from members [layers, neurons, classes] and what their permutations selected.
 
-    p-values pool the standardised draws over pairs of like expected overlap, so that they can be smaller than
-    1 / permutations. Where a task's permutations are not known (None), only `observed` is known and the rest is NaN. The
-    same holds where two tasks have the same clips but other groups exchange labels in them: their labels cannot be permuted
+    Where a task's permutations are not known (None), only `observed` and `shared` are known and the rest is NaN. The same
+    holds where two tasks have the same clips but other groups exchange labels in them: their labels cannot be permuted
     together.
 
     Warns:
@@ -129,14 +129,13 @@ def against_permuted(
     if b is None:
         b, permuted_b = a, permuted_a
     observed = jaccard(a, b)
+    shared = shared_neurons(a, b)
     if permuted_a is None or permuted_b is None or not _independent_or_same(permuted_a, permuted_b):
         unknown = np.full(observed.shape, np.nan)
-        return Sharing(observed, unknown, unknown, unknown, unknown, unknown, unknown[None], within)
+        return Sharing(observed, shared, unknown, unknown, unknown, unknown[None], within)
     null = _permuted_jaccard(permuted_a, permuted_b)
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    tested = pairs_of(observed, within) & np.logical_and.outer(permuted_a.tested, permuted_b.tested)
-    p, q = _pair_p(observed, null, tested, within)
-    return Sharing(observed, null.mean(axis=0, dtype=np.float64), low, high, p, q, null, within)
+    return Sharing(observed, shared, null.mean(axis=0, dtype=np.float64), low, high, null, within)
 
 
 def _independent_or_same(a: PermutedSelections, b: PermutedSelections) -> bool:
@@ -165,18 +164,6 @@ def _permuted_jaccard(a: PermutedSelections, b: PermutedSelections) -> np.ndarra
         either = members_a.sum(axis=1)[:, None] + members_b.sum(axis=1) - shared
         draws.append(jaccard_index(shared, either))
     return np.array(draws, dtype=np.float32)
-
-
-def _pair_p(observed: np.ndarray, null: np.ndarray, tested: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p and q of every tested pair, [classes_a, classes_b]; pooled over pairs of like expectation."""
-    p, q = np.full((2, *observed.shape), np.nan)
-    if tested.any():
-        expected = null.mean(axis=0)[tested]
-        bins = max(1, min(10, expected.size // 20))  # of at least 20 pairs; equal values share a bin
-        edges = np.unique(np.quantile(expected, np.linspace(0, 1, bins + 1)[1:-1]))
-        p[tested] = pooled_p(observed[tested], null[:, tested], np.searchsorted(edges, expected, side="right"))
-        q[tested] = benjamini_hochberg(p[tested])
-    return (np.fmax(p, p.T), np.fmax(q, q.T)) if within else (p, q)
 
 
 def centred(matrix: np.ndarray, within: bool) -> np.ndarray:

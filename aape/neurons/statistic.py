@@ -20,6 +20,8 @@ the bin. See `aape.neurons.null`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -59,21 +61,20 @@ class PairStatistic:
         self.sparsity = _sparsity_bins(self._fill(sums))
         size = _size_bins(np.where(moving, moving, max(moving.max(), 1)))
         first = (size[:, None] * SPARSITY_BINS + self.sparsity) * Z_CELLS
-        # nothing varies where nothing is tested: its z is 0, and its cell comes out as NOT_TESTED
+        # where nothing is tested, z is set to 0, so that its cell comes out as NOT_TESTED
         tested = units.tested[:, None] & (self.sparsity >= 0)
+        self.cells_per_token[~tested] = 0
         self.first_cell = np.where(tested, first, NOT_TESTED + Z_LOW / Z_STEP).astype(np.int32)
         self.cells = (int(size.max()) + 1) * SPARSITY_BINS * Z_CELLS
 
     def _fill(self, sums: UnitSums) -> np.ndarray:
         """Fills rate, mean and cells_per_token; returns the skewness of each neuron's units, NaN where they never vary."""
         units, tokens = sums.units, sums.tokens
-        strata = int(units.stratum.max()) + 1
-        in_stratum = np.bincount(units.stratum, minlength=strata).astype(np.float64)
-        in_both = np.zeros((units.n_classes, strata))  # units by class and stratum
-        np.add.at(in_both, (units.label, units.stratum), 1)
+        in_both = units.by_class_and_stratum()
+        in_stratum = in_both.sum(axis=0)
         weight = in_both * (in_stratum - in_both) / in_stratum / np.maximum(in_stratum - 1, 1)
         membership = np.ones(len(units)), (units.stratum, np.arange(len(units)))
-        by_stratum = csr_array(membership, (strata, len(units)))
+        by_stratum = csr_array(membership, (len(in_stratum), len(units)))
         fixed = ~units.moves
         skewness = np.full(sums.width, np.nan)
 
@@ -118,13 +119,21 @@ class PairStatistic:
         cell += self.first_cell[:, block]
         return cell
 
-    def histogram(self, active: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Pairs in each cell, int64 [cells]; arguments as `cell_of`."""
-        counts = np.zeros(1 + self.cells, dtype=np.int64)
+    def blocks(self, active: np.ndarray, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """The cells of all pairs in blocks of neurons, int32 [classes, neurons of the block]; arguments as `cell_of`."""
         for start in range(0, active.shape[1], BLOCK):
-            cell = self.cell_of(active, tokens, slice(start, start + BLOCK))
-            counts += np.bincount(cell.reshape(-1) - NOT_TESTED, minlength=len(counts))
+            yield self.cell_of(active, tokens, slice(start, start + BLOCK))
+
+    def count(self, cell: np.ndarray) -> np.ndarray:
+        """Pairs in each cell, int64 [cells]."""
+        counts = np.bincount(cell.reshape(-1) - NOT_TESTED, minlength=1 + self.cells)
         return counts[1:]
+
+
+def at_least(pairs: np.ndarray) -> np.ndarray:
+    """int64 [bins, Z_CELLS]: pairs in this cell of the bin or in a higher one, from [cells]."""
+    from_the_right = np.cumsum(pairs.reshape(-1, Z_CELLS)[:, ::-1], axis=1, dtype=np.int64)
+    return from_the_right[:, ::-1]
 
 
 def _sparsity_bins(skewness: np.ndarray) -> np.ndarray:
