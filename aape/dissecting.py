@@ -153,7 +153,7 @@ def dissect(
     say(calibrated)
     classes = class_table(artifacts, calibrated)
     say(f"{classes.to_string(float_format='{:.3g}'.format, na_rep='')}\n{HOW_TO_READ}")
-    passing = passing_neurons(calibrated)
+    passing = calibrated.all_pairs()
     write_text(folder / "classes.csv", classes.to_csv())
     write_text(folder / "passing_neurons.csv", passing.to_csv(index=False))
     write_text(artifacts.path / "neurons.csv", calibrated.table().to_csv(index=False))
@@ -181,10 +181,11 @@ def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:
     """A row per class, most neurons first.
 
     Columns: clips; groups; neurons, the class-specific ones; permuted, their mean number with permuted labels;
-    calibrated, those that pass the calibration; and the strongest of these, else of all: layer, neuron, p, p_outside.
+    calibrated, those that pass the calibration; and the strongest of these, else of all: layer, neuron,
+    rate, rate_outside.
     """
     pairs = calibrated.table().sort_values("calibrated", ascending=False, kind="stable")
-    strongest = pairs.drop_duplicates("class").set_index("class")[["layer", "neuron", "p", "p_outside"]]
+    strongest = pairs.drop_duplicates("class").set_index("class")[["layer", "neuron", "rate", "rate_outside"]]
     names = [artifacts.classes[label] for label in artifacts.labels]
     groups = pd.DataFrame({"class": names, "group": artifacts.groups}).groupby("class")["group"]
     table = pd.DataFrame(
@@ -198,31 +199,6 @@ def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:
     )
     table = table.join(strongest).astype({"layer": "Int64", "neuron": "Int64"}).rename_axis("class")
     return table.sort_values(["calibrated", "neurons"], ascending=False, kind="stable")
-
-
-def passing_neurons(calibrated: Calibrated) -> pd.DataFrame:
-    """Every pair of neuron and class that passes the calibration, whether the selection kept the neuron or not.
-
-    Columns: layer, neuron, class, p, p_outside, aape, q, selected; largest difference of p first.
-    """
-    selection = calibrated.selection
-    null = calibrated.null
-    difference = selection.probabilities - selection.outside
-    passes = (null.pair_q < calibrated.q) & (difference >= calibrated.effect) & (null.task_p <= calibrated.q)
-    layer, neuron, class_index = np.nonzero(passes)
-    table = pd.DataFrame(
-        {
-            "layer": layer,
-            "neuron": neuron,
-            "class": np.asarray(selection.classes, dtype=object)[class_index],
-            "p": selection.probabilities[passes],
-            "p_outside": selection.outside[passes],
-            "aape": selection.entropy[layer, neuron],
-            "q": null.pair_q[passes].astype(np.float64),
-            "selected": selection.members[passes],
-        }
-    )
-    return table.iloc[np.argsort(-difference[passes], kind="stable")].reset_index(drop=True)
 
 
 def _labelling(sounds: str, pattern: str | None) -> str:

@@ -45,7 +45,6 @@ SHARED = {
     "chance low": "permuted, 2.5 %",
     "chance high": "permuted, 97.5 %",
     "pairs": "pairs",
-    "pairs with q < 0.05": "above permuted labels",
     "alike p": "p (alike classes)",
 }
 CAPTIONS = {  # beginning of a figure's name -> caption; the order is that of the page

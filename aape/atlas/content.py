@@ -62,7 +62,7 @@ def _members(data: ModelOnTask) -> dict[str, str]:
         "at": base64_of((table.layer * data.width + table.neuron).to_numpy(np.uint32)),
         "c": base64_of(table.c.to_numpy(np.uint16)),
         "calibrated": base64_of(table.calibrated.fillna(2).to_numpy(np.uint8)),  # 2: not known
-        "out": bytes_of(table.p_outside.fillna(0).to_numpy()),
+        "out": bytes_of(table.rate_outside.fillna(0).to_numpy()),
     }
     for column in ("q", *SCORES):
         columns[column] = base64_of(table[column].to_numpy(np.float32))
@@ -73,7 +73,7 @@ def _probabilities(data: ModelOnTask, members: dict[str, str]) -> dict[str, Any]
     """All p, or the largest ones of each neuron; then `members` gets those of the class-specific pairs."""
     if data.p.size <= WHOLE_TABLE:
         return {"p": bytes_of(data.p)}
-    members["p"] = bytes_of(data.table.p.to_numpy())  # a neuron's classes need not be among its largest
+    members["p"] = bytes_of(data.table.rate.to_numpy())  # a neuron's classes need not be among its largest
     top = np.argpartition(-data.p, TOP - 1, axis=1)[:, :TOP]
     largest = np.take_along_axis(data.p, top, axis=1)
     return {"p_top": {"k": TOP, "c": base64_of(top.astype(np.uint16)), "p": bytes_of(largest)}}

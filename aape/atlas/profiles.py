@@ -28,7 +28,7 @@ def chance_bands(data: ModelOnTask, counts: np.ndarray, seed: int = 0) -> np.nda
     """
     classes = data.p.shape[1]
     neurons = counts.shape[1]
-    units = exchangeable_units(data.labels, data.groups, classes)
+    units = exchangeable_units(data.labels, data.groups, classes, tokens=data.tokens)
     sums = UnitSums(Counted(counts[:, None], data.labels, data.tokens, data.groups), units)
     permutations = int(np.clip(BAND_VALUES // (classes * max(neurons, 1)), 40, 200))
     p = np.empty((permutations, classes, neurons), dtype=np.float32)

@@ -73,13 +73,13 @@ def with_q(table: pd.DataFrame, artifacts: Artifacts) -> pd.DataFrame:
     Warns:
         UserWarning: neurons.csv was made from other artifacts, so it is not used.
     """
-    analysed = _read(artifacts.path / "neurons.csv", {*KEY, "p", "q", "calibrated"})
-    analysed[["analysed_p", "q", *SCORES]] = _numbers(analysed, "p", "q", *SCORES)
+    analysed = _read(artifacts.path / "neurons.csv", {*KEY, "rate", "q_value", "calibrated"})
+    analysed[["analysed_p", "q", *SCORES]] = _numbers(analysed, "rate", "q_value", *SCORES)
     analysed = analysed.astype({"layer": int, "neuron": int})
     analysed["calibrated"] = (analysed.calibrated == "True").astype(float)
     added = ["q", "calibrated", *SCORES]
     joined = table.merge(analysed[[*KEY, "analysed_p", *added]], "left", KEY)
-    if (joined.p - joined.analysed_p).abs().max() > 1e-4:
+    if (joined.rate - joined.analysed_p).abs().max() > 1e-4:
         message = f"{artifacts.path}/neurons.csv was made from other artifacts, so no q is shown; analyse again"
         warnings.warn(message, stacklevel=2)
         joined[added] = np.nan
@@ -92,7 +92,7 @@ def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[
     rows = _numbers(table, "null_mean", "null_low", "null_high")
     if table.empty:
         table = _read(study_tables(artifacts, task)["dissection"], {"class"})
-        rows = _numbers(table, "by_chance", "", "")
+        rows = _numbers(table, "permuted", "", "")
     return {name: [rounded(value) for value in row] for name, row in zip(table["class"], rows, strict=True)}
 
 

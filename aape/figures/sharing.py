@@ -27,11 +27,11 @@ def sharing_figure(
     title: str,
     pitches: Sequence[Sequence[int]] | None = None,
     curves: Mapping[str, pd.DataFrame] | None = None,
-    level: float = 0.05,
 ) -> Figure:
     """Heatmaps of the Jaccard index, one panel per model, all of one size and one colour scale.
 
-    A dot marks pairs that share significantly more than with permuted labels (q < level).
+    Single pairs are not tested: benchmarks/calibration.md shows that such a test has little power and a wrong level where
+    neurons differ in strength.
 
     Args:
         panels: label of the model -> its sharing, None where there are no artifacts.
@@ -40,7 +40,6 @@ def sharing_figure(
         title: of the whole figure; a sentence with the conclusion is added.
         pitches: MIDI pitch of the classes; then the axes are pitches and `curves` are drawn below.
         curves: label -> the result of `by_distance`.
-        level: of the false-discovery rate.
     """
     known = [sharing for sharing in panels.values() if sharing is not None]
     few = max(map(len, names)) <= FEW_CLASSES and pitches is None
@@ -49,7 +48,7 @@ def sharing_figure(
     heatmap_height = size + 1.7
     height = heatmap_height + (2.4 if curves else 0)
     figure = Figure(figsize=(len(panels) * (size + 0.3) + 1.9, height), layout="constrained")
-    figure.suptitle(f"{title}\n{_conclusion(panels, level)}")
+    figure.suptitle(f"{title}\n{_conclusion(panels)}")
     parts: Any = [figure]
     if curves:
         parts = figure.subfigures(2, 1, height_ratios=[heatmap_height, 2.4])
@@ -61,14 +60,14 @@ def sharing_figure(
             nothing(axes, f"{label}:\nno artifacts")
             axes.set_axis_off()
             continue
-        image = _heatmap(axes, sharing, order, top, level, few)
+        image = _heatmap(axes, sharing, order, top, few)
         if pitches is None:
             _class_axes(axes, names, order, few)
         else:
             ordered = [np.asarray(p)[o] for p, o in zip(pitches, order, strict=True)]
             _octave_axes(axes, ordered, tasks)
         axes.label_outer()
-        axes.set_title(f"{label}\n{_counted(sharing, level)}")
+        axes.set_title(f"{label}\n{_counted(sharing)}")
     beyond = any(
         np.nanmax(sharing.observed[pairs_of(sharing.observed, sharing.within)], initial=0) > top for sharing in known
     )
@@ -81,27 +80,43 @@ def sharing_figure(
     return figure
 
 
-def _significant(sharing: Sharing, level: float) -> tuple[int, int]:
-    """How many pairs share more than with permuted labels, and how many were tested."""
+def _mean_index(sharing: Sharing) -> float:
+    """Mean Jaccard index over pairs of different classes; NaN without any."""
     counted = pairs_of(sharing.observed, sharing.within)
-    return int(((sharing.q < level) & counted).sum()), int((~np.isnan(sharing.p) & counted).sum())
+    return float(sharing.observed[counted].mean()) if counted.any() else np.nan
 
 
-def _counted(sharing: Sharing, level: float) -> str:
-    above, tested = _significant(sharing, level)
-    return f"{above} of {tested} pairs above permuted labels" if tested else "not compared with permuted labels"
+def _permuted_range(sharing: Sharing) -> tuple[float, float] | None:
+    """95 % range of the mean index with permuted labels; None where that is not known."""
+    counted = pairs_of(sharing.observed, sharing.within)
+    if not counted.any() or np.isnan(sharing.null).all():
+        return None
+    low, high = np.quantile(sharing.null[:, counted].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
-def _conclusion(panels: Mapping[str, Sharing | None], level: float) -> str:
+def _counted(sharing: Sharing) -> str:
+    """Mean index of a panel, and what permuted labels give."""
+    permuted = _permuted_range(sharing)
+    compared = f"permuted labels {permuted[0]:.2f} to {permuted[1]:.2f}" if permuted else "permuted labels not known"
+    return f"mean index {_mean_index(sharing):.2f}, {compared}"
+
+
+def _conclusion(panels: Mapping[str, Sharing | None]) -> str:
     """What came out, as a sentence."""
-    counts = {label: _significant(sharing, level) for label, sharing in panels.items() if sharing is not None}
-    if not any(tested for _, tested in counts.values()):
+    less, compared = [], 0
+    for label, sharing in panels.items():
+        permuted = None if sharing is None else _permuted_range(sharing)
+        if sharing is None or permuted is None:
+            continue
+        compared += 1
+        if _mean_index(sharing) < permuted[0]:
+            less.append(label)
+    if not compared:
         return "Not compared with permuted labels"
-    if not any(above for above, _ in counts.values()):
-        return "No pair of classes shares more neurons than with permuted labels"
-    label = max(counts, key=lambda name: counts[name][0])
-    above, tested = counts[label]
-    return f"{above} of {tested} pairs share more neurons than with permuted labels (dots) in {label}, the most of all models"
+    if not less:
+        return "On average classes share as many neurons as with permuted labels"
+    return f"On average classes share fewer neurons than with permuted labels in {', '.join(less)}"
 
 
 def _top(known: list[Sharing], few: bool) -> float:
@@ -127,8 +142,8 @@ def _clustered(known: list[Sharing]) -> list[np.ndarray]:
     return orders
 
 
-def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: float, level: float, few: bool) -> Any:
-    """The index with its marks, and with few classes the number in each cell; returns the image."""
+def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: float, few: bool) -> Any:
+    """The index, and with few classes the number in each cell; returns the image."""
     observed = sharing.observed.copy()
     if sharing.within:
         np.fill_diagonal(observed, np.nan)  # a class with itself
@@ -136,13 +151,10 @@ def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: flo
     image = axes.imshow(values, vmin=0, vmax=top, cmap="cividis", aspect="auto", interpolation="nearest")
     axes.set_facecolor("#DDDDDD")
     axes.tick_params(length=0)
-    size = min(16.0, 900.0 / max(values.shape) ** 1.35)
-    y, x = np.nonzero(sharing.q[np.ix_(*order)] < level)
-    axes.scatter(x, y + 0.28 * few, s=size, c="white", edgecolors="black", linewidth=0.35)  # below the number
     if few:
         for i, j in np.argwhere(~np.isnan(values)):
             ink = "white" if values[i, j] < 0.6 * top else "black"
-            axes.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
+            axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
     return image
 
 

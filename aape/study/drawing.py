@@ -53,11 +53,5 @@ def _sharing(
     panels = {label: of_figure[label].sharing if label in of_figure else None for label in labels}
     curves = {label: shared.curve for label, shared in of_figure.items() if shared.curve is not None}
     return sharing_figure(
-        panels,
-        first.names,
-        [rows, columns],
-        f"Shared neurons ({figure.title}): {where}",
-        first.pitches,
-        curves or None,
-        study.chance.q,
+        panels, first.names, [rows, columns], f"Shared neurons ({figure.title}): {where}", first.pitches, curves or None
     )

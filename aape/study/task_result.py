@@ -87,7 +87,7 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     sensitivity = variants(artifacts, selection)
     by_layer = {"layer": selection.members.any(axis=2), "several_classes_layer": selection.members.sum(axis=2) > 1}
     if not artifacts.has_counts:
-        neurons = selection.table().assign(q=np.nan, q_neuron=np.nan, calibrated=False, group_share=np.nan)
+        neurons = selection.table().assign(calibrated=False)
         row |= _per_layer(by_layer)
         nothing = np.zeros_like(selection.members)
         return TaskResult(selection.members, nothing, row, neurons, classes, pd.DataFrame(sensitivity), None)
@@ -115,6 +115,8 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
         null_mean=calibrated.null.per_class.mean(axis=0),
         null_low=low,
         null_high=high,
+        class_p=calibrated.null.class_p,
+        significant_large=(calibrated.significant & calibrated.large).sum(axis=(0, 1)),
         calibrated=calibrated.per_class.to_numpy(),
     )
     sensitivity += effect_variants(calibrated)
@@ -177,7 +179,9 @@ def _chance_row(row: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
         "null_clips": calibrated.clips,
         "group_share": float(pd.Series(calibrated.group_share[any_class]).mean(skipna=False)),
         "neurons_differing": float((null.neuron_q < calibrated.q).mean()),  # of all neurons
-        "pairs_differing": null.discoveries,
+        "pairs_significant": int(calibrated.significant.sum()),
+        "pairs_large": int((calibrated.significant & calibrated.large).sum()),
+        "significant_coverage": float((calibrated.significant & calibrated.selection.members).any(axis=(0, 1)).mean()),
         "p_task": null.task_p,
         "effect": calibrated.effect,
         "q_level": calibrated.q,
