@@ -48,11 +48,14 @@ def opened(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _check_last_sample(path: Path, file: soundfile.SoundFile) -> None:
+    """Raise BadClip if the last sample of a file cannot be decoded, that is, if the file was cut off."""
     if file.frames > _UNKNOWN:
         return
     slack = _MP3_SLACK if file.format == "MP3" else 1
-    file.seek(max(0, file.frames - slack))
-    if len(file.read(1)) == 0:
+    with soundfile.SoundFile(path) as fresh:  # libsndfile cannot always seek in an Ogg file that was read from in part
+        fresh.seek(max(0, fresh.frames - slack))
+        decoded = len(fresh.read(1))
+    if decoded == 0:
         raise _bad(path, f"truncated: the last of {file.frames:,} samples cannot be decoded")
 
 
