@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.study.ablation import AblationResult, ablate
     from aape.study.analysis import Analysis, analyze
     from aape.study.study import Study, load_encoder, load_study, load_task
+    from aape.tuning.receptive_fields import ReceptiveFields, receptive_fields
+    from aape.tuning.tuning import Tuning, tune
 
 __version__ = "0.4.0"
 
@@ -49,6 +51,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.study.ablation": ("AblationResult", "ablate"),
     "aape.study.analysis": ("Analysis", "analyze"),
     "aape.study.study": ("Study", "load_encoder", "load_study", "load_task"),
+    "aape.tuning.receptive_fields": ("ReceptiveFields", "receptive_fields"),
+    "aape.tuning.tuning": ("Tuning", "tune"),
 }
 _SUBMODULES = {"chance": "aape.neurons.chance", "m2d": "aape.encoders.m2d"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -61,9 +65,11 @@ __all__ = [
     "Calibrated",
     "Dissection",
     "Encoder",
+    "ReceptiveFields",
     "Selection",
     "Study",
     "Task",
+    "Tuning",
     "ablate",
     "analyze",
     "attribute",
@@ -87,11 +93,13 @@ __all__ = [
     "load_task",
     "m2d",
     "rank",
+    "receptive_fields",
     "select",
     "sharing_against_chance",
     "show_neuron",
     "silenced",
     "token_maps",
+    "tune",
 ]
 
 
