@@ -72,24 +72,20 @@ def analyse(responses: Responses, measure: str) -> Analysed:
     """
     sounds = Sounds(responses, measure)
     of_curve, of_contrast = LEAST_SIZE[measure]
-    tones = sounds.of("tone", by=("frequency",))
     axes = {"frequency": sounds.axis("tone", "frequency")}
-    effects = {"frequency": curve(tones, of_curve)}
+    effects = {"frequency": curve(sounds.of("tone", by=("frequency",))[:, None], of_curve)}
     silence = sounds.of("silence", window=-1).mean(axis=(0, 1))
-    if sounds.has("modulated noise"):
-        axes["modulation"] = sounds.axis("modulated noise", "rate")
-        modulated = sounds.of("modulated noise")
-        if sounds.has("modulated tone"):
-            modulated = (modulated + sounds.of("modulated tone")) / 2
-        effects["modulation"] = curve(modulated, of_curve)
+    for name, kinds, column in (
+        ("modulation", ("modulated noise", "modulated tone"), "rate"),
+        ("fundamental", ("harmonic", "missing fundamental"), "frequency"),
+        ("click_rate", ("clicks",), "rate"),
+    ):
+        played = [sounds.of(kind) for kind in kinds if sounds.has(kind)]
+        if played:
+            axes[name] = sounds.axis(kinds[0], column)
+            effects[name] = curve(np.stack(played, axis=1), of_curve)
     if sounds.has("harmonic"):
-        axes["fundamental"] = sounds.axis("harmonic", "frequency")
-        harmonic = sounds.of("harmonic")
-        effects["fundamental"] = curve((harmonic + sounds.of("missing fundamental")) / 2, of_curve)
-        effects["periodicity"] = contrast(harmonic - sounds.of("inharmonic"), of_contrast)
-    if sounds.has("clicks"):
-        axes["click_rate"] = sounds.axis("clicks", "rate")
-        effects["click_rate"] = curve(sounds.of("clicks"), of_curve)
+        effects["periodicity"] = contrast(sounds.of("harmonic") - sounds.of("inharmonic"), of_contrast)
     axes["level"] = sounds.axis("tone", "level")
     effects["level"] = curve(_at_best_frequency(sounds, effects["frequency"]), of_curve)
     effects["sweep"] = contrast(sounds.of("sweep up") - sounds.of("sweep down"), of_contrast)
@@ -102,14 +98,14 @@ def analyse(responses: Responses, measure: str) -> Analysed:
 
 
 def _at_best_frequency(sounds: Sounds, frequency: Effect) -> np.ndarray:
-    """Responses to tones at each neuron's strongest frequency and its two neighbours [realisations, levels, neurons]."""
+    """Responses to tones at each neuron's strongest frequency and its two neighbours [realisations, 3, levels, neurons]."""
     levels = len(sounds.axis("tone", "level"))
     tones = sounds.of("tone", by=("level", "frequency"))
     tones = tones.reshape(len(tones), levels, -1, tones.shape[2])  # [realisations, levels, frequencies, neurons]
     strongest = frequency.values.argmax(axis=0)
     neighbours = [np.clip(strongest + step, 0, tones.shape[2] - 1) for step in (-1, 0, 1)]
     chosen = [np.take_along_axis(tones, place[None, None, None], axis=2)[:, :, 0] for place in neighbours]
-    return np.mean(chosen, axis=0)
+    return np.stack(chosen, axis=1)
 
 
 def _tones_minus_noise(sounds: Sounds) -> np.ndarray:
@@ -169,7 +165,7 @@ def neuron_table(responses: Responses, analysed: Analysed) -> pd.DataFrame:
         table[f"{name}_reliability"] = effect.reliability
         table[f"{name}_q"] = effect.q
         table[f"{name}_tuned"] = effect.tuned
-    return table
+    return table.astype(dict.fromkeys(table.select_dtypes("float32"), "float64"))
 
 
 def tuned_by_layer(table: pd.DataFrame) -> pd.DataFrame:

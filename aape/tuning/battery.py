@@ -81,7 +81,7 @@ def battery(sample_rate: int, seconds: float, realisations: int = REALISATIONS) 
     for kind, window in itertools.product(("onset", "steady", "offset", "silence"), (early, late)):
         played = [0.0] if kind == "silence" else [0.0, *carriers]
         parts.append(_rows(kind, played, one_level, [0.0], window, realisations))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def _rows(

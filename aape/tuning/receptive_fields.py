@@ -155,7 +155,7 @@ def receptive_fields(
             origin = y.mean(axis=0)
         sums[fold[rows[0]]].add(x, y, origin)
     correlation, strength = cross_fit(sums)
-    solution = weights(Sums.total(sums), [strength])[0]
+    (solution,) = weights(Sums.total(sums), [strength])
     return ReceptiveFields(
         model=encoder.name,
         task=task.name,
@@ -225,8 +225,10 @@ def observations(encoder: Encoder, waves: Tensor, places: Places) -> tuple[np.nd
         values = torch.cat(calls, dim=1)
         column = torch.cat(places.column).to(values.device)
         kept = (column >= 0) & (column < size)
-        mean = torch.zeros(len(values), size, values.shape[2], device=values.device)
-        mean.index_reduce_(1, column[kept], values[:, kept], "mean", include_self=False)
+        total = torch.zeros(len(values), size, values.shape[2], device=values.device)
+        total.index_add_(1, column[kept], values[:, kept])
+        tokens = torch.bincount(column[kept], minlength=size).clamp(min=1)
+        mean = total / tokens[:, None]
         activations.append(mean[:, places.cells.to(values.device)].flatten(0, 1).cpu())
     x = local(log_mel(waves, encoder.sample_rate), places.centres).flatten(0, 1)
     return x.numpy(), torch.cat(activations, dim=1).numpy()
@@ -265,4 +267,5 @@ def _rowwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rank correlation of each row of a with the same row of b."""
     a, b = (rankdata(values, axis=1) for values in (a, b))
     a, b = (values - values.mean(axis=1, keepdims=True) for values in (a, b))
-    return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return (a * b).sum(axis=1) / np.maximum(norms, 1e-12)

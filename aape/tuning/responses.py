@@ -108,7 +108,7 @@ def _token_deviation(
     results: Sequence[dict[str, np.ndarray]], sounds: pd.DataFrame, batches: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Standard deviation of each neuron's activation over the tokens of all steady responses [neurons]."""
-    steady = [sounds.iloc[rows[0]].kind not in ("onset", "steady", "offset") for rows in batches.values()]
+    steady = [sounds.start[rows[0]] == sounds.start.min() for rows in batches.values()]
     chosen = [result for result, is_steady in zip(results, steady, strict=True) if is_steady]
     sizes = [len(result["mean"]) for result in chosen]
     square = np.average([result["square"] for result in chosen], axis=0, weights=sizes)

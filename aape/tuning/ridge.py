@@ -7,7 +7,7 @@ over the data is needed, and the memory does not depend on the number of clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.linalg import eigh
@@ -48,10 +48,6 @@ class Sums:
         self.xy += x.T @ y
         self.yy += np.square(y).sum(axis=0)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, to be kept."""
-        return {"tokens": np.array(self.tokens)} | {name: getattr(self, name) for name in ("x", "y", "xx", "xy", "yy")}
-
     @classmethod
     def total(cls, parts: Sequence[Sums]) -> Sums:
         """The sums over several folds."""
@@ -70,17 +66,15 @@ class Sums:
         return self.xx / self.tokens - np.outer(x, x), xy, self.yy / self.tokens - y**2
 
 
-def weights(sums: Sums, strengths: Sequence[float]) -> list[np.ndarray]:
-    """Ridge weights [features, neurons] for each strength of the penalty."""
+def weights(sums: Sums, strengths: Sequence[float]) -> Iterator[np.ndarray]:
+    """Ridge weights [features, neurons] for each strength of the penalty, one after the other."""
     xx, xy, _ = sums.covariances()
     values, vectors = eigh(xx)
     projected = vectors.T.astype(np.float32) @ xy
     penalties = np.array(strengths) * np.trace(xx) / len(xx)
-    solutions = []
     for penalty in penalties:
         shrunk = (vectors / (np.maximum(values, 0) + penalty)).astype(np.float32)
-        solutions.append(shrunk @ projected)
-    return solutions
+        yield shrunk @ projected
 
 
 def held_out_correlation(solution: np.ndarray, sums: Sums) -> np.ndarray:
@@ -110,8 +104,7 @@ def cross_fit(folds: Sequence[Sums]) -> tuple[np.ndarray, float]:
         candidates = weights(Sums.total(others[1:]), STRENGTHS)
         scores = [held_out_correlation(candidate, others[0]).mean() for candidate in candidates]
         strength = STRENGTHS[int(np.argmax(scores))]
-        del candidates
-        solution = weights(Sums.total(others), [strength])[0]
+        (solution,) = weights(Sums.total(others), [strength])
         correlations.append(held_out_correlation(solution, test))
         chosen.append(strength)
     return np.mean(correlations, axis=0), float(np.median(chosen))
