@@ -6,6 +6,7 @@ aape doctor [STUDY]                    what is installed, found, missing, and th
 aape download [NAME ...]               checkpoints and datasets that may be fetched freely; --help NAME tells of one
 aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
 aape table FOLDER -o OUT.csv           the same of a folder of your own, to look at and to edit
+aape tune MODEL                        the tuning of a model's neurons to test sounds; no data is needed
 aape dissect MODEL FOLDER              the neurons of a model, by name or folder, on a folder of sounds
 """
 
@@ -144,7 +145,23 @@ def _atlas(parser: argparse.ArgumentParser, words: list[str]) -> None:
     print(f"open {build_study(**vars(parser.parse_args(words))).resolve().as_uri()}")
 
 
-_ALL = (_atlas, _collect, _doctor, _download, _metadata, _table, _dissect)
+def _tune(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """What each neuron of a model responds to, from test sounds; no data is needed."""
+    parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
+    parser.add_argument("--seed", type=int, help="draw the weights at random: the untrained model of the same shape")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: outputs/tuning/<model>")
+    _add_pass(parser)
+    options = parser.parse_args(words)
+    from aape.encoders.hub import from_hub
+    from aape.tuning.tuning import tune
+
+    encoder = from_hub(options.model, seed=options.seed)
+    folder = options.output or f"outputs/tuning/{encoder.name}"
+    print(tune(encoder, out_dir=folder, device=options.device, batch_size=options.batch_size))
+    print(f"written to {folder}: neurons.csv has one row per neuron")
+
+
+_ALL = (_atlas, _collect, _doctor, _download, _metadata, _table, _dissect, _tune)
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, list[str]], int | None]] = {
     command.__name__[1:]: command for command in _ALL
 }

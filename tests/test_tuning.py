@@ -55,7 +55,7 @@ class Planted(nn.Module):
         self.tuned = torch.exp(-(centre**2) / (2 * 0.2**2))  # [frequencies, neurons]
 
     def forward(self, wave: Tensor) -> Tensor:
-        clips, samples = wave.shape
+        _clips, samples = wave.shape
         tokens = samples // STEP
         spectrum = torch.stft(wave, 1024, STEP, window=torch.hann_window(1024), return_complex=True)
         power = spectrum.abs().square().transpose(1, 2)[:, :tokens]  # [clips, tokens, frequencies]
@@ -96,7 +96,13 @@ class Planted(nn.Module):
 def planted() -> Encoder:
     module = Planted()
     return from_module(
-        module, activations="act", embed=module, sample_rate=RATE, clip_seconds=1.0, name="planted", samples_per_token=STEP
+        module,
+        activations="act",
+        embed=module,
+        sample_rate=RATE,
+        clip_seconds=1.0,
+        name="planted",
+        samples_per_token=STEP,
     )
 
 
@@ -185,9 +191,28 @@ def test_constant_neurons_are_not_tuned():
 
 
 def test_table_has_the_stated_columns(tuning: Tuning):
-    stated = """layer neuron best_frequency_hz frequency_reliability frequency_tuned bandwidth_octaves threshold_db
-    dynamic_range_db best_modulation_hz modulation_reliability modulation_tuned sweep_index sweep_tuned tone_index tone_tuned
-    periodicity_index periodicity_tuned onset_index onset_tuned sentence""".split()
+    stated = [
+        "layer",
+        "neuron",
+        "best_frequency_hz",
+        "frequency_reliability",
+        "frequency_tuned",
+        "bandwidth_octaves",
+        "threshold_db",
+        "dynamic_range_db",
+        "best_modulation_hz",
+        "modulation_reliability",
+        "modulation_tuned",
+        "sweep_index",
+        "sweep_tuned",
+        "tone_index",
+        "tone_tuned",
+        "periodicity_index",
+        "periodicity_tuned",
+        "onset_index",
+        "onset_tuned",
+        "sentence",
+    ]
     assert {*stated} <= {*tuning.table()}
     assert tuning.table().frequency_tuned.dtype == bool
     assert "tuned" in repr(tuning) and "<table>" in tuning._repr_html_()
@@ -329,7 +354,13 @@ def test_threshold_of_a_known_level_function():
 
 def test_sentence_follows_its_grammar():
     row = {"frequency_tuned": True, "best_frequency_hz": 1210.0, "bandwidth_octaves": 0.6}
-    row |= {"tone_tuned": True, "tone_index": 0.4, "modulation_tuned": True, "best_modulation_hz": 8.1, "level_tuned": False}
+    row |= {
+        "tone_tuned": True,
+        "tone_index": 0.4,
+        "modulation_tuned": True,
+        "best_modulation_hz": 8.1,
+        "level_tuned": False,
+    }
     expected = "Tuned to 1.2 kHz (0.6 octaves); prefers tones to noise; responds to modulation around 8.1 Hz"
     assert sentence(row) == f"{expected}."
     assert sentence(row, "rain") == f"{expected}; on natural sound most active in rain."
@@ -369,7 +400,13 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReceptiveFields, L
     task = make_task(tmp_path_factory.mktemp("linear"), clips=60, rate=RATE)
     module = Linear()
     encoder = from_module(
-        module, activations="act", embed=module, sample_rate=RATE, clip_seconds=1.0, name="linear", samples_per_token=STEP
+        module,
+        activations="act",
+        embed=module,
+        sample_rate=RATE,
+        clip_seconds=1.0,
+        name="linear",
+        samples_per_token=STEP,
     )
     return receptive_fields(encoder, task, folds=3), module
 
@@ -453,7 +490,9 @@ def test_groups_are_not_split_over_folds(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_tuned_among_finds_an_excess_and_no_false_one(tuning: Tuning):
     rng = np.random.default_rng(0)
     layer = np.repeat([0, 1], 200)
-    table = pd.DataFrame({"layer": layer, "neuron": np.tile(np.arange(200), 2), "frequency_tuned": rng.random(400) < 0.3})
+    table = pd.DataFrame(
+        {"layer": layer, "neuron": np.tile(np.arange(200), 2), "frequency_tuned": rng.random(400) < 0.3}
+    )
     members = np.zeros((2, 200), bool)
     members[:, :40] = True
     row = tuned_among(table, members, "frequency_tuned")

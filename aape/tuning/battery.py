@@ -116,7 +116,13 @@ def waveform(row: pd.Series, sample_rate: int, samples: int, seed: int = 0) -> n
 
 def _sound(row: pd.Series, sample_rate: int, samples: int, rng: np.random.Generator) -> np.ndarray:
     """The sound at an RMS of 1, without its level and ramps."""
-    carrier_of = {"modulated noise": "noise", "modulated tone": "tone", "onset": "noise", "steady": "noise", "offset": "noise"}
+    carrier_of = {
+        "modulated noise": "noise",
+        "modulated tone": "tone",
+        "onset": "noise",
+        "steady": "noise",
+        "offset": "noise",
+    }
     kind = carrier_of.get(row.kind, row.kind)
     if kind == "noise" and row.frequency > 0:
         kind = "band noise"

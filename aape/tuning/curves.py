@@ -132,7 +132,9 @@ def _ratio(explained: np.ndarray, total: np.ndarray) -> np.ndarray:
     return share / (1.001 - share)
 
 
-def _permutation_p(blocks: np.ndarray, statistic: Callable[[np.ndarray, Any], np.ndarray], draws: Sequence[Any]) -> np.ndarray:
+def _permutation_p(
+    blocks: np.ndarray, statistic: Callable[[np.ndarray, Any], np.ndarray], draws: Sequence[Any]
+) -> np.ndarray:
     """p-value of each neuron, from its statistic and the statistics under permutation.
 
     Args:

@@ -76,7 +76,12 @@ class ReceptiveFields(Displayed):
     def table(self) -> pd.DataFrame:
         """One row per neuron: layer, neuron, held-out correlation, and the band with the largest weight, Hz."""
         best_band = self.bands[self.fields.max(axis=0).argmax(axis=0)]
-        columns = {"layer": self.layer, "neuron": self.neuron, "correlation": self.correlation, "best_band_hz": best_band}
+        columns = {
+            "layer": self.layer,
+            "neuron": self.neuron,
+            "correlation": self.correlation,
+            "best_band_hz": best_band,
+        }
         return pd.DataFrame(columns)
 
     def save(self, path: str | Path) -> Path:
@@ -137,7 +142,9 @@ def receptive_fields(
     grouped = np.asarray(task.groups)[chosen] if groups is None else np.asarray(groups)
     names, group = np.unique(grouped, return_inverse=True)
     if folds < 3 or len(names) < folds:
-        raise ValueError(f"folds={folds} with {len(names)} groups of clips: expected at least 3 folds and a group for each")
+        raise ValueError(
+            f"folds={folds} with {len(names)} groups of clips: expected at least 3 folds and a group for each"
+        )
     encoder.to(choose_device(device))
     widths = [calls[0][1] for calls in dry_run(encoder)[0].values()]
     samples = task.samples(encoder.sample_rate)

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
 FRAME_SECONDS = 0.025

@@ -97,7 +97,10 @@ class Tuning(Displayed):
         """
         folder = Path(folder)
         facts = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
-        tables = {name: pd.read_csv(folder / f"{name}.csv", float_precision="round_trip") for name in ("neurons", "evidence", "shares")}
+        tables = {
+            name: pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
+            for name in ("neurons", "evidence", "shares")
+        }
         with np.load(folder / "tuning.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         axes = {name.removeprefix("axis "): values for name, values in arrays.items() if name.startswith("axis ")}
