@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def draw_field(axes: Axes, fields: ReceptiveFields, layer: int, neuron: int) -> 
     axes.set(xlabel="time relative to the token (ms)", ylabel="mel band (Hz)")
 
 
-def _quartiles(axes: Axes, groups: pd.core.groupby.SeriesGroupBy, colour: str, label: str | None = None) -> None:
+def _quartiles(axes: Axes, groups: Any, colour: str, label: str | None = None) -> None:
     """Median with quartiles of some values by layer."""
     low, median, high = (groups.quantile(share) for share in (0.25, 0.5, 0.75))
     axes.plot(median.index, median, "o-", ms=4, color=colour, label=label)

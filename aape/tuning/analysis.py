@@ -170,6 +170,6 @@ def neuron_table(responses: Responses, analysed: Analysed) -> pd.DataFrame:
 
 def tuned_by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Share of tuned neurons, layer by property."""
-    columns = [column for column in table if column.endswith("_tuned")]
+    columns = [str(column) for column in table.filter(like="_tuned")]
     shares = table.groupby("layer")[columns].mean()
     return shares.rename(columns=lambda column: column.removesuffix("_tuned"))

@@ -81,7 +81,10 @@ def record(
     else:
         code = code_version("tuning/stimuli", "tuning/battery", "tuning/responses")
         rows_of = {name: rows.tolist() for name, rows in batches.items()}
-        results = list(resumed(Path(out_dir) / "responses", encoder.identity, rows_of, compute, code=code))
+        results = [
+            dict(result)
+            for result in resumed(Path(out_dir) / "responses", encoder.identity, rows_of, compute, code=code)
+        ]
     order = np.argsort(np.concatenate(list(batches.values())))
     share = np.concatenate([result["share"] for result in results])[order]
     mean = np.concatenate([result["mean"] for result in results])[order]
@@ -97,7 +100,7 @@ def record(
 
 def _batches(sounds: pd.DataFrame, batch_size: int) -> dict[str, np.ndarray]:
     """Name of each batch -> its rows of the battery; sounds of a batch share their response window."""
-    batches = {}
+    batches: dict[str, np.ndarray] = {}
     for rows in sounds.groupby(["start", "end"]).indices.values():
         for first in range(0, len(rows), batch_size):
             batches[f"sounds-{len(batches):04d}"] = rows[first : first + batch_size]

@@ -96,7 +96,7 @@ class Tuning(Displayed):
             FileNotFoundError: a file is missing.
         """
         folder = Path(folder)
-        facts = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
         tables = {
             name: pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
             for name in ("neurons", "evidence", "shares")
@@ -105,7 +105,7 @@ class Tuning(Displayed):
             arrays = {name: file[name] for name in file.files}
         axes = {name.removeprefix("axis "): values for name, values in arrays.items() if name.startswith("axis ")}
         curves = {name.removeprefix("curve "): values for name, values in arrays.items() if name.startswith("curve ")}
-        return cls(axes=axes, curves=curves, **tables, **facts)
+        return cls(**facts, axes=axes, curves=curves, **tables)
 
     def _facts(self) -> dict[str, str]:
         tuned = self.neurons.filter(like="_tuned").mean()
@@ -150,7 +150,8 @@ def tune(
         tables[name] = analysed, neuron_table(responses, analysed)
         shares.append(tuned_by_layer(tables[name][1]).reset_index().assign(measure=name))
     analysed, neurons = tables[measure]
-    neurons["sentence"] = [sentence(row) for row in neurons.to_dict("records")]
+    rows: list[Any] = neurons.to_dict("records")
+    neurons["sentence"] = [sentence(row) for row in rows]
     tuning = Tuning(
         model=encoder.name,
         identity=encoder.identity,
