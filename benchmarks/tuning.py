@@ -207,7 +207,7 @@ def write(
     for path in gallery.glob("*.pdf"):
         path.unlink()
     shown = matters[matters.property.isin(["frequency", "modulation", "sweep", "tone", "onset"])]
-    shown = shown[["model", "chosen", "property", "neurons", "share", "expected", "p"]]
+    shown = shown[["model", "chosen", "property", "neurons", "share", "expected", "q"]]
     text = (HERE / "tuning_page.txt").read_text(encoding="utf-8")
     parts = {
         "PICTURES": "\n\n".join(pictures) + "\n",

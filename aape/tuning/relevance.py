@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from aape.neurons.chance import benjamini_hochberg
+
 DRAWS = 9999
 
 
@@ -55,11 +57,12 @@ def relevance(neurons: pd.DataFrame, chosen: dict[str, np.ndarray], *, seed: int
         seed: of the random neurons.
 
     Returns:
-        One row per choice and property.
+        One row per choice and property, as `tuned_among`, with q over all rows (Benjamini and Hochberg).
     """
     rows = []
     for name, members in chosen.items():
         for column in neurons.filter(like="_tuned"):
             result = tuned_among(neurons, members, column, seed=seed)
             rows.append({"chosen": name, "property": column.removesuffix("_tuned"), **result})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(q=benjamini_hochberg(table.p.to_numpy()))

@@ -101,7 +101,8 @@ def record(
 def _batches(sounds: pd.DataFrame, batch_size: int) -> dict[str, np.ndarray]:
     """Name of each batch -> its rows of the battery; sounds of a batch share their response window."""
     batches: dict[str, np.ndarray] = {}
-    for rows in sounds.groupby(["start", "end"]).indices.values():
+    for group in sounds.groupby(["start", "end"]).indices.values():
+        rows = np.asarray(group)
         for first in range(0, len(rows), batch_size):
             batches[f"sounds-{len(batches):04d}"] = rows[first : first + batch_size]
     return batches

@@ -96,16 +96,14 @@ class Tuning(Displayed):
             FileNotFoundError: a file is missing.
         """
         folder = Path(folder)
-        facts: dict[str, Any] = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
-        tables = {
-            name: pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
-            for name in ("neurons", "evidence", "shares")
-        }
+        values: dict[str, Any] = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
+        for name in ("neurons", "evidence", "shares"):
+            values[name] = pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
         with np.load(folder / "tuning.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        axes = {name.removeprefix("axis "): values for name, values in arrays.items() if name.startswith("axis ")}
-        curves = {name.removeprefix("curve "): values for name, values in arrays.items() if name.startswith("curve ")}
-        return cls(**facts, axes=axes, curves=curves, **tables)
+        axes = {name.removeprefix("axis "): array for name, array in arrays.items() if name.startswith("axis ")}
+        curves = {name.removeprefix("curve "): array for name, array in arrays.items() if name.startswith("curve ")}
+        return cls(axes=axes, curves=curves, **values)
 
     def _facts(self) -> dict[str, str]:
         tuned = self.neurons.filter(like="_tuned").mean()
