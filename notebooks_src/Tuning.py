@@ -100,7 +100,7 @@ for kind, rows in table[table.start == table.start.min()].groupby("kind", sort=F
 
 # %%
 tuning = aape.tune(encoder, out_dir=Path(out) / encoder.name, device=device)
-twin = aape.tune(untrained, out_dir=Path(out) / untrained.name, device=device)
+twin = aape.tune(untrained, out_dir=Path(out) / untrained.name, device=device, measure=tuning.measure)
 tuning
 
 # %% [markdown]

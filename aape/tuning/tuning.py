@@ -125,6 +125,7 @@ def tune(
     out_dir: str | Path | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
+    measure: str | None = None,
 ) -> Tuning:
     """Play test sounds to an encoder and describe what each neuron responds to.
 
@@ -138,10 +139,13 @@ def tune(
             seconds; None writes nothing.
         device: of the forward passes; CUDA if available, else the CPU.
         batch_size: sounds per forward pass.
+        measure: "share" or "mean" to use this measure whatever the evidence says, for example the measure of a trained model
+            for its untrained twin.
     """
     responses = record(encoder, out_dir=out_dir, device=device, batch_size=batch_size)
     evidence = compare_measures(responses)
-    measure = str(evidence.groupby("measure").correlation.mean().idxmax())
+    if measure is None:
+        measure = str(evidence.groupby("measure").correlation.mean().idxmax())
     tables, shares = {}, []
     for name in LEAST_SIZE:
         analysed = analyse(responses, name)
