@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from aape.figures.style import colours, legend_below, nothing, panels, styled
 from aape.tuning.receptive_fields import ReceptiveFields
@@ -43,7 +45,8 @@ def tuned_figure(tunings: Mapping[str, Tuning], name: str = "modulation") -> Fig
         tuned = neurons[neurons[f"{name}_tuned"]]
         _quartiles(right, tuned.groupby("layer")[f"best_{name}_hz"], colour)
     left.set(xlabel="layer", ylabel="tuned neurons (%)", ylim=(0, None))
-    right.set(xlabel="layer", ylabel=f"best {AXIS_NAMES[name]}\nmedian and quartiles", yscale="log")
+    right.set(xlabel="layer", ylabel=f"best {AXIS_NAMES[name]}\nmedian and quartiles")
+    _plain_logarithmic(right)
     _integer_layers(left, tunings)
     _integer_layers(right, tunings)
     legend_below(figure, left)
@@ -61,7 +64,8 @@ def frequency_figure(tunings: Mapping[str, Tuning]) -> Figure:
         by_layer = tuning.neurons[tuning.neurons.frequency_tuned].groupby("layer")
         _quartiles(left, by_layer.best_frequency_hz, colour, label)
         _quartiles(right, by_layer.bandwidth_octaves, colour)
-    left.set(xlabel="layer", ylabel="best frequency (Hz)\nmedian and quartiles", yscale="log")
+    left.set(xlabel="layer", ylabel="best frequency (Hz)\nmedian and quartiles")
+    _plain_logarithmic(left)
     right.set(xlabel="layer", ylabel="bandwidth (octaves)\nmedian and quartiles", ylim=(0, None))
     _integer_layers(left, tunings)
     _integer_layers(right, tunings)
@@ -81,7 +85,8 @@ def reliability_figure(tunings: Mapping[str, Tuning], name: str = "modulation") 
         _quartiles(right, by_layer[f"{name}_size"], colour)
     measure = next(iter(tunings.values())).measure
     left.set(xlabel="layer", ylabel="correlation of two halves\nof the realisations")
-    right.set(xlabel="layer", ylabel=f"maximum minus minimum\n{UNITS[measure]}", yscale="log")
+    right.set(xlabel="layer", ylabel=f"maximum minus minimum\n{UNITS[measure]}")
+    _plain_logarithmic(right)
     _integer_layers(left, tunings)
     _integer_layers(right, tunings)
     legend_below(figure, left)
@@ -111,7 +116,8 @@ def predictability_figure(fields: Mapping[str, ReceptiveFields]) -> Figure:
 def neuron_figure(tuning: Tuning, layer: int, neuron: int, fields: ReceptiveFields | None = None) -> Figure:
     """One neuron: its curves for frequency, modulation and level, and its receptive field."""
     row = tuning.neurons[(tuning.neurons.layer == layer) & (tuning.neurons.neuron == neuron)].iloc[0]
-    figure, grid = panels(1, 4, (10.5, 2.6), f"{tuning.model}, layer {layer}, neuron {neuron}: {row.sentence}")
+    described = textwrap.fill(row.sentence, 120)
+    figure, grid = panels(1, 4, (10.5, 2.9), f"{tuning.model}, layer {layer}, neuron {neuron}\n{described}")
     for axes, name in zip(grid[0], ("frequency", "modulation", "level"), strict=False):
         if name not in tuning.curves:
             nothing(axes, f"no {name}")
@@ -147,6 +153,13 @@ def _quartiles(axes: Axes, groups: Any, colour: str, label: str | None = None) -
     low, median, high = (groups.quantile(share) for share in (0.25, 0.5, 0.75))
     axes.plot(median.index, median, "o-", ms=4, color=colour, label=label)
     axes.fill_between(median.index, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def _plain_logarithmic(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers."""
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _integer_layers(axes: Axes, results: Mapping) -> None:
