@@ -139,8 +139,8 @@ examples = (tuned if len(tuned) else neurons).groupby("layer").sample(1, random_
 examples[["layer", "neuron", "best_frequency_hz", "bandwidth_octaves", "sentence"]]
 
 # %%
-for _, example in examples.iterrows():
-    display(figures.neuron_figure(tuning, int(example.layer), int(example.neuron)))
+for _, shown in examples.iterrows():
+    display(figures.neuron_figure(tuning, int(shown.layer), int(shown.neuron)))
 
 # %% [markdown]
 # ## 5. Receptive fields on natural sound
