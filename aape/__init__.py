@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from aape.study.collecting import collect_study
     from aape.study.loading import load_encoder, load_task
     from aape.study.study import Study, load_study
+    from aape.tuning.receptive_fields import ReceptiveFields, receptive_fields
+    from aape.tuning.tuning import Tuning, tune
 
 __version__ = "0.4.0"
 
@@ -61,6 +63,8 @@ _MODULES = {  # module -> the public names that it defines
     "aape.study.analysis": ("Analysis", "analyze"),
     "aape.study.loading": ("load_encoder", "load_task"),
     "aape.study.study": ("Study", "load_study"),
+    "aape.tuning.receptive_fields": ("ReceptiveFields", "receptive_fields"),
+    "aape.tuning.tuning": ("Tuning", "tune"),
 }
 _SUBMODULES = {"chance": "aape.neurons.chance", "m2d": "aape.encoders.m2d"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -73,9 +77,11 @@ __all__ = [
     "Calibrated",
     "Dissection",
     "Encoder",
+    "ReceptiveFields",
     "Selection",
     "Study",
     "Task",
+    "Tuning",
     "ablate",
     "analyze",
     "attribute",
@@ -99,12 +105,14 @@ __all__ = [
     "load_task",
     "m2d",
     "rank",
+    "receptive_fields",
     "relabel",
     "select",
     "sharing_against_chance",
     "show_neuron",
     "silenced",
     "token_maps",
+    "tune",
 ]
 
 

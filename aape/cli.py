@@ -6,6 +6,7 @@ aape doctor [STUDY]                    what is installed, found and missing, and
 aape download [NAME ...]               checkpoints and datasets that can be downloaded freely; --help NAME describes one
 aape metadata TASK FOLDER OUT.csv      EVAR-format metadata of a dataset as it is distributed
 aape table FOLDER -o OUT.csv           the same for a folder of your own, to look at and to edit
+aape tune MODEL                        the tuning of a model's neurons to test sounds; no data is needed
 aape dissect MODEL FOLDER              the class-specific neurons of a model, by name or folder, on a folder of sounds
 """
 
@@ -213,6 +214,22 @@ def _atlas(parser: Parser, words: list[str]) -> None:
     print(f"open {build_study(**vars(options)).resolve().as_uri()}")
 
 
+def _tune(parser: Parser, words: list[str]) -> None:
+    """What each neuron of a model responds to, from test sounds; no data is needed."""
+    parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
+    parser.add_argument("--seed", type=int, help="draw the weights at random: the untrained model of the same shape")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: outputs/tuning/<model>")
+    _add_pass(parser)
+    options = parser.parse_args(words)
+    from aape.encoders.hub import from_hub
+    from aape.tuning.tuning import tune
+
+    encoder = from_hub(options.model, seed=options.seed)
+    folder = options.output or f"outputs/tuning/{encoder.name}"
+    print(tune(encoder, out_dir=folder, device=options.device, batch_size=options.batch_size))
+    print(f"written to {folder}: neurons.csv has one row per neuron")
+
+
 def _add_pass(parser: Parser) -> None:
     parser.add_argument(
         "--device", type=_device, help="cpu, cuda, cuda:1 or mps (default: CUDA if available, else CPU)"
@@ -273,4 +290,5 @@ COMMANDS: dict[str, Callable[[Parser, list[str]], int | None]] = {
     "metadata": _metadata,
     "table": _table,
     "dissect": _dissect,
+    "tune": _tune,
 }
