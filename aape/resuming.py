@@ -70,6 +70,7 @@ def resumed(
         if kept is None:  # it was damaged after we had looked
             kept = store.put(name, depends_on, next(iter(compute([name]))))
         yield kept
+    next(computed, None)  # lets the computation finish what it does after its last batch, such as a warning
 
 
 def missing(folder: str | Path, key: Any, batches: Mapping[str, Any], *, code: str) -> list[str]:

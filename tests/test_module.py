@@ -54,7 +54,7 @@ def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
     with pytest.raises(ValueError, match="it gives padding_masks"):
         bare(Strided(), "act", samples_per_token=80, padding_masks=lambda valid, samples: [])
     lying = bare(Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)])
-    with pytest.raises(ValueError, match=r"padding_masks speaks of \[5\] tokens.*embed made \[12\]"):
+    with pytest.raises(ValueError, match=r"padding_masks describes \[5\] tokens.*embed made \[12\]"):
         count_batch(lying, WAVE, WHOLE, lying.layers, 8)
 
 

@@ -48,6 +48,16 @@ def test_only_what_is_missing_is_computed_and_the_order_is_kept(tmp_path: Path):
     assert run(tmp_path / "kept", work) == [*BATCHES] and work.computed == [*BATCHES, "second"]
 
 
+def test_the_computation_is_run_to_its_end(tmp_path: Path):
+    ended = []
+
+    def compute(names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        yield from Work()(names)
+        ended.append(True)
+
+    assert len(list(resumed(tmp_path, "key", BATCHES, compute, code="1"))) == 3 and ended == [True]
+
+
 def test_another_key_other_code_and_other_content_of_a_batch_are_computed_again(tmp_path: Path):
     run(tmp_path, Work())
     for how in ({"key": "other"}, {"code": "2"}):

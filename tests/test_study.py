@@ -42,7 +42,8 @@ def test_shipped_studies_are_valid(path: Path):
 
 def test_the_paper_and_the_miniature_are_the_same_study():
     paper, miniature = load_study("paper"), load_study("miniature")
-    assert len(paper.tasks) == 10 and set(paper.tasks) == set(miniature.tasks)
+    views = {"nsoctave", "surge_octave", "nsfamily"}  # of a pass over pitches
+    assert len(set(paper.tasks) - views) == 10 and set(paper.tasks) - {"nsfamily"} == set(miniature.tasks)
     targets = [[(t.task, t.classes, t.mode) for t in study.ablation.targets] for study in (paper, miniature)]
     assert paper.sharing == miniature.sharing and targets[0] == targets[1]
     assert [t.exclusive for t in paper.ablation.targets] == [True, True, False, False]

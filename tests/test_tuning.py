@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 import aape
 from aape.encoders import m2d
-from aape.encoders.module import from_module
 from aape.encoders.hub import from_hub
+from aape.encoders.module import from_module
 from aape.tuning import peaks, stimuli
 from aape.tuning.battery import KINDS, battery, waveform
-from aape.criteria.held_out import curve
-from aape.tuning.curves import contrast
+from aape.tuning.curves import contrast, curve
 from aape.tuning.receptive_fields import ReceptiveFields, receptive_fields
 from aape.tuning.relevance import tuned_among
 from aape.tuning.responses import record, respond, tokens_in_window

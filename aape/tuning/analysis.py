@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from aape.criteria.held_out import curve
-from aape.tuning.curves import LEAST_SIZE, Effect, contrast, correlation
+from aape.tuning.curves import LEAST_SIZE, Effect, contrast, correlation, curve
 from aape.tuning.peaks import bandwidth, best, threshold_and_range
 from aape.tuning.responses import MEASURES, Responses
 

@@ -146,7 +146,7 @@ def receptive_fields(
             f"folds={folds} with {len(names)} groups of clips: expected at least 3 folds and a group for each"
         )
     encoder.to(choose_device(device))
-    widths = [calls[0][1] for calls in dry_run(encoder)[0].values()]
+    widths = [calls[0][1] for calls in dry_run(encoder).values()]
     samples = task.samples(encoder.sample_rate)
     places = _places(encoder, samples)
     fold = np.random.default_rng(seed).permutation(len(names))[group] % folds

@@ -69,7 +69,7 @@ def record(
     seconds = samples / encoder.sample_rate
     sounds = battery(encoder.sample_rate, seconds)
     encoder.to(choose_device(device))
-    widths = [calls[0][1] for calls in dry_run(encoder)[0].values()]
+    widths = [calls[0][1] for calls in dry_run(encoder).values()]
     batches = _batches(sounds, batch_size or BATCH_SIZE)
 
     def compute(names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
