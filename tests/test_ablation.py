@@ -93,7 +93,7 @@ def make_study(root: Path, folds: bool = False, **settings: object) -> Study:
     ssl = {"loader": f"{__name__}:tuned", "folder": "analysis"}
     other = {"loader": f"{__name__}:tuned", "options": {"seed": 1}, "folder": "untrained"}
     content = {"models": {"ssl": ssl, "untrained": other}, "tasks": {"tones": task}, "selection": {"quantile": 0.7}}
-    return Study(name="toy", stand_in=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
+    return Study(name="toy", substitute=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
 
 
 def collected(study: Study) -> Study:

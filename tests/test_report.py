@@ -45,7 +45,7 @@ def write_statistics(study: Study, model: str, folder: str, calibrated: int, see
 def study(tmp_path: Path) -> Study:
     never = {"loader": "x:y"}
     made = Study(
-        name="songs", description="Songs", base=tmp_path, stand_in=True, note="Not music.", chance={"q": 0.05},
+        name="songs", description="Songs", base=tmp_path, substitute=True, note="Not music.", chance={"q": 0.05},
         models={
             "one": never | {"role": "ssl", "label": "One"},
             "two": never | {"role": "sl", "label": "Two"},
