@@ -2,7 +2,8 @@
 
     python -m benchmarks.full_size 2500 10000
 
-A toy as wide as ViT-Base (12 x 3072 neurons) that costs next to nothing hears so many clips of 0.1 s, a process each.
+A toy encoder as wide as ViT-Base (12 x 3072 neurons), which costs almost nothing, runs on so many clips of 0.1 s, in one
+process per run.
 """
 
 from __future__ import annotations

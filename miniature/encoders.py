@@ -19,7 +19,7 @@ UNTRAINED_NAME = "untrained ViT (miniature)"
 
 
 def verified(path: Path) -> Path:
-    """The same path, once its content agrees with the SHA256SUMS beside it.
+    """The same path, once its content agrees with SHA256SUMS in the same folder.
 
     Raises:
         FileNotFoundError: the weights or SHA256SUMS are missing.

@@ -1,4 +1,4 @@
-"""A page with one spectrogram per class of every stand-in task, to see at a glance that the sounds are what they say.
+"""A page with one spectrogram per class of every synthetic task, to see at a glance that the sounds are what they say.
 
 python -m miniature.page outputs/miniature/sounds.html
 """
@@ -94,8 +94,8 @@ def page(names: Sequence[str] = tasks.TASKS, cache_dir: str | Path | None = None
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sounds of the miniature</title>'
         "<style>body{font-family:sans-serif;max-width:1100px;margin:2em auto}img{max-width:100%}</style>"
-        "<h1>Sounds of the miniature</h1><p>Stand-ins rendered on this machine: they bear the names of the datasets "
-        "whose places they take, and contain nothing of them.</p>" + "".join(body) + "</html>\n"
+        "<h1>Sounds of the miniature</h1><p>Synthetic sounds, rendered on this machine. The tasks have the names of the "
+        "datasets that they replace and contain none of their audio.</p>" + "".join(body) + "</html>\n"
     )
 
 

@@ -1,7 +1,7 @@
-"""Linear probes of the miniature's three models: on fold 5 of ESC-50, and on the stand-in tasks.
+"""Linear probes of the miniature's three models: on fold 5 of ESC-50, and on the synthetic tasks.
 
     python -m miniature.probe --esc50 ../shared/data/esc50                  # the real recordings
-    python -m miniature.probe --esc50 ../shared/data/esc50 --study miniature   # and every stand-in task
+    python -m miniature.probe --esc50 ../shared/data/esc50 --study miniature   # and every synthetic task
 
 A probe is a logistic regression on standardised clip embeddings of the frozen encoder, with one penalty for all, set in
 advance, fitted on all that is not test (folds 1 to 4; train and valid). Accuracy comes with a 95 % interval from a bootstrap over groups (recordings, voices, instruments)
@@ -138,7 +138,7 @@ def markdown(table: pd.DataFrame) -> str:
             for m in by_model
             if m != UNTRAINED
         ]
-        title = f"{task} ({data})" if data == "stand-in" else f"**{data}**"
+        title = f"{task} ({data})" if data == "synthetic" else f"**{data}**"
         lines.append(
             f"| {title} | {first.classes} | {first.test_clips} ({first.test_groups}) | "
             + " | ".join(cells + gains)
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
             if task.name != name:
                 raise ValueError(f"study {given.study}: task {name!r} loads one named {task.name!r}")
             folders = {key: study.artifacts_directory(name, study.copies(key)[0]) for key in models}
-            probe(task, "stand-in" if given.study == "miniature" else given.study, folders)
+            probe(task, "synthetic" if given.study == "miniature" else given.study, folders)
     print(markdown(pd.read_csv(given.out)))
 
 

@@ -1,4 +1,4 @@
-"""The ten stand-in tasks: what each clip is (a plan), how it is rendered, cached, and handed over as a task.
+"""The ten synthetic tasks: what each clip is (a plan), how it is rendered, cached, and handed over as a task.
 
 A plan is a pure function of nothing but seeds in this file: it lists every clip with its label, split, group and the
 parameters of its sound. Rendering turns the plan into 16 kHz FLAC files and EVAR-format metadata. Of every task, the
@@ -506,7 +506,7 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
 def build(folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2) -> None:
     """Render ``clips`` into ``folder`` unless it is whole: audio/*.flac, a CSV per entry of ``tables``, manifest.json.
 
-    Everything is made in a folder beside it, under a lock, and renamed when complete. Worker processes are started
+    Everything is made in a temporary folder, under a lock, which is renamed when it is complete. Worker processes are started
     afresh (the speech library keeps global state), so that this may be called from anywhere.
 
     Raises:
@@ -609,7 +609,7 @@ def render(task: str, cache_dir: str | Path | None = None, workers: int = 2) -> 
 
 
 def load(task: str, cache_dir: str | Path | None = None) -> Task:
-    """A stand-in task, rendered first if it has to be. Raises ValueError for an unknown name."""
+    """A synthetic task, rendered first if it has to be. Raises ValueError for an unknown name."""
     from aape.sounds.loading import from_metadata
 
     folder = render(task, cache_dir)

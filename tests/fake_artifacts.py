@@ -94,7 +94,7 @@ def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str,
     content = {
         "name": "fake",
         "description": "made up",
-        "stand_in": True,
+        "substitute": True,
         "models": {
             "ssl": never | {"label": "SSL ViT", "role": "ssl"},
             "sl": never | {"label": "SL ViT", "role": "sl"},

@@ -93,7 +93,7 @@ def make_study(root: Path, folds: bool = False, **settings: object) -> Study:
     ssl = {"loader": f"{__name__}:tuned", "folder": "analysis"}
     other = {"loader": f"{__name__}:tuned", "options": {"seed": 1}, "folder": "untrained"}
     content = {"models": {"ssl": ssl, "untrained": other}, "tasks": {"tones": task}, "selection": {"quantile": 0.7}}
-    return Study(name="toy", stand_in=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
+    return Study(name="toy", substitute=True, base=root, ablation=ablation_settings, **content)  # type: ignore[arg-type]
 
 
 def collected(study: Study) -> Study:
@@ -476,11 +476,11 @@ def test_what_does_not_belong_together_is_refused(study: Study, tmp_path: Path) 
     silent = Intervention(dict.fromkeys(again.classifiers, np.array([[0, 0]])))
     for folder in ("x", "y"):  # with and without kept results
         other_audio = Runner(tuned(), task, artifacts, tmp_path / folder)
-        with pytest.raises(ValueError, match=r"away from features.pt"):
+        with pytest.raises(ValueError, match=r"differ from features.pt"):
             other_audio.run([silent], other_audio.tested)
     small = 1e-4 * artifacts.embeddings()[:3]
     check_embedded(artifacts, np.arange(3), small * 1.0001, small)
-    with pytest.raises(ValueError, match="away from features.pt"):
+    with pytest.raises(ValueError, match="differ from features.pt"):
         check_embedded(artifacts, np.arange(3), small * 1.01, small)
 
 

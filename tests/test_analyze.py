@@ -134,7 +134,7 @@ def test_sensitivity_varies_filter_rate_quantile_and_padding(analysis):
 def test_published_lists_are_compared_where_shape_and_weights_allow(tmp_path, monkeypatch):
     """Probabilities whose selection is the published set of ANG and HAP, one neuron too many, and one of all classes."""
     path = write_study(
-        tmp_path / "s.yaml", {"cremad": "emotion"}, [], stand_in=False, reproduces_paper=True,
+        tmp_path / "s.yaml", {"cremad": "emotion"}, [], substitute=False, reproduces_paper=True,
         selection={"rate": 24 / 36864},
     )  # fmt: skip
     p = np.full((12, 3072, 3), 0.05)

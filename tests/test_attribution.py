@@ -135,7 +135,7 @@ def test_a_model_that_goes_on_in_place_and_other_audio(collected, tmp_path):
     assert doubled.called
     soundfile.write(task.audio_dir / task.files[3], np.full(1000, 0.1), 1000, subtype="FLOAT")
     for _ in range(2):  # nothing of it is kept
-        with pytest.raises(ValueError, match="away from features.pt"):
+        with pytest.raises(ValueError, match="differ from features.pt"):
             attribute(encoder, task, artifacts, batch_size=11, progress=False)
 
 

@@ -201,7 +201,7 @@ def test_a_list_that_was_written_here_is_never_read_as_evars(tmp_path):
         assert f"seed {seed}" in pd.read_csv(out)["split_note"].iloc[0]
     tree(root, "AudioWAV/1010_ITH_SAD_X.wav")
     assert build_metadata("cremad", root, out, evar=clone)["counts"]["clips"] == report["counts"]["clips"] + 1
-    out.with_suffix(".json").unlink()  # now it can be EVAR's, but for the note on its split
+    out.with_suffix(".json").unlink()  # now only the note on its split shows that it is not EVAR's
     report = build_metadata("cremad", root, tmp_path / "cremad.csv", evar=clone)
     assert not report["comparable"] and "NOT COMPARABLE" in shown(report)
     assert pd.read_csv(tmp_path / "cremad.csv")["split_note"].str.startswith("the split is ours").all()

@@ -27,7 +27,7 @@ def study(tmp_path, monkeypatch):
         task = {"metadata": "gtzan.csv", "audio_dir": audio_dir, "clip_seconds": 30.0}
         model = {"loader": loader, "options": {"weights_path": WEIGHTS} | options}
         path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump({"models": {"ssl": model}, "tasks": {"gtzan": task}, "stand_in": True}))
+        path.write_text(yaml.safe_dump({"models": {"ssl": model}, "tasks": {"gtzan": task}, "substitute": True}))
         return path
 
     return write

@@ -1,4 +1,4 @@
-"""The miniature's stand-in tasks: plans without leaks, sounds that are what they say, a cache that repairs itself."""
+"""The miniature's synthetic tasks: plans without leaks, sounds that are what they say, a cache that repairs itself."""
 
 import hashlib
 from collections import Counter, defaultdict

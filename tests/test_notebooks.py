@@ -96,7 +96,7 @@ def test_a_kernel_is_of_this_environment_and_ends_with_a_runner_that_is_killed(t
 
 
 def outputs_of(path: Path) -> list[nbformat.NotebookNode]:
-    """All outputs of an executed copy, of which none is an error."""
+    """All outputs of an executed copy; none of them is an error."""
     cells = nbformat.read(path, as_version=4).cells
     found = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [o for o in found if o.output_type == "error"], path.name

@@ -45,7 +45,7 @@ def write_statistics(study: Study, model: str, folder: str, calibrated: int, see
 def study(tmp_path: Path) -> Study:
     never = {"loader": "x:y"}
     made = Study(
-        name="songs", description="Songs", base=tmp_path, stand_in=True, note="Not music.", chance={"q": 0.05},
+        name="songs", description="Songs", base=tmp_path, substitute=True, note="Not music.", chance={"q": 0.05},
         models={
             "one": never | {"role": "ssl", "label": "One"},
             "two": never | {"role": "sl", "label": "Two"},
@@ -119,7 +119,11 @@ def test_report_and_gallery(study: Study, tmp_path: Path, monkeypatch: pytest.Mo
     rows = [effect("accuracy", -5.0, 0.2, 0.4), effect("log_probability", -0.2, 0.005, 0.04)]
     pd.DataFrame(rows).to_csv(study.directory / "ablation_effects.csv", index=False)
     found = findings.findings(study)[-1]
-    assert found.answer == "Yes" and "1 of 1 (One, detectable" in found.sentence and found.figure == "ablation_controls"
+    assert (
+        found.answer == "Yes"
+        and "1 of 1 (One, detectable: -0.15 nats)" in found.sentence
+        and found.figure == "ablation_controls"
+    )
     report.write_report(study)
     page = (study.directory / "index.html").read_text()
     assert "<strong>Substitute models or sounds.</strong> Not music." in page and "7.75 (7.25 to 8.25)" in page

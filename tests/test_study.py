@@ -32,7 +32,7 @@ def written(folder: Path, text: str | None = None, **changes) -> Path:
 def test_shipped_studies_are_valid(path: Path):
     study = load_study(path.stem)
     assert study.name == path.stem == load_study(path).name
-    assert study.note or not study.stand_in
+    assert study.note or not study.substitute
     assert study.reproduces_paper == (study.name == "paper")
     assert study.directory == REPOSITORY / "outputs" / path.stem
     for spec in study.models.values():  # random weights are not called anything else
@@ -55,7 +55,7 @@ def test_the_paper_and_the_miniature_are_the_same_study():
 def test_the_short_form_fills_in_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("AAPE_OUTPUT", raising=False)
     study = load_study(written(tmp_path, SHORT))
-    assert (study.name, study.description, study.stand_in, study.output) == ("mine", "mine", False, "mine")
+    assert (study.name, study.description, study.substitute, study.output) == ("mine", "mine", False, "mine")
     assert study.artifacts_directory("digits", "whisper") == tmp_path / "outputs" / "mine" / "digits_whisper"
     assert (study.models["whisper"].label, study.tasks["digits"].title) == ("whisper", "digits")
     specs = (study.models["whisper"], study.tasks["digits"], study.tasks["words"])

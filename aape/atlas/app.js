@@ -1065,7 +1065,7 @@ function start(value) {
     document.getElementById("main").textContent = `This atlas has format ${value.v}; this page knows ${SCHEMA}.`;
     return;
   }
-  if (value.stand_in) {
+  if (value.substitute) {
     document.getElementById("bar").before(html`<aside class="banner" aria-label="Note">Synthetic sounds and substitute models: this shows that the
       method runs, not what the paper's models and datasets give.</aside>`);
   }

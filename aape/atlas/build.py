@@ -144,7 +144,7 @@ def build_study(
 def _titles_of(study: Study, model: str, task: str) -> Titles:
     spec = study.encoder(model)
     title = study.task(task).title
-    return Titles(study.name, model, task, spec.label, title, spec.role, study.note, study.stand_in)
+    return Titles(study.name, model, task, spec.label, title, spec.role, study.note, study.substitute)
 
 
 def _build_study_pair(
@@ -182,7 +182,7 @@ def _open_index(out: Path, titles: Titles) -> dict[str, Any]:
         "v": SCHEMA,
         "study": titles.study,
         "note": titles.note,
-        "stand_in": titles.stand_in,
+        "substitute": titles.substitute,
         "pairs": [],
     }
     path = out / "index.js"

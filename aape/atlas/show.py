@@ -107,7 +107,7 @@ def _one_page(out: Path, titles: Titles, entry: Mapping[str, Any], record: Mappi
         content = base64.b64encode(path.read_bytes()).decode()
         files[path.name] = f"data:{MEDIA[path.suffix]};base64,{content}"
     address = urlencode({"m": titles.model, "t": titles.task, "l": record["l"], "n": record["n"]})
-    index = {"v": SCHEMA, "study": titles.study, "note": "", "stand_in": False, "pairs": [entry]}
+    index = {"v": SCHEMA, "study": titles.study, "note": "", "substitute": False, "pairs": [entry]}
     embedded = json.dumps({"address": address, "files": files})
     scripts = [f"window.aapeEmbedded={embedded};\n", program]
     for key in (f"{titles.folder}/pair", f"{titles.folder}/L{record['l']:02}"):

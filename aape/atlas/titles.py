@@ -19,7 +19,7 @@ class Titles:
         title: the task's name for readers.
         role: of the model: "ssl", "sl", "untrained" or None.
         note: one sentence on the study, shown on the first page.
-        stand_in: whether models or sounds are synthetic or substitutes, which every page then says.
+        substitute: whether models or sounds are synthetic or substitutes, which every page then says.
     """
 
     study: str
@@ -29,7 +29,7 @@ class Titles:
     title: str
     role: str | None = None
     note: str = ""
-    stand_in: bool = False
+    substitute: bool = False
 
     @property
     def folder(self) -> str:

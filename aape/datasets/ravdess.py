@@ -1,7 +1,7 @@
 """RAVDESS, speech: 1,440 clips of 24 actors saying two sentences in eight emotions
 
 S. R. Livingstone, F. A. Russo: "The Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS)", PLoS ONE
-13(5), 2018, e0196391; Zenodo record 1188976, of which the audio-only speech is needed. The download itself was not
+13(5), 2018, e0196391; Zenodo record 1188976. Only its audio-only speech is needed. The download itself was not
 verified here; its checksum is the one of the record, as others quote it.
 
 File names say everything: modality-channel-emotion-intensity-statement-repetition-actor, e.g.

@@ -31,7 +31,7 @@ def readable(name: str) -> str:
 
 
 def _title(result: AblationResult, text: str) -> str:
-    return text + (" [substitute models or sounds]" if result.stand_in else "")
+    return text + (" [substitute models or sounds]" if result.substitute else "")
 
 
 def _pick(table: pd.DataFrame, **values: Any) -> pd.DataFrame:

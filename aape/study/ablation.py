@@ -107,7 +107,7 @@ def ablate(
             seed=seed,
             batch_size=batch_size or 32,
         )
-        names = {"stand_in": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
+        names = {"substitute": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
         return _ablate([experiment], directory, names, device, in_processes=False)
     study = load_study(subject)
     given |= {} if targets is None else {"targets": targets}

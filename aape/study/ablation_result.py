@@ -28,7 +28,7 @@ class AblationResult:
     """
 
     directory: Path
-    stand_in: bool
+    substitute: bool
     labels: Mapping[str, str]  # model -> what figures call it
     titles: Mapping[str, str]  # task -> what figures call it
     effects: pd.DataFrame
@@ -143,7 +143,7 @@ def names_of(study: Study) -> dict[str, Any]:
     """What figures and tables call a study's models and tasks, as fields of `AblationResult`."""
     labels = {name: spec.label for name, spec in study.encoders.items()}
     titles = {name: spec.title for name, spec in study.tasks.items()}
-    return {"stand_in": study.stand_in, "labels": labels, "titles": titles}
+    return {"substitute": study.substitute, "labels": labels, "titles": titles}
 
 
 def load_result(study: Study) -> AblationResult:

@@ -40,7 +40,7 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
     """Why a study's number cannot be compared with the published one; empty if it can."""
     if artifacts is None:
         return "no artifacts"
-    if study.stand_in:
+    if study.substitute:
         return "not comparable: substitute models or sounds"
     if artifacts.manifest.get("weights", {}).get("source", "random") == "random":
         return "not comparable: weights random or unknown"

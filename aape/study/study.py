@@ -106,7 +106,7 @@ class TaskSpec(Loader):
     """
 
     title: str
-    kind: Literal["pitch"] | None = None  # classes are MIDI pitches, of which octaves are compared
+    kind: Literal["pitch"] | None = None  # classes are MIDI pitches, and octaves are compared
     rate: Share | None = None  # share of neurons that the AAPE rank keeps; None: the study's
     same_clips_as: str | None = None
     draw: dict[Literal["clips", "per_class"], int] | None = None  # a seeded draw: so many clips, or so many per class
@@ -185,7 +185,7 @@ class Study(Displayed, _Strict):
     name: str
     description: str
     base: Path = Field(default=ROOT, exclude=True)
-    stand_in: bool = False  # substitute models or synthetic sounds; said wherever a number is shown
+    substitute: bool = False  # substitute models or synthetic sounds; said wherever a number is shown
     reproduces_paper: bool = False  # compare with the published values
     note: str = ""
     output: Name  # below `outputs`
@@ -282,7 +282,7 @@ class Study(Displayed, _Strict):
 
     def caution(self) -> str:
         """What a reader must know before any number: the study's note, and whether models or sounds are substitutes."""
-        if self.stand_in:
+        if self.substitute:
             return f"**Substitute models or sounds.** {self.note}".strip()
         return self.note
 
