@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbformat import NotebookNode
 
 from aape.cli import guarded
 from aape.files import folder_lock, sha256_of, write_json, write_text
@@ -40,8 +40,10 @@ def study_notebooks(study: Study, name: str, task: str, model: str) -> dict[str,
     """One collecting notebook, the analysis and the ablations, exactly as the runner executes them."""
     loaded = load_task(study, task)
     sounds = [loaded.audio_dir / file for file in loaded.files]
-    collecting = collecting_notebooks(study, name, task, sounds)
-    found = {"Collect": next(notebook for notebook in collecting if notebook.parameters["model"] == model)}
+    found = {}
+    for notebook in collecting_notebooks(study, name, task, sounds):
+        if notebook.parameters["model"] == model:
+            found["Collect"] = notebook
     for notebook in final_notebooks(study, name):
         found[Path(notebook.source).stem] = notebook
     return found
@@ -57,10 +59,13 @@ def own_notebooks(study: Study, model: str, settings: dict[str, dict[str, Any]])
     """
     found = {}
     for name, chosen in settings.items():
-        parameters = {"model": model, "out": str(study.directory / name.lower())} | chosen
-        paths = [Path(parameters[key]) for key in ("model", "sounds") if parameters.get(key)]
-        inputs = tuple(path for path in paths if path.exists())
-        found[name] = Notebook(f"{name}.ipynb", f"{name}.ipynb", parameters, inputs)
+        out = study.directory / name.lower()
+        parameters = {"model": model, "out": str(out), **chosen}
+        named = (parameters["model"], parameters.get("sounds"))
+        folders = [Path(value) for value in named if value]
+        inputs = tuple(folder for folder in folders if folder.exists())
+        file = f"{name}.ipynb"
+        found[name] = Notebook(file, file, parameters, inputs)
     return found
 
 
@@ -75,29 +80,77 @@ def write_notebooks(study: Study, notebooks: dict[str, Notebook], folder: Path =
     Raises:
         ValueError: a notebook is not what its script gives, or the copies cannot be made small enough.
     """
-    _check_generated(list(notebooks.values()))
-    execute_missing([[notebook] for notebook in notebooks.values()], study, workers=1)
-    executed = {name: study.directory / "notebooks" / notebook.executed for name, notebook in notebooks.items()}
+    _check_generated(notebooks)
+    groups = [[notebook] for notebook in notebooks.values()]
+    execute_missing(groups, study, workers=1)
+    books = {}
+    for name, notebook in notebooks.items():
+        path = study.directory / "notebooks" / notebook.executed
+        books[name] = nbformat.read(path, as_version=4)
+    texts = small_copies(books)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.ipynb"):
         path.unlink()
-    free = AT_MOST
-    by_size = sorted(executed, key=lambda name: executed[name].stat().st_size)
-    for number, name in enumerate(by_size):  # what a small one leaves is for the larger ones
-        share = free / (len(by_size) - number)
-        text = shrink(nbformat.read(executed[name], as_version=4), share)
+    for name, text in texts.items():
         write_text(folder / f"{name}.ipynb", text)
-        size = len(text.encode())
-        free -= size
-        print(f"{name}.ipynb: {executed[name].stat().st_size:,} bytes, {size:,} in the gallery", flush=True)
-    write_json(folder / "sources.json", {name: sha256_of(SOURCES / f"{name}.py") for name in notebooks})
+        print(f"{name}.ipynb: {len(text.encode()):,} bytes", flush=True)
+    hashes = {name: sha256_of(SOURCES / f"{name}.py") for name in notebooks}
+    write_json(folder / "sources.json", hashes)
 
 
-def _check_generated(notebooks: Sequence[Notebook]) -> None:
+def small_copies(books: dict[str, NotebookNode], at_most: int = AT_MOST) -> dict[str, str]:
+    """Texts of notebooks, together of at most so many bytes. What a small one leaves is for the larger ones."""
+    sizes = {name: len(nbformat.writes(book)) for name, book in books.items()}
+    by_size = sorted(books, key=lambda name: sizes[name])
+    texts: dict[str, str] = {}
+    free = at_most
+    for name in by_size:
+        waiting = len(books) - len(texts)
+        texts[name] = shrink(books[name], free / waiting)
+        free -= len(texts[name].encode())
+    return texts
+
+
+def _check_generated(notebooks: dict[str, Notebook]) -> None:
     today = all_notebooks()
-    old = [notebook.source for notebook in notebooks if (ROOT / notebook.source).read_text() != today[notebook.source]]
-    if old:
-        raise ValueError(f"{', '.join(old)}: not what the script in notebooks_src gives; run `make notebooks` first")
+    for notebook in notebooks.values():
+        committed = (ROOT / notebook.source).read_text()
+        if committed != today[notebook.source]:
+            raise ValueError(
+                f"{notebook.source}: expected what its script in notebooks_src gives, found another text; run "
+                "`make notebooks` first"
+            )
+
+
+def _on_hub(study: Study, model: str) -> str:
+    """Name or folder of a study's model that comes from the Hub."""
+    found = study.encoder(model).options.get("name_or_folder")
+    if found is None:
+        raise ValueError(f"model {model!r} of the study does not come from the Hub: name one with --hub")
+    return str(resolve("name_or_folder", found, study.base))
+
+
+def _run(options: argparse.Namespace) -> None:
+    name = options.study
+    if Path(name).suffix in (".yaml", ".yml"):
+        name = str(Path(name).resolve())  # kernels start in the repository's folder
+    study = load_study(name)
+    task = options.task or next(iter(study.tasks))
+    model = options.model or next(iter(study.encoders))
+    hub = options.hub or _on_hub(study, model)
+    if Path(hub).is_dir():
+        hub = str(Path(hub).resolve())
+    dissecting = {"sounds": str(options.sounds.resolve()), "pattern": options.pattern}
+    tuning = {}
+    if options.natural:
+        tuning["sounds"] = str(options.natural.resolve())
+    settings = {"Dissect_Your_Own": dissecting, "Tuning": tuning}
+    possible = study_notebooks(study, name, task, model)
+    possible |= own_notebooks(study, hub, settings)
+    chosen = {title: possible[title] for title in shown()}
+    with folder_lock(study.directory / "notebooks"):
+        write_notebooks(study, chosen)
+    print(f"open {FOLDER}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,35 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     own.add_argument("--hub", help="model: a name on the Hub, or a folder (default: that of the study's first model)")
     own.add_argument("--natural", type=Path, help="folder of sounds for the receptive fields of Tuning")
     options = parser.parse_args(arguments)
-
-    def run() -> None:
-        name = options.study
-        if Path(name).suffix in (".yaml", ".yml"):
-            name = str(Path(name).resolve())  # kernels start in the repository's folder
-        study = load_study(name)
-        task = options.task or next(iter(study.tasks))
-        model = options.model or next(iter(study.encoders))
-        settings: dict[str, dict[str, Any]] = {
-            "Dissect_Your_Own": {"sounds": str(options.sounds.resolve()), "pattern": options.pattern},
-            "Tuning": {"sounds": str(options.natural.resolve())} if options.natural else {},
-        }
-        hub = options.hub or _on_hub(study, model)
-        if Path(hub).is_dir():
-            hub = str(Path(hub).resolve())
-        notebooks = study_notebooks(study, name, task, model) | own_notebooks(study, hub, settings)
-        with folder_lock(study.directory / "notebooks"):
-            write_notebooks(study, {title: notebooks[title] for title in shown() if title in notebooks})
-        print(f"{FOLDER.relative_to(ROOT)}: done")
-
-    return guarded("notebooks_src.gallery", run)
-
-
-def _on_hub(study: Study, model: str) -> str:
-    """Name or folder of a study's model that comes from the Hub."""
-    found = study.encoder(model).options.get("name_or_folder")
-    if found is None:
-        raise ValueError(f"model {model!r} of the study does not come from the Hub: name one with --hub")
-    return str(resolve("name_or_folder", found, study.base))
+    return guarded("notebooks_src.gallery", lambda: _run(options))
 
 
 if __name__ == "__main__":

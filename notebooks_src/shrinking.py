@@ -70,7 +70,8 @@ def shrink(book: NotebookNode, at_most: float) -> str:
         if size <= at_most:
             return text
     raise ValueError(
-        f"the notebook has {size:,} bytes at the smallest pictures and without sounds, more than {at_most:,.0f}; show less in it"
+        f"the notebook has {size:,} bytes at the smallest pictures and without sounds, more than {at_most:,.0f}; show less "
+        "in it"
     )
 
 
@@ -78,14 +79,16 @@ def without_traces(book: NotebookNode) -> NotebookNode:
     """A copy without progress bars, widgets, times of execution and absolute paths."""
     bare = nbformat.from_dict(book)
     kept = ("kernelspec", "language_info")
-    bare.metadata = nbformat.from_dict({name: book.metadata[name] for name in kept if name in book.metadata})
+    about = {name: book.metadata[name] for name in kept if name in book.metadata}
+    bare.metadata = nbformat.from_dict(about)
     for cell in bare.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if "injected-parameters" in tags:
             cell.source = relative(cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_clean_output, cell.outputs) if output is not None]
+            cleaned = [_clean_output(output) for output in cell.outputs]
+            cell.outputs = [output for output in cleaned if output is not None]
     return bare
 
 
@@ -111,9 +114,11 @@ def relative(text: str) -> str:
     pieces = []
     end = 0
     for embedded in EMBEDDED.finditer(text):  # "/" is a digit of base64
-        pieces += [_relative(text[end : embedded.start()]), embedded.group()]
+        before = text[end : embedded.start()]
+        pieces += [_relative(before), embedded.group()]
         end = embedded.end()
-    return "".join([*pieces, _relative(text[end:])])
+    pieces.append(_relative(text[end:]))
+    return "".join(pieces)
 
 
 def _relative(text: str) -> str:
@@ -155,23 +160,27 @@ def _replaced(pattern: re.Pattern[str], html: str, beginning: str, smaller: Call
 
 def small_picture(encoded: str, level: Level) -> str:
     """A PNG (base64) with few colours and at most `level.width` pixels wide; the original where that is smaller."""
-    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
+    content = base64.b64decode(encoded)
+    image = Image.open(io.BytesIO(content)).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     flat = Image.alpha_composite(white, image).convert("RGB")
     if flat.width > level.width:
         height = round(flat.height * level.width / flat.width)
         flat = flat.resize((level.width, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    flat.quantize(level.colours, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    few = flat.quantize(level.colours, dither=Image.Dither.NONE)
+    few.save(file, format="PNG", optimize=True)
     shorter = base64.b64encode(file.getvalue()).decode()
     return min(shorter, encoded.strip(), key=len)
 
 
 def small_sound(encoded: str, level: Level) -> str:
     """The beginning of a sound (base64) as a mono MP3 (base64)."""
-    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="float32", always_2d=True)
-    beginning = wave[: round(level.seconds * rate)].mean(axis=1)
-    new_rate = level.rate
+    content = base64.b64decode(encoded)
+    wave, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    samples = round(level.seconds * rate)
+    mono = wave[:samples].mean(axis=1)
+    resampled = soxr.resample(mono, rate, level.rate)
     file = io.BytesIO()
-    soundfile.write(file, soxr.resample(beginning, rate, new_rate), new_rate, format="MP3", subtype="MPEG_LAYER_III")
+    soundfile.write(file, resampled, level.rate, format="MP3", subtype="MPEG_LAYER_III")
     return base64.b64encode(file.getvalue()).decode()
