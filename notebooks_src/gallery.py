@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace) -> None:
     settings = {"Dissect_Your_Own": dissecting, "Tuning": tuning}
     possible = study_notebooks(study, name, task, model)
     possible |= own_notebooks(study, hub, settings)
-    chosen = {title: possible[title] for title in shown()}
+    chosen = {title: possible[title] for title in shown() if title in possible}
     with folder_lock(study.directory / "notebooks"):
         write_notebooks(study, chosen)
     print(f"open {FOLDER}")
