@@ -48,15 +48,16 @@ SHARED = {
     "alike p": "p (alike classes)",
 }
 CAPTIONS = {  # beginning of a figure's name -> caption; the order is that of the page
-    "chance": "Selected neurons compared with permuted labels",
-    "neurons_by_layer": "Where the neurons are, by layer",
-    "cross_task": "Neurons shared between two tasks",
-    "within_task": "Neurons shared within a task",
-    "criteria": "AAPE compared with other criteria",
-    "ablation_controls": "Silenced neurons compared with activity-matched random neurons",
-    "ablation_gains": "Change of the class with the gain of its neurons",
-    "ablation_off_target": "Change of every class when another class's neurons are silenced",
-    "ablation": "Change of every class when neurons are silenced",
+    "criteria": "How far a class falls when the neurons that each criterion ranks highest for it are silenced: AAPE, attribution "
+    "and others, next to random neurons",
+    "chance": "What the selection gives with the real labels and with permuted labels",
+    "ablation_controls": "How far a class falls when its neurons are silenced, next to equally active random neurons",
+    "within_task": "Which classes of one task share selected neurons, next to what permuted labels share",
+    "cross_task": "Which classes of two tasks share selected neurons, next to what permuted labels share",
+    "neurons_by_layer": "In which layers the selected neurons are",
+    "ablation_off_target": "How every class changes when the neurons of each targeted class are silenced",
+    "ablation_gains": "How a class changes when its neurons are weakened or strengthened",
+    "ablation": "How every class of the task changes when the neurons of a target are silenced",
 }
 TO_GALLERY = (
     "task_level_*",
@@ -77,7 +78,7 @@ def captions(study: Study) -> dict[str, str]:
         for name in names:
             if name.startswith(beginning) and name not in found:
                 detail = name.removeprefix(beginning).strip("-_").replace("_", " ")
-                found[name] = f"{caption}: {detail}" if detail else caption
+                found[name] = f"{caption} ({detail})" if detail else caption
     return found | {name: name.replace("_", " ") for name in names if name not in found}
 
 
@@ -167,7 +168,7 @@ def write_gallery(study: Study) -> None:
         shutil.copy(path, folder / path.name)
     lines = [summary_text(study)]
     for name, caption in figures.items():
-        lines.append(f"![{caption}]({name}.png)\n\n{caption}.\n")
+        lines.append(f"![{caption}]({name}.png)\n\n*{caption}.*\n")
     for title, table in tables(study).items():
         lines.append(f"\n## {title}\n\n{markdown(table)}")
     lines.append(f"\nAll columns: {', '.join(f'[{path.name}]({path.name})' for path in copied)}.\n")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -49,7 +50,7 @@ class Notebook:
 
     source: str
     executed: str
-    parameters: dict[str, str]
+    parameters: dict[str, Any]
     inputs: tuple[Path, ...]
     result: Path | None = None
 
@@ -138,8 +139,10 @@ def _number_cells(path: Path) -> None:
     write_text(path, nbformat.writes(book))
 
 
-def _execute_all(groups: Iterable[Sequence[Notebook]], study: Study, workers: int, threads: int | None = None) -> int:
-    """Execute groups of notebooks, `workers` groups at a time; returns how many notebooks had to be executed."""
+def execute_missing(
+    groups: Iterable[Sequence[Notebook]], study: Study, workers: int, threads: int | None = None
+) -> int:
+    """Execute what is not done of groups of notebooks, `workers` groups at a time; returns how many notebooks had to be executed."""
     waiting = [[notebook for notebook in group if not _is_done(notebook, study)] for group in groups]
     todo = [group for group in waiting if group]
     if not todo:
@@ -195,10 +198,10 @@ def run_study(name: str, workers: int = 2) -> int:
     executed = 0
     for tasks in (with_own_pass, relabelled):
         groups = [collecting_notebooks(study, name, task, sounds[task]) for task in tasks]
-        executed += _execute_all(groups, study, workers)
+        executed += execute_missing(groups, study, workers)
     final = [[notebook] for notebook in final_notebooks(study, name)]
     # Side by side, each with all cores: neither needs the other, and the analysis uses one core most of the time.
-    return executed + _execute_all(final, study, len(final), threads=os.cpu_count())
+    return executed + execute_missing(final, study, len(final), threads=os.cpu_count())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from aape.artifacts.folder import load_artifacts
 from aape.figures.tables import table, three_digits
 from aape.study.study import load_study
 from miniature.tasks import render
+from notebooks_src import gallery
 from notebooks_src.generate import MODELS, TASKS, all_notebooks
 from notebooks_src.run import collecting_notebooks, kernel
 
@@ -213,6 +214,23 @@ def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple
 
         for first, second in zip(code, reversed(again), strict=True):
             assert seen(first) == seen(second), first.source
+
+
+def test_the_gallery_takes_the_copies_of_the_runner(own_study: tuple[Path, Path, str], tmp_path: Path, monkeypatch):
+    study, out, _ = own_study
+    monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
+    loaded = load_study(str(study))
+    notebooks = gallery.study_notebooks(loaded, str(study), "noise", "mine")
+    executed = [out / "notebooks" / notebook.executed for notebook in notebooks.values()]
+    before = [path.stat().st_mtime_ns for path in executed]
+    gallery.write_notebooks(loaded, notebooks, tmp_path)
+    assert [path.stat().st_mtime_ns for path in executed] == before
+    copies = [tmp_path / f"{name}.ipynb" for name in ("Collect", "Analyze_ClassSpecificNeurons", "Ablations")]
+    for copy, original in zip(copies, executed, strict=True):
+        assert copy.stat().st_size < original.stat().st_size
+        assert len(pictures(copy)) == len(pictures(original)) > 0
+        assert str(study.parent) not in copy.read_text() and str(REPOSITORY) not in copy.read_text()
+    assert sorted(json.loads((tmp_path / "sources.json").read_text())) == sorted(notebooks)
 
 
 def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_path: Path):

@@ -106,10 +106,17 @@ def test_like_classes_are_decided_by_their_test(study: Study):
 
 
 def test_figures_come_in_an_order_of_interest_and_all_have_a_caption(study: Study):
-    for name in ("ablation_songs-jazz-specific", "within_task-songs", "ablation_controls", "my_own"):
+    for name in (
+        "ablation_songs-jazz-specific",
+        "within_task-songs",
+        "ablation_controls",
+        "criteria_songs_one",
+        "my_own",
+    ):
         (study.directory / f"{name}.png").write_bytes(b"picture")
     captions = report.captions(study)
-    order = ["chance", "within_task-songs", "ablation_controls", "ablation_songs-jazz-specific", "my_own"]
+    order = ["criteria_songs_one", "chance", "ablation_controls", "within_task-songs", "ablation_songs-jazz-specific"]
+    order.append("my_own")
     assert list(captions) == order and all(captions.values())
 
 
