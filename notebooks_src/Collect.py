@@ -54,9 +54,9 @@ hook = encoder.activations[encoder.layers[layer]].register_forward_hook(
     lambda module, inputs, output: activations.append(output.detach().reshape(-1, output.shape[-1]))
 )
 with torch.no_grad():
-    encoder.embed(torch.from_numpy(wave)[None])
+    encoder.embed(torch.from_numpy(wave)[None].to(encoder.device))
 hook.remove()
-a = torch.cat(activations)  # [tokens, neurons]
+a = torch.cat(activations).cpu()  # [tokens, neurons]
 active = a > 0
 count = active.sum(dim=0).numpy()  # active tokens per neuron
 
@@ -70,17 +70,18 @@ print(f"neuron {neuron} is active at {count[neuron]} of {tokens} tokens of this 
 # time (and over frequency, if the tokens are patches), above the log-mel spectrogram of the clip.
 
 # %%
-activation_map = aape.token_maps(encoder, [[layer, neuron]], wave[None])[0, 0]  # [frequency, time]
-spectrogram = encoder.log_mel(torch.from_numpy(wave)[None]).squeeze().numpy()  # [bands, frames]
-seconds = len(wave) / encoder.sample_rate
-picture, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-axes.imshow(spectrogram, origin="lower", aspect="auto", cmap="gray_r", extent=(0, seconds, 0, len(spectrogram)))
-visible = np.where(activation_map > 0, activation_map, np.nan)
-orange = axes.imshow(
-    visible, origin="lower", aspect="auto", cmap="Oranges", alpha=0.6, vmin=0, extent=(0, seconds, 0, len(spectrogram))
-)
-axes.set(xlabel="time (s)", ylabel="mel band", title=f"Layer {layer}, neuron {neuron}: orange where it is active")
-bar = picture.colorbar(orange, label="activation")
+if encoder.token_grid is None or encoder.log_mel is None:
+    print("This encoder does not say where its tokens lie in the sound (token_grid, log_mel), so there is no picture.")
+else:
+    activation_map = aape.token_maps(encoder, [[layer, neuron]], wave[None])[0, 0]  # [frequency, time]
+    spectrogram = encoder.log_mel(torch.from_numpy(wave)[None]).squeeze().numpy()  # [bands, frames]
+    extent = (0, len(wave) / encoder.sample_rate, 0, len(spectrogram))
+    visible = np.where(activation_map > 0, activation_map, np.nan)
+    picture, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    axes.imshow(spectrogram, origin="lower", aspect="auto", cmap="gray_r", extent=extent)
+    orange = axes.imshow(visible, origin="lower", aspect="auto", cmap="Oranges", alpha=0.6, vmin=0, extent=extent)
+    axes.set(xlabel="time (s)", ylabel="mel band", title=f"Layer {layer}, neuron {neuron}: orange where it is active")
+    bar = picture.colorbar(orange, label="activation")
 
 # %% [markdown]
 # ## All clips

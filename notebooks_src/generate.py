@@ -18,6 +18,7 @@ SOURCES = Path(__file__).resolve().parent
 ROOT = SOURCES.parent
 OTHERS = ("Collect", "Analyze_ClassSpecificNeurons", "Ablations", "Explore_Neurons", "Dissect_Your_Own", "Tuning")
 MODELS = {"ssl": "M2D", "sl": "ViT"}  # model of a study -> how the paper's notebooks call it
+MODEL_TITLES = {"ssl": "the self-supervised ViT (M2D)", "sl": "the supervised ViT"}
 TASKS = {
     "esc50": "ESC50",
     "gise51": "GISE51",
@@ -29,6 +30,18 @@ TASKS = {
     "gtzan": "GTZAN",
     "nspitch": "NSPitch",
     "surge": "Surge",
+}
+TASK_TITLES = {
+    "esc50": "ESC-50",
+    "gise51": "GISE-51",
+    "voxforge": "VoxForge (language)",
+    "vc1_gender": "VoxCeleb1 (gender)",
+    "vc1_country": "VoxCeleb1 (nationality)",
+    "cremad": "CREMA-D (emotion)",
+    "cremad_gender": "CREMA-D (gender)",
+    "gtzan": "GTZAN (genre)",
+    "nspitch": "NSynth (pitch)",
+    "surge": "Surge (pitch)",
 }
 
 
@@ -56,7 +69,8 @@ def all_notebooks() -> dict[str, str]:
     built = {f"{name}.ipynb": notebook(script) for name, script in scripts.items()}
     for model in MODELS:
         for task in TASKS:
-            script = scripts["Collect"].replace("any model, any task\n", f'model "{model}", task "{task}"\n')
+            title = f"{MODEL_TITLES[model]} on {TASK_TITLES[task]}"
+            script = scripts["Collect"].replace("any model on any task", title)
             script = script.replace('= "ssl"', f'= "{model}"').replace('= "esc50"', f'= "{task}"')
             built[collecting_notebook(model, task)] = notebook(script)
     return built
