@@ -61,14 +61,18 @@ def guarded(program: str, run: Callable[[], int | None]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"warning: {message}", file=sys.stderr
+            )
             status = run()
         sys.stdout.flush()
         return status or 0
     except KeyboardInterrupt:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has ended, as `head` does; Python must not write when it exits
+    except (
+        BrokenPipeError
+    ):  # the reader has ended, as `head` does; Python must not write when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, MemoryError) as error:
@@ -100,7 +104,9 @@ def _collect(parser: Parser, words: list[str]) -> None:
 
 def _doctor(parser: Parser, words: list[str]) -> int:
     """What is installed, found and missing for a study, and the next step."""
-    parser.add_argument("study", nargs="?", help="name in studies/, or a YAML file (default: paper, in a clone)")
+    parser.add_argument(
+        "study", nargs="?", help="name in studies/, or a YAML file (default: paper, in a clone)"
+    )
     options = parser.parse_args(words)
     from aape.doctor import doctor
 
@@ -112,8 +118,12 @@ def _download(parser: Parser, words: list[str]) -> None:
     from aape.datasets import DATASETS
     from aape.datasets.base import find, listing
 
-    parser.add_argument("names", nargs="*", metavar="name", help="what to download; with --help, its page")
-    parser.add_argument("--folder", type=Path, default=Path("data"), help="where to put it (default: %(default)s)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help="what to download; with --help, its page"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("data"), help="where to put it (default: %(default)s)"
+    )
     names = [word for word in words if not word.startswith("-")]
     if names and ("-h" in words or "--help" in words):
         print("\n\n".join(find(name, DATASETS).page() for name in names))
@@ -159,30 +169,50 @@ def _table(parser: Parser, words: list[str]) -> None:
     task = from_folder(folder, **options)
     write_text(output, task.csv())
     print(f"{task}\nwritten to {output}; in Python:")
-    print(f"  from_metadata({str(output)!r}, {folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})")
+    print(
+        f"  from_metadata({str(output)!r}, {folder!r}, clip_seconds={task.clip_seconds:g}, name={task.name!r})"
+    )
 
 
 def _dissect(parser: Parser, words: list[str]) -> None:
     """Find the neurons of a model that are specific to the classes of a folder of sounds."""
-    parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
-    _add_folder(parser)
-    parser.add_argument("--table", help="CSV of `aape table`, edited: labels, splits and groups are taken from it")
-    parser.add_argument("-o", "--out", "--output", dest="out_dir", metavar="FOLDER", help=_OUT)
-    parser.add_argument("--name", help="of this labelling of the sounds, and of its folder (default: from the pattern)")
-    parser.add_argument("--rate", type=_share, default=0.01, help="share of neurons that are kept (default: 0.01)")
-    parser.add_argument("--criterion", default="aape", help=_CRITERION)
-    parser.add_argument("--permutations", type=_count(20), default=1000, help="of the labels (default: 1000)")
     parser.add_argument(
-        "--targets", nargs="+", metavar="CLASS", help="whose neurons are silenced (default: two classes)"
+        "model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote"
     )
-    parser.add_argument("--controls", type=_count(0), default=99, help="random sets to compare with (default: 99)")
+    _add_folder(parser)
+    parser.add_argument(
+        "--table", help="CSV of `aape table`, edited: labels, splits and groups are taken from it"
+    )
+    parser.add_argument("-o", "--out", "--output", dest="out_dir", metavar="FOLDER", help=_OUT)
+    parser.add_argument(
+        "--name",
+        help="of this labelling of the sounds, and of its folder (default: from the pattern)",
+    )
+    parser.add_argument(
+        "--rate", type=_share, default=0.01, help="share of neurons that are kept (default: 0.01)"
+    )
+    parser.add_argument("--criterion", default="aape", help=_CRITERION)
+    parser.add_argument(
+        "--permutations", type=_count(20), default=1000, help="of the labels (default: 1000)"
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="CLASS",
+        help="whose neurons are silenced (default: two classes)",
+    )
+    parser.add_argument(
+        "--controls", type=_count(0), default=99, help="random sets to compare with (default: 99)"
+    )
     _add_pass(parser)
     options = vars(parser.parse_args(words))
     table = options.pop("table")
     folder = options.pop("folder")
     seconds = options["clip_seconds"]
     if table and (seconds is None or options["pattern"]):
-        parser.error("--table needs --seconds, the length that every clip is cut or padded to, and takes no --pattern")
+        parser.error(
+            "--table needs --seconds, the length that every clip is cut or padded to, and takes no --pattern"
+        )
     from aape.dissecting import dissect
     from aape.sounds.loading import from_metadata
 
@@ -192,22 +222,33 @@ def _dissect(parser: Parser, words: list[str]) -> None:
     dissect(task=task, **options)
 
 
-_OUT = "default: outputs/<sounds>_<model>; every labelling of the sounds has a folder of its own in it"
+_OUT = (
+    "default: outputs/<sounds>_<model>; every labelling of the sounds has a folder of its own in it"
+)
 _CRITERION = "what neurons are ranked by: aape (default), attribution, or another of aape.criteria"
 
 
 def _atlas(parser: Parser, words: list[str]) -> None:
     """Build the atlas of a study: web pages with audio that open from disk."""
-    parser.add_argument("study", help="name in studies/, or a YAML file; what has been collected is shown")
+    parser.add_argument(
+        "study", help="name in studies/, or a YAML file; what has been collected is shown"
+    )
     parser.add_argument("--models", nargs="+", help="of the study (default: all)")
     parser.add_argument("--tasks", nargs="+", help="of the study (default: all)")
     parser.add_argument(
-        "--strongest", type=_count(1), default=20, help="neurons of each class with a page (default: 20)"
+        "--strongest",
+        type=_count(1),
+        default=20,
+        help="neurons of each class with a page (default: 20)",
     )
     parser.add_argument(
-        "--attribute", action="store_true", help="also attribution: a backward pass over training clips"
+        "--attribute",
+        action="store_true",
+        help="also attribution: a backward pass over training clips",
     )
-    parser.add_argument("-o", "--output", dest="out_dir", help="folder (default: outputs/<study>/atlas)")
+    parser.add_argument(
+        "-o", "--output", dest="out_dir", help="folder (default: outputs/<study>/atlas)"
+    )
     options = parser.parse_args(words)
     from aape.atlas import build_study
 
@@ -216,8 +257,12 @@ def _atlas(parser: Parser, words: list[str]) -> None:
 
 def _tune(parser: Parser, words: list[str]) -> None:
     """What each neuron of a model responds to, from test sounds; no data is needed."""
-    parser.add_argument("model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote")
-    parser.add_argument("--seed", type=int, help="draw the weights at random: the untrained model of the same shape")
+    parser.add_argument(
+        "model", help="name on the Hugging Face Hub, or a folder that save_pretrained wrote"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="draw the weights at random: the untrained model of the same shape"
+    )
     parser.add_argument("-o", "--output", metavar="FOLDER", help="default: outputs/tuning/<model>")
     _add_pass(parser)
     options = parser.parse_args(words)
@@ -232,17 +277,27 @@ def _tune(parser: Parser, words: list[str]) -> None:
 
 def _add_pass(parser: Parser) -> None:
     parser.add_argument(
-        "--device", type=_device, help="cpu, cuda, cuda:1 or mps (default: CUDA if available, else CPU)"
+        "--device",
+        type=_device,
+        help="cpu, cuda, cuda:1 or mps (default: CUDA if available, else CPU)",
     )
     parser.add_argument("--batch-size", type=_count(1), help="clips at a time")
 
 
 def _add_folder(parser: Parser) -> None:
-    parser.add_argument("folder", help="class folders, split/class folders, or what --pattern describes")
-    parser.add_argument("--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'")
+    parser.add_argument(
+        "folder", help="class folders, split/class folders, or what --pattern describes"
+    )
+    parser.add_argument(
+        "--pattern", help="of the paths below the folder, e.g. '{label}_{group}_{take}.wav'"
+    )
     length = "length of every clip (default: the median)"
-    parser.add_argument("--seconds", type=_seconds, dest="clip_seconds", metavar="SECONDS", help=length)
-    parser.add_argument("--seed", type=int, default=0, help="of our split, where the folder has none")
+    parser.add_argument(
+        "--seconds", type=_seconds, dest="clip_seconds", metavar="SECONDS", help=length
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of our split, where the folder has none"
+    )
 
 
 def _device(text: str) -> str:
@@ -256,13 +311,17 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         point = f"; write {text.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", text) else ""
-        raise argparse.ArgumentTypeError(f"expected a number such as 2.5, found {text!r}{point}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected a number such as 2.5, found {text!r}{point}"
+        ) from None
 
 
 def _share(text: str) -> float:
     share = _number(text)
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, such as 0.01, found {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected a share above 0 and up to 1, such as 0.01, found {text}"
+        )
     return share
 
 
@@ -276,7 +335,9 @@ def _seconds(text: str) -> float:
 def _count(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}, found {text!r}"
+            )
         return int(text)
 
     return parse

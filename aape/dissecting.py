@@ -39,7 +39,12 @@ from aape.sounds.task import Task
 from aape.study.ablation import AblationResult, ablate
 
 # What a first look leaves out of the ablation to save time.
-FIRST_LOOK: dict[str, Any] = {"modes": ("mean", "zero"), "other_modes": 0, "gains": [], "off_target": False}
+FIRST_LOOK: dict[str, Any] = {
+    "modes": ("mean", "zero"),
+    "other_modes": 0,
+    "gains": [],
+    "off_target": False,
+}
 HOW_TO_READ = (
     "A neuron that prefers no class counts for many classes at once, so `permuted` is often larger than `neurons`.\n"
     "What counts is `calibrated`: q < 0.05 over all pairs, p at least 0.1 higher inside the class than outside, and more\n"
@@ -139,15 +144,23 @@ def dissect(
         name = name or task.name
     for target in targets or ():
         if target not in task.classes:
-            raise ValueError(f"targets: no class {target!r}; the classes are {', '.join(task.classes)}")
+            raise ValueError(
+                f"targets: no class {target!r}; the classes are {', '.join(task.classes)}"
+            )
     say(task)
     encoder = model if isinstance(model, Encoder) else from_hub(model)
     say(encoder)
-    parent = Path(out_dir) if out_dir is not None else Path("outputs") / _file_name(f"{sounds}_{encoder.name}")
+    parent = (
+        Path(out_dir)
+        if out_dir is not None
+        else Path("outputs") / _file_name(f"{sounds}_{encoder.name}")
+    )
     folder = parent / _file_name(name)
     folder.mkdir(parents=True, exist_ok=True)
 
-    artifacts = _collected(encoder, task, parent / f"{folder.name}_artifacts", device=device, batch_size=batch_size)
+    artifacts = _collected(
+        encoder, task, parent / f"{folder.name}_artifacts", device=device, batch_size=batch_size
+    )
     selection = _selected(artifacts, encoder, task, rate, criterion)
     calibrated = calibrate(artifacts, selection, permutations=permutations, seed=seed)
     say(calibrated)
@@ -159,7 +172,10 @@ def dissect(
     write_text(artifacts.path / "neurons.csv", calibrated.table().to_csv(index=False))
     save(class_figure(calibrated, f"{encoder.name} on {task.name}"), folder, "classes")
 
-    notes = [*task.notes, f"{len(passing):,} pairs of neuron and class pass the calibration, selected or not"]
+    notes = [
+        *task.notes,
+        f"{len(passing):,} pairs of neuron and class pass the calibration, selected or not",
+    ]
     chosen, reason = _targets(artifacts, classes, rate, targets)
     ablation = None
     if criterion != "aape":
@@ -167,12 +183,29 @@ def dissect(
     if reason:
         notes.append(f"no ablation: {reason}")
     else:
-        notes.append(f"silenced: the neurons of {' and of '.join(chosen)}; choose others with targets")
-        settings: dict[str, Any] = {"controls": controls, "rate": rate, "out_dir": folder, "seed": seed} | FIRST_LOOK
-        ablation = ablate(encoder, task, artifacts, targets=chosen, device=device, batch_size=batch_size, **settings)
+        notes.append(
+            f"silenced: the neurons of {' and of '.join(chosen)}; choose others with targets"
+        )
+        settings: dict[str, Any] = {
+            "controls": controls,
+            "rate": rate,
+            "out_dir": folder,
+            "seed": seed,
+        } | FIRST_LOOK
+        ablation = ablate(
+            encoder,
+            task,
+            artifacts,
+            targets=chosen,
+            device=device,
+            batch_size=batch_size,
+            **settings,
+        )
         say(ablation)
     atlas = build_atlas(artifacts, encoder, task, parent / "atlas", selection=selection)
-    dissection = Dissection(folder, encoder, task, artifacts, calibrated, classes, ablation, atlas, tuple(notes))
+    dissection = Dissection(
+        folder, encoder, task, artifacts, calibrated, classes, ablation, atlas, tuple(notes)
+    )
     say(dissection)
     return dissection
 
@@ -185,7 +218,9 @@ def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:
     rate, rate_outside.
     """
     pairs = calibrated.table().sort_values("calibrated", ascending=False, kind="stable")
-    strongest = pairs.drop_duplicates("class").set_index("class")[["layer", "neuron", "rate", "rate_outside"]]
+    strongest = pairs.drop_duplicates("class").set_index("class")[
+        ["layer", "neuron", "rate", "rate_outside"]
+    ]
     names = [artifacts.classes[label] for label in artifacts.labels]
     groups = pd.DataFrame({"class": names, "group": artifacts.groups}).groupby("class")["group"]
     table = pd.DataFrame(
@@ -193,7 +228,9 @@ def class_table(artifacts: Artifacts, calibrated: Calibrated) -> pd.DataFrame:
             "clips": groups.size(),
             "groups": groups.nunique(),
             "neurons": calibrated.selection.per_class,
-            "permuted": pd.Series(calibrated.null.per_class.mean(axis=0), index=calibrated.selection.classes),
+            "permuted": pd.Series(
+                calibrated.null.per_class.mean(axis=0), index=calibrated.selection.classes
+            ),
             "calibrated": calibrated.per_class,
         }
     )
@@ -213,7 +250,9 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
-def _collected(encoder: Encoder, task: Task, folder: Path, *, device: str | None, batch_size: int | None) -> Artifacts:
+def _collected(
+    encoder: Encoder, task: Task, folder: Path, *, device: str | None, batch_size: int | None
+) -> Artifacts:
     """The artifacts of a labelling: from those of another labelling of the same clips if there are any, else by a pass."""
     finished = load_artifacts(folder) if (folder / "manifest.json").is_file() else None
     if finished is None or "pass_of" in finished.manifest:
@@ -239,7 +278,9 @@ def _covers(artifacts: Artifacts, encoder: Encoder, task: Task) -> bool:
     )
 
 
-def _selected(artifacts: Artifacts, encoder: Encoder, task: Task, rate: float, criterion: str) -> Selection:
+def _selected(
+    artifacts: Artifacts, encoder: Encoder, task: Task, rate: float, criterion: str
+) -> Selection:
     if criterion == "aape":
         return select(artifacts, rate=rate)
     name = "attribution_mean" if criterion == "attribution" else criterion
@@ -262,7 +303,10 @@ def _targets(
     if asked is not None:
         without = [name for name in asked if name not in usable]
         if without:
-            return [], f"no neuron is specific to {', '.join(without)} on the training clips; a higher rate keeps more"
+            return (
+                [],
+                f"no neuron is specific to {', '.join(without)} on the training clips; a higher rate keeps more",
+            )
         return list(asked), ""
     by_neurons = classes.sort_values("neurons", ascending=False, kind="stable")
     chosen = [name for name in by_neurons.index if by_neurons.neurons[name] and name in usable][:2]

@@ -42,9 +42,15 @@ def machine() -> Iterator[Finding]:
     """Interpreter, processor, disk and the device that a pass would use."""
     system = f"{platform.platform(terse=True)} {platform.machine()}, {os.cpu_count()} cores"
     free = shutil.disk_usage(".").free / 1e9
-    yield Finding("ok", "Python", f"{platform.python_version()} on {system}, {free:,.1f} GB free at {Path.cwd()}")
+    yield Finding(
+        "ok",
+        "Python",
+        f"{platform.python_version()} on {system}, {free:,.1f} GB free at {Path.cwd()}",
+    )
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Finding("ok", "device", f"cuda: {', '.join(cards)}" if cards else "cpu: torch sees no CUDA device")
+    yield Finding(
+        "ok", "device", f"cuda: {', '.join(cards)}" if cards else "cpu: torch sees no CUDA device"
+    )
 
 
 def packages() -> Iterator[Finding]:
@@ -83,11 +89,18 @@ def entry(study: Study, name: str, spec: Loader) -> Finding:
         paths = {key: value for key, value in options.items() if isinstance(value, Path)}
         for key, path in sorted(paths.items()):  # audio_dir before csv_path
             if not path.exists():
-                return Finding("missing", title, f"{key}: nothing at {path}", _how_to_get(name, key, paths))
+                return Finding(
+                    "missing", title, f"{key}: nothing at {path}", _how_to_get(name, key, paths)
+                )
         if spec.loader in _QUICK_LOADERS:
             return Finding("ok", title, f"{len(loader(**options)):,} clips")
     except Exception as error:  # a user's module can raise anything while it is imported, and that is reported here
-        return Finding("missing", title, f"{type(error).__name__}: {error}", f"correct that, or {name} in the study")
+        return Finding(
+            "missing",
+            title,
+            f"{type(error).__name__}: {error}",
+            f"correct that, or {name} in the study",
+        )
     return Finding("ok", title, ", ".join(map(str, paths.values())) or f"made by {spec.loader}")
 
 
@@ -105,7 +118,11 @@ def _how_to_get(name: str, key: str, paths: Mapping[str, Path]) -> str:
         return f"{_command('download', '--help', dataset.name)} says how to get it"
     folder = paths[key].with_name(dataset.name)
     download = _command("download", dataset.name, "--folder", folder.parent)
-    return download if folder == paths[key] else f"{download}, and write {folder} into the study as audio_dir"
+    return (
+        download
+        if folder == paths[key]
+        else f"{download}, and write {folder} into the study as audio_dir"
+    )
 
 
 def doctor(study_name: str | Path | None = None) -> int:
@@ -127,7 +144,11 @@ def doctor(study_name: str | Path | None = None) -> int:
         for title, specs in (("models", study.encoders), ("tasks", study.tasks)):
             steps += _print(title, [entry(study, name, spec) for name, spec in specs.items()])
         next_step = _next_pass(study, study_name)
-    print(f"\n{len(steps)} missing. Next: {steps[0]}" if steps else f"\nNothing is missing. Next: {next_step}")
+    print(
+        f"\n{len(steps)} missing. Next: {steps[0]}"
+        if steps
+        else f"\nNothing is missing. Next: {next_step}"
+    )
     return int(bool(steps))
 
 

@@ -22,7 +22,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 HEARTBEAT_SECONDS = 5.0  # the owner of a lock renews its note this often
-STALE_SECONDS = 30.0  # a note from another host that was not renewed for this long belongs to a dead process
+STALE_SECONDS = (
+    30.0  # a note from another host that was not renewed for this long belongs to a dead process
+)
 _TEMPORARY = ".*.[0-9]*-[0-9]*.part"  # names that `whole_file` uses
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -76,7 +78,9 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or str(error.strerror).startswith("no space"):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or str(error.strerror).startswith(
+            "no space"
+        ):
             raise
         message = (
             f"no space left in {folder}. Everything that was computed is kept: free some space, then call again to "
@@ -147,7 +151,9 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
             locked = True
         except Timeout:
             owner = _owner_of(note)
-            raise FolderBusy(owner.describe(folder) if owner else f"{folder} is in use by another process") from None
+            raise FolderBusy(
+                owner.describe(folder) if owner else f"{folder} is in use by another process"
+            ) from None
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
@@ -198,7 +204,11 @@ def _owner_of(note: Path) -> _Owner | None:
         with note.open() as file:  # opening makes network file systems look at the current times
             content = json.load(file)
             renewed = os.fstat(file.fileno()).st_mtime
-        return _Owner(str(content["host"]), int(content["process"]), max(0.0, _file_system_now(note.parent) - renewed))
+        return _Owner(
+            str(content["host"]),
+            int(content["process"]),
+            max(0.0, _file_system_now(note.parent) - renewed),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -253,8 +263,12 @@ class Cache:
             found, digest = str(arrays.pop("__key__")), str(arrays.pop("__digest__"))
             if digest != _digest(found, arrays):
                 raise ValueError("its content is not what was written")
-        except Exception as error:  # a damaged or foreign file can raise anything that zipfile and NumPy know
-            warnings.warn(f"{path} cannot be used ({error}); what it held is computed anew", stacklevel=2)
+        except (
+            Exception
+        ) as error:  # a damaged or foreign file can raise anything that zipfile and NumPy know
+            warnings.warn(
+                f"{path} cannot be used ({error}); what it held is computed anew", stacklevel=2
+            )
             return None
         return arrays if found == _text(key) else None
 
@@ -263,7 +277,9 @@ class Cache:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = _text(key)
-        buffer = io.BytesIO()  # first to memory: zipfile on a full disk leaves with other errors than OSError
+        buffer = (
+            io.BytesIO()
+        )  # first to memory: zipfile on a full disk leaves with other errors than OSError
         meta = {"__key__": np.array(text), "__digest__": np.array(_digest(text, arrays))}
         np.savez(buffer, **meta, **arrays)  # type: ignore[arg-type]
         with whole_file(path, sync=False) as file:

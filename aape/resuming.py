@@ -70,7 +70,9 @@ def resumed(
         if kept is None:  # it was damaged after we had looked
             kept = store.put(name, depends_on, next(iter(compute([name]))))
         yield kept
-    next(computed, None)  # lets the computation finish what it does after its last batch, such as a warning
+    next(
+        computed, None
+    )  # lets the computation finish what it does after its last batch, such as a warning
 
 
 def missing(folder: str | Path, key: Any, batches: Mapping[str, Any], *, code: str) -> list[str]:
@@ -126,15 +128,21 @@ class _Store:
             with np.load(path, allow_pickle=False) as file:
                 if str(file[_KEY]) != self._text(depends_on):
                     return None
-                return {array: file[array] for array in file.files if array != _KEY}  # zip checks every byte by CRC-32
+                return {
+                    array: file[array] for array in file.files if array != _KEY
+                }  # zip checks every byte by CRC-32
         except Exception as error:  # a damaged file can raise anything that zipfile and NumPy know
-            warnings.warn(f"{path} is damaged ({error}); its content is computed again", stacklevel=3)
+            warnings.warn(
+                f"{path} is damaged ({error}); its content is computed again", stacklevel=3
+            )
             return None
 
     def put(self, name: str, depends_on: Any, arrays: Arrays) -> Arrays:
         """Keep a result, completely or not at all, in place of an earlier one; returns it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # first to memory: on a full disk zipfile raises errors that hide the cause
+        buffer = (
+            io.BytesIO()
+        )  # first to memory: on a full disk zipfile raises errors that hide the cause
         np.savez(buffer, **{_KEY: np.array(self._text(depends_on))}, **arrays)  # type: ignore[arg-type]
         with whole_file(self.folder / f"{name}.npz", sync=False) as file:
             file.write(buffer.getbuffer())

@@ -79,7 +79,13 @@ _M2D_SETTINGS: dict[str, Any] = {
     "warmup_epochs": 5,
 }
 
-_FOLDERS = {16000: "16k", 22000: "22k", 32000: "32k", 44100: "44k", 48000: "48k"}  # evar/ds_tasks.py, _fs_table
+_FOLDERS = {
+    16000: "16k",
+    22000: "22k",
+    32000: "32k",
+    44100: "44k",
+    48000: "48k",
+}  # evar/ds_tasks.py, _fs_table
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,10 @@ def requirements(root: Path) -> list[Requirement]:
     """Everything outside the clone's own files that EVAR needs, present or not."""
     pip = f"{sys.executable} -m pip install"
     packages = {
-        "torchaudio": ("--no-deps torchaudio==2.11.0  # --no-deps leaves torch alone", "all of EVAR"),
+        "torchaudio": (
+            "--no-deps torchaudio==2.11.0  # --no-deps leaves torch alone",
+            "all of EVAR",
+        ),
         "easydict": ("easydict", "all of EVAR"),
         "nnAudio": ("nnAudio", "all of EVAR"),
         "einops": ("einops", "ar_m2d"),
@@ -144,7 +153,12 @@ def requirements(root: Path) -> list[Requirement]:
             for name, (what, purpose) in packages.items()
         ),
         *(
-            Requirement(str(root / name), (root / name).is_file(), f"curl -fL {address} -o {root / name}", purpose)
+            Requirement(
+                str(root / name),
+                (root / name).is_file(),
+                f"curl -fL {address} -o {root / name}",
+                purpose,
+            )
             for name, (address, purpose) in borrowed.items()
         ),
         Requirement(f"{runtime} with {', '.join(borrowed_by_m2d)}", whole, get_m2d, "ar_m2d"),
@@ -171,8 +185,13 @@ def importable(root: Path) -> Iterator[None]:
     """
     loaded = sys.modules.get("evar")
     where = next(iter(getattr(loaded, "__path__", [])), None) or getattr(loaded, "__file__", None)
-    if loaded is not None and Path(str(where)).resolve() not in (root / "evar", root / "evar" / "__init__.py"):
-        raise ImportError(f"expected the package evar of {root}, but {where} is imported already: start a new process")
+    if loaded is not None and Path(str(where)).resolve() not in (
+        root / "evar",
+        root / "evar" / "__init__.py",
+    ):
+        raise ImportError(
+            f"expected the package evar of {root}, but {where} is imported already: start a new process"
+        )
     paths, folder, before = list(sys.path), os.getcwd(), os.environ.get("EVAR")
     sys.path.insert(0, str(root))
     os.environ["EVAR"] = str(root)  # ar_m2d.py looks for external/m2d there
@@ -188,7 +207,9 @@ def importable(root: Path) -> Iterator[None]:
             os.environ["EVAR"] = before
 
 
-def read_config(root: Path, config: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_config(
+    root: Path, config: str | Path, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """An EVAR configuration file with options on top, as lineareval.py has them.
 
     Args:
@@ -209,7 +230,9 @@ def read_config(root: Path, config: str | Path, options: Mapping[str, Any] | Non
         )
     settings = yaml.safe_load(path.read_text())
     if not isinstance(settings, dict) or not {"audio_repr", "sample_rate"} <= set(settings):
-        raise ValueError(f"{path}: expected an EVAR configuration, a mapping with audio_repr and sample_rate")
+        raise ValueError(
+            f"{path}: expected an EVAR configuration, a mapping with audio_repr and sample_rate"
+        )
     for key, value in (options or {}).items():
         name = key.removeprefix("+")
         if name == key and name not in settings:
@@ -238,7 +261,11 @@ class _TrainWaves(torch.utils.data.Dataset):
 
     def __init__(self, task: Task, sample_rate: int) -> None:
         self.task, self.sample_rate = task, sample_rate
-        held_out = {"test", "valid", "fold1"}  # five-fold tasks: EVAR's first pass holds out the first fold
+        held_out = {
+            "test",
+            "valid",
+            "fold1",
+        }  # five-fold tasks: EVAR's first pass holds out the first fold
         self.rows = [i for i, split in enumerate(task.splits) if split not in held_out]
 
     def __len__(self) -> int:
@@ -259,7 +286,9 @@ class _Embed(nn.Module):
         out = self.ar(wave)
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(wave):
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"{type(self.ar).__name__}: expected embeddings [{len(wave)}, dim], found {found}")
+            raise ValueError(
+                f"{type(self.ar).__name__}: expected embeddings [{len(wave)}, dim], found {found}"
+            )
         return out
 
 
@@ -303,11 +332,29 @@ def load(
     settings.setdefault("std", None)
     settings.setdefault("return_filename", False)
     if settings["return_filename"]:
-        raise ValueError(f"{config}: this model reads files, not waves (return_filename), and cannot be wrapped")
-    settings.update(unit_samples=int(sample_rate * seconds), task_name=task.name if task is not None else "")
+        raise ValueError(
+            f"{config}: this model reads files, not waves (return_filename), and cannot be wrapped"
+        )
+    settings.update(
+        unit_samples=int(sample_rate * seconds), task_name=task.name if task is not None else ""
+    )
     weight_file = settings.get("weight_file")
-    if weight_file and Path(str(weight_file)).suffix in {".pth", ".pt", ".ckpt", ".bin", ".pkl", ".safetensors"}:
-        found = next((p for p in (Path(weight_file).expanduser().absolute(), root / weight_file) if p.is_file()), None)
+    if weight_file and Path(str(weight_file)).suffix in {
+        ".pth",
+        ".pt",
+        ".ckpt",
+        ".bin",
+        ".pkl",
+        ".safetensors",
+    }:
+        found = next(
+            (
+                p
+                for p in (Path(weight_file).expanduser().absolute(), root / weight_file)
+                if p.is_file()
+            ),
+            None,
+        )
         if found is None:
             # Some AR_* classes would start a download here, others fail far from the cause.
             raise FileNotFoundError(
@@ -344,24 +391,32 @@ def load(
     except ValueError as error:
         raise ValueError(f"{settings['audio_repr']} of EVAR: {error}") from error
     # the layers are named as in EVAR's own class
-    activations_of_ar = {layer.removeprefix("ar."): module for layer, module in encoder.activations.items()}
+    activations_of_ar = {
+        layer.removeprefix("ar."): module for layer, module in encoder.activations.items()
+    }
     return replace(encoder, activations=activations_of_ar)
 
 
-def _build(root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int) -> Any:
+def _build(
+    root: Path, module_name: str, class_name: str, settings: Mapping[str, Any], seed: int
+) -> Any:
     try:
         module = importlib.import_module(f"evar.{module_name}")
     except ModuleNotFoundError as error:
         if error.name == f"evar.{module_name}":
             there = sorted(p.stem for p in (root / "evar").glob("ar_*.py"))
-            raise ValueError(f"EVAR at {root} has no model {module_name!r}; it has {', '.join(there)}") from error
+            raise ValueError(
+                f"EVAR at {root} has no model {module_name!r}; it has {', '.join(there)}"
+            ) from error
         raise ImportError(
             f"evar.{module_name} needs the package {error.name!r}: {sys.executable} -m pip install {error.name}"
         ) from error
     cls = getattr(module, class_name, None)
     if cls is None:
         there = [n for n in vars(module) if n.startswith("AR_")]
-        raise ValueError(f"evar.{module_name} has no class {class_name!r}; it has {', '.join(there)}")
+        raise ValueError(
+            f"evar.{module_name} has no class {class_name!r}; it has {', '.join(there)}"
+        )
     easydict = importlib.import_module("easydict").EasyDict
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # timm.models.layers, in M2D's code
@@ -384,7 +439,11 @@ def _loader(task: Task, sample_rate: int) -> torch.utils.data.DataLoader:
 def _provenance(ar: nn.Module, settings: Mapping[str, Any], config: str | Path) -> dict[str, Any]:
     weight_file = settings.get("weight_file")
     if weight_file and Path(str(weight_file)).is_file():
-        return {"source": str(weight_file), "sha256": sha256_of(Path(weight_file)), "evar": str(config)}
+        return {
+            "source": str(weight_file),
+            "sha256": sha256_of(Path(weight_file)),
+            "evar": str(config),
+        }
     source = str(weight_file or settings.get("pretrained_model") or settings["audio_repr"])
     return {"source": source, "sha256": sha256_of_state(ar), "evar": str(config)}
 
@@ -415,7 +474,12 @@ def write_config(
     """
     pairs = np.asarray(neurons)
     pairs = pairs if pairs.size else np.empty((0, 2), dtype=np.int64)
-    whole = pairs.ndim == 2 and pairs.shape[1] == 2 and np.issubdtype(pairs.dtype, np.integer) and (pairs >= 0).all()
+    whole = (
+        pairs.ndim == 2
+        and pairs.shape[1] == 2
+        and np.issubdtype(pairs.dtype, np.integer)
+        and (pairs >= 0).all()
+    )
     if not whole or len(np.unique(pairs, axis=0)) < len(pairs):
         found = f"{pairs.dtype} {list(pairs.shape)}: {pairs.tolist()}"[:200]
         raise ValueError(
@@ -424,10 +488,19 @@ def write_config(
     if not (math.isfinite(gain) and gain >= 0):
         raise ValueError(f"gain must be 0 or more (0 silences, 1 changes nothing), found {gain}")
     ordered = sorted(pairs.tolist())
-    settings = {"audio_repr": "ar_m2d.AR_M2D_Steering_Neurons", "weight_file": weight_file} | _M2D_SETTINGS
-    lines = [f"# {line}" for line in (f"{len(ordered)} neurons of M2D times {gain:g}", *note.splitlines())]
+    settings = {
+        "audio_repr": "ar_m2d.AR_M2D_Steering_Neurons",
+        "weight_file": weight_file,
+    } | _M2D_SETTINGS
+    lines = [
+        f"# {line}"
+        for line in (f"{len(ordered)} neurons of M2D times {gain:g}", *note.splitlines())
+    ]
     lines += [yaml.safe_dump(settings, sort_keys=False).rstrip()]
-    lines += [f"int_gain: {float(gain)}", f"int_neurons: [{', '.join(f'[{i}, {j}]' for i, j in ordered)}]"]
+    lines += [
+        f"int_gain: {float(gain)}",
+        f"int_neurons: [{', '.join(f'[{i}, {j}]' for i, j in ordered)}]",
+    ]
     write_text(Path(path), "\n".join(lines) + "\n")
     return Path(path)
 
@@ -452,18 +525,24 @@ def definitions(path: str | Path | None = None) -> dict[str, Definition]:
     source = clone(path) / "evar" / "ds_tasks.py"
     table: dict[str, Any] = {}
     for node in ast.parse(source.read_text(encoding="utf-8"), str(source)).body:
-        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["_defs"]:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == [
+            "_defs"
+        ]:
             table |= ast.literal_eval(node.value)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             call = node.value
             if ast.unparse(call.func) == "_defs.update" and len(call.args) == 1:
                 table |= ast.literal_eval(call.args[0])
     if not table:
-        raise ValueError(f"{source}: expected a table _defs = {{task: [folds, seconds, folder, balanced]}}, found none")
+        raise ValueError(
+            f"{source}: expected a table _defs = {{task: [folds, seconds, folder, balanced]}}, found none"
+        )
     found = {}
     for name, entry in table.items():
         if not isinstance(entry, (list, tuple)) or len(entry) != 4:
-            raise ValueError(f"{source}: task {name!r} is {entry!r}, expected [folds, seconds, folder, balanced]")
+            raise ValueError(
+                f"{source}: task {name!r} is {entry!r}, expected [folds, seconds, folder, balanced]"
+            )
         found[name] = Definition(int(entry[0]), float(entry[1]), entry[2] or name, bool(entry[3]))
     return found
 
@@ -491,10 +570,14 @@ def load_task(task: str, *, sample_rate: int = 16000, path: str | Path | None = 
             + f"{'Did you mean' if near else 'It knows'}: {', '.join(near or sorted(known))}"
         )
     if sample_rate not in _FOLDERS:
-        raise ValueError(f"EVAR keeps audio at {sorted(_FOLDERS)} Hz, found sample_rate={sample_rate}")
+        raise ValueError(
+            f"EVAR keeps audio at {sorted(_FOLDERS)} Hz, found sample_rate={sample_rate}"
+        )
     definition = known[task]
     table = root / "evar" / "metadata" / f"{task}.csv"
-    doubled = table.with_name(f"{task}.csv.csv")  # make_metadata.py adds .csv twice for nspitch and nsvelocity
+    doubled = table.with_name(
+        f"{task}.csv.csv"
+    )  # make_metadata.py adds .csv twice for nspitch and nsvelocity
     if not table.is_file() and doubled.is_file():
         table = doubled
     if not table.is_file():

@@ -75,7 +75,9 @@ class Classifier(TorchMLPClassifier2):
     def switch_regime(self, y, y_val):
         metric, criterion, n_class, labels, labels_val = super().switch_regime(y, y_val)
         if metric == "acc" and n_class == 2:  # LabelBinarizer gives one column for two classes
-            labels, labels_val = (None if v is None else np.hstack([1 - v, v]) for v in (labels, labels_val))
+            labels, labels_val = (
+                None if v is None else np.hstack([1 - v, v]) for v in (labels, labels_val)
+            )
         return metric, criterion, n_class, labels, labels_val
 
     def state(self):
@@ -90,9 +92,13 @@ class Classifier(TorchMLPClassifier2):
 
     @classmethod
     def from_state(cls, state):
-        clf = cls(hidden_layer_sizes=tuple(state["hidden"]), standard_scaler=state["scaler"] is not None)
+        clf = cls(
+            hidden_layer_sizes=tuple(state["hidden"]), standard_scaler=state["scaler"] is not None
+        )
         weights = [v for k, v in state["weights"].items() if k.endswith("weight")]
-        clf.model = MLP(weights[0].shape[1], clf.hidden_layer_sizes, weights[-1].shape[0]).to(clf.device)
+        clf.model = MLP(weights[0].shape[1], clf.hidden_layer_sizes, weights[-1].shape[0]).to(
+            clf.device
+        )
         clf.model.load_state_dict(state["weights"])
         clf.oh_enc = LabelBinarizer().fit(np.array(state["labels"]))
         clf.criterion = clf.switch_regime(np.array(state["labels"]), None)[1]
@@ -122,7 +128,9 @@ def read_run(folder):
         if match:
             found = match.group(1)
     if found is None:
-        raise ValueError(f"{log}: expected a line with the run's configuration (a dict with runtime_cfg), found none")
+        raise ValueError(
+            f"{log}: expected a line with the run's configuration (a dict with runtime_cfg), found none"
+        )
     return EasyDict(ast.literal_eval(found))
 
 
@@ -138,7 +146,11 @@ def check_same_embeddings(run, cfg):
     """Raise ValueError if the steering configuration makes other embeddings than those of the run."""
 
     def hash_of(path):
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else str(path)
+        return (
+            hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            if Path(path).is_file()
+            else str(path)
+        )
 
     configured, of_run = cfg.get("weight_file"), run.get("weight_file")
     for whose, weights in (("The run", of_run), ("This configuration", configured)):
@@ -155,7 +167,9 @@ def check_same_embeddings(run, cfg):
         )
     for key in EMBEDDING_KEYS:
         values = [settings.get(key) for settings in (run, cfg)]
-        if key.startswith("task_"):  # with and without the environment variable EVAR these are written differently
+        if key.startswith(
+            "task_"
+        ):  # with and without the environment variable EVAR these are written differently
             values = [value and str(Path(value).resolve()) for value in values]
         if values[0] != values[1]:
             raise ValueError(
@@ -167,7 +181,9 @@ def check_same_embeddings(run, cfg):
 def unsteered(ar):
     """Switch the steering of a model off: the forward hooks of its MLP activations do nothing within the block."""
     modules = ar.runtime.backbone.named_modules() if hasattr(ar, "runtime") else []
-    hooked = [module for name, module in modules if name.endswith(".mlp.act") and module._forward_hooks]
+    hooked = [
+        module for name, module in modules if name.endswith(".mlp.act") and module._forward_hooks
+    ]
     hooks = [module._forward_hooks for module in hooked]
     try:
         for module in hooked:
@@ -196,7 +212,9 @@ def check_unsteered(folder, entry, X, df):
     written = sorted(folder.glob("*-LE_*.csv"), key=lambda p: p.stat().st_mtime)
     if written and df.GT.nunique() > 2:
         known = pd.read_csv(written[-1], dtype=str).prediction.to_numpy()
-        same = (known == df.prediction.astype(str).to_numpy()).mean() if len(known) == len(df) else 0.0
+        same = (
+            (known == df.prediction.astype(str).to_numpy()).mean() if len(known) == len(df) else 0.0
+        )
         if same < 0.95:
             raise ValueError(
                 f"{folder}: without steering, {same:.0%} of the predictions are those in {written[-1].name}, expected at least "
@@ -211,9 +229,13 @@ def check_neurons(cfg, ar):
     for layer, neuron in neurons:
         fc1 = next((m for n, m in modules.items() if n.endswith(f".{layer}.mlp.fc1")), None)
         if fc1 is None:
-            raise ValueError(f"int_neurons [{layer}, {neuron}]: the model has no MLP in layer {layer}, counted from 0")
+            raise ValueError(
+                f"int_neurons [{layer}, {neuron}]: the model has no MLP in layer {layer}, counted from 0"
+            )
         if not 0 <= neuron < fc1.out_features:
-            raise ValueError(f"int_neurons [{layer}, {neuron}]: layer {layer} has neurons 0 to {fc1.out_features - 1}")
+            raise ValueError(
+                f"int_neurons [{layer}, {neuron}]: layer {layer} has neurons 0 to {fc1.out_features - 1}"
+            )
     twice = sorted({n for n in neurons if neurons.count(n) > 1})
     if twice:
         raise ValueError(f"int_neurons names {list(twice[0])} {neurons.count(twice[0])} times")
@@ -234,13 +256,18 @@ def fit(run, task, folder, n_folds, device):
     seed_everything(settings.seed)
     emb_ar, folds = None, []
     for fold in range(1, n_folds + 1):
-        loaders = create_dataloader(run, fold=fold, seed=settings.seed, balanced_random=False, pin_memory=False)
+        loaders = create_dataloader(
+            run, fold=fold, seed=settings.seed, balanced_random=False, pin_memory=False
+        )
         if loaders[3]:
-            raise ValueError(f"{task} is a multi-label task: it has no class-wise accuracy to compare")
+            raise ValueError(
+                f"{task} is a multi-label task: it has no class-wise accuracy to compare"
+            )
         if emb_ar is None:
             _, emb_ar = build(run, device, loaders[0])
         (X, y), (X_val, y_val), (X_test, y_test) = (
-            lineareval.to_embeddings(emb_ar, loader, device, run.id, fold=fold) for loader in loaders[:3]
+            lineareval.to_embeddings(emb_ar, loader, device, run.id, fold=fold)
+            for loader in loaders[:3]
         )
         clf = Classifier(
             hidden_layer_sizes=tuple(settings.hidden), max_iter=settings.epochs, learning_rate_init=settings.lr,
@@ -267,7 +294,9 @@ def compare_with_run(folder, df, score, n_classes):
     """Say whether the repeated run gave what lineareval.py left in the folder: last fold's predictions, mean score."""
     written = sorted(folder.glob("*-LE_*.csv"), key=lambda p: p.stat().st_mtime)
     if n_classes == 2:
-        print(" ** Two classes: lineareval.py's own score of this run means nothing with the public classifier. **")
+        print(
+            " ** Two classes: lineareval.py's own score of this run means nothing with the public classifier. **"
+        )
     elif written:
         theirs = pd.read_csv(written[-1], dtype=str)
         same = 0
@@ -313,7 +342,9 @@ def report(df):
     """EVAR's class-wise table, with differences to the unsteered pass."""
     classes = {str(c): c for c in df.GT}
     before = accuracy_before(df).rename(classes)
-    lineareval.report_classwise_accuracy(df[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()]))
+    lineareval.report_classwise_accuracy(
+        df[["GT", "prediction"]].copy(), pd.DataFrame([before.to_dict()])
+    )
 
 
 def le_eval_only(config_file, task, run_folder, options=""):
@@ -322,7 +353,10 @@ def le_eval_only(config_file, task, run_folder, options=""):
     if run.task_name != task:
         raise ValueError(f"{folder} is a run of {run.task_name}, not of {task}")
     cfg, n_folds, _ = lineareval.make_cfg(config_file, task, options)
-    cfg.unit_samples, cfg.batch_size = run.unit_samples, run.batch_size  # rounding depends on the batch too
+    cfg.unit_samples, cfg.batch_size = (
+        run.unit_samples,
+        run.batch_size,
+    )  # rounding depends on the batch too
     check_same_embeddings(run, cfg)
     n_folds = get_defs(cfg, task)[2]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -331,10 +365,16 @@ def le_eval_only(config_file, task, run_folder, options=""):
     if evar_clf is not None:
         folds = [{"fold": n_folds, "classifier": None}]
         if n_folds > 1:
-            print(f" ** EVAR saved the classifier of fold {n_folds} only: the other folds cannot be evaluated. **")
+            print(
+                f" ** EVAR saved the classifier of fold {n_folds} only: the other folds cannot be evaluated. **"
+            )
     else:
         saved = folder / SAVED
-        state = torch.load(saved, weights_only=True) if saved.is_file() else fit(run, task, folder, n_folds, device)
+        state = (
+            torch.load(saved, weights_only=True)
+            if saved.is_file()
+            else fit(run, task, folder, n_folds, device)
+        )
         if state["format"] != FORMAT or state["run"] != json.dumps(run.runtime_cfg):
             print(f"{saved} is of an earlier run in this folder.")
             state = fit(run, task, folder, n_folds, device)
@@ -342,14 +382,18 @@ def le_eval_only(config_file, task, run_folder, options=""):
 
     emb_ar, frames, scores = None, [], []
     for entry in folds:
-        loaders = create_dataloader(cfg, fold=entry["fold"], seed=run.runtime_cfg.seed, pin_memory=False)
+        loaders = create_dataloader(
+            cfg, fold=entry["fold"], seed=run.runtime_cfg.seed, pin_memory=False
+        )
         classes = list(loaders[0].dataset.classes)
         if emb_ar is None:
             ar, emb_ar = build(cfg, device, loaders[0])
             neurons = check_neurons(cfg, ar)
         clf = evar_clf or Classifier.from_state(entry["classifier"])
         if entry.get("classes", [str(c) for c in classes]) != [str(c) for c in classes]:
-            raise ValueError(f"{folder}: the classifier knows the classes {entry['classes']}, {task} has {classes}")
+            raise ValueError(
+                f"{folder}: the classifier knows the classes {entry['classes']}, {task} has {classes}"
+            )
         X, y = lineareval.to_embeddings(emb_ar, loaders[2], device, cfg.id, fold=entry["fold"])
         if X.shape[1] != input_size(clf):
             raise ValueError(
@@ -357,14 +401,20 @@ def le_eval_only(config_file, task, run_folder, options=""):
             )
         files = [str(f) for f in loaders[2].dataset.df.file_name]
         if entry.get("files", files) != files:
-            raise ValueError(f"{folder}: the test split of {task} has changed since the classifier was trained")
+            raise ValueError(
+                f"{folder}: the test split of {task} has changed since the classifier was trained"
+            )
         with unsteered(ar):
-            X_before, _ = lineareval.to_embeddings(emb_ar, loaders[2], device, cfg.id, fold=entry["fold"])
+            X_before, _ = lineareval.to_embeddings(
+                emb_ar, loaders[2], device, cfg.id, fold=entry["fold"]
+            )
         score_before, before = clf.score(X_before, y, classes)
         check_unsteered(folder, entry, X_before, before)
         score, df = clf.score(X, y, classes)
         scores.append((score_before, score))
-        frames.append(df.assign(file_name=files, fold=entry["fold"], before=before.prediction.to_numpy()))
+        frames.append(
+            df.assign(file_name=files, fold=entry["fold"], before=before.prediction.to_numpy())
+        )
 
     if n_folds > 1:
         print(f"\nFold {folds[-1]['fold']} of {n_folds} (lineareval.py's classes are this fold's):")
@@ -373,16 +423,22 @@ def le_eval_only(config_file, task, run_folder, options=""):
     table.insert(0, "scope", "test" if n_folds == 1 else f"fold {folds[-1]['fold']}")
     every = pd.concat(frames, ignore_index=True)
     if len(folds) > 1:
-        print(f"\nAll {len(folds)} folds, each clip tested once, relative to the same classifiers without steering:")
+        print(
+            f"\nAll {len(folds)} folds, each clip tested once, relative to the same classifiers without steering:"
+        )
         report(every)
         table = pd.concat([table, class_table(every).assign(scope="all folds")], ignore_index=True)
     stem = f"le_eval_only-{Path(config_file).stem}-"
     stem += hashlib.sha256(repr((neurons, cfg.get("int_gain"))).encode()).hexdigest()[:8]
     table.to_csv(folder / f"{stem}.csv", index=None)
-    every[["file_name", "fold", "GT", "before", "prediction"]].to_csv(folder / f"{stem}-predictions.csv", index=None)
+    every[["file_name", "fold", "GT", "before", "prediction"]].to_csv(
+        folder / f"{stem}-predictions.csv", index=None
+    )
     score_before, score = np.mean(scores, axis=0)
     gain = cfg.get("int_gain")
-    print(f"{task}: {len(neurons)} neurons with gain {gain}: score {score:.5f}, unsteered {score_before:.5f}")
+    print(
+        f"{task}: {len(neurons)} neurons with gain {gain}: score {score:.5f}, unsteered {score_before:.5f}"
+    )
     print(f" -> {folder / stem}.csv")
 
 

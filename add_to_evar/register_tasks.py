@@ -19,7 +19,11 @@ BEGIN = "# >>> tasks added by register_tasks.py"
 END = "# <<< tasks added by register_tasks.py"
 # folds (1: train, valid, test), clip length in s, folder under work/16k (None: the task's name), balanced sampling.
 # The two tasks of VoxCeleb1 share the audio and the length of EVAR's vc1; 5.0 s for gise51 is this project's choice.
-TASKS = {"gise51": [1, 5.0, None, False], "vc1_gender": [1, 8.2, "vc1", False], "vc1_country": [1, 8.2, "vc1", False]}
+TASKS = {
+    "gise51": [1, 5.0, None, False],
+    "vc1_gender": [1, 8.2, "vc1", False],
+    "vc1_country": [1, 8.2, "vc1", False],
+}
 
 
 def without_block(text: str) -> str:
@@ -29,7 +33,9 @@ def without_block(text: str) -> str:
     head, _, rest = text.partition(f"\n{BEGIN}\n")
     _, end, tail = rest.partition(f"{END}\n")
     if not end or BEGIN in head + tail:
-        raise ValueError(f"expected one block from {BEGIN!r} to {END!r}; take it out by hand and run this again")
+        raise ValueError(
+            f"expected one block from {BEGIN!r} to {END!r}; take it out by hand and run this again"
+        )
     return head + tail
 
 
@@ -42,23 +48,31 @@ def with_block(text: str) -> str:
 def own_tasks(text: str) -> dict:
     """EVAR's own task table."""
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["_defs"]:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == [
+            "_defs"
+        ]:
             return ast.literal_eval(node.value)
-    raise ValueError("expected a task table `_defs = {...}`, found none: EVAR has changed, add the tasks by hand")
+    raise ValueError(
+        "expected a task table `_defs = {...}`, found none: EVAR has changed, add the tasks by hand"
+    )
 
 
 def register(root: Path, remove: bool = False) -> str:
     """Add TASKS to (or remove them from) the clone's evar/ds_tasks.py; returns what was done."""
     path = Path(root).expanduser() / "evar" / "ds_tasks.py"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found. Give the folder of an EVAR clone, or set EVAR to it.")
+        raise FileNotFoundError(
+            f"{path}: not found. Give the folder of an EVAR clone, or set EVAR to it."
+        )
     with path.open(encoding="utf-8", newline="") as file:  # keeps the file's own line ends
         before = file.read()
     original = without_block(before)
     known = own_tasks(original)
     for name, entry in TASKS.items():
         if not remove and name in known and known[name] != entry:
-            raise ValueError(f"{path} has a task {name!r} of its own, {known[name]}, other than {entry}. Rename one.")
+            raise ValueError(
+                f"{path} has a task {name!r} of its own, {known[name]}, other than {entry}. Rename one."
+            )
     after = original if remove else with_block(original)
     if after == before:
         return f"{path}: nothing to do"
@@ -72,7 +86,12 @@ def register(root: Path, remove: bool = False) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clone", nargs="?", default=os.environ.get("EVAR"), help="default: environment variable EVAR")
+    parser.add_argument(
+        "clone",
+        nargs="?",
+        default=os.environ.get("EVAR"),
+        help="default: environment variable EVAR",
+    )
     parser.add_argument("--remove", action="store_true", help="give the file back as it was")
     options = parser.parse_args(arguments)
     if not options.clone:

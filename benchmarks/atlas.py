@@ -39,7 +39,10 @@ def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:
 def sizes(folder: Path) -> str:
     """Bytes of a folder, by kind of file."""
     files = [p for p in folder.rglob("*") if p.is_file()]
-    kinds = {kind: [p.stat().st_size for p in files if p.suffix == kind] for kind in (".mp3", ".png", ".js")}
+    kinds = {
+        kind: [p.stat().st_size for p in files if p.suffix == kind]
+        for kind in (".mp3", ".png", ".js")
+    }
     parts = ", ".join(f"{len(b):,} {kind} of {sum(b) / 1e6:.1f} MB" for kind, b in kinds.items())
     return f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB: {parts}"
 
@@ -48,7 +51,9 @@ def miniature() -> None:
     """Build the atlas of the miniature from its artifacts."""
     with tempfile.TemporaryDirectory() as folder:
         page, wall, cpu = timed(lambda: build_study("miniature", out_dir=Path(folder) / "atlas"))
-        print(f"whole atlas of the miniature: {wall:.0f} s, {cpu:.0f} CPU seconds, {sizes(page.parent)}")
+        print(
+            f"whole atlas of the miniature: {wall:.0f} s, {cpu:.0f} CPU seconds, {sizes(page.parent)}"
+        )
 
 
 def browser() -> None:
@@ -69,10 +74,18 @@ def browser() -> None:
             page.goto(f"file://{path.resolve()}#{address}")
             page.wait_for_selector("main[data-ready] :is(figure img, tbody tr)")
             seconds = time.monotonic() - start
-            processes = window.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-            tabs = [Path(f"/proc/{p['id']}/status").read_text() for p in processes if p["type"] == "renderer"]
+            processes = window.new_browser_cdp_session().send("SystemInfo.getProcessInfo")[
+                "processInfo"
+            ]
+            tabs = [
+                Path(f"/proc/{p['id']}/status").read_text()
+                for p in processes
+                if p["type"] == "renderer"
+            ]
             memory = max(int(text.split("VmRSS:")[1].split()[0]) for text in tabs) / 1024
-            print(f"{name}: shown after {seconds:.2f} s, resident memory of the tab {memory:.0f} MiB")
+            print(
+                f"{name}: shown after {seconds:.2f} s, resident memory of the tab {memory:.0f} MiB"
+            )
         for query in (
             "only=all&s=p",
             "only=all&s=aape&desc=1",
@@ -109,15 +122,24 @@ def vit(esc50: Path, clips: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = (esc50 / "meta" / "esc50.csv").read_text().splitlines()
-        header, rows = rows[0], [row for row in rows[1:] if Path(esc50 / "audio" / row.split(",")[0]).is_file()]
-        (folder / "few.csv").write_text("\n".join([header, *rows[:: max(1, len(rows) // clips)][:clips]]) + "\n")
+        header, rows = (
+            rows[0],
+            [row for row in rows[1:] if Path(esc50 / "audio" / row.split(",")[0]).is_file()],
+        )
+        (folder / "few.csv").write_text(
+            "\n".join([header, *rows[:: max(1, len(rows) // clips)][:clips]]) + "\n"
+        )
         task = from_metadata(folder / "few.csv", esc50 / "audio", clip_seconds=5.0, name="esc50")
         encoder = m2d.load("random", name="ViT-Base")
         artifacts = collect(encoder, task, folder / "study" / "esc50_vit", batch_size=32)
-        selection = select(artifacts, rate=0.02)  # of random weights it may be empty, so neurons are drawn
+        selection = select(
+            artifacts, rate=0.02
+        )  # of random weights it may be empty, so neurons are drawn
         drawn = np.random.default_rng(0).choice(selection.selected.size, 737, replace=False)
         neurons = np.stack(np.unravel_index(np.sort(drawn), selection.selected.shape), axis=1)
-        waves = [torch.from_numpy(task.read(i, encoder.sample_rate)[0]) for i in range(len(task.files))]
+        waves = [
+            torch.from_numpy(task.read(i, encoder.sample_rate)[0]) for i in range(len(task.files))
+        ]
 
         def bare() -> None:
             with full_precision(), torch.inference_mode():
@@ -126,21 +148,32 @@ def vit(esc50: Path, clips: int) -> None:
 
         before = timed(bare)
         page, *built = timed(
-            lambda: build_atlas(artifacts, encoder, task, folder / "atlas", neurons=neurons, selection=selection)
+            lambda: build_atlas(
+                artifacts, encoder, task, folder / "atlas", neurons=neurons, selection=selection
+            )
         )
         after = timed(bare)
         shown = len({p.name for p in (page.parent / "clips").glob("*.png")})
         once = (before[1] + after[1]) / 2 * shown / len(waves)
         cpu = (before[2] + after[2]) / 2 * shown / len(waves)
-        print(f"{len(neurons)} neurons, {shown} of {len(waves)} clips shown: built in {built[0]:.0f} s, ", end="")
-        print(f"{built[0] / once:.2f} x one bare pass over these ({once:.0f} s, mean of before and after)")
-        print(f"  CPU seconds {built[1]:.1f}, {built[1] / cpu:.2f} x those of the bare pass ({cpu:.1f})")
+        print(
+            f"{len(neurons)} neurons, {shown} of {len(waves)} clips shown: built in {built[0]:.0f} s, ",
+            end="",
+        )
+        print(
+            f"{built[0] / once:.2f} x one bare pass over these ({once:.0f} s, mean of before and after)"
+        )
+        print(
+            f"  CPU seconds {built[1]:.1f}, {built[1] / cpu:.2f} x those of the bare pass ({cpu:.1f})"
+        )
         print(f"  {sizes(page.parent)}")
 
 
 def main() -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("miniature", "browser", "vit"))
     parser.add_argument("esc50", nargs="?", type=Path, default=Path("../shared/data/esc50"))
     parser.add_argument("--clips", type=int, default=200)

@@ -39,7 +39,9 @@ def stratified(scores: np.ndarray, count: int, rng: np.random.Generator) -> np.n
 
 def agreement(estimate: np.ndarray, truth: np.ndarray, name: str) -> str:
     """One row of the table, over pairs of neuron and class; estimate, truth: [neurons, classes]."""
-    rho = np.nanmean([spearmanr(estimate[:, c], truth[:, c]).statistic for c in range(truth.shape[1])])
+    rho = np.nanmean(
+        [spearmanr(estimate[:, c], truth[:, c]).statistic for c in range(truth.shape[1])]
+    )
     large = np.abs(truth) > np.quantile(np.abs(truth), 0.75)
     sign = (np.sign(estimate) == np.sign(truth))[large].mean()
     k = max(1, len(truth) // 10)
@@ -49,7 +51,11 @@ def agreement(estimate: np.ndarray, truth: np.ndarray, name: str) -> str:
         recall.append(len(best & set(np.argsort(estimate[:, c])[:k])) / k)
         # a false negative: among the tenth that lowers the class most, but in the weaker half of the estimates
         missed += len(best & set(np.argsort(estimate[:, c])[len(truth) // 2 :]))
-    bound = beta.ppf(0.95, missed + 1, k * truth.shape[1] - missed) if missed < k * truth.shape[1] else 1.0
+    bound = (
+        beta.ppf(0.95, missed + 1, k * truth.shape[1] - missed)
+        if missed < k * truth.shape[1]
+        else 1.0
+    )
     slope = (estimate * truth).sum() / (estimate**2).sum()
     return (
         f"| {name} | {rho:.2f} | {sign:.0%} | {np.mean(recall):.0%} | {missed} of {k * truth.shape[1]} "
@@ -58,12 +64,16 @@ def agreement(estimate: np.ndarray, truth: np.ndarray, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study")
     parser.add_argument("task")
     parser.add_argument("model")
     parser.add_argument("--neurons", type=int, default=320)
-    parser.add_argument("--clips", type=int, default=8, help="clips of each class that are silenced in truth")
+    parser.add_argument(
+        "--clips", type=int, default=8, help="clips of each class that are silenced in truth"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     study = load_study(options.study)
@@ -73,7 +83,10 @@ def main() -> None:
     rows = artifacts.rows("train" if "train" in artifacts.splits else None)
     # the estimate and the truth on the same clips: a seeded few of each class stand in for a split of their own
     some = np.concatenate(
-        [rng.permutation(rows[artifacts.labels[rows] == c])[: options.clips] for c in range(len(artifacts.classes))]
+        [
+            rng.permutation(rows[artifacts.labels[rows] == c])[: options.clips]
+            for c in range(len(artifacts.classes))
+        ]
     )
     classifiers = classifiers_for_clips(artifacts, artifacts.embeddings(), rows, seed=0)
     place = {name: i for i, name in enumerate(task.files)}
@@ -88,14 +101,18 @@ def main() -> None:
     with weights_without_gradient(encoder):
         for b in batches:
             of_batch = [classifiers[i] for i in some[b]]
-            passes.append(one_pass(encoder, artifacts.layers, torch.from_numpy(wave[b]), labels[b], of_batch))
+            passes.append(
+                one_pass(encoder, artifacts.layers, torch.from_numpy(wave[b]), labels[b], of_batch)
+            )
     seconds["attribution"] = time.process_time() - start
     start = time.process_time()
     with torch.no_grad():
         for b in batches:
             encoder.embed(torch.from_numpy(wave[b]).to(encoder.device))
     seconds["forward"] = time.process_time() - start
-    members = (labels == np.arange(len(artifacts.classes))[:, None]).astype(np.float64)  # [classes, clips]
+    members = (labels == np.arange(len(artifacts.classes))[:, None]).astype(
+        np.float64
+    )  # [classes, clips]
     count = members.sum(axis=1)[:, None, None]
     product = np.tensordot(members, np.concatenate([p.product for p in passes]), axes=1)
     gradient = np.tensordot(members, np.concatenate([p.gradient for p in passes]), axes=1)
@@ -109,10 +126,15 @@ def main() -> None:
     theirs = np.stack([np.array(layer_index)[neurons[:, 0]], neurons[:, 1]], axis=1)
 
     def log_p(embeddings: np.ndarray, at: np.ndarray) -> np.ndarray:
-        rows = [classifiers[i].log_probabilities(e[None])[0] for i, e in zip(some[at], embeddings, strict=True)]
+        rows = [
+            classifiers[i].log_probabilities(e[None])[0]
+            for i, e in zip(some[at], embeddings, strict=True)
+        ]
         return np.array(rows)[np.arange(len(at)), labels[at]]
 
-    print(f"{encoder.name} on {task.name}: {len(neurons)} neurons, {len(some)} clips, {len(artifacts.classes)} classes")
+    print(
+        f"{encoder.name} on {task.name}: {len(neurons)} neurons, {len(some)} clips, {len(artifacts.classes)} classes"
+    )
     print(
         "| replaced by | rank correlation | sign, larger quarter | recall of the top tenth | false negatives | slope |"
     )
@@ -120,7 +142,11 @@ def main() -> None:
     start = time.process_time()
     for replace_by in ("zero", "mean"):
         sets = [
-            neuron_set(encoder, pair[None], **({} if replace_by == "zero" else {"replace_by": [mean[tuple(own)]]}))
+            neuron_set(
+                encoder,
+                pair[None],
+                **({} if replace_by == "zero" else {"replace_by": [mean[tuple(own)]]}),
+            )
             for pair, own in zip(theirs, neurons, strict=True)
         ]
         truth = np.zeros((len(neurons), len(artifacts.classes)))

@@ -89,7 +89,11 @@ def synthetic(run: int, kind: str) -> list[Counted]:
         tokens = np.full(len(labels), TOKENS)
         if kind == "tokens":
             tokens = np.where(labels == 0, rng.integers(40, 120, 240), rng.integers(20, 60, 240))
-        counts = rng.binomial(tokens[:, None], np.clip(rate, 0, 1)).astype(np.uint8).reshape(len(groups), 2, 150)
+        counts = (
+            rng.binomial(tokens[:, None], np.clip(rate, 0, 1))
+            .astype(np.uint8)
+            .reshape(len(groups), 2, 150)
+        )
         clips = np.arange(len(labels), dtype=np.uint64) + 10**6 * number
         tasks.append(Counted(counts, labels, tokens, groups, clips=clips))
     return tasks
@@ -99,14 +103,20 @@ def random_class(run: int, size: int, permutations: int, rate: float) -> dict[st
     """A class of clips drawn at random from ten real classes of 30 clips and 30 neurons each."""
     rng = np.random.default_rng([run, size])
     labels = np.repeat(np.arange(10), 30)
-    unusual = rng.standard_t(3, (300, 6)) @ rng.normal(0, 0.5, (6, 400))  # some clips are unusual in many neurons
+    unusual = rng.standard_t(3, (300, 6)) @ rng.normal(
+        0, 0.5, (6, 400)
+    )  # some clips are unusual in many neurons
     logit = rng.normal(-2, 1, 400) + unusual + rng.normal(0, 0.4, (300, 400))
     logit[:, :300] += 2 * (labels[:, None] == np.arange(300) // 30)
     labels[rng.permutation(300)[:size]] = 10
     counts = rng.binomial(TOKENS, 1 / (1 + np.exp(-logit))).astype(np.uint8).reshape(300, 2, 200)
     data = Counted(counts, labels, np.full(300, TOKENS), np.arange(300))
     found = calibrated(data, permutations, run, rate)
-    return {f"neurons: a calibrated one of the random class of {size} clips": int(found.members[:, :, 10].any())}
+    return {
+        f"neurons: a calibrated one of the random class of {size} clips": int(
+            found.members[:, :, 10].any()
+        )
+    }
 
 
 def real(run: int, artifacts: Artifacts) -> list[Counted]:
@@ -124,7 +134,9 @@ def calibrated(data: Counted, permutations: int, seed: int, rate: float) -> Cali
     classes = int(data.labels.max()) + 1
     sums = UnitSums(data, exchangeable_units(data.labels, data.groups, classes, tokens=data.tokens))
     (active,) = (a[0].astype(np.float64) for _, a in sums.by_class([sums.units.label]))
-    p = np.clip(active / sums.class_tokens(sums.units.label)[:, None], 0, 1).T.reshape(*sums.shape, classes)
+    p = np.clip(active / sums.class_tokens(sums.units.label)[:, None], 0, 1).T.reshape(
+        *sums.shape, classes
+    )
     return calibrate_counts(
         data, select(p, rate=rate), permutations=permutations, seed=seed, effect=0.0, progress=False
     )
@@ -155,11 +167,19 @@ def likeness(run: int) -> dict[str, float]:
         return matched(observed, *pairs, within=within, permutations=999, seed=run)
 
     rng = np.random.default_rng([run, 3])
-    across = test(rng.random((12, 15)) + rng.random(15) + rng.random((12, 1)), np.eye(12, 15, dtype=bool))
-    own, apart = rng.random((30, 30)) + rng.random(30), np.abs(np.subtract.outer(np.arange(30), np.arange(30)))
+    across = test(
+        rng.random((12, 15)) + rng.random(15) + rng.random((12, 1)), np.eye(12, 15, dtype=bool)
+    )
+    own, apart = (
+        rng.random((30, 30)) + rng.random(30),
+        np.abs(np.subtract.outer(np.arange(30), np.arange(30))),
+    )
     octave, beside = (apart > 0) & (apart % 12 == 0), (apart > 1) & np.isin(apart % 12, (1, 11))
     octaves = test(own + own.T, octave, beside, within=True)
-    return {"same names between two tasks": int(across.p <= LEVEL), "octaves within a task": int(octaves.p <= LEVEL)}
+    return {
+        "same names between two tasks": int(across.p <= LEVEL),
+        "octaves within a task": int(octaves.p <= LEVEL),
+    }
 
 
 def page(kept: pd.DataFrame, options: argparse.Namespace) -> str:
@@ -168,12 +188,19 @@ def page(kept: pd.DataFrame, options: argparse.Namespace) -> str:
     for (data, test), values in kept.groupby(["data", "test"], sort=False)["value"]:
         if test.startswith("p <="):
             shares.append(
-                {"data": data, "test": test, "share of pairs": f"{values.mean():.4f}", "runs": str(len(values))}
+                {
+                    "data": data,
+                    "test": test,
+                    "share of pairs": f"{values.mean():.4f}",
+                    "runs": str(len(values)),
+                }
             )
             continue
         found, limit = int(values.sum()), int(binom.ppf(0.99, len(values), LEVEL))
         numbers = {"runs": len(values), "with a discovery": found, "limit at 5 %": limit}
-        rows.append({"data": data, "test": test} | numbers | {"holds": "yes" if found <= limit else "NO"})
+        rows.append(
+            {"data": data, "test": test} | numbers | {"holds": "yes" if found <= limit else "NO"}
+        )
     return f"""# Do the nulls hold? (`python -m benchmarks.calibration ARTIFACTS ...`)
 
 Every test of the repository where labels mean nothing: labels permuted among the units that may exchange them,
@@ -190,17 +217,23 @@ Share of pairs (neuron, class) with a p of at most 0.05 and 0.01, mean of the ru
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifacts", nargs="*", type=Path, help="folders with clip_counts.npy")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--permutations", type=int, default=99)
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--keep", type=Path, default=Path("outputs/calibration.csv"), help="what was done")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("outputs/calibration.csv"), help="what was done"
+    )
     parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     how = options.permutations, options.rate
     settings = f"{options.permutations} permutations, rate {options.rate}"
-    checks: dict[str, tuple[str, int, Callable[[int], dict[str, float]]]] = {  # data -> key, runs, check
+    checks: dict[
+        str, tuple[str, int, Callable[[int], dict[str, float]]]
+    ] = {  # data -> key, runs, check
         "indices without meaning": (settings, 5 * options.runs, likeness)
     }
     for kind, name in KINDS.items():
@@ -208,7 +241,11 @@ def main() -> None:
         checks[name] = settings, options.runs, check
     for size in RANDOM_SIZES:
         check = lambda run, size=size: random_class(run, size, *how)  # noqa: E731
-        checks[f"synthetic, a random class of {size} clips among ten real classes"] = settings, options.runs, check
+        checks[f"synthetic, a random class of {size} clips among ten real classes"] = (
+            settings,
+            options.runs,
+            check,
+        )
     for artifacts in map(load_artifacts, options.artifacts):
         name = f"real counts, permuted labels: {artifacts.manifest['task']}, {artifacts.manifest['encoder']}"
         key = f"{settings}, counts {artifacts.manifest['checksums']['clip_counts.npy'][:12]}"
@@ -219,10 +256,15 @@ def main() -> None:
     for name, (key, runs, check) in checks.items():
         done = set(kept[(kept["key"] == key) & (kept["data"] == name)]["run"])
         for run in tqdm([run for run in range(runs) if run not in done], desc=name, disable=None):
-            new = pd.DataFrame([(key, name, run, test, value) for test, value in check(run).items()], columns=COLUMNS)
+            new = pd.DataFrame(
+                [(key, name, run, test, value) for test, value in check(run).items()],
+                columns=COLUMNS,
+            )
             kept = new if kept.empty else pd.concat([kept, new], ignore_index=True)
             write_text(options.keep, kept.to_csv(index=False))
-        known = pd.concat([kept[(kept["key"] == k) & (kept["data"] == n)] for n, (k, *_) in checks.items()])
+        known = pd.concat(
+            [kept[(kept["key"] == k) & (kept["data"] == n)] for n, (k, *_) in checks.items()]
+        )
         write_text(options.page, page(known, options))
     print(options.page.read_text())
 

@@ -31,7 +31,9 @@ TOKENS = 60
 def anonymous_gib() -> float:
     """Largest resident memory that is the process's own: pages of the mapped file can be dropped at any time."""
     status = Path("/proc/self/status").read_text()
-    mapped = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssFile"))
+    mapped = next(
+        int(line.split()[1]) for line in status.splitlines() if line.startswith("RssFile")
+    )
     return peak_gib() - mapped / 2**20
 
 
@@ -48,7 +50,9 @@ def speed(permutations: int) -> None:
     ceiling = rng.integers(2, 156, layers * neurons).astype(np.float32)  # tokens; 155 to a 5 s clip
     counts = np.empty((clips, layers, neurons), dtype=np.uint8)
     for i in range(clips):
-        counts[i] = (ceiling * rng.random(layers * neurons, dtype=np.float32)).reshape(layers, neurons)
+        counts[i] = (ceiling * rng.random(layers * neurons, dtype=np.float32)).reshape(
+            layers, neurons
+        )
     before = peak_gib()
 
     units = exchangeable_units(labels, group, classes)
@@ -67,10 +71,16 @@ def speed(permutations: int) -> None:
     print(
         f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {THREADS} threads"
     )
-    print(f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}")
-    print(f"  wall {wall:.1f} s, processor {cpu:.1f} s, peak {peak_gib():.2f} GiB ({before:.2f} GiB before)")
+    print(
+        f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}"
+    )
+    print(
+        f"  wall {wall:.1f} s, processor {cpu:.1f} s, peak {peak_gib():.2f} GiB ({before:.2f} GiB before)"
+    )
     floor = min(reads) * permutations
-    print(f"  floor, one read of the table [units, neurons] per permutation on one core: {floor:.1f} s")
+    print(
+        f"  floor, one read of the table [units, neurons] per permutation on one core: {floor:.1f} s"
+    )
 
     p = rng.random((layers, neurons, 1251), dtype=np.float32)
     start, cpu = time.perf_counter(), time.process_time()
@@ -80,7 +90,9 @@ def speed(permutations: int) -> None:
     )
 
 
-def noise_rates(rng: np.random.Generator, labels: np.ndarray, group: np.ndarray, width: int) -> np.ndarray:
+def noise_rates(
+    rng: np.random.Generator, labels: np.ndarray, group: np.ndarray, width: int
+) -> np.ndarray:
     """Rates [clips, neurons] of neurons that go up and down together, by clip, by group and in bursts."""
     rate = np.repeat(rng.beta(0.5, 3, width)[None], len(labels), axis=0)
     factors = rng.normal(0, 0.5, (group.max() + 1, 5))[group] + rng.normal(0, 0.3, (len(labels), 5))
@@ -89,11 +101,15 @@ def noise_rates(rng: np.random.Generator, labels: np.ndarray, group: np.ndarray,
     return rate
 
 
-def pipeline(counts: np.ndarray, labels: np.ndarray, group: np.ndarray, permutations: int, effect: float) -> Calibrated:
+def pipeline(
+    counts: np.ndarray, labels: np.ndarray, group: np.ndarray, permutations: int, effect: float
+) -> Calibrated:
     classes = int(labels.max()) + 1
     p = np.stack([counts[labels == c].mean(axis=0) / TOKENS for c in range(classes)], axis=-1)
     data = Counted(counts, labels, np.full(len(labels), TOKENS), group)
-    return calibrate_counts(data, select(p, rate=0.05), permutations=permutations, effect=effect, progress=False)
+    return calibrate_counts(
+        data, select(p, rate=0.05), permutations=permutations, effect=effect, progress=False
+    )
 
 
 def stream(permutations: int, folder: Path, clips: int) -> None:
@@ -122,7 +138,9 @@ def stream(permutations: int, folder: Path, clips: int) -> None:
     print(
         f"{permutations} permutations, {clips} clips x {layers * neurons} neurons x {classes} classes, {THREADS} threads"
     )
-    print(f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}")
+    print(
+        f"  {null.units.description}; discoveries {null.discoveries}, p of the task {null.task_p:.3f}"
+    )
     print(
         f"  wall {wall:.0f} s, processor {cpu:.0f} s, peak anonymous memory {anonymous_gib():.2f} GiB ({before:.2f} before)"
     )
@@ -140,7 +158,11 @@ def planted(runs: int) -> None:
             noise = np.exp(rng.normal(0, 0.4, (120, 20)))[group]
             rate[:, :20] = np.where(truth[:20][:, labels].T, inside, outside) * noise
             place = rng.permutation(400)
-            counts = rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8)[:, place].reshape(-1, 2, 200)
+            counts = (
+                rng.binomial(TOKENS, np.clip(rate, 0, 1))
+                .astype(np.uint8)[:, place]
+                .reshape(-1, 2, 200)
+            )
             truth = truth[place].reshape(2, 200, 10)
             result = pipeline(counts, labels, group, 199, 0.1)
             found = {
@@ -159,12 +181,18 @@ def planted(runs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="*", default=["speed", "planted"])
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=10, help="of planted")
-    parser.add_argument("--clips", type=int, default=305_979, help="of stream: time goes with clips x permutations")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the counts of stream")
+    parser.add_argument(
+        "--clips", type=int, default=305_979, help="of stream: time goes with clips x permutations"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the counts of stream"
+    )
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, numpy {np.__version__}"

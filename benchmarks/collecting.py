@@ -45,17 +45,28 @@ BATCH = 16
 def task_of(sounds: Path, clips: int, seconds: float, folder: Path) -> Task:
     """A seeded choice of sounds, labelled by their place in it: 50 classes as in ESC-50."""
     suffixes = {f".{kind.lower()}" for kind in soundfile.available_formats()} | {".ogg", ".mp3"}
-    files = sorted(str(p.relative_to(sounds)) for p in sounds.rglob("*") if p.suffix.lower() in suffixes)
-    table = pd.DataFrame({"file_name": files, "split": "test"}).sample(frac=1, random_state=0).head(clips)
+    files = sorted(
+        str(p.relative_to(sounds)) for p in sounds.rglob("*") if p.suffix.lower() in suffixes
+    )
+    table = (
+        pd.DataFrame({"file_name": files, "split": "test"})
+        .sample(frac=1, random_state=0)
+        .head(clips)
+    )
     table["label"] = [f"class {i % 50}" for i in range(len(table))]
     table.to_csv(folder / "clips.csv", index=False)
     return from_metadata(folder / "clips.csv", sounds, clip_seconds=seconds, name="sounds")
 
 
-def straightforward(encoder: Encoder, waves: list[torch.Tensor], labels: np.ndarray, classes: int) -> torch.Tensor:
+def straightforward(
+    encoder: Encoder, waves: list[torch.Tensor], labels: np.ndarray, classes: int
+) -> torch.Tensor:
     """Keep all activations, then count class by class: [layers, neurons, classes]."""
     kept: list[list[torch.Tensor]] = [[] for _ in encoder.layers]
-    with hooked(encoder, encoder.layers, lambda layer, x: kept[layer].append(x)), torch.inference_mode():
+    with (
+        hooked(encoder, encoder.layers, lambda layer, x: kept[layer].append(x)),
+        torch.inference_mode(),
+    ):
         for wave in waves:
             encoder.embed(wave)
     layers = []
@@ -64,7 +75,9 @@ def straightforward(encoder: Encoder, waves: list[torch.Tensor], labels: np.ndar
         layers.append(
             torch.stack(
                 [
-                    (whole[torch.from_numpy(np.flatnonzero(labels == c))] > 0).float().mean(dim=(0, 1))
+                    (whole[torch.from_numpy(np.flatnonzero(labels == c))] > 0)
+                    .float()
+                    .mean(dim=(0, 1))
                     for c in range(classes)
                 ],
                 dim=-1,
@@ -80,10 +93,14 @@ def at_rate(task: Task, rate: int, folder: Path) -> Task:
         path = (folder / name).with_suffix(".wav")
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, soxr.resample(wave, old, rate), rate)
-    table = pd.DataFrame({"file_name": [str(Path(name).with_suffix(".wav")) for name in task.files], "split": "test"})
+    table = pd.DataFrame(
+        {"file_name": [str(Path(name).with_suffix(".wav")) for name in task.files], "split": "test"}
+    )
     table["label"] = [task.classes[label] for label in task.labels]
     table.to_csv(folder / "clips.csv", index=False)
-    return from_metadata(folder / "clips.csv", folder, clip_seconds=task.clip_seconds, name="sounds")
+    return from_metadata(
+        folder / "clips.csv", folder, clip_seconds=task.clip_seconds, name="sounds"
+    )
 
 
 def speed(encoder: Encoder, task: Task, folder: Path) -> None:
@@ -107,14 +124,21 @@ def speed(encoder: Encoder, task: Task, folder: Path) -> None:
     ratios, bare_seconds = [], 0.0
     for i in range(len(waves)):
         times = {}
-        for run in (bare, counting, counting, bare):  # mirrored, so that a drifting machine cancels out
+        for run in (
+            bare,
+            counting,
+            counting,
+            bare,
+        ):  # mirrored, so that a drifting machine cancels out
             start = time.perf_counter()
             run(i)
             times[run] = times.get(run, 0.0) + time.perf_counter() - start
         ratios.append(times[counting] / times[bare])
         bare_seconds += times[bare] / 2
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    print(f"counting / bare forward pass: median {middle:.3f} (min {low:.3f}, max {high:.3f}, {len(ratios)} batches)")
+    print(
+        f"counting / bare forward pass: median {middle:.3f} (min {low:.3f}, max {high:.3f}, {len(ratios)} batches)"
+    )
 
     start = time.perf_counter()
     for i in range(len(waves)):
@@ -123,7 +147,9 @@ def speed(encoder: Encoder, task: Task, folder: Path) -> None:
     start = time.perf_counter()
     straightforward(encoder, waves, task.labels[np.concatenate(batches)], len(task.classes))
     theirs = time.perf_counter() - start
-    tokens = int(count_batch(encoder, waves[0], valid[0], encoder.layers, neurons).tokens[0]) * len(task)
+    tokens = int(count_batch(encoder, waves[0], valid[0], encoder.layers, neurons).tokens[0]) * len(
+        task
+    )
     channels = len(encoder.layers) * neurons
     print(f"counting / keeping activations and reducing them: {ours / theirs:.3f}")
     print(
@@ -142,20 +168,34 @@ def speed(encoder: Encoder, task: Task, folder: Path) -> None:
 def memory(sounds: Path) -> None:
     """Part 4."""
     for clips in (250, 1000, 2000):
-        command = [sys.executable, "-m", "benchmarks.collecting", str(sounds), "--one-run", str(clips)]
-        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.collecting",
+            str(sounds),
+            "--one-run",
+            str(clips),
+        ]
+        print(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(),
+            flush=True,
+        )
 
 
 def one_run(sounds: Path, clips: int, folder: Path) -> None:
     """A whole run in this process, and its peak memory."""
-    collect(m2d.load("random"), task_of(sounds, clips, 1.0, folder), folder / "run", batch_size=BATCH)
+    collect(
+        m2d.load("random"), task_of(sounds, clips, 1.0, folder), folder / "run", batch_size=BATCH
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{clips} clips: peak resident memory {peak:.2f} GiB")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sounds", type=Path)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -19,7 +19,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-COLLECTED = ("over_zero.pt", "classes.txt", "clip_counts.npy", "padding_counts.npy", "features.pt", "gts.pt")
+COLLECTED = (
+    "over_zero.pt",
+    "classes.txt",
+    "clip_counts.npy",
+    "padding_counts.npy",
+    "features.pt",
+    "gts.pt",
+)
 KEYS = (
     "task", "model", "target", "mode", "kind", "control", "number", "silenced", "gain", "fold", "class", "measure",
     "layer", "neuron", "name", "figure", "rows", "columns", "row", "column", "row_class", "column_class", "first",
@@ -63,11 +70,16 @@ def keyed(table: pd.DataFrame, keys: list[str], rename: Mapping[str, str]) -> pd
     return table.set_index([*keys, "#"])
 
 
-def compare_tables(name: str, old: pd.DataFrame, new: pd.DataFrame, rename: Mapping[str, str], found: Found) -> None:
+def compare_tables(
+    name: str, old: pd.DataFrame, new: pd.DataFrame, rename: Mapping[str, str], found: Found
+) -> None:
     """Values of two tables by key."""
     both = [c for c in old.columns if c in new.columns]
     keys = [c for c in both if c in KEYS]
-    for side, columns in (("gone", set(old.columns) - set(both)), ("new", set(new.columns) - set(both))):
+    for side, columns in (
+        ("gone", set(old.columns) - set(both)),
+        ("new", set(new.columns) - set(both)),
+    ):
         if columns:
             found.came_or_went.append(f"{name}: columns {side}: {', '.join(sorted(columns))}")
     a, b = keyed(old, keys, rename), keyed(new, keys, rename)
@@ -90,7 +102,10 @@ def compare_tables(name: str, old: pd.DataFrame, new: pd.DataFrame, rename: Mapp
                 | (np.abs(u - v) <= 1e-12 * np.maximum(1.0, np.maximum(np.abs(u), np.abs(v))))
             )
         else:
-            u, v = (s.astype(object).where(s.notna(), "").astype(str).map(lambda t: rename.get(t, t)) for s in (x, y))
+            u, v = (
+                s.astype(object).where(s.notna(), "").astype(str).map(lambda t: rename.get(t, t))
+                for s in (x, y)
+            )
             same = (u == v).to_numpy()
         if not same.all():
             where = int(np.flatnonzero(~same)[0])
@@ -105,8 +120,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--rename", nargs="*", default=[], metavar="OLD=NEW", help="names that changed")
-    parser.add_argument("--strict", action="store_true", help="columns, rows or tables that came or went fail too")
+    parser.add_argument(
+        "--rename", nargs="*", default=[], metavar="OLD=NEW", help="names that changed"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="columns, rows or tables that came or went fail too"
+    )
     options = parser.parse_args()
     rename = dict(pair.split("=", 1) for pair in options.rename)
     found = Found()
@@ -119,7 +138,9 @@ def main() -> int:
             continue
         tables += 1
         compare_tables(name, pd.read_csv(old), pd.read_csv(options.after / name), rename, found)
-    print(f"{found.equal} files of the collecting passes are equal; {tables} tables, {found.values:,} values compared")
+    print(
+        f"{found.equal} files of the collecting passes are equal; {tables} tables, {found.values:,} values compared"
+    )
     for title, lines in (("DIFFERENT", found.different), ("came or went", found.came_or_went)):
         for line in lines:
             print(f"{title}: {line}")

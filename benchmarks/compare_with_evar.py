@@ -45,7 +45,9 @@ def record(model: nn.Module, blocks: list[nn.Module], wave: Tensor) -> dict[str,
     finally:
         for hook in hooks:
             hook.remove()
-    return {"embedding": embedding} | {name: torch.cat(parts, dim=1) for name, parts in sorted(seen.items())}
+    return {"embedding": embedding} | {
+        name: torch.cat(parts, dim=1) for name, parts in sorted(seen.items())
+    }
 
 
 def inputs(esc50: Path | None) -> dict[str, Tensor]:
@@ -73,9 +75,15 @@ def sample(tensors: dict[str, Tensor], name: str) -> dict[str, np.ndarray]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="an official checkpoint; default: weights drawn by name")
-    parser.add_argument("--write", type=Path, help="also write sampled official values here (drawn weights only)")
-    parser.add_argument("--esc50", type=Path, default=None, help="ESC-50 folder; default AAPE_ESC50 or ../shared")
+    parser.add_argument(
+        "--weights", type=Path, help="an official checkpoint; default: weights drawn by name"
+    )
+    parser.add_argument(
+        "--write", type=Path, help="also write sampled official values here (drawn weights only)"
+    )
+    parser.add_argument(
+        "--esc50", type=Path, default=None, help="ESC-50 folder; default AAPE_ESC50 or ../shared"
+    )
     options = parser.parse_args()
     esc50 = options.esc50 or Path(os.environ.get("AAPE_ESC50", ROOT.parent / "shared/data/esc50"))
     if not (esc50 / "meta/esc50.csv").is_file():
@@ -97,11 +105,15 @@ def main() -> int:
             official["log-mel"] = runtime.to_normalized_spec(wave)
             own["log-mel"] = ours.module.front_end(wave)
         if official.keys() != own.keys():
-            raise ValueError(f"{name}: the two passes recorded different things: {official.keys() ^ own.keys()}")
+            raise ValueError(
+                f"{name}: the two passes recorded different things: {official.keys() ^ own.keys()}"
+            )
         here = dict.fromkeys(worst, 0.0)
         for key, value in official.items():
             if value.shape != own[key].shape:
-                raise ValueError(f"{name} {key}: {tuple(value.shape)} against {tuple(own[key].shape)}")
+                raise ValueError(
+                    f"{name} {key}: {tuple(value.shape)} against {tuple(own[key].shape)}"
+                )
             kind = key.split(".")[0]
             here[kind] = max(here[kind], float((value - own[key]).abs().max()))
             if kind == "act":
@@ -115,7 +127,9 @@ def main() -> int:
         if not name.startswith("silent"):
             samples |= sample(official, name)
     print("largest absolute differences: " + ", ".join(f"{k} {v:.2e}" for k, v in worst.items()))
-    print(f"signs: {flipped} of {checked:,} differ where |activation| > {TOLERANCE}, {flipped_below} below that")
+    print(
+        f"signs: {flipped} of {checked:,} differ where |activation| > {TOLERANCE}, {flipped_below} below that"
+    )
     if options.write:
         if options.weights:
             raise SystemExit("--write takes the drawn weights, which the test can draw again")

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it also runs where aape is not installed
 
 from aape.artifacts.folder import load_artifacts
 from aape.causal.runner import MEASURES
@@ -62,7 +64,10 @@ def section(result: Comparison, call: str, classes: list[str], seconds: float) -
     """The results of one task and model: a table for each way of ablating the neurons."""
     neurons = result.rows.groupby("class").neurons.first()
     tested = ", ".join(f"{name} ({neurons[name]:.3g})" for name in classes if name in neurons)
-    parts = [f"`{call}`, {seconds:.0f} s for what was not on disk yet.", f"Classes, with their neurons: {tested}."]
+    parts = [
+        f"`{call}`, {seconds:.0f} s for what was not on disk yet.",
+        f"Classes, with their neurons: {tested}.",
+    ]
     for mode, how in {"mean": "replaced by their mean", "zero": "silenced"}.items():
         parts.append(f"Neurons {how}:\n\n{markdown(result.table(mode=mode))}")
     return "\n\n".join(parts)
@@ -76,14 +81,18 @@ def put(page: Path, heading: str, text: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study")
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--models", nargs="*", help="of the study; all")
     parser.add_argument("--criteria", nargs="*", default=list(CRITERIA))
     parser.add_argument("--tested", nargs="*", help="folds whose clips are tested; all")
     parser.add_argument("--count", type=int, default=10, help="classes drawn")
-    parser.add_argument("--seed", type=int, default=1, help="of the classes, and of everything else")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the classes, and of everything else"
+    )
     parser.add_argument("--draws", type=int, default=3, help="random sets of each control")
     parser.add_argument("--k", type=int, default=40, help="neurons per class")
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -92,7 +101,9 @@ def main() -> None:
     study = load_study(options.study)
     for task_name in options.tasks:
         task = load_task(study, task_name)
-        classes = draw_classes(task.classes, options.count, options.seed, SEEN if "dog" in task.classes else ())
+        classes = draw_classes(
+            task.classes, options.count, options.seed, SEEN if "dog" in task.classes else ()
+        )
         for model in options.models or study.encoders:
             start, spec = time.monotonic(), study.encoder(model)
             print(f"{study.name}, {task_name}, {spec.label}: {', '.join(classes)}", flush=True)
@@ -109,7 +120,8 @@ def main() -> None:
                     tested=options.tested,
                     seed=options.seed,
                     options={
-                        "aape": study.selection.model_dump(exclude={"criterion"}) | {"rate": study.rate(task_name)}
+                        "aape": study.selection.model_dump(exclude={"criterion"})
+                        | {"rate": study.rate(task_name)}
                     },
                 )
             except NothingToCompare as error:
@@ -117,10 +129,16 @@ def main() -> None:
                 print(error, flush=True)
                 continue
             csv = study.directory / f"criteria_{task_name}_{spec.folder}.csv"
-            both = pd.concat([result.summary(measure).assign(measure=measure) for measure in MEASURES])
+            both = pd.concat(
+                [result.summary(measure).assign(measure=measure) for measure in MEASURES]
+            )
             write_text(csv, both.to_csv(index=False))
             title = f"{spec.label} on {study.task(task_name).title}"
-            save(criteria(result.summary(), title), study.directory, f"criteria_{task_name}_{spec.folder}")
+            save(
+                criteria(result.summary(), title),
+                study.directory,
+                f"criteria_{task_name}_{spec.folder}",
+            )
             found = section(result, call, classes, time.monotonic() - start)
             put(options.page, heading, found)
             print(f"{result}\n{csv}, {options.page}\n", flush=True)

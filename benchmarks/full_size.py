@@ -33,7 +33,9 @@ class Wide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.act = nn.ModuleList(nn.ReLU() for _ in range(12))
-        self.register_buffer("mix", torch.randn(50, 3072, generator=torch.Generator().manual_seed(0)))
+        self.register_buffer(
+            "mix", torch.randn(50, 3072, generator=torch.Generator().manual_seed(0))
+        )
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """[batch, 100] -> [batch, 64]."""
@@ -54,7 +56,13 @@ def disk(clips: int, folder: Path) -> None:
     task = from_metadata(folder / "clips.csv", folder / "audio", clip_seconds=0.1, name="wide")
     module = Wide()
     encoder = from_module(
-        module, activations="act.*", embed=module, sample_rate=1000, clip_seconds=0.1, name="wide", samples_per_token=50
+        module,
+        activations="act.*",
+        embed=module,
+        sample_rate=1000,
+        clip_seconds=0.1,
+        name="wide",
+        samples_per_token=50,
     )
     start = time.perf_counter()
     artifacts = collect(encoder, task, folder / "run", batch_size=64)
@@ -74,7 +82,9 @@ def disk(clips: int, folder: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", type=int, nargs="+")
     sizes = parser.parse_args().clips
     if len(sizes) > 1:

@@ -64,13 +64,17 @@ class Clock:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sounds", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--hub", help="a model's name or folder, in place of a ViT-Base of M2D's shape")
+    parser.add_argument(
+        "--hub", help="a model's name or folder, in place of a ViT-Base of M2D's shape"
+    )
     options = parser.parse_args()
     device = choose_device(options.device)
     encoder = from_hub(options.hub) if options.hub else m2d.load("random")
@@ -88,13 +92,23 @@ def main() -> None:
                 clock.encoder.embed(wave[: len(batch)])
         bare = clock.seconds()
         start = time.perf_counter()
-        collect(clock.encoder, task, Path(name) / "run", batch_size=options.batch, device=str(device))
+        collect(
+            clock.encoder, task, Path(name) / "run", batch_size=options.batch, device=str(device)
+        )
         whole = time.perf_counter() - start
         busy = clock.seconds()
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{what}: {len(task)} clips of {options.seconds:g} s in batches of {options.batch}, {encoder.name}")
+    what = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(
+        f"{what}: {len(task)} clips of {options.seconds:g} s in batches of {options.batch}, {encoder.name}"
+    )
     print(f"bare passes {len(task) / bare:.1f} clips/s, collect {len(task) / whole:.1f} clips/s")
-    print(f"collect / bare passes: {whole / bare:.3f}; the device works {busy / whole:.1%} of that time")
+    print(
+        f"collect / bare passes: {whole / bare:.3f}; the device works {busy / whole:.1%} of that time"
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FOLDER = "m2d_vit_base-80x608p16x16-221006-mr7"  # the official folder name, which says the input size
+FOLDER = (
+    "m2d_vit_base-80x608p16x16-221006-mr7"  # the official folder name, which says the input size
+)
 SECONDS = (1.0, 2.5, 5.0, 8.2)
 SAMPLE_RATE = 16000  # Hz
-REAL_CLIPS = ("1-187207-A-20", "1-39901-A-11")  # ESC-50; neither has digital silence, whose log is all rounding
+REAL_CLIPS = (
+    "1-187207-A-20",
+    "1-39901-A-11",
+)  # ESC-50; neither has digital silence, whose log is all rounding
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -67,7 +72,10 @@ def save_checkpoint(root: Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     """Write the drawn weights in the layout of the official release; returns <root>/<folder>/checkpoint-300.pth."""
     path = Path(root) / FOLDER / "checkpoint-300.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: torch.from_numpy(draw(name, shape)) for name, shape in (shapes or vit_base_shapes()).items()}
+    state = {
+        name: torch.from_numpy(draw(name, shape))
+        for name, shape in (shapes or vit_base_shapes()).items()
+    }
     torch.save({"model": state, "epoch": 299}, path)
     return path
 

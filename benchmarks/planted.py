@@ -50,21 +50,35 @@ class Planted(nn.Module):
         bands = torch.log10(power @ self.bands + 1e-6)
         bands = (bands - bands.mean(dim=2, keepdim=True)).clamp(min=0)
         before, after = bands[:, :-1], bands[:, 1:]
-        upward = (before[:, :, :-1] * after[:, :, 1:]).sum(dim=2) - (before[:, :, 1:] * after[:, :, :-1]).sum(dim=2)
+        upward = (before[:, :, :-1] * after[:, :, 1:]).sum(dim=2) - (
+            before[:, :, 1:] * after[:, :, :-1]
+        ).sum(dim=2)
         upward = nn.functional.pad(upward, (1, 0))[:, :, None]
         rms = wave.unflatten(1, (tokens, STEP)).square().mean(dim=2, keepdim=True).sqrt()
         level = 20 * torch.log10(rms + 1e-6)
         detectors = level - torch.tensor(THRESHOLDS) - 3
         onset = nn.functional.pad(level[:, 1:] - level[:, :-1], (0, 0, 1, 0)) / 10 - 0.5
-        parts = [band_pass, modulation, upward, -upward, detectors / 10, onset, self.random(wave, tokens)]
+        parts = [
+            band_pass,
+            modulation,
+            upward,
+            -upward,
+            detectors / 10,
+            onset,
+            self.random(wave, tokens),
+        ]
         return self.act(torch.cat(parts, dim=2)).mean(dim=1)
 
     def modulation(self, wave: Tensor) -> Tensor:
         """Envelope power around each rate, relative to all of it [clips, rates]."""
         envelope = wave.abs().unflatten(1, (-1, 16)).mean(dim=2)  # at 1 kHz
-        spectrum = torch.fft.rfft(envelope - envelope.mean(dim=1, keepdim=True), n=4000).abs().square()
+        spectrum = (
+            torch.fft.rfft(envelope - envelope.mean(dim=1, keepdim=True), n=4000).abs().square()
+        )
         rates = torch.fft.rfftfreq(4000, 1e-3).clamp(min=0.1)
-        filters = torch.exp(-(torch.log2(rates[:, None] / torch.tensor(MODULATIONS)) ** 2) / (2 * 0.4**2))
+        filters = torch.exp(
+            -(torch.log2(rates[:, None] / torch.tensor(MODULATIONS)) ** 2) / (2 * 0.4**2)
+        )
         return (spectrum @ filters) / (spectrum.sum(dim=1, keepdim=True) + 1e-9) - 0.1
 
     def random(self, wave: Tensor, tokens: int) -> Tensor:

@@ -19,7 +19,9 @@ from aape.study.published import published_neurons
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "gallery" / "paper" / "README.md"
 
-Results = dict[str, tuple[float, float, int]]  # class -> accuracy after silencing, difference, test clips
+Results = dict[
+    str, tuple[float, float, int]
+]  # class -> accuracy after silencing, difference, test clips
 
 
 def clips_right(results: Results) -> dict[str, tuple[int, int, int]]:

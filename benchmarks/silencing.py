@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where aape is not installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it also runs where aape is not installed
 
 from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set, silenced
 from aape.encoders import m2d
@@ -30,7 +32,9 @@ from aape.sounds.loading import from_metadata
 from aape.sounds.task import Task, prefetched, read_clips
 
 
-def random_sets(encoder: Encoder, starts: list[int], seed: int = 0, size: int = 24) -> list[NeuronSet | None]:
+def random_sets(
+    encoder: Encoder, starts: list[int], seed: int = 0, size: int = 24
+) -> list[NeuronSet | None]:
     """One set for each starting layer; a neuron of that layer is in it."""
     rng = np.random.default_rng(seed)
     depth = len(encoder.layers)
@@ -42,7 +46,9 @@ def random_sets(encoder: Encoder, starts: list[int], seed: int = 0, size: int = 
     return sets
 
 
-def loop(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None]) -> torch.Tensor:
+def loop(
+    encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None]
+) -> torch.Tensor:
     """The straightforward way: [sets, clips, dim]."""
     embeddings = []
     with torch.inference_mode():
@@ -56,14 +62,20 @@ def loop(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[Neu
     return torch.stack(embeddings)
 
 
-def engine(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None]) -> torch.Tensor:
+def engine(
+    encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None]
+) -> torch.Tensor:
     """Ours: [sets, clips, dim]."""
-    waves = (torch.from_numpy(wave) for wave, _, _ in prefetched(task, batches, encoder.sample_rate))
+    waves = (
+        torch.from_numpy(wave) for wave, _, _ in prefetched(task, batches, encoder.sample_rate)
+    )
     return torch.cat([embed_with_sets(encoder, wave, sets) for wave in waves], dim=1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("esc50", type=Path)
     parser.add_argument("--clips", type=int, default=80)
     parser.add_argument("--batch", type=int, default=8)
@@ -71,7 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     encoder = m2d.load("random", name="ViT-Base, random weights")
-    task = from_metadata(options.esc50 / "meta/esc50.csv", options.esc50 / "audio", clip_seconds=5.0, name="esc50")
+    task = from_metadata(
+        options.esc50 / "meta/esc50.csv", options.esc50 / "audio", clip_seconds=5.0, name="esc50"
+    )
     clips = np.arange(0, len(task), len(task) // options.clips)[: options.clips]
     batches = [clips[i : i + options.batch] for i in range(0, len(clips), options.batch)]
     print(
@@ -87,7 +101,9 @@ def main() -> None:
             compare(encoder, task, batches, sets, f"{starts}{' + intact' if before else ''}")
 
 
-def compare(encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None], name: str) -> None:
+def compare(
+    encoder: Encoder, task: Task, batches: list[np.ndarray], sets: list[NeuronSet | None], name: str
+) -> None:
     """Time both over the same batches, in turns, and print a row."""
     wall, cpu = {"loop": 0.0, "engine": 0.0}, {"loop": 0.0, "engine": 0.0}
     largest, scale = 0.0, 0.0

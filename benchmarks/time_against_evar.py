@@ -45,9 +45,14 @@ def prepare(folder: Path, esc50: Path, clips: int) -> None:
     rows = pd.DataFrame({"file_name": names, "label": "clip", "split": "test"})
     (folder / "evar" / "metadata").mkdir(parents=True)
     # EVAR makes all three loaders, and pandas 3 stops it at an empty one
-    others = [{"file_name": rows.file_name.iloc[0], "label": "clip", "split": split} for split in ("train", "valid")]
+    others = [
+        {"file_name": rows.file_name.iloc[0], "label": "clip", "split": split}
+        for split in ("train", "valid")
+    ]
     rows.to_csv(folder / "ours.csv", index=False)
-    pd.concat([rows, pd.DataFrame(others)]).to_csv(folder / "evar" / "metadata" / "esc50timing.csv", index=False)
+    pd.concat([rows, pd.DataFrame(others)]).to_csv(
+        folder / "evar" / "metadata" / "esc50timing.csv", index=False
+    )
 
 
 def main() -> None:
@@ -57,7 +62,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--esc50", type=Path, default=None)
     options = parser.parse_args()
-    esc50 = (options.esc50 or Path(os.environ.get("AAPE_ESC50", ROOT.parent / "shared/data/esc50"))).resolve()
+    esc50 = (
+        options.esc50 or Path(os.environ.get("AAPE_ESC50", ROOT.parent / "shared/data/esc50"))
+    ).resolve()
     root = evar.clone()
     evar.require(root, "ar_m2d", "lineareval.py")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,14 +92,18 @@ def main() -> None:
             theirs.precompute(device, None)
             theirs = torch.nn.DataParallel(theirs).to(device)
         ours = m2d.load(checkpoint).to(device)
-        task = from_metadata(folder / "ours.csv", folder / "work/16k/esc50", clip_seconds=5.0, name="esc50")
+        task = from_metadata(
+            folder / "ours.csv", folder / "work/16k/esc50", clip_seconds=5.0, name="esc50"
+        )
 
         def pass_of_evar() -> np.ndarray:
             loader = create_dataloader(cfg, balanced_random=False, pin_memory=False)[2]
             return lineareval.to_embeddings(theirs, loader, device)[0]
 
         def pass_of_ours(number: int) -> np.ndarray:
-            out = folder / f"run{number}" / "out"  # a folder of its own: collect takes over a sibling's pass
+            out = (
+                folder / f"run{number}" / "out"
+            )  # a folder of its own: collect takes over a sibling's pass
             made = collect(ours, task, out, batch_size=options.batch_size, device=str(device))
             return made.features["test"].numpy()
 
@@ -111,9 +122,15 @@ def main() -> None:
                     embeddings = found
         difference = float(np.abs(expected - embeddings).max())
     for who, values in seconds.items():
-        print(f"{who}: {', '.join(f'{v:.1f}' for v in values)} s, median {statistics.median(values):.1f} s")
-    ratios = [ours_s / evar_s for ours_s, evar_s in zip(seconds["ours"], seconds["EVAR"], strict=True)]
-    print(f"ours / EVAR: {', '.join(f'{r:.3f}' for r in ratios)}, median {statistics.median(ratios):.3f}")
+        print(
+            f"{who}: {', '.join(f'{v:.1f}' for v in values)} s, median {statistics.median(values):.1f} s"
+        )
+    ratios = [
+        ours_s / evar_s for ours_s, evar_s in zip(seconds["ours"], seconds["EVAR"], strict=True)
+    ]
+    print(
+        f"ours / EVAR: {', '.join(f'{r:.3f}' for r in ratios)}, median {statistics.median(ratios):.3f}"
+    )
     print(
         f"{options.clips} clips of 5 s, batches of {options.batch_size}, {device}, {torch.get_num_threads()} threads, "
         f"largest difference of the embeddings {difference:.1e}"

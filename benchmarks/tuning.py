@@ -69,20 +69,28 @@ def folder_of(work: Path, model: str) -> Path:
 
 def sounds(esc50: Path) -> Task:
     """500 random clips of ESC-50, cut to their first 2 s."""
-    task = from_metadata(esc50 / "meta" / "esc50.csv", esc50 / "audio", clip_seconds=CLIP_SECONDS, name="esc50")
+    task = from_metadata(
+        esc50 / "meta" / "esc50.csv", esc50 / "audio", clip_seconds=CLIP_SECONDS, name="esc50"
+    )
     chosen = np.sort(np.random.default_rng(0).permutation(len(task))[:CLIPS])
-    columns = {name: tuple(np.array(getattr(task, name))[chosen]) for name in ("files", "splits", "groups")}
+    columns = {
+        name: tuple(np.array(getattr(task, name))[chosen]) for name in ("files", "splits", "groups")
+    }
     return replace(task, labels=task.labels[chosen], **columns)
 
 
-def measured(encoder: Encoder, task: Task, folder: Path) -> tuple[Tuning, ReceptiveFields, dict[str, float]]:
+def measured(
+    encoder: Encoder, task: Task, folder: Path
+) -> tuple[Tuning, ReceptiveFields, dict[str, float]]:
     """Tuning and receptive fields of a model, and the CPU seconds they took; kept in a folder."""
     times = folder / "seconds.csv"
     if times.is_file():
         seconds = pd.read_csv(times, index_col=0).iloc[:, 0].to_dict()
         return Tuning.load(folder), ReceptiveFields.load(folder / "fields.npz"), seconds
     start = time.process_time()
-    tuning = tune(encoder, out_dir=folder, measure="mean")  # of all models, so that they can be compared
+    tuning = tune(
+        encoder, out_dir=folder, measure="mean"
+    )  # of all models, so that they can be compared
     middle = time.process_time()
     fields = receptive_fields(encoder, task)
     fields.save(folder / "fields.npz")
@@ -144,7 +152,9 @@ def tuned_shares(tunings: dict[str, Tuning]) -> pd.DataFrame:
     rows = []
     for model, tuning in tunings.items():
         shares = 100 * tuning.tuned_by_layer()[columns]
-        rows += [{"model": model, "layer": layer, **shares.loc[layer].round(1)} for layer in shares.index]
+        rows += [
+            {"model": model, "layer": layer, **shares.loc[layer].round(1)} for layer in shares.index
+        ]
     return pd.DataFrame(rows)
 
 
@@ -155,8 +165,17 @@ def by_measure(tunings: dict[str, Tuning]) -> pd.DataFrame:
         better = tuning.evidence.groupby("measure").correlation.mean().idxmax()
         for measure, evidence in tuning.evidence.groupby("measure"):
             correlation = evidence.groupby("curve").correlation.mean()
-            shares = 100 * tuning.shares[tuning.shares.measure == measure][["frequency", "modulation"]].mean()
-            row = {"model": model, "measure": measure, "repeats better": "yes" if measure == better else ""}
+            shares = (
+                100
+                * tuning.shares[tuning.shares.measure == measure][
+                    ["frequency", "modulation"]
+                ].mean()
+            )
+            row = {
+                "model": model,
+                "measure": measure,
+                "repeats better": "yes" if measure == better else "",
+            }
             row |= {f"held-out correlation, {curve}": value for curve, value in correlation.items()}
             rows.append(row | {f"tuned to {curve} (%)": value for curve, value in shares.items()})
     return pd.DataFrame(rows)
@@ -171,7 +190,11 @@ def field_table(tunings: dict[str, Tuning], fields: dict[str, ReceptiveFields]) 
         for layer in np.unique(found.layer):
             inside = found.layer == layer
             tuned = agreement[inside & tuning.neurons.frequency_tuned.to_numpy()]
-            row = {"model": model, "layer": layer, "held-out correlation": float(np.median(found.correlation[inside]))}
+            row = {
+                "model": model,
+                "layer": layer,
+                "held-out correlation": float(np.median(found.correlation[inside])),
+            }
             row |= {"tuned neurons": len(tuned), "tones and field": tuned.correlation.median()}
             rows.append(row | {"shuffled neurons": tuned.shuffled.median()})
     return pd.DataFrame(rows)
@@ -194,9 +217,14 @@ def write(
         save(figures.tuned_figure(chosen, "modulation"), gallery, f"{group}-modulation")
         save(figures.frequency_figure(chosen), gallery, f"{group}-frequency")
         save(figures.reliability_figure(chosen), gallery, f"{group}-reliability")
-        save(figures.predictability_figure({model: fields[model] for model in models}), gallery, f"{group}-fields")
+        save(
+            figures.predictability_figure({model: fields[model] for model in models}),
+            gallery,
+            f"{group}-fields",
+        )
         pictures += [
-            f"![{group} {name}]({group}-{name}.png)" for name in ("modulation", "frequency", "reliability", "fields")
+            f"![{group} {name}]({group}-{name}.png)"
+            for name in ("modulation", "frequency", "reliability", "fields")
         ]
     for model in tunings:
         if model in PAIRS:
@@ -227,12 +255,16 @@ def write(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("whisper")
     parser.add_argument("esc50", type=Path)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "tuning")
     parser.add_argument("--gallery", type=Path, default=ROOT / "gallery" / "tuning")
-    parser.add_argument("--only", help="measure the models whose name contains this, and draw nothing")
+    parser.add_argument(
+        "--only", help="measure the models whose name contains this, and draw nothing"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = sounds(options.esc50)

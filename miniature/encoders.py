@@ -58,4 +58,6 @@ def load_sl(weights: Path = WEIGHTS) -> Encoder:
 
 def load_untrained(seed: int = 0) -> Encoder:
     """The same shape with random weights: what the architecture alone does."""
-    return m2d.load("random", seed=seed, input_size=(80, 208), width=192, depth=6, name=UNTRAINED_NAME)
+    return m2d.load(
+        "random", seed=seed, input_size=(80, 208), width=192, depth=6, name=UNTRAINED_NAME
+    )

@@ -36,11 +36,15 @@ def band(wave: np.ndarray, low: float, high: float, order: int = 2) -> np.ndarra
     elif high >= top:
         sos = signal.butter(order, low, "high", fs=SAMPLE_RATE, output="sos")
     else:
-        sos = signal.butter(order, (low, min(high, 0.98 * top)), "band", fs=SAMPLE_RATE, output="sos")
+        sos = signal.butter(
+            order, (low, min(high, 0.98 * top)), "band", fs=SAMPLE_RATE, output="sos"
+        )
     return signal.sosfilt(sos, wave)
 
 
-def noise(rng: Generator, n: float, low: float = 0, high: float = 8000, order: int = 2) -> np.ndarray:
+def noise(
+    rng: Generator, n: float, low: float = 0, high: float = 8000, order: int = 2
+) -> np.ndarray:
     """``n`` seconds of Gaussian noise between two frequencies in Hz, RMS about 1."""
     wave = band(rng.standard_normal(round(n * SAMPLE_RATE)), low, high, order)
     return wave / (np.sqrt(np.mean(wave**2)) + 1e-9)
@@ -76,7 +80,9 @@ def spray(wave: np.ndarray, hit: np.ndarray, onsets: np.ndarray, levels: np.ndar
     wave += signal.oaconvolve(train, hit)[: len(wave)]
 
 
-def ring(rng: Generator, n: float, frequencies: np.ndarray, decays: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def ring(
+    rng: Generator, n: float, frequencies: np.ndarray, decays: np.ndarray, levels: np.ndarray
+) -> np.ndarray:
     """A struck body: decaying partials (Hz, s, linear level) of random phase."""
     t = seconds(n)
     wave = np.zeros_like(t)
@@ -87,21 +93,27 @@ def ring(rng: Generator, n: float, frequencies: np.ndarray, decays: np.ndarray, 
     return wave
 
 
-def burst(rng: Generator, decay: float, low: float, high: float, attack: float = 0.001) -> np.ndarray:
+def burst(
+    rng: Generator, decay: float, low: float, high: float, attack: float = 0.001
+) -> np.ndarray:
     """A noise burst with exponential decay (s) between two frequencies (Hz)."""
     n = min(CLIP_SECONDS, 7 * decay + attack)
     t = seconds(n)
     return noise(rng, n, low, high) * np.minimum(1, t / attack) * np.exp(-t / decay)
 
 
-def steady(rng: Generator, period: float, jitter: float = 0.03, start: float | None = None) -> list[float]:
+def steady(
+    rng: Generator, period: float, jitter: float = 0.03, start: float | None = None
+) -> list[float]:
     """Onsets in s, ``period`` seconds apart, each off by a normal share ``jitter`` of it."""
     first = rng.uniform(0.02, 0.02 + min(period, 0.5)) if start is None else start
     onsets = np.arange(first, CLIP_SECONDS - 0.05, period)
     return [float(max(0, x + period * jitter * rng.standard_normal())) for x in onsets]
 
 
-def finish(wave: np.ndarray, rec: Generator, *, reverb: tuple[float, float], tilt: float, level: float) -> np.ndarray:
+def finish(
+    wave: np.ndarray, rec: Generator, *, reverb: tuple[float, float], tilt: float, level: float
+) -> np.ndarray:
     """The room and the microphone of a recording: reverberation (s), spectral tilt (+-), faint hiss, a peak level (at most 0.98)."""
     wave = np.asarray(wave, dtype=np.float64)
     seconds_60 = rec.uniform(*reverb)
@@ -127,7 +139,12 @@ def rain(rec: Generator, clip: Generator) -> np.ndarray:
     low, high, drops = rec.uniform(600, 2000), rec.uniform(4500, 7800), rec.uniform(30, 250)
     wave = noise(clip, 2.0, low, high, 1) * (0.85 + 0.15 * wander(clip, 2.0, 3))
     count = clip.poisson(2 * drops)
-    spray(wave, burst(clip, 0.0025, 1500, 7500), clip.uniform(0, 2, count), 1.2 * clip.gamma(1.5, size=count))
+    spray(
+        wave,
+        burst(clip, 0.0025, 1500, 7500),
+        clip.uniform(0, 2, count),
+        1.2 * clip.gamma(1.5, size=count),
+    )
     return wave
 
 
@@ -152,7 +169,11 @@ def thunderstorm(rec: Generator, clip: Generator) -> np.ndarray:
     far = rec.uniform(0.2, 1.0)
     wave = np.zeros(_N)
     for at in sorted(clip.uniform(0, 1.0, clip.integers(3, 8))):
-        put(wave, clip.uniform(0.4, 1) * burst(clip, clip.uniform(0.15, 0.5), 25, 350 - 220 * far, 0.02), at)
+        put(
+            wave,
+            clip.uniform(0.4, 1) * burst(clip, clip.uniform(0.15, 0.5), 25, 350 - 220 * far, 0.02),
+            at,
+        )
     if far < 0.6:
         put(wave, 1.2 * (1 - far) * burst(clip, 0.06, 300, 4000), clip.uniform(0.0, 0.2))
     return wave + rec.uniform(0.01, 0.08) * noise(clip, 2.0, 1000, 7000, 1)
@@ -160,10 +181,16 @@ def thunderstorm(rec: Generator, clip: Generator) -> np.ndarray:
 
 def crackling_fire(rec: Generator, clip: Generator) -> np.ndarray:
     rate, roar = rec.uniform(8, 28), rec.uniform(0.03, 0.12)
-    wave = roar * noise(clip, 2.0, 60, rec.uniform(300, 800), 1) * (0.6 + 0.4 * wander(clip, 2.0, 4))
+    wave = (
+        roar * noise(clip, 2.0, 60, rec.uniform(300, 800), 1) * (0.6 + 0.4 * wander(clip, 2.0, 4))
+    )
     for at in clip.uniform(0, 2, clip.poisson(2 * rate)):
         low = clip.uniform(800, 3500)
-        put(wave, clip.exponential(0.35) * burst(clip, clip.uniform(0.001, 0.006), low, 2.2 * low), at)
+        put(
+            wave,
+            clip.exponential(0.35) * burst(clip, clip.uniform(0.001, 0.006), low, 2.2 * low),
+            at,
+        )
     return wave
 
 
@@ -180,12 +207,20 @@ def water_drops(rec: Generator, clip: Generator) -> np.ndarray:
 
 
 def crickets(rec: Generator, clip: Generator) -> np.ndarray:
-    f, pulses, rate, chirps = (rec.uniform(3300, 5800), rec.integers(2, 6), rec.uniform(35, 70), rec.uniform(0.28, 0.6))
+    f, pulses, rate, chirps = (
+        rec.uniform(3300, 5800),
+        rec.integers(2, 6),
+        rec.uniform(35, 70),
+        rec.uniform(0.28, 0.6),
+    )
     wave = 0.01 * noise(clip, 2.0, 500, 7000)
     for at in steady(clip, chirps, 0.02):
         for k in range(pulses):
             t = seconds(0.6 / rate)
-            pulse = np.sin(2 * np.pi * f * (1 - 0.02 * t * rate) * t) * np.sin(np.pi * t * rate / 0.6) ** 2
+            pulse = (
+                np.sin(2 * np.pi * f * (1 - 0.02 * t * rate) * t)
+                * np.sin(np.pi * t * rate / 0.6) ** 2
+            )
             put(wave, clip.uniform(0.7, 1) * pulse, at + k / rate)
     return wave
 
@@ -246,7 +281,11 @@ def clock_tick(rec: Generator, clip: Generator) -> np.ndarray:
     for k, at in enumerate(steady(clip, period, 0.004)):
         g = f * (colour if k % 2 else 1)
         partials = g * np.array([1, 1.62, 2.31])
-        put(wave, ring(clip, 0.1, partials, decay * np.array([1, 0.7, 0.5]), np.array([1, 0.6, 0.4])), at)
+        put(
+            wave,
+            ring(clip, 0.1, partials, decay * np.array([1, 0.7, 0.5]), np.array([1, 0.6, 0.4])),
+            at,
+        )
         put(wave, 0.3 * burst(clip, 0.0015, 1500, 7500), at)
     return wave
 
@@ -255,7 +294,11 @@ def siren(rec: Generator, clip: Generator) -> np.ndarray:
     low, ratio, period = rec.uniform(450, 800), rec.uniform(1.3, 2.1), rec.uniform(0.35, 1.9)
     kind, t = rec.integers(0, 3), seconds(2.0)
     phase = (t / period + clip.random()) % 1
-    shape = (0.5 - 0.5 * np.cos(2 * np.pi * phase), (phase < 0.5).astype(float), 1 - np.abs(2 * phase - 1))[kind]
+    shape = (
+        0.5 - 0.5 * np.cos(2 * np.pi * phase),
+        (phase < 0.5).astype(float),
+        1 - np.abs(2 * phase - 1),
+    )[kind]
     f = low * ratio**shape
     tone = sum(sweep(k * f) * np.where(k * f < 7500, 1 / k**1.3, 0) for k in range(1, 7))
     return tone * (0.8 + 0.2 * wander(clip, 2.0, 4)) + 0.02 * noise(clip, 2.0, 100, 4000)
@@ -270,7 +313,11 @@ def car_horn(rec: Generator, clip: Generator) -> np.ndarray:
     for _ in range(count):
         t = seconds(clip.uniform(0.7, 1.5) if count == 1 else clip.uniform(0.2, 0.45))
         tone = sum(polyblep_saw(np.full(len(t), g)) for g in tones)
-        put(wave, np.tanh(1.5 * band(tone, 250, 5000)) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02), at)  # type: ignore[arg-type]
+        put(
+            wave,
+            np.tanh(1.5 * band(tone, 250, 5000)) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02),
+            at,
+        )  # type: ignore[arg-type]
         at += t[-1] + clip.uniform(0.08, 0.2)
     return wave[: round(min(2.0, at) * SAMPLE_RATE)]
 
@@ -296,7 +343,9 @@ def vacuum_cleaner(rec: Generator, clip: Generator) -> np.ndarray:
     f0 = rec.uniform(180, 420)
     f = f0 * (1 + 0.01 * (wander(clip, 2.0, 2) - 0.5))
     hum = sum(rec.uniform(0.2, 1) / k * sweep(k * f, rec.uniform(0, 6)) for k in range(1, 9))
-    return rec.uniform(0.25, 0.7) * hum + noise(clip, 2.0, rec.uniform(200, 500), rec.uniform(3000, 7000), 1)
+    return rec.uniform(0.25, 0.7) * hum + noise(
+        clip, 2.0, rec.uniform(200, 500), rec.uniform(3000, 7000), 1
+    )
 
 
 def hand_saw(rec: Generator, clip: Generator) -> np.ndarray:
@@ -307,7 +356,9 @@ def hand_saw(rec: Generator, clip: Generator) -> np.ndarray:
         x = t / t[-1]
         speed = np.sin(np.pi * x)
         grain = 0.5 + 0.5 * np.sign(sweep(teeth * (0.4 + speed)))
-        tone = noise(clip, t[-1] + 1 / SAMPLE_RATE, low * (1.25 if k % 2 else 1), 3.2 * low, 1)[: len(t)]
+        tone = noise(clip, t[-1] + 1 / SAMPLE_RATE, low * (1.25 if k % 2 else 1), 3.2 * low, 1)[
+            : len(t)
+        ]
         put(wave, tone * speed * (0.35 + 0.65 * grain) * (1 if k % 2 else 0.8), at)
     return wave
 
@@ -318,7 +369,13 @@ def door_wood_knock(rec: Generator, clip: Generator) -> np.ndarray:
     wave = np.zeros(_N)
     at = clip.uniform(0.0, 0.3)
     for _ in range(clip.integers(2, 6)):
-        hit = ring(clip, 0.4, f * ratios, decay * np.array([1.4, 1, 0.7, 0.5]), np.array([1, 0.7, 0.5, 0.3]))
+        hit = ring(
+            clip,
+            0.4,
+            f * ratios,
+            decay * np.array([1.4, 1, 0.7, 0.5]),
+            np.array([1, 0.7, 0.5, 0.3]),
+        )
         put(wave, clip.uniform(0.6, 1) * hit, at)
         put(wave, 0.4 * burst(clip, 0.004, 300, 3500), at)
         at += every * clip.uniform(0.92, 1.08)
@@ -332,7 +389,9 @@ def footsteps(rec: Generator, clip: Generator) -> np.ndarray:
     for at in steady(clip, every, 0.03):
         level = clip.uniform(0.7, 1)
         put(wave, level * burst(clip, sole, thud * 0.6, thud * 2.5, 0.003), at)
-        put(wave, level * grit * burst(clip, 0.03, 700, ground, 0.01), at + clip.uniform(0.02, 0.06))
+        put(
+            wave, level * grit * burst(clip, 0.03, 700, ground, 0.01), at + clip.uniform(0.02, 0.06)
+        )
         put(wave, 0.4 * level * burst(clip, 0.004, 500, 4000), at)
     return wave
 
@@ -357,7 +416,13 @@ def keyboard_typing(rec: Generator, clip: Generator) -> np.ndarray:
         level = clip.uniform(0.4, 1)
         press = burst(clip, click, f * clip.uniform(0.6, 0.9), 7600)
         put(wave, level * press, at)
-        put(wave, 0.5 * level * ring(clip, 0.05, np.array([f * 0.15, f * 0.33]), np.full(2, 0.008), np.ones(2)), at)
+        put(
+            wave,
+            0.5
+            * level
+            * ring(clip, 0.05, np.array([f * 0.15, f * 0.33]), np.full(2, 0.008), np.ones(2)),
+            at,
+        )
         put(wave, 0.5 * level * burst(clip, 0.002, f, 7600), at + clip.uniform(0.05, 0.09))
         at += clip.gamma(4, 1 / (4 * speed)) + 0.03
     return wave
@@ -370,7 +435,11 @@ def glass_breaking(rec: Generator, clip: Generator) -> np.ndarray:
     put(wave, 1.5 * burst(clip, rec.uniform(0.02, 0.06), 1200, 7800), start)
     for at in start + clip.exponential(fall, shards):
         f = clip.uniform(2000, 6500) * np.array([1, 1.35, 1.78])
-        put(wave, clip.uniform(0.1, 0.6) * ring(clip, 0.5, f, size * np.array([1, 0.7, 0.5]), np.ones(3)), at)
+        put(
+            wave,
+            clip.uniform(0.1, 0.6) * ring(clip, 0.5, f, size * np.array([1, 0.7, 0.5]), np.ones(3)),
+            at,
+        )
     return wave[: round(min(2.0, start + 1.3) * SAMPLE_RATE)]
 
 
@@ -414,7 +483,17 @@ def kick(rec: Generator, clip: Generator) -> np.ndarray:
 def snare(rec: Generator, clip: Generator) -> np.ndarray:
     f, rattle, decay = rec.uniform(150, 240), rec.uniform(0.4, 1.0), rec.uniform(0.05, 0.14)
     wave = np.zeros(round(0.7 * SAMPLE_RATE))
-    put(wave, ring(clip, 0.5, f * np.array([1, 1.6, 2.3]), np.array([0.09, 0.06, 0.04]), np.array([1, 0.6, 0.3])), 0)
+    put(
+        wave,
+        ring(
+            clip,
+            0.5,
+            f * np.array([1, 1.6, 2.3]),
+            np.array([0.09, 0.06, 0.04]),
+            np.array([1, 0.6, 0.3]),
+        ),
+        0,
+    )
     put(wave, 0.9 * rattle * burst(clip, decay, rec.uniform(900, 2000), 7600), 0)
     return wave
 
@@ -454,8 +533,14 @@ def cowbell(rec: Generator, clip: Generator) -> np.ndarray:
     hits, every = clip.integers(1, 5), rec.uniform(0.2, 0.4)
     for k in range(hits):
         t = seconds(min(1.0, 6 * decay))
-        metal = np.sign(np.sin(2 * np.pi * f * t)) + 0.8 * np.sign(np.sin(2 * np.pi * f * ratio * t))
-        put(wave, band(metal, 0.8 * f, 5 * f, 1) * np.exp(-t / decay) * clip.uniform(0.6, 1), k * every)
+        metal = np.sign(np.sin(2 * np.pi * f * t)) + 0.8 * np.sign(
+            np.sin(2 * np.pi * f * ratio * t)
+        )
+        put(
+            wave,
+            band(metal, 0.8 * f, 5 * f, 1) * np.exp(-t / decay) * clip.uniform(0.6, 1),
+            k * every,
+        )
     return wave[: round(min(2.0, hits * every + 0.4) * SAMPLE_RATE)]
 
 
@@ -531,7 +616,9 @@ def patch(rec: Generator, clip: Generator, pitch: int, velocity: float) -> np.nd
     attack, decay, sustain = rec.uniform(0.003, 0.12), rec.uniform(0.2, 1.2), rec.uniform(0.05, 0.8)
     hold, release = rec.uniform(0.7, 1.4), rec.uniform(0.05, 0.4)
     t = seconds(min(CLIP_SECONDS, hold + release))
-    vibrato = rec.uniform(0, 0.004) * np.sin(2 * np.pi * rec.uniform(4, 6.5) * t + clip.uniform(0, 6))
+    vibrato = rec.uniform(0, 0.004) * np.sin(
+        2 * np.pi * rec.uniform(4, 6.5) * t + clip.uniform(0, 6)
+    )
     f = 440 * 2 ** ((pitch - 69) / 12) * (1 + vibrato)
     detune, pulse = rec.uniform(0.001, 0.006), rec.uniform(0.15, 0.5)
     if kind == 0:  # saws, slightly apart
@@ -546,13 +633,18 @@ def patch(rec: Generator, clip: Generator, pitch: int, velocity: float) -> np.nd
     elif kind == 3:  # drawbars
         levels = rec.random(6)
         levels[0] = 1.0
-        wave = sum(a * sweep(k * f, clip.uniform(0, 6)) for k, a in zip((1, 2, 3, 4, 6, 8), levels, strict=True))
+        wave = sum(
+            a * sweep(k * f, clip.uniform(0, 6))
+            for k, a in zip((1, 2, 3, 4, 6, 8), levels, strict=True)
+        )
     else:  # saw and its sub-square mixed low, plucked
         wave = polyblep_saw(f, clip.random()) + 0.5 * np.tanh(4 * sweep(f))
         sustain *= 0.3
     cutoff = np.clip(rec.uniform(3, 12) * float(f[0]) * (0.5 + 0.5 * velocity), 300, 7000)
     if kind in (0, 1, 4):
         wave = band(wave, 0, float(cutoff), 2)  # type: ignore[arg-type]
-    shape = np.minimum(1, t / attack) * (sustain + (1 - sustain) * np.exp(-np.maximum(0, t - attack) / decay))
+    shape = np.minimum(1, t / attack) * (
+        sustain + (1 - sustain) * np.exp(-np.maximum(0, t - attack) / decay)
+    )
     shape *= np.where(t > hold, np.exp(-(t - hold) / (0.3 * release)), 1)
     return wave * shape

@@ -77,13 +77,19 @@ def write_midi(parts: Sequence[Part], tail: float = 1.0) -> bytes:
     free = [channel for channel in range(16) if channel != DRUMS]
     for part in parts:
         if not part.drums and not free:
-            raise ValueError("a score has more than 15 melodic parts; MIDI has no channel left for them")
+            raise ValueError(
+                "a score has more than 15 melodic parts; MIDI has no channel left for them"
+            )
         channel = DRUMS if part.drums else free.pop(0)
         track = mido.MidiTrack()
         track.append(mido.MetaMessage("set_tempo", tempo=1_000_000, time=0))
         track.append(mido.Message("program_change", channel=channel, program=part.program, time=0))
-        track.append(mido.Message("control_change", channel=channel, control=7, value=part.volume, time=0))
-        track.append(mido.Message("control_change", channel=channel, control=10, value=part.pan, time=0))
+        track.append(
+            mido.Message("control_change", channel=channel, control=7, value=part.volume, time=0)
+        )
+        track.append(
+            mido.Message("control_change", channel=channel, control=10, value=part.pan, time=0)
+        )
         # A note ends before another begins at the same tick, or the second would be cut.
         events = []
         for note in part.notes:
@@ -94,7 +100,9 @@ def write_midi(parts: Sequence[Part], tail: float = 1.0) -> bytes:
         now = 0
         for tick, on, key, velocity in sorted(events):
             kind = "note_on" if on else "note_off"
-            track.append(mido.Message(kind, channel=channel, note=key, velocity=velocity, time=tick - now))
+            track.append(
+                mido.Message(kind, channel=channel, note=key, velocity=velocity, time=tick - now)
+            )
             now = tick
         track.append(mido.MetaMessage("end_of_track", time=round(tail * TICKS)))
         file.tracks.append(track)
@@ -116,7 +124,9 @@ def play(parts: Sequence[Part], seconds: float) -> np.ndarray:
     end = seconds + 0.2  # what would sound later is not rendered
     parts = [dataclasses.replace(part, notes=tuple(_until(end, part.notes))) for part in parts]
     last = max(note.onset + note.seconds for part in parts for note in part.notes)
-    wav = midirenderer.render_wave_from(soundfont_bytes(), write_midi(parts, tail=min(1.0, end - last)))
+    wav = midirenderer.render_wave_from(
+        soundfont_bytes(), write_midi(parts, tail=min(1.0, end - last))
+    )
     wave, rate = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
     wave = wave[: round((seconds + 0.1) * rate)].mean(axis=1)
     return soxr.resample(wave, rate, SAMPLE_RATE)[: round(seconds * SAMPLE_RATE)].astype(np.float32)
@@ -133,9 +143,13 @@ def _records(data: bytes, name: bytes, layout: str) -> list[tuple]:
     return list(struct.iter_unpack(layout, data[at + 8 : at + 8 + size]))
 
 
-def _zones(bags: list[tuple], generators: list[tuple], first: int, last: int) -> Iterable[dict[int, tuple[int, int]]]:
+def _zones(
+    bags: list[tuple], generators: list[tuple], first: int, last: int
+) -> Iterable[dict[int, tuple[int, int]]]:
     for zone in range(first, last):
-        yield {kind: (low, high) for kind, low, high in generators[bags[zone][0] : bags[zone + 1][0]]}
+        yield {
+            kind: (low, high) for kind, low, high in generators[bags[zone][0] : bags[zone + 1][0]]
+        }
 
 
 @functools.cache
@@ -143,9 +157,15 @@ def _presets() -> dict[tuple[bool, int], list[tuple[tuple[int, int], tuple[int, 
     """(drums, program) -> [(key range, velocity range, sample name)]."""
     data = soundfont_bytes()
     presets, preset_bags = _records(data, b"phdr", "<20sHHHIII"), _records(data, b"pbag", "<HH")
-    preset_generators, instruments = _records(data, b"pgen", "<HBB"), _records(data, b"inst", "<20sH")
+    preset_generators, instruments = (
+        _records(data, b"pgen", "<HBB"),
+        _records(data, b"inst", "<20sH"),
+    )
     bags, generators = _records(data, b"ibag", "<HH"), _records(data, b"igen", "<HBB")
-    samples = [row[0].split(b"\0")[0].decode("latin1").strip() for row in _records(data, b"shdr", "<20sIIIIIBbHH")]
+    samples = [
+        row[0].split(b"\0")[0].decode("latin1").strip()
+        for row in _records(data, b"shdr", "<20sIIIIIBbHH")
+    ]
     found: dict[tuple[bool, int], list[tuple[tuple[int, int], tuple[int, int], str]]] = {}
     for preset, following in itertools.pairwise(presets):
         rows = found.setdefault((preset[2] == 128, preset[1]), [])

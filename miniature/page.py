@@ -38,7 +38,9 @@ def decibels(wave: np.ndarray) -> np.ndarray:
     """Spectrogram [bands, frames] in dB below its peak: 25 ms windows, 10 ms apart, 80 bands up to 8 kHz (mel scale)."""
     _, _, spectrum = signal.stft(wave, SAMPLE_RATE, nperseg=400, noverlap=240, nfft=1024)
     power = np.abs(spectrum) ** 2  # [513, frames]
-    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 82) / 2595) - 1)  # Hz, HTK mel
+    edges = 700 * (
+        10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 82) / 2595) - 1
+    )  # Hz, HTK mel
     hz = np.linspace(0, SAMPLE_RATE / 2, power.shape[0])
     up = (hz - edges[:-2, None]) / np.diff(edges)[:-1, None]
     down = (edges[2:, None] - hz) / np.diff(edges)[1:, None]
@@ -46,7 +48,9 @@ def decibels(wave: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.maximum(bands / bands.max(), 1e-8))
 
 
-def picture(task: str, cache_dir: str | Path | None = None, split: str = "test", classes: int = 25) -> bytes:
+def picture(
+    task: str, cache_dir: str | Path | None = None, split: str = "test", classes: int = 25
+) -> bytes:
     """PNG with the first ``split`` clip of each class; of more than ``classes`` classes, evenly spaced ones."""
     from matplotlib.figure import Figure
 
@@ -95,12 +99,16 @@ def page(names: Sequence[str] = tasks.TASKS, cache_dir: str | Path | None = None
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sounds of the miniature</title>'
         "<style>body{font-family:sans-serif;max-width:1100px;margin:2em auto}img{max-width:100%}</style>"
         "<h1>Sounds of the miniature</h1><p>Synthetic sounds, rendered on this machine. The tasks have the names of the "
-        "datasets that they replace and contain none of their audio.</p>" + "".join(body) + "</html>\n"
+        "datasets that they replace and contain none of their audio.</p>"
+        + "".join(body)
+        + "</html>\n"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.page", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m miniature.page", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("file", type=Path, help="the HTML file to write")
     parser.add_argument("--cache", type=Path, default=None)
     options = parser.parse_args(arguments)

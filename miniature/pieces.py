@@ -125,12 +125,16 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
         return events.kick(rec, clip)
     if name == "deep":  # the long bass drum of a drum machine
         t = events.seconds(0.7)
-        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(-t / rec.uniform(0.18, 0.35))
+        return events.sweep(rec.uniform(42, 52) + 60 * np.exp(-t / 0.02)) * np.exp(
+            -t / rec.uniform(0.18, 0.35)
+        )
     if name == "snare":
         return events.snare(rec, clip)
     if name == "rim":
         f = rec.uniform(400, 700)
-        return events.ring(clip, 0.2, f * np.array([1, 2.3, 3.9]), np.array([0.02, 0.015, 0.01]), np.ones(3))
+        return events.ring(
+            clip, 0.2, f * np.array([1, 2.3, 3.9]), np.array([0.02, 0.015, 0.01]), np.ones(3)
+        )
     if name == "clap":
         hit = np.zeros(4000)
         for at in (0, 0.01, 0.021):
@@ -145,7 +149,12 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
     if name == "ride":
         f = rec.uniform(2500, 3800)
         hit = 0.3 * events.hat(rec, clip, opened=0.2)
-        events.put(hit, 0.5 * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)), 0)
+        events.put(
+            hit,
+            0.5
+            * events.ring(clip, 0.6, f * np.array([1, 1.34, 1.9]), np.full(3, 0.15), np.ones(3)),
+            0,
+        )
         return hit
     if name == "crash":
         return 0.5 * events.cymbal(rec, clip)
@@ -153,7 +162,12 @@ def _drum(name: str, kit: int, clip: Generator) -> np.ndarray:
 
 
 def _bass(
-    style: str, root: int, intervals: tuple[int, ...], sixteenth: float, start: float, rng: Generator
+    style: str,
+    root: int,
+    intervals: tuple[int, ...],
+    sixteenth: float,
+    start: float,
+    rng: Generator,
 ) -> list[Note]:
     """The bass notes of one bar from ``start`` (s). ``root``: MIDI key."""
     third = intervals[1] if intervals[1] < 7 else 7
@@ -163,10 +177,21 @@ def _bass(
         "alternate": [(0, 0, 3), (8, 7 - 12, 3)],
         "octaves": [(k, 12 * (k // 2 % 2), 1.5) for k in range(0, 16, 2)],
         "sub": [(0, 0, 5), (6, 0, 3), (10, int(rng.choice([0, 3, -2])), 5)],
-        "walking": [(0, 0, 3.7), (4, third, 3.7), (8, 7, 3.7), (12, int(rng.choice([10, 9, 11, 6])), 3.7)],
+        "walking": [
+            (0, 0, 3.7),
+            (4, third, 3.7),
+            (8, 7, 3.7),
+            (12, int(rng.choice([10, 9, 11, 6])), 3.7),
+        ],
         "chug": [(k, 0, 0.8) for k in range(16)],
         "eighths": [(k, 0, 1.8) for k in range(0, 16, 2)],
-        "dub": [(0, 0, 2.5), (3, 0, 1), (6, third, 1.5), (8, 7, 3), (12, int(rng.choice([0, 5, 7])), 2)],
+        "dub": [
+            (0, 0, 2.5),
+            (3, 0, 1),
+            (6, third, 1.5),
+            (8, 7, 3),
+            (12, int(rng.choice([0, 5, 7])), 2),
+        ],
     }
     return [
         Note(start + step * sixteenth, length * sixteenth, root + up, int(rng.integers(88, 112)))
@@ -185,7 +210,11 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
     sixteenth = 15 / piece.uniform(*style.tempo)
     programs = style.test if split == "test" else style.train
     bass_program, chord_program, line_program = (int(piece.choice(choice)) for choice in programs)
-    key = int(piece.integers(0, 12)) if genre not in ("metal", "rock") else int(piece.choice([4, 6, 7, 9, 2]))
+    key = (
+        int(piece.integers(0, 12))
+        if genre not in ("metal", "rock")
+        else int(piece.choice([4, 6, 7, 9, 2]))
+    )
     kit = int(piece.integers(1 << 30))
     bass, chords, line = [], [], []
     bars = int(np.ceil(2.0 / (16 * sixteenth))) + 1
@@ -194,12 +223,21 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
         start = 16 * sixteenth * b
         root, intervals = style.chords[(bar + b) % len(style.chords)]
         low = 28 + (key + root - 4) % 12
-        bass += _bass(style.bass, low + (12 if style.bass == "long" else 0), intervals, sixteenth, start, rng)
+        bass += _bass(
+            style.bass, low + (12 if style.bass == "long" else 0), intervals, sixteenth, start, rng
+        )
         middle = low + 12 if intervals is POWER else 52 + (key + root - 4) % 12
         if style.comping == "arpeggio":
             for step in range(0, 16, 2):
                 up = intervals[(0, 1, 2, 1)[step // 2 % 4] % len(intervals)]
-                chords.append(Note(start + step * sixteenth, 2.2 * sixteenth, middle + up, int(rng.integers(60, 84))))
+                chords.append(
+                    Note(
+                        start + step * sixteenth,
+                        2.2 * sixteenth,
+                        middle + up,
+                        int(rng.integers(60, 84)),
+                    )
+                )
         else:
             for step, mark in enumerate(style.comping):
                 if mark == ".":
@@ -218,7 +256,14 @@ def score(genre: str, split: str, seed: int, bar: int) -> tuple[list[Part], floa
                 octave, step_of_scale = divmod(degree, len(style.scale))
                 pitch = style.line_from + (key - 4) % 12 + 12 * octave + style.scale[step_of_scale]
                 moved = start + _swung(step, style.swing) * sixteenth
-                line.append(Note(moved, rng.choice([1.7, 1.7, 3.5]) * sixteenth, pitch, int(rng.integers(78, 110))))
+                line.append(
+                    Note(
+                        moved,
+                        rng.choice([1.7, 1.7, 3.5]) * sixteenth,
+                        pitch,
+                        int(rng.integers(78, 110)),
+                    )
+                )
     volumes = [min(127, round(80 * level)) for level in style.levels[1:]]
     parts = [
         Part(program, tuple(notes), volume=volume, pan=64)
@@ -252,5 +297,7 @@ def piece(genre: str, split: str, seed: int, bar: int) -> np.ndarray:
                 if mark == "." or (name == "crash" and (bar + b) % 4):
                     continue
                 at = (16 * b + _swung(step, style.swing)) * sixteenth
-                events.put(drums, hit * (1.0 if mark == "X" else 0.55) * clip.uniform(0.85, 1.0), at)
+                events.put(
+                    drums, hit * (1.0 if mark == "X" else 0.55) * clip.uniform(0.85, 1.0), at
+                )
     return wave + 3.0 * style.levels[0] * drums

@@ -58,7 +58,9 @@ def collected_embeddings(encoder: Encoder, task: Task, folder: Path) -> np.ndarr
     return artifacts.embeddings()
 
 
-def linear_probe(embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray, test: str) -> np.ndarray:
+def linear_probe(
+    embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray, test: str
+) -> np.ndarray:
     """Which clips of the split `test` are classified rightly by a probe fitted on the others: bool [test clips].
 
     Raises ValueError if there is no such clip.
@@ -71,17 +73,25 @@ def linear_probe(embeddings: np.ndarray, labels: np.ndarray, splits: np.ndarray,
     return probe.predict(embeddings[chosen]) == labels[chosen]
 
 
-def group_bootstrap(correct: np.ndarray, groups: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+def group_bootstrap(
+    correct: np.ndarray, groups: np.ndarray, *, resamples: int = 2000, seed: int = 0
+) -> np.ndarray:
     """Accuracies under resampling of whole groups: correct bool [models, clips] -> [models, resamples]."""
     names, index = np.unique(groups, return_inverse=True)
     right = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in correct])
     size = np.bincount(index, minlength=len(names)).astype(float)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1.0 / len(names)), resamples)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1.0 / len(names)), resamples
+    )
     return (right @ drawn.T) / (size @ drawn.T)
 
 
 def probe_task(
-    models: Mapping[str, Encoder], task: Task, *, data: str, folders: Mapping[str, Path] | None = None
+    models: Mapping[str, Encoder],
+    task: Task,
+    *,
+    data: str,
+    folders: Mapping[str, Path] | None = None,
 ) -> pd.DataFrame:
     """One row a model; `models` holds one under "untrained", which the others are compared with.
 
@@ -96,7 +106,9 @@ def probe_task(
             embeddings = clip_embeddings(encoder, task)
         correct[key] = linear_probe(embeddings, task.labels, splits, test)
     groups = np.array(task.groups)[splits == test]
-    draws = dict(zip(models, group_bootstrap(np.stack([correct[k] for k in models]), groups), strict=True))
+    draws = dict(
+        zip(models, group_bootstrap(np.stack([correct[k] for k in models]), groups), strict=True)
+    )
     rows = []
     for key, encoder in models.items():
         low, high = np.percentile(draws[key], [2.5, 97.5])
@@ -132,7 +144,10 @@ def markdown(table: pd.DataFrame) -> str:
     for (data, task), rows in table.groupby(["data", "task"], sort=False):
         by_model = {row.model: row for row in rows.itertuples()}
         first = by_model[UNTRAINED]
-        cells = [f"{by_model[m].accuracy:.3f} [{by_model[m].low:.3f}, {by_model[m].high:.3f}]" for m in by_model]
+        cells = [
+            f"{by_model[m].accuracy:.3f} [{by_model[m].low:.3f}, {by_model[m].high:.3f}]"
+            for m in by_model
+        ]
         gains = [
             f"{by_model[m].above_untrained:+.3f} [{by_model[m].above_low:+.3f}, {by_model[m].above_high:+.3f}]"
             for m in by_model
@@ -169,18 +184,28 @@ def main(arguments: list[str] | None = None) -> None:
     if given.out.is_file():  # what an earlier call found out about the same weights stays
         earlier = pd.read_csv(given.out)
         if set(earlier.weights_sha256) == digests:
-            tables = {(str(d), str(t)): rows for (d, t), rows in earlier.groupby(["data", "task"], sort=False)}
+            tables = {
+                (str(d), str(t)): rows
+                for (d, t), rows in earlier.groupby(["data", "task"], sort=False)
+            }
 
     def probe(task: Task, data: str, folders: Mapping[str, Path] | None = None) -> None:
         found = probe_task(models, task, data=data, folders=folders)
         tables[data, task.name] = found
-        print(found.drop(columns=["data", "name", "weights_sha256"]).round(3).to_string(), flush=True)
-        table = pd.concat(tables.values()).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+        print(
+            found.drop(columns=["data", "name", "weights_sha256"]).round(3).to_string(), flush=True
+        )
+        table = pd.concat(tables.values()).to_csv(
+            index=False, float_format="%.4f", lineterminator="\n"
+        )
         _write(given.out, table.encode())
 
     if given.esc50 is not None:
         meta = given.esc50 / "meta" / "esc50.csv"
-        probe(from_metadata(meta, given.esc50 / "audio", clip_seconds=5.0, name="esc50"), "ESC-50, fold 5")
+        probe(
+            from_metadata(meta, given.esc50 / "audio", clip_seconds=5.0, name="esc50"),
+            "ESC-50, fold 5",
+        )
     if given.study is not None:
         from aape.study.loading import load_task
         from aape.study.study import load_study
@@ -189,7 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name in study.tasks:
             task = load_task(study, name)
             if task.name != name:
-                raise ValueError(f"study {given.study}: task {name!r} loads one named {task.name!r}")
+                raise ValueError(
+                    f"study {given.study}: task {name!r} loads one named {task.name!r}"
+                )
             folders = {key: study.artifacts_directory(name, study.copies(key)[0]) for key in models}
             probe(task, "synthetic" if given.study == "miniature" else given.study, folders)
     print(markdown(pd.read_csv(given.out)))

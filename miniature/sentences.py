@@ -146,4 +146,6 @@ NEUTRAL: tuple[str, ...] = (
 def share(sentences: tuple[str, ...], split: str) -> tuple[str, ...]:
     """The sentences of a split: train, valid or test. Raises KeyError for another name."""
     train, valid = (10, 13) if len(sentences) == 18 else (6, 9)
-    return {"train": sentences[:train], "valid": sentences[train:valid], "test": sentences[valid:]}[split]
+    return {"train": sentences[:train], "valid": sentences[train:valid], "test": sentences[valid:]}[
+        split
+    ]

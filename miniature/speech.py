@@ -18,7 +18,9 @@ _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
 _DONT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT: a missing data folder is an error code, not the end of the process
 _UTF8 = 1  # espeakCHARS_UTF8
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
 
 
 class _Engine:
@@ -30,7 +32,12 @@ class _Engine:
 
         self.pieces: list[np.ndarray] = []
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+        self.library.espeak_Initialize.argtypes = [
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+        ]
         self.library.espeak_Synth.argtypes = [
             ctypes.c_char_p,
             ctypes.c_size_t,
@@ -42,9 +49,13 @@ class _Engine:
             ctypes.c_void_p,
         ]
         folder = espeakng_loader.get_data_path()
-        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, folder.encode(), _DONT_EXIT)  # Hz
+        self.rate = self.library.espeak_Initialize(
+            _SYNCHRONOUS, 0, folder.encode(), _DONT_EXIT
+        )  # Hz
         if self.rate <= 0:
-            raise RuntimeError(f"eSpeak NG could not start with its data in {folder} (code {self.rate})")
+            raise RuntimeError(
+                f"eSpeak NG could not start with its data in {folder} (code {self.rate})"
+            )
         self.callback = _CALLBACK(self._receive)  # kept alive as long as the library may call it
         self.library.espeak_SetSynthCallback(self.callback)
 
@@ -60,7 +71,14 @@ class _Engine:
 
 
 def speak(
-    text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 100, seed: int = 1
+    text: str,
+    voice: str,
+    *,
+    rate: int = 175,
+    pitch: int = 50,
+    pitch_range: int = 50,
+    volume: int = 100,
+    seed: int = 1,
 ) -> np.ndarray:
     """Speak ``text``: float32 [samples] at 16 kHz, not normalised, without the silence around it.
 
@@ -73,8 +91,15 @@ def speak(
         library = engine.library
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"eSpeak NG has no voice {voice!r}; expected language+variant such as 'en-us+f2'")
-        for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, pitch_range)):
+            raise ValueError(
+                f"eSpeak NG has no voice {voice!r}; expected language+variant such as 'en-us+f2'"
+            )
+        for parameter, value in (
+            (_RATE, rate),
+            (_VOLUME, volume),
+            (_PITCH, pitch),
+            (_RANGE, pitch_range),
+        ):
             library.espeak_SetParameter(parameter, int(value), 0)
         data = text.encode() + b"\0"
         library.espeak_Synth(data, len(data), 0, 1, 0, _UTF8, None, None)

@@ -92,7 +92,9 @@ def _sound(clip: Clip) -> np.ndarray:
             t = np.arange(len(wave)) / SAMPLE_RATE
             wave = wave * (1 - p["tremor"] * (0.5 + 0.5 * np.sin(2 * np.pi * 7.5 * t)))
         return wave
-    raise ValueError(f"expected a renderer of note, phrase, patch, event, piece, speech; found {clip.renderer!r}")
+    raise ValueError(
+        f"expected a renderer of note, phrase, patch, event, piece, speech; found {clip.renderer!r}"
+    )
 
 
 def sound(clip: Clip) -> np.ndarray:
@@ -116,7 +118,10 @@ VOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "male": ("m1", "m3", "m5", "m7", "Alex", "Denis", "michel", "max"),
     },
     "valid": {"female": ("f5", "linda"), "male": ("m2", "Michael")},
-    "test": {"female": ("f3", "anika", "aunty", "steph", "shelby"), "male": ("m4", "m6", "m8", "Mike", "victor")},
+    "test": {
+        "female": ("f3", "anika", "aunty", "steph", "shelby"),
+        "male": ("m4", "m6", "m8", "Mike", "victor"),
+    },
 }
 
 LOW_PITCH, HIGH_PITCH = 36, 84  # MIDI, both included: four octaves, every semitone
@@ -160,7 +165,10 @@ GISE51_SOURCES: dict[str, dict[str, tuple[Source, ...]]] = {
     "clapping": {"test": ((False, 126, tuple(range(56, 70))),)},
     "church_bells": {"test": ((False, 14, tuple(range(50, 65))),)},
     "bass_drum": {"train": ((True, 0, (35, 36)), (True, 8, (35,))), "test": ((True, 25, (36,)),)},
-    "snare_drum": {"train": ((True, 0, (38, 40)), (True, 32, (38, 40))), "test": ((True, 25, (38,)),)},
+    "snare_drum": {
+        "train": ((True, 0, (38, 40)), (True, 32, (38, 40))),
+        "test": ((True, 25, (38,)),),
+    },
     "hi-hat": {"train": ((True, 0, (42, 44, 46)),), "test": ((True, 25, (42, 44, 46)),)},
     "crash_cymbal": {"train": ((True, 0, (49, 57)),), "test": ((True, 0, (52,)),)},
     "tambourine": {"train": ((True, 0, (54,)),)},
@@ -223,7 +231,9 @@ def _level(rng: np.random.Generator, low: float = 0.35, high: float = 0.9) -> fl
     return round(float(rng.uniform(low, high)), 3)
 
 
-def _plan_pitch(task: str, programs: dict[str, tuple[int, ...]], patches: dict[str, int]) -> list[Clip]:
+def _plan_pitch(
+    task: str, programs: dict[str, tuple[int, ...]], patches: dict[str, int]
+) -> list[Clip]:
     clips = []
     for split in SPLITS:
         sources: list[tuple[str, int]] = [("note", program) for program in programs[split]]
@@ -234,13 +244,20 @@ def _plan_pitch(task: str, programs: dict[str, tuple[int, ...]], patches: dict[s
             hold = round(float(own.uniform(0.8, 1.5)), 3)
             for pitch in range(LOW_PITCH, HIGH_PITCH + 1):
                 rng = _rng(task, group, pitch)
-                parameters: dict[str, Any] = {"pitch": pitch, "velocity": int(rng.integers(60, 120))}
+                parameters: dict[str, Any] = {
+                    "pitch": pitch,
+                    "velocity": int(rng.integers(60, 120)),
+                }
                 if renderer == "note":
                     parameters |= {"program": source, "hold": hold}
                 else:
                     parameters |= {"seed": source, "take": _seed(task, group, pitch)}
                 parameters |= {"room": _seed(task, group, "room"), "level": _level(rng), **DRY}
-                clips.append(Clip(f"{group}_{pitch:03d}.flac", str(pitch), split, group, renderer, parameters))
+                clips.append(
+                    Clip(
+                        f"{group}_{pitch:03d}.flac", str(pitch), split, group, renderer, parameters
+                    )
+                )
     return clips
 
 
@@ -252,7 +269,8 @@ def _phrase(rng: np.random.Generator, source: Source) -> dict[str, Any]:
     every = float(rng.uniform(0.2, 0.5)) if count > 1 else 0.0
     length = 1.9 if count == 1 and program in (122, 125, 126, 123, 14) else 0.9 * max(every, 0.5)
     notes = [
-        (round(k * every, 3), round(length, 3), int(rng.choice(keys)), int(rng.integers(70, 120))) for k in range(count)
+        (round(k * every, 3), round(length, 3), int(rng.choice(keys)), int(rng.integers(70, 120)))
+        for k in range(count)
     ]
     return {"program": program, "drums": drums, "notes": notes}
 
@@ -284,8 +302,16 @@ def _plan_events(task: str, classes: Sequence[str], sources: dict, room: dict) -
                         renderer, parameters = "phrase", _phrase(rng, source)
                     else:
                         renderer = "event"
-                        parameters = {"event": label, "seed": _seed(task, group), "take": _seed(task, group, take)}
-                    parameters |= {"room": _seed(task, group, "room"), "level": _level(rng, 0.25, 0.95), **room}
+                        parameters = {
+                            "event": label,
+                            "seed": _seed(task, group),
+                            "take": _seed(task, group, take),
+                        }
+                    parameters |= {
+                        "room": _seed(task, group, "room"),
+                        "level": _level(rng, 0.25, 0.95),
+                        **room,
+                    }
                     name = f"{label}-{split}-{r}_{take}.flac"
                     clips.append(Clip(name, label, split, group, renderer, parameters))
     return clips
@@ -300,8 +326,14 @@ def _plan_gtzan() -> list[Clip]:
                 for bar in range(takes):
                     rng = _rng("gtzan", group, bar)
                     parameters = {"genre": genre, "seed": _seed("gtzan", group), "bar": bar}
-                    parameters |= {"room": _seed("gtzan", group, "room"), "level": _level(rng, 0.6, 0.95), **STUDIO}
-                    clips.append(Clip(f"{group}_{bar}.flac", genre, split, group, "piece", parameters))
+                    parameters |= {
+                        "room": _seed("gtzan", group, "room"),
+                        "level": _level(rng, 0.6, 0.95),
+                        **STUDIO,
+                    }
+                    clips.append(
+                        Clip(f"{group}_{bar}.flac", genre, split, group, "piece", parameters)
+                    )
     return clips
 
 
@@ -309,7 +341,11 @@ def _cast(task: str, language: str, split: str, per_gender: Sequence[int]) -> li
     """Speakers of one language: as many women as men, voices of the split only, each with a pitch and pace."""
     cast = []
     for gender in ("female", "male"):
-        variants = _pick(_rng(task, language, split, gender), VOICES[split][gender], per_gender[SPLITS.index(split)])
+        variants = _pick(
+            _rng(task, language, split, gender),
+            VOICES[split][gender],
+            per_gender[SPLITS.index(split)],
+        )
         for variant in variants:
             own = _rng(task, language, variant)
             cast.append(
@@ -325,7 +361,10 @@ def _cast(task: str, language: str, split: str, per_gender: Sequence[int]) -> li
 
 
 def _voice(speaker: dict[str, Any]) -> dict[str, Any]:
-    return {"voice": speaker["name"], **{key: speaker[key] for key in ("rate", "pitch", "pitch_range")}}
+    return {
+        "voice": speaker["name"],
+        **{key: speaker[key] for key in ("rate", "pitch", "pitch_range")},
+    }
 
 
 def _plan_voxforge() -> list[Clip]:
@@ -334,12 +373,16 @@ def _plan_voxforge() -> list[Clip]:
         language = "en-us" if label == "en" else label
         for split, takes in zip(SPLITS, (6, 3, 5), strict=True):
             for speaker in _cast("voxforge", language, split, (3, 1, 2)):
-                texts = _pick(_rng("voxforge", speaker["name"]), share(SENTENCES[label], split), takes)
+                texts = _pick(
+                    _rng("voxforge", speaker["name"]), share(SENTENCES[label], split), takes
+                )
                 clips += _spoken("voxforge", label, split, speaker, texts)
     return clips
 
 
-def _spoken(task: str, label: str, split: str, speaker: dict[str, Any], texts: Sequence[str]) -> list[Clip]:
+def _spoken(
+    task: str, label: str, split: str, speaker: dict[str, Any], texts: Sequence[str]
+) -> list[Clip]:
     clips = []
     for k, text in enumerate(texts):
         name = speaker["name"]
@@ -361,7 +404,11 @@ def _plan_vc1(labels: str) -> list[Clip]:
     for country, language in COUNTRIES.items():
         for split in SPLITS:
             for speaker in _cast("vc1", language, split, (3, 1, 2)):
-                texts = _pick(_rng("vc1", speaker["name"]), share(SENTENCES["en"], split), 4 if split != "valid" else 3)
+                texts = _pick(
+                    _rng("vc1", speaker["name"]),
+                    share(SENTENCES["en"], split),
+                    4 if split != "valid" else 3,
+                )
                 for clip in _spoken("vc1", country, split, speaker, texts):
                     label = country if labels == "country" else speaker["gender"]
                     clips.append(Clip(**{**asdict(clip), "label": label}))
@@ -384,18 +431,28 @@ def _plan_cremad(labels: str) -> list[Clip]:
                         strength = force * rng.uniform(0.8, 1.15)
                         neutral = EMOTIONS["NEU"]
 
-                        def moved(value: float, rest: float, by: float, strength: float = strength) -> float:
+                        def moved(
+                            value: float, rest: float, by: float, strength: float = strength
+                        ) -> float:
                             return rest + strength * (value - rest) + by
 
                         parameters = {
                             "text": text[:-1] + mark,
                             "voice": name,
-                            "rate": int(np.clip(moved(rate, neutral[0], pace + rng.normal(0, 6)), 90, 300)),
-                            "pitch": int(np.clip(moved(pitch, neutral[1], height + rng.normal(0, 3)), 0, 99)),
-                            "pitch_range": int(np.clip(moved(pitch_range, neutral[2], rng.normal(0, 5)), 0, 99)),
+                            "rate": int(
+                                np.clip(moved(rate, neutral[0], pace + rng.normal(0, 6)), 90, 300)
+                            ),
+                            "pitch": int(
+                                np.clip(moved(pitch, neutral[1], height + rng.normal(0, 3)), 0, 99)
+                            ),
+                            "pitch_range": int(
+                                np.clip(moved(pitch_range, neutral[2], rng.normal(0, 5)), 0, 99)
+                            ),
                             "tremor": round(tremor * strength, 3),
                             "room": _seed("cremad", variant, "room"),
-                            "level": round(0.35 * 10 ** ((strength * loud + rng.normal(0, 1)) / 20), 4),
+                            "level": round(
+                                0.35 * 10 ** ((strength * loud + rng.normal(0, 1)) / 20), 4
+                            ),
                             **STUDIO,
                         }
                         label = emotion if labels == "emotion" else gender
@@ -456,23 +513,39 @@ _MODULES = {
 @functools.cache
 def _text_hash(module: str) -> str:
     text = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
-    return hashlib.sha256(ast.dump(ast.parse(text)).encode()).hexdigest()[:16]  # not of comments and layout
+    return hashlib.sha256(ast.dump(ast.parse(text)).encode()).hexdigest()[
+        :16
+    ]  # not of comments and layout
 
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    names = ("espeakng-loader", "midirenderer", "mido", "numpy", "pretty_midi", "scipy", "soundfile", "soxr")
+    names = (
+        "espeakng-loader",
+        "midirenderer",
+        "mido",
+        "numpy",
+        "pretty_midi",
+        "scipy",
+        "soundfile",
+        "soxr",
+    )
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def _key(clips: Sequence[Clip]) -> dict[str, Any]:
     """What the bytes of a rendered set depend on."""
     # Labels are not part of it: two tasks may share the audio.
-    text = json.dumps([[c.file_name, c.split, c.renderer, c.parameters] for c in clips], sort_keys=True)
+    text = json.dumps(
+        [[c.file_name, c.split, c.renderer, c.parameters] for c in clips], sort_keys=True
+    )
     return {
         "format": 1,
         "plan": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "code": {module: _text_hash(module) for module in sorted({m for c in clips for m in _MODULES[c.renderer]})},
+        "code": {
+            module: _text_hash(module)
+            for module in sorted({m for c in clips for m in _MODULES[c.renderer]})
+        },
         "packages": _packages(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -483,11 +556,19 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return "it is not there" if not folder.exists() else "it has no manifest.json: rendering was cut off"
+        return (
+            "it is not there"
+            if not folder.exists()
+            else "it has no manifest.json: rendering was cut off"
+        )
     except (OSError, ValueError) as error:
         return f"its manifest.json cannot be read ({error})"
     wanted = _key(clips)
-    changed = [name for name in wanted if not isinstance(manifest, dict) or manifest.get(name) != wanted[name]]
+    changed = [
+        name
+        for name in wanted
+        if not isinstance(manifest, dict) or manifest.get(name) != wanted[name]
+    ]
     if changed:
         return f"it was rendered with another {', '.join(changed)}"
     files = manifest.get("files", {})
@@ -503,7 +584,9 @@ def whole(folder: Path, clips: Sequence[Clip]) -> str | None:
     return None
 
 
-def build(folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2) -> None:
+def build(
+    folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Clip]], workers: int = 2
+) -> None:
     """Render ``clips`` into ``folder`` unless it is whole: audio/*.flac, a CSV per entry of ``tables``, manifest.json.
 
     Everything is made in a temporary folder, under a lock, which is renamed when it is complete. Worker processes are started
@@ -538,9 +621,12 @@ def build(folder: Path, clips: Sequence[Clip], tables: Mapping[str, Sequence[Cli
                 with (partial / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                     writer = csv.writer(file, lineterminator="\n")
                     writer.writerow(("file_name", "label", "split", "group"))
-                    writer.writerows((clip.file_name, clip.label, clip.split, clip.group) for clip in rows)
+                    writer.writerows(
+                        (clip.file_name, clip.label, clip.split, clip.group) for clip in rows
+                    )
             write_json(
-                partial / "manifest.json", _key(clips) | {"files": {c.file_name: files[c.file_name] for c in clips}}
+                partial / "manifest.json",
+                _key(clips) | {"files": {c.file_name: files[c.file_name] for c in clips}},
             )
             if folder.exists():
                 os.replace(folder, old)
@@ -555,14 +641,26 @@ def _work_all(partial: Path, clips: int, workers: int, title: str) -> None:
     workers = max(1, min(workers, clips))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     root = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     running = []
     try:
         for part in range(workers):
-            command = [sys.executable, "-m", "miniature.tasks", "work", str(partial), str(part), str(workers)]
+            command = [
+                sys.executable,
+                "-m",
+                "miniature.tasks",
+                "work",
+                str(partial),
+                str(part),
+                str(workers),
+            ]
             errors = (partial / f"errors-{part}.txt").open("w+", encoding="utf-8")
             running.append((subprocess.Popen(command, env=environment, stderr=errors), errors))
-        with tqdm(total=clips, desc=f"rendering {title}", unit="clip", leave=False, disable=None) as bar:
+        with tqdm(
+            total=clips, desc=f"rendering {title}", unit="clip", leave=False, disable=None
+        ) as bar:
             while any(process.poll() is None for process, _ in running):
                 time.sleep(0.05)
                 bar.update(len(os.listdir(partial / "audio")) - bar.n)
@@ -572,7 +670,9 @@ def _work_all(partial: Path, clips: int, workers: int, title: str) -> None:
         for process, errors in running:
             if process.poll() not in (None, 0):
                 errors.seek(0)
-                raise RuntimeError(f"rendering {title} failed (exit {process.returncode}):\n{errors.read()[-3000:]}")
+                raise RuntimeError(
+                    f"rendering {title} failed (exit {process.returncode}):\n{errors.read()[-3000:]}"
+                )
     finally:
         for process, errors in running:
             if process.poll() is None:
@@ -613,11 +713,15 @@ def load(task: str, cache_dir: str | Path | None = None) -> Task:
     from aape.sounds.loading import from_metadata
 
     folder = render(task, cache_dir)
-    return from_metadata(folder / f"{task}.csv", folder / "audio", clip_seconds=CLIP_SECONDS, name=task)
+    return from_metadata(
+        folder / f"{task}.csv", folder / "audio", clip_seconds=CLIP_SECONDS, name=task
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m miniature.tasks", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m miniature.tasks", description=(__doc__ or "").split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     rendering = commands.add_parser("render", help="render tasks into the cache")
     rendering.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; all if none is named")
@@ -637,7 +741,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = render(task, options.cache, options.workers)
         clips = plan(task)
         classes = len({clip.label for clip in clips})
-        print(f"{task:14} {len(clips):5} clips {classes:3} classes {time.perf_counter() - start:6.1f} s  {folder}")
+        print(
+            f"{task:14} {len(clips):5} clips {classes:3} classes {time.perf_counter() - start:6.1f} s  {folder}"
+        )
     print(f"all: {time.perf_counter() - begin:.1f} s")
 
 

@@ -66,7 +66,9 @@ class Settings:
     depth: int = 6
     heads: int = 3
     mask_ratio: float = 0.75  # ssl: share of patches hidden; sl: share left out (patchout)
-    mix: float = 0.5  # ssl: largest share of the second clip's power; sl: alpha of mixup's beta distribution
+    mix: float = (
+        0.5  # ssl: largest share of the second clip's power; sl: alpha of mixup's beta distribution
+    )
     gain_db: float = 6.0  # each crop is louder or softer by up to this much
     decoder_width: int = 128  # ssl only
     decoder_depth: int = 3
@@ -74,7 +76,12 @@ class Settings:
     folds: tuple[int, ...] = (1, 2, 3, 4)
 
 
-SL_DEFAULTS: dict[str, Any] = {"batch_size": 64, "learning_rate": 7e-4, "mask_ratio": 0.4, "mix": 0.4}
+SL_DEFAULTS: dict[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 7e-4,
+    "mask_ratio": 0.4,
+    "mix": 0.4,
+}
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -129,7 +136,9 @@ def esc50_files(esc50: Path, folds: tuple[int, ...]) -> list[tuple[Path, int]]:
     """
     meta = esc50 / "meta" / "esc50.csv"
     if not meta.is_file():
-        raise FileNotFoundError(f"expected ESC-50's {meta}; give --esc50 the folder that holds audio/ and meta/")
+        raise FileNotFoundError(
+            f"expected ESC-50's {meta}; give --esc50 the folder that holds audio/ and meta/"
+        )
     with meta.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["fold"]) in folds]
     if not rows:
@@ -151,7 +160,10 @@ def load_crops(esc50: Path, folds: tuple[int, ...], cache: Path) -> Crops:
     import soxr
 
     files = esc50_files(esc50, folds)
-    lines = [f"{path.name} {label} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path, label in files]
+    lines = [
+        f"{path.name} {label} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path, label in files
+    ]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     labels = np.array([label for _, label in files], np.int64)
     stored, checksum = cache / f"esc50-{digest[:16]}.npy", cache / f"esc50-{digest[:16]}.sha256"
@@ -190,7 +202,9 @@ def sincos_position(grid: tuple[int, int], width: int) -> Tensor:
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
     f, t = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+        torch.arange(grid[0], dtype=torch.float64),
+        torch.arange(grid[1], dtype=torch.float64),
+        indexing="ij",
     )
     table = torch.cat([one(t.flatten()), one(f.flatten())], dim=1).float()
     return torch.cat([torch.zeros(1, width), table])[None]
@@ -260,7 +274,9 @@ class Model(nn.Module):
     def encode(self, spectrograms: Tensor, keep: Tensor) -> Tensor:
         """Normalised spectrograms [batch, 80, 208], kept patches [batch, k] -> tokens [batch, 1 + k, width]."""
         encoder = self.encoder
-        weight = encoder.patch_embed.proj.weight.flatten(1)  # [width, 256]: the convolution as a matrix
+        weight = encoder.patch_embed.proj.weight.flatten(
+            1
+        )  # [width, 256]: the convolution as a matrix
         kept = patches(spectrograms).gather(1, keep[..., None].expand(-1, -1, PATCH * PATCH))
         x = F.linear(kept, weight, encoder.patch_embed.proj.bias)
         position, class_token = cast(Tensor, encoder.pos_embed), cast(Tensor, encoder.cls_token)
@@ -282,7 +298,9 @@ class Model(nn.Module):
         # The decoder's attention knows no order but the positions, so the patches stay permuted.
         predicted = self.decoder(torch.cat([x[:, :1], seen, unseen], dim=1))[:, 1 + visible :]
         target = patches(spectrograms).gather(1, hidden[..., None].expand(-1, -1, PATCH * PATCH))
-        target = (target - target.mean(dim=-1, keepdim=True)) / (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+        target = (target - target.mean(dim=-1, keepdim=True)) / (
+            target.var(dim=-1, keepdim=True) + 1e-6
+        ).sqrt()
         return F.mse_loss(predicted, target)
 
     def classification_loss(self, spectrograms: Tensor, order: Tensor, targets: Tensor) -> Tensor:
@@ -303,13 +321,16 @@ def batch_loss(model: Model, crops: Crops, step: int) -> Tensor:
     # An epoch is a permutation drawn from (seed, epoch), walked across batch borders, so every clip is seen equally often.
     places = np.arange(step * s.batch_size, (step + 1) * s.batch_size)
     epochs = {
-        e: np.random.default_rng([s.seed, 1 << 20, int(e)]).permutation(clips) for e in np.unique(places // clips)
+        e: np.random.default_rng([s.seed, 1 << 20, int(e)]).permutation(clips)
+        for e in np.unique(places // clips)
     }
     first = np.array([epochs[p // clips][p % clips] for p in places])
     second = rng.integers(clips, size=s.batch_size)
     a, b = crops.draw(first, rng, s.gain_db), crops.draw(second, rng, s.gain_db)
     order = torch.from_numpy(
-        rng.random((s.batch_size, (INPUT_SIZE[0] // PATCH) * (INPUT_SIZE[1] // PATCH))).argsort(axis=1)
+        rng.random((s.batch_size, (INPUT_SIZE[0] // PATCH) * (INPUT_SIZE[1] // PATCH))).argsort(
+            axis=1
+        )
     )
     if s.kind == "ssl":
         share = rng.uniform(0.0, s.mix, (s.batch_size, 1, 1)).astype(np.float32)
@@ -318,8 +339,13 @@ def batch_loss(model: Model, crops: Crops, step: int) -> Tensor:
     share = rng.beta(s.mix, s.mix, (s.batch_size, 1, 1)).astype(np.float32)
     mixed = a + share * (b - a)  # mixup of log spectrograms, as of images
     one_hot = np.eye(classes, dtype=np.float32)
-    targets = one_hot[crops.labels[first]] * (1.0 - share[:, 0]) + one_hot[crops.labels[second]] * share[:, 0]
-    return model.classification_loss(torch.from_numpy((mixed - MEAN) / STD), order, torch.from_numpy(targets))
+    targets = (
+        one_hot[crops.labels[first]] * (1.0 - share[:, 0])
+        + one_hot[crops.labels[second]] * share[:, 0]
+    )
+    return model.classification_loss(
+        torch.from_numpy((mixed - MEAN) / STD), order, torch.from_numpy(targets)
+    )
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -327,7 +353,11 @@ def learning_rate(settings: Settings, step: int) -> float:
     warm = max(1, round(settings.warmup * settings.steps))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
-    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
+    return (
+        settings.learning_rate
+        * 0.5
+        * (1.0 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
+    )
 
 
 def _build(settings: Settings, crops: Crops) -> tuple[Model, torch.optim.AdamW]:
@@ -335,7 +365,10 @@ def _build(settings: Settings, crops: Crops) -> tuple[Model, torch.optim.AdamW]:
     model = Model(settings, int(crops.labels.max()) + 1)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2 and p.shape[0] > 1], "weight_decay": settings.weight_decay},
+        {
+            "params": [p for p in trained if p.ndim >= 2 and p.shape[0] > 1],
+            "weight_decay": settings.weight_decay,
+        },
         {"params": [p for p in trained if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
     ]
     return model, torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
@@ -413,7 +446,9 @@ def train(
             buffer,
         )
         _write(checkpoint, buffer.getvalue())
-        lines = ["step,cpu_seconds,learning_rate,loss"] + [f"{s:.0f},{c:.1f},{r:.3e},{v:.5f}" for s, c, r, v in curve]
+        lines = ["step,cpu_seconds,learning_rate,loss"] + [
+            f"{s:.0f},{c:.1f},{r:.3e},{v:.5f}" for s, c, r, v in curve
+        ]
         _write(out / "curve.csv", ("\n".join(lines) + "\n").encode())
 
     done = 0
@@ -426,7 +461,14 @@ def train(
         done += 1
         bar.update()
         if step % record_every == 0 or step == settings.steps:
-            curve.append([float(step), cpu_seconds, learning_rate(settings, step - 1), float(np.mean(recent))])
+            curve.append(
+                [
+                    float(step),
+                    cpu_seconds,
+                    learning_rate(settings, step - 1),
+                    float(np.mean(recent)),
+                ]
+            )
             recent = []
         if step % checkpoint_every == 0 or step == settings.steps:
             save()
@@ -435,7 +477,10 @@ def train(
             return None
     bar.close()
 
-    tensors = {key: value.detach().clone().contiguous() for key, value in model.encoder.state_dict().items()}
+    tensors = {
+        key: value.detach().clone().contiguous()
+        for key, value in model.encoder.state_dict().items()
+    }
     # Half precision halves the files; everything that is later computed starts from the rounded weights.
     tensors = {name: tensor.half() for name, tensor in tensors.items()}
     tensors["norm_stats"] = torch.tensor([MEAN, STD])
@@ -480,7 +525,9 @@ def _plot(curve: list[list[float]], settings: Settings, path: Path) -> None:
     axes = figure.add_subplot()
     axes.plot(values[:, 0], values[:, 3], color="#0072B2", linewidth=1.0)
     axes.set_xlabel("step")
-    axes.set_ylabel("mean squared error" if settings.kind == "ssl" else "cross entropy (mixed, smoothed)")
+    axes.set_ylabel(
+        "mean squared error" if settings.kind == "ssl" else "cross entropy (mixed, smoothed)"
+    )
     axes.set_title(f"{settings.kind}: training loss, seed {settings.seed}")
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
@@ -492,14 +539,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("kind", choices=["ssl", "sl"])
-    parser.add_argument("--esc50", type=Path, required=True, help="folder with audio/ and meta/esc50.csv")
+    parser.add_argument(
+        "--esc50", type=Path, required=True, help="folder with audio/ and meta/esc50.csv"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--cache", type=Path, help="folder for log-mels (default: cache beside --out)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for log-mels (default: cache beside --out)"
+    )
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="CPU minutes, turned into steps by a short measurement")
+    budget.add_argument(
+        "--minutes", type=float, help="CPU minutes, turned into steps by a short measurement"
+    )
     budget.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4], help="folds trained on; 5 is for testing")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3, 4],
+        help="folds trained on; 5 is for testing",
+    )
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--mask-ratio", type=float)
@@ -515,7 +574,9 @@ def main(arguments: list[str] | None = None) -> None:
             options[key] = getattr(given, key)
     folds = tuple(sorted(given.folds))
     crops = load_crops(given.esc50, folds, given.cache or given.out.parent / "cache")
-    settings = Settings(kind=given.kind, steps=given.steps or 1, seed=given.seed, folds=folds, **options)
+    settings = Settings(
+        kind=given.kind, steps=given.steps or 1, seed=given.seed, folds=folds, **options
+    )
     note = ""
     if given.minutes:
         plan = given.out / "steps.json"  # a resumed run keeps the number of steps measured first

@@ -44,7 +44,9 @@ Markdown(settings.heading())
 # other clips.
 
 # %%
-task = settings.ablation.targets[0].task if settings.ablation.targets else next(iter(settings.tasks))
+task = (
+    settings.ablation.targets[0].task if settings.ablation.targets else next(iter(settings.tasks))
+)
 model = next(iter(settings.encoders))
 artifacts = load_artifacts(settings.artifacts_directory(task, model))
 encoder = load_encoder(settings, model).to(device or "cpu")
@@ -58,9 +60,13 @@ selection = select(trained, classes=artifacts.classes, **how)
 target = int(np.argmax(selection.per_class))
 neurons = selection.neurons(target)  # [k, 2] of (layer, neuron)
 clips = fold.test[artifacts.labels[fold.test] == target][:50]
-waves = [sounds.read(sounds.files.index(file), encoder.sample_rate)[0] for file in artifacts.files[clips]]
+waves = [
+    sounds.read(sounds.files.index(file), encoder.sample_rate)[0] for file in artifacts.files[clips]
+]
 class_name = artifacts.classes[target]
-print(f"{class_name}: {len(neurons)} neurons of {settings.encoder(model).label}, {len(clips)} test clips")
+print(
+    f"{class_name}: {len(neurons)} neurons of {settings.encoder(model).label}, {len(clips)} test clips"
+)
 
 
 # %%
@@ -85,7 +91,9 @@ width = selection.entropy.shape[1]
 per_layer = np.bincount(neurons[:, 0])  # neurons of the class in each layer
 layer_matched, matched = [], []
 for _ in range(9):
-    drawn = [(layer, n) for layer, k in enumerate(per_layer) for n in rng.choice(width, k, replace=False)]
+    drawn = [
+        (layer, n) for layer, k in enumerate(per_layer) for n in rng.choice(width, k, replace=False)
+    ]
     layer_matched.append(change(np.array(drawn)))
     matched.append(change(activity_matched(neurons, trained[:, :, target], rng)))
 
@@ -107,7 +115,9 @@ for height, (_, changes, colour, marker) in enumerate(rows):
     axes.scatter(changes, np.full(len(changes), height), color=colour, marker=marker)
 axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
 axes.axvline(0, color="0.8", lw=1)
-axes.set(xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(rows) - 0.5))
+axes.set(
+    xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(rows) - 0.5)
+)
 title = axes.set_title(
     f"{lower} of {len(matched)} activity-matched sets lower {class_name} at least as far as its own neurons",
     fontsize=10,
@@ -125,7 +135,10 @@ table(pd.DataFrame(summary, columns=["silenced", "mean change (nats)", "lowest",
 # each of several classes.
 
 # %%
-targets = [{"task": t.task, "classes": ", ".join(t.classes), "mode": t.mode} for t in settings.ablation.targets]
+targets = [
+    {"task": t.task, "classes": ", ".join(t.classes), "mode": t.mode}
+    for t in settings.ablation.targets
+]
 table(pd.DataFrame(targets))
 
 # %% [markdown]
@@ -185,7 +198,9 @@ table(result.power(), rows=60, csv="ablation_effects.csv")
 # %%
 wanted = result.effects.targeted & (result.effects.measure == "log_probability")
 rows = result.effects[wanted].assign(target=result.effects.task + ": " + result.effects.target)
-by_kind = rows.pivot_table(index=["target", "class", "model"], columns="kind", values="effect", sort=False)
+by_kind = rows.pivot_table(
+    index=["target", "class", "model"], columns="kind", values="effect", sort=False
+)
 table(by_kind.reset_index(), rows=60, csv="ablation_effects.csv")
 
 # %% [markdown]
@@ -216,7 +231,10 @@ comparison = compare_criteria(
     out_dir=result.directory / "ablations" / "criteria",
     device=device,
 )
-criteria(comparison.summary(), f"{encoder.name} on {task}, {len(comparison.rows['class'].unique())} classes")
+criteria(
+    comparison.summary(),
+    f"{encoder.name} on {task}, {len(comparison.rows['class'].unique())} classes",
+)
 
 # %%
 table(comparison.table())

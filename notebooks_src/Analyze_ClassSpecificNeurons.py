@@ -81,10 +81,13 @@ parts = [aape[kept], aape[strong & ~kept], aape[alive & ~strong]]
 names = ["kept", "strong response, AAPE too high", "dropped: weak response"]
 picture, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
 axes.hist(parts, bins, stacked=True, color=["#0072B2", "#8FB8D8", "0.85"], label=names)
-axes.axvline(np.log(len(artifacts.classes)), color="0.3", ls="--", lw=1, label="ln C: no preference")
+axes.axvline(
+    np.log(len(artifacts.classes)), color="0.3", ls="--", lw=1, label="ln C: no preference"
+)
 axes.set(xlabel="AAPE (nats)", ylabel="neurons", yscale="log")
 axes.set_title(
-    f"The filter leaves {strong.sum():,} of {aape.size:,} neurons, AAPE keeps {kept.sum():,} of these", fontsize=10
+    f"The filter leaves {strong.sum():,} of {aape.size:,} neurons, AAPE keeps {kept.sum():,} of these",
+    fontsize=10,
 )
 legend = picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
@@ -104,7 +107,11 @@ selection
 
 # %%
 as_written = select(
-    p, rate=settings.rate(task), quantile=thresholds.quantile, weak_filter="paper", classes=artifacts.classes
+    p,
+    rate=settings.rate(task),
+    quantile=thresholds.quantile,
+    weak_filter="paper",
+    classes=artifacts.classes,
 )
 picture, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
 for chosen, colour, name in (
@@ -113,14 +120,22 @@ for chosen, colour, name in (
     (kept, "#0072B2", "kept, LAPE's filter"),
 ):
     axes.scatter(aape[chosen], p.max(axis=2)[chosen], s=4, color=colour, label=name)
-axes.axhline(selection.threshold, color="0.3", ls="--", lw=1, label="class threshold (95th percentile of all p)")
+axes.axhline(
+    selection.threshold,
+    color="0.3",
+    ls="--",
+    lw=1,
+    label="class threshold (95th percentile of all p)",
+)
 axes.set(xlabel="AAPE (nats)", ylabel="largest p over the classes")
 axes.set_title(
     f"Pairs of a neuron and a class: {as_written.members.sum():,} with the filter as written, "
     f"{selection.members.sum():,} with LAPE's",
     fontsize=10,
 )
-legend = picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=2)
+legend = picture.legend(
+    loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=2
+)
 
 # %% [markdown]
 # **Chance level.** A percentile selects something from any table. Therefore the labels are permuted (clips of one recording
@@ -226,7 +241,11 @@ class_columns = {
     "class_p": "p (class)",
     "calibrated": "calibrated",
 }
-table(of_task.sort_values("neurons", ascending=False), class_columns, csv="class_level_neuron_statistics.csv")
+table(
+    of_task.sort_values("neurons", ascending=False),
+    class_columns,
+    csv="class_level_neuron_statistics.csv",
+)
 
 # %% [markdown]
 # ## 3. Where the neurons sit
@@ -265,7 +284,14 @@ sharing_columns = {
     "alike p": "p (alike)",
 }
 if len(analysis.sharing_summary):
-    display(table(analysis.sharing_summary, sharing_columns, rows=60, csv="sharing_summary.csv, sharing_pairs.csv"))
+    display(
+        table(
+            analysis.sharing_summary,
+            sharing_columns,
+            rows=60,
+            csv="sharing_summary.csv, sharing_pairs.csv",
+        )
+    )
 else:
     print(f"The study {settings.name!r} names no pair of tasks to compare.")
 
@@ -273,7 +299,15 @@ else:
 if len(analysis.strongest_pairs):
     pairs = analysis.strongest_pairs[analysis.strongest_pairs.model == model]
     strongest = pairs[pairs.shared_neurons >= 2].groupby("figure", sort=False).head(3)
-    pair_columns = ["figure", "rows", "columns", "shared_neurons", "jaccard", "chance_low", "chance_high"]
+    pair_columns = [
+        "figure",
+        "rows",
+        "columns",
+        "shared_neurons",
+        "jaccard",
+        "chance_low",
+        "chance_high",
+    ]
     display(table(strongest[pair_columns], rows=30, csv="sharing_pairs.csv"))
 
 # %%

@@ -61,9 +61,13 @@ active = a > 0
 count = active.sum(dim=0).numpy()  # active tokens per neuron
 
 tokens, neurons = a.shape
-neuron = int(np.argmin(np.abs(count / tokens - 0.5)))  # one that is active at about half of the tokens
+neuron = int(
+    np.argmin(np.abs(count / tokens - 0.5))
+)  # one that is active at about half of the tokens
 print(f"layer {layer}: {tokens} tokens, {neurons:,} neurons")
-print(f"neuron {neuron} is active at {count[neuron]} of {tokens} tokens of this clip: {count[neuron] / tokens:.0%}")
+print(
+    f"neuron {neuron} is active at {count[neuron]} of {tokens} tokens of this clip: {count[neuron] / tokens:.0%}"
+)
 
 # %% [markdown]
 # Where this neuron is active in the clip: its activation at each token, laid out on the model's own grid of tokens over
@@ -71,16 +75,26 @@ print(f"neuron {neuron} is active at {count[neuron]} of {tokens} tokens of this 
 
 # %%
 if encoder.token_grid is None or encoder.log_mel is None:
-    print("This encoder does not say where its tokens lie in the sound (token_grid, log_mel), so there is no picture.")
+    print(
+        "This encoder does not say where its tokens lie in the sound (token_grid, log_mel), so there is no picture."
+    )
 else:
-    activation_map = aape.token_maps(encoder, [[layer, neuron]], wave[None])[0, 0]  # [frequency, time]
+    activation_map = aape.token_maps(encoder, [[layer, neuron]], wave[None])[
+        0, 0
+    ]  # [frequency, time]
     spectrogram = encoder.log_mel(torch.from_numpy(wave)[None]).squeeze().numpy()  # [bands, frames]
     extent = (0, len(wave) / encoder.sample_rate, 0, len(spectrogram))
     visible = np.where(activation_map > 0, activation_map, np.nan)
     picture, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
     axes.imshow(spectrogram, origin="lower", aspect="auto", cmap="gray_r", extent=extent)
-    orange = axes.imshow(visible, origin="lower", aspect="auto", cmap="Oranges", alpha=0.6, vmin=0, extent=extent)
-    axes.set(xlabel="time (s)", ylabel="mel band", title=f"Layer {layer}, neuron {neuron}: orange where it is active")
+    orange = axes.imshow(
+        visible, origin="lower", aspect="auto", cmap="Oranges", alpha=0.6, vmin=0, extent=extent
+    )
+    axes.set(
+        xlabel="time (s)",
+        ylabel="mel band",
+        title=f"Layer {layer}, neuron {neuron}: orange where it is active",
+    )
     bar = picture.colorbar(orange, label="activation")
 
 # %% [markdown]
@@ -106,7 +120,9 @@ print(f"{(collected == count).mean():.2%} of the {neurons:,} counts of layer {la
 
 # %%
 of_class = artifacts.labels == sounds.labels[clip]
-by_hand = artifacts.counts[of_class, layer, neuron].sum(dtype=int) / artifacts.tokens[of_class].sum()
+by_hand = (
+    artifacts.counts[of_class, layer, neuron].sum(dtype=int) / artifacts.tokens[of_class].sum()
+)
 stored = float(artifacts.over_zero[layer, neuron, sounds.labels[clip]])
 print(f"neuron {neuron} of layer {layer}: p = {by_hand:.3f} by hand, {stored:.3f} in over_zero.pt")
 

@@ -10,9 +10,13 @@
 
 # %% tags=["parameters"]
 model = "openai/whisper-tiny"  # a name on the Hub, or a folder
-sounds = "my_sounds"  # one subfolder per class, split/class folders, or files that the pattern describes
+sounds = (
+    "my_sounds"  # one subfolder per class, split/class folders, or files that the pattern describes
+)
 pattern = None  # of the file names, such as "{label}_{group}_{take}.wav"
-clip_seconds = None  # clips are cut or padded to this length, s; None: a length that few of the clips exceed
+clip_seconds = (
+    None  # clips are cut or padded to this length, s; None: a length that few of the clips exceed
+)
 rate = 0.02  # share of the neurons that are kept
 permutations = 200  # of the labels
 controls = 79  # random sets of neurons per class
@@ -73,11 +77,16 @@ axes.barh(place, calibrated.per_class, color="#0072B2", label="calibrated")
 axes.hlines(place, low, high, color="#E69F00", lw=2, label="permuted labels, 95 %")
 axes.set_yticks(place, task.classes, fontsize=8)
 axes.set(xlabel="class-specific neurons")
-axes.set_title(f"{(calibrated.per_class > 0).sum()} of {len(place)} classes have calibrated neurons", fontsize=10)
+axes.set_title(
+    f"{(calibrated.per_class > 0).sum()} of {len(place)} classes have calibrated neurons",
+    fontsize=10,
+)
 legend = picture.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 # %%
-by_class = pd.DataFrame({"selected": selection.per_class, "permuted, 97.5 %": high, "calibrated": calibrated.per_class})
+by_class = pd.DataFrame(
+    {"selected": selection.per_class, "permuted, 97.5 %": high, "calibrated": calibrated.per_class}
+)
 table(by_class.rename_axis("class").sort_values("calibrated", ascending=False), rows=60)
 
 # %%
@@ -94,7 +103,9 @@ table(calibrated.table().drop(columns="remark"), csv=str(neurons_csv))
 
 # %%
 most = selection.per_class.nlargest(2)
-result = aape.ablate(encoder, task, artifacts, targets=list(most.index[most > 0]), controls=controls, rate=rate)
+result = aape.ablate(
+    encoder, task, artifacts, targets=list(most.index[most > 0]), controls=controls, rate=rate
+)
 ablation.show(result)
 
 # %%
@@ -109,7 +120,9 @@ table(result.table(), rows=60, csv="ablation_effects.csv")
 scores = aape.rank(artifacts, "attribution_mean", encoder=encoder, task=task)
 needed = aape.select(artifacts, rate=rate, scores=scores)
 both = int((needed.members & selection.members).sum())
-print(f"{both} of {needed.members.sum()} pairs of neuron and class that attribution finds are also found by AAPE")
+print(
+    f"{both} of {needed.members.sum()} pairs of neuron and class that attribution finds are also found by AAPE"
+)
 table(needed.table().drop(columns="remark"), rows=10)
 
 # %% [markdown]

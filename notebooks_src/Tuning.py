@@ -48,7 +48,9 @@ row = tones.iloc[(tones.frequency - 1000).abs().argmin()]
 wave = waveform(row, encoder.sample_rate, samples)
 
 seen = []
-hook = encoder.activations[encoder.layers[0]].register_forward_hook(lambda module, inputs, output: seen.append(output))
+hook = encoder.activations[encoder.layers[0]].register_forward_hook(
+    lambda module, inputs, output: seen.append(output)
+)
 with torch.no_grad():
     encoder.embed(torch.from_numpy(wave)[None])
 hook.remove()
@@ -59,7 +61,11 @@ strongest = int(activations[window].mean(dim=0).argmax())
 picture, axes = plt.subplots(figsize=(6.4, 2.2), layout="constrained")
 axes.plot(activations[:, strongest], color="#0072B2")
 axes.axvspan(window[0], window[-1], color="0.9", lw=0)
-axes.set(xlabel="token", ylabel="activation", title=f"A tone of {row.frequency:.0f} Hz, neuron {strongest} of layer 0")
+axes.set(
+    xlabel="token",
+    ylabel="activation",
+    title=f"A tone of {row.frequency:.0f} Hz, neuron {strongest} of layer 0",
+)
 display(Audio(wave, rate=encoder.sample_rate))
 
 # %% [markdown]
@@ -69,7 +75,10 @@ display(Audio(wave, rate=encoder.sample_rate))
 # %%
 recorded = respond(encoder, table.loc[[row.name]])
 np.testing.assert_allclose(
-    recorded["mean"][0, : activations.shape[1]], activations[window].mean(dim=0), rtol=1e-3, atol=1e-4
+    recorded["mean"][0, : activations.shape[1]],
+    activations[window].mean(dim=0),
+    rtol=1e-3,
+    atol=1e-4,
 )
 
 # %% [markdown]
@@ -81,7 +90,13 @@ np.testing.assert_allclose(
 for kind, rows in table[table.start == table.start.min()].groupby("kind", sort=False):
     example = rows.iloc[len(rows) // 2]
     print(f"{kind}: {len(rows)} sounds")
-    display(Audio(waveform(example, encoder.sample_rate, samples), rate=encoder.sample_rate, normalize=False))
+    display(
+        Audio(
+            waveform(example, encoder.sample_rate, samples),
+            rate=encoder.sample_rate,
+            normalize=False,
+        )
+    )
 
 # %% [markdown]
 # ## 3. All neurons
@@ -100,21 +115,27 @@ for kind, rows in table[table.start == table.start.min()].groupby("kind", sort=F
 
 # %%
 tuning = aape.tune(encoder, out_dir=Path(out) / encoder.name, device=device)
-twin = aape.tune(untrained, out_dir=Path(out) / untrained.name, device=device, measure=tuning.measure)
+twin = aape.tune(
+    untrained, out_dir=Path(out) / untrained.name, device=device, measure=tuning.measure
+)
 tuning
 
 # %% [markdown]
 # Two measures of response were compared on held-out realisations. The better one is used; this is the evidence.
 
 # %%
-tuning.evidence.pivot_table(index=["measure", "curve"], columns="layer", values="correlation").round(3)
+tuning.evidence.pivot_table(
+    index=["measure", "curve"], columns="layer", values="correlation"
+).round(3)
 
 # %% [markdown]
 # The share of tuned neurons in each layer, next to the same model with random weights:
 
 # %%
 models = {encoder.name: tuning, untrained.name: twin}
-shares = pd.concat({name: found.tuned_by_layer() for name, found in models.items()}, names=["model"])
+shares = pd.concat(
+    {name: found.tuned_by_layer() for name, found in models.items()}, names=["model"]
+)
 shares.round(3)
 
 # %%
@@ -152,7 +173,8 @@ for _, shown in examples.iterrows():
 if sounds is not None:
     task = aape.from_folder(sounds, clip_seconds=clip_seconds)
     fields = {
-        name: aape.receptive_fields(e, task) for name, e in [(encoder.name, encoder), (untrained.name, untrained)]
+        name: aape.receptive_fields(e, task)
+        for name, e in [(encoder.name, encoder), (untrained.name, untrained)]
     }
     display(figures.predictability_figure(fields))
     best = fields[encoder.name].table().nlargest(3, "correlation")

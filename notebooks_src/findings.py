@@ -33,7 +33,11 @@ class Finding:
 
 def findings(study: Study) -> list[Finding]:
     """All answers of a study; a question without its tables is left out."""
-    answers = [coverage(study), *(sharing(study, figure) for figure in study.sharing), ablation(study)]
+    answers = [
+        coverage(study),
+        *(sharing(study, figure) for figure in study.sharing),
+        ablation(study),
+    ]
     return [answer for answer in answers if answer is not None]
 
 
@@ -100,7 +104,13 @@ def coverage(study: Study) -> Finding | None:
         f" Of {len(ssl)} classes, {only_ssl} are covered only by the SSL model and {only_sl} only by the SL model (sign "
         f"test, p = {p:.2g})."
     )
-    return Finding("Does the SSL model cover more classes than the SL model?", answer, sentence, details, "chance")
+    return Finding(
+        "Does the SSL model cover more classes than the SL model?",
+        answer,
+        sentence,
+        details,
+        "chance",
+    )
 
 
 def sharing(study: Study, figure: SharingFigure) -> Finding | None:
@@ -112,7 +122,9 @@ def sharing(study: Study, figure: SharingFigure) -> Finding | None:
     if rows.empty:
         return None
     alike = "an octave apart" if rows["alike"].iloc[0] == "an octave apart" else "of the same name"
-    titles = " and ".join(dict.fromkeys([study.task(figure.rows).title, study.task(figure.columns).title]))
+    titles = " and ".join(
+        dict.fromkeys([study.task(figure.rows).title, study.task(figure.columns).title])
+    )
     question = f"Do classes of {titles} that are {alike} share more neurons than others?"
     details = []
     significant = []
@@ -130,7 +142,9 @@ def sharing(study: Study, figure: SharingFigure) -> Finding | None:
         return Finding(question, "Undecided", sentence, details, figure.name)
     sentence = f"Significantly more (p ≤ 0.05) in {len(significant)} of {len(details)} models"
     sentence += f": {', '.join(significant)}." if significant else "."
-    return Finding(question, _share_of(len(significant), len(details)), sentence, details, figure.name)
+    return Finding(
+        question, _share_of(len(significant), len(details)), sentence, details, figure.name
+    )
 
 
 def ablation(study: Study) -> Finding | None:
@@ -141,10 +155,10 @@ def ablation(study: Study) -> Finding | None:
         return None
     summary = result.summary()
     tested = summary[summary.active_q.notna()]
-    answer = _share_of(int((tested.active_q < 0.05).sum()), len(tested)) if len(tested) else "Undecided"
-    question = (
-        "Does silencing class-specific neurons hurt their class more than silencing equally active random neurons?"
+    answer = (
+        _share_of(int((tested.active_q < 0.05).sum()), len(tested)) if len(tested) else "Undecided"
     )
+    question = "Does silencing class-specific neurons hurt their class more than silencing equally active random neurons?"
     return Finding(question, answer, result.verdict(), [], "ablation_controls")
 
 

@@ -49,7 +49,9 @@ def study_notebooks(study: Study, name: str, task: str, model: str) -> dict[str,
     return found
 
 
-def own_notebooks(study: Study, model: str, settings: dict[str, dict[str, Any]]) -> dict[str, Notebook]:
+def own_notebooks(
+    study: Study, model: str, settings: dict[str, dict[str, Any]]
+) -> dict[str, Notebook]:
     """The notebooks that need no study.
 
     Args:
@@ -126,7 +128,9 @@ def _on_hub(study: Study, model: str) -> str:
     """Name or folder of a study's model that comes from the Hub."""
     found = study.encoder(model).options.get("name_or_folder")
     if found is None:
-        raise ValueError(f"model {model!r} of the study does not come from the Hub: name one with --hub")
+        raise ValueError(
+            f"model {model!r} of the study does not come from the Hub: name one with --hub"
+        )
     return str(resolve("name_or_folder", found, study.base))
 
 
@@ -155,15 +159,22 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", nargs="?", default="whisper")
     parser.add_argument("--task", help="of the collecting notebook (default: the study's first)")
     parser.add_argument("--model", help="of the collecting notebook (default: the study's first)")
     own = parser.add_argument_group("Dissect_Your_Own and Tuning")
     own.add_argument("--sounds", type=Path, required=True, help="folder of sounds to dissect")
     own.add_argument("--pattern", help="of their file names (default: one subfolder per class)")
-    own.add_argument("--hub", help="model: a name on the Hub, or a folder (default: that of the study's first model)")
-    own.add_argument("--natural", type=Path, help="folder of sounds for the receptive fields of Tuning")
+    own.add_argument(
+        "--hub",
+        help="model: a name on the Hub, or a folder (default: that of the study's first model)",
+    )
+    own.add_argument(
+        "--natural", type=Path, help="folder of sounds for the receptive fields of Tuning"
+    )
     options = parser.parse_args(arguments)
     return guarded("notebooks_src.gallery", lambda: _run(options))
 

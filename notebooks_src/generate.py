@@ -16,7 +16,14 @@ from aape.files import write_text
 
 SOURCES = Path(__file__).resolve().parent
 ROOT = SOURCES.parent
-OTHERS = ("Collect", "Analyze_ClassSpecificNeurons", "Ablations", "Explore_Neurons", "Dissect_Your_Own", "Tuning")
+OTHERS = (
+    "Collect",
+    "Analyze_ClassSpecificNeurons",
+    "Ablations",
+    "Explore_Neurons",
+    "Dissect_Your_Own",
+    "Tuning",
+)
 MODELS = {"ssl": "M2D", "sl": "ViT"}  # model of a study -> how the paper's notebooks call it
 MODEL_TITLES = {"ssl": "the self-supervised ViT (M2D)", "sl": "the supervised ViT"}
 TASKS = {

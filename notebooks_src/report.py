@@ -67,7 +67,10 @@ TO_GALLERY = (
     "ablation_effects",
     "criteria_*",
 )
-AS_HTML = ("Analyze_ClassSpecificNeurons", "Ablations")  # notebooks that one wants to read in a browser
+AS_HTML = (
+    "Analyze_ClassSpecificNeurons",
+    "Ablations",
+)  # notebooks that one wants to read in a browser
 
 
 def captions(study: Study) -> dict[str, str]:
@@ -93,7 +96,9 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         found["With permuted labels"] = as_text(overview, PERMUTED)
     found["Shared neurons"] = as_text(summary, SHARED)
     if (study.directory / "ablation_effects.csv").is_file():
-        found["Silenced neurons and activity-matched random neurons"] = as_text(load_result(study).table())
+        found["Silenced neurons and activity-matched random neurons"] = as_text(
+            load_result(study).table()
+        )
     return {title: table for title, table in found.items() if len(table)}
 
 
@@ -163,7 +168,9 @@ def write_gallery(study: Study) -> None:
         if path.suffix in (".png", ".csv", ".md"):
             path.unlink()
     figures = captions(study)
-    copied = [path for pattern in TO_GALLERY for path in sorted(study.directory.glob(f"{pattern}.csv"))]
+    copied = [
+        path for pattern in TO_GALLERY for path in sorted(study.directory.glob(f"{pattern}.csv"))
+    ]
     for path in [*copied, *(study.directory / f"{name}.png" for name in figures)]:
         shutil.copy(path, folder / path.name)
     lines = [summary_text(study)]
@@ -181,9 +188,13 @@ def write_gallery(study: Study) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", nargs="?", default="miniature")
-    parser.add_argument("--gallery", action="store_true", help="also what is committed below gallery/")
+    parser.add_argument(
+        "--gallery", action="store_true", help="also what is committed below gallery/"
+    )
     options = parser.parse_args(arguments)
 
     def run() -> None:

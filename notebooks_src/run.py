@@ -33,7 +33,9 @@ from notebooks_src.generate import collecting_notebook
 
 # Of glibc: memory that is freed stays with the process, so that every batch does not ask the system for it again.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-MATPLOTLIB = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # executed copies hold their pictures
+MATPLOTLIB = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline"
+}  # executed copies hold their pictures
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Notebook:
     result: Path | None = None
 
 
-def collecting_notebooks(study: Study, name: str, task: str, sounds: Iterable[Path] = ()) -> list[Notebook]:
+def collecting_notebooks(
+    study: Study, name: str, task: str, sounds: Iterable[Path] = ()
+) -> list[Notebook]:
     """The notebooks that collect every model on one task; `sounds` are the files of its clips."""
     notebooks = []
     for model in study.encoders:
@@ -114,7 +118,9 @@ def execute(notebooks: Sequence[Notebook], study: Study, threads: int | None = N
     with kernel(threads) as manager:
         for notebook in notebooks:
             start = time.monotonic()
-            stamp = _stamp(notebook, study)  # before the run: it does not cover what changes meanwhile
+            stamp = _stamp(
+                notebook, study
+            )  # before the run: it does not cover what changes meanwhile
             papermill.execute_notebook(
                 str(ROOT / notebook.source),
                 str(folder / notebook.executed),
@@ -143,14 +149,18 @@ def execute_missing(
     groups: Iterable[Sequence[Notebook]], study: Study, workers: int, threads: int | None = None
 ) -> int:
     """Execute what is not done of groups of notebooks, `workers` groups at a time; returns how many notebooks had to be executed."""
-    waiting = [[notebook for notebook in group if not _is_done(notebook, study)] for group in groups]
+    waiting = [
+        [notebook for notebook in group if not _is_done(notebook, study)] for group in groups
+    ]
     todo = [group for group in waiting if group]
     if not todo:
         return 0
     at_once = min(workers, len(todo))
     threads = threads or max(1, (os.cpu_count() or 1) // at_once)
     # The threads of this pool only wait for kernels, which are processes.
-    Parallel(n_jobs=at_once, prefer="threads")(delayed(execute)(group, study, threads) for group in todo)
+    Parallel(n_jobs=at_once, prefer="threads")(
+        delayed(execute)(group, study, threads) for group in todo
+    )
     return sum(map(len, todo))
 
 
@@ -166,9 +176,16 @@ def _is_done(notebook: Notebook, study: Study) -> bool:
 
 def _stamp(notebook: Notebook, study: Study) -> str:
     """Hash of everything that an executed copy depends on. Of large files only the size and the time are read."""
-    digest = hashlib.sha256(study.model_dump_json().encode() + json.dumps(notebook.parameters).encode())
+    digest = hashlib.sha256(
+        study.model_dump_json().encode() + json.dumps(notebook.parameters).encode()
+    )
     digest.update((ROOT / notebook.source).read_bytes())
-    code = [*ROOT.glob("*.py"), *ROOT.glob("aape/**/*.py"), *ROOT.glob("miniature/*.py"), *study.base.glob("*.py")]
+    code = [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("aape/**/*.py"),
+        *ROOT.glob("miniature/*.py"),
+        *study.base.glob("*.py"),
+    ]
     for path in sorted(set(code)):
         digest.update(path.read_bytes())
     for path in notebook.inputs:
@@ -192,7 +209,10 @@ def run_study(name: str, workers: int = 2) -> int:
         start = time.monotonic()
         loaded = load_task(study, task)
         sounds[task] = [loaded.audio_dir / file for file in loaded.files]
-        print(f"{name}/{task}: {len(loaded)} clips ready ({time.monotonic() - start:.0f} s)", flush=True)
+        print(
+            f"{name}/{task}: {len(loaded)} clips ready ({time.monotonic() - start:.0f} s)",
+            flush=True,
+        )
     with_own_pass = [task for task, spec in study.tasks.items() if spec.same_clips_as is None]
     relabelled = [task for task in study.tasks if task not in with_own_pass]
     executed = 0
@@ -206,7 +226,9 @@ def run_study(name: str, workers: int = 2) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", nargs="?", default="miniature")
     parser.add_argument("--workers", type=int, default=2, help="tasks that are collected at a time")
     options = parser.parse_args(arguments)

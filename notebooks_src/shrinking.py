@@ -147,14 +147,20 @@ def _at_level(book: NotebookNode, level: Level) -> NotebookNode:
 def _small_html(html: str, level: Level) -> str:
     """HTML with smaller embedded sounds and pictures."""
     if level.seconds:
-        html = _replaced(SOUND, html, "data:audio/mpeg;base64,", lambda sound: small_sound(sound, level))
+        html = _replaced(
+            SOUND, html, "data:audio/mpeg;base64,", lambda sound: small_sound(sound, level)
+        )
         html = html.replace('type="audio/wav"', 'type="audio/mpeg"')
     elif SOUND.search(html):
         html = PLAYER.sub("<em>(a sound; run the notebook to hear it)</em>", html)
-    return _replaced(PICTURE, html, "data:image/png;base64,", lambda picture: small_picture(picture, level))
+    return _replaced(
+        PICTURE, html, "data:image/png;base64,", lambda picture: small_picture(picture, level)
+    )
 
 
-def _replaced(pattern: re.Pattern[str], html: str, beginning: str, smaller: Callable[[str], str]) -> str:
+def _replaced(
+    pattern: re.Pattern[str], html: str, beginning: str, smaller: Callable[[str], str]
+) -> str:
     return pattern.sub(lambda match: beginning + smaller(match[1]), html)
 
 

@@ -74,12 +74,17 @@ def write_clips(folder: Path, clips: int = 24, seed: int = 0, rate: int = RATE) 
     """`clips` noise files of 0.35 to 1.2 s in three classes, five folds and six groups; returns the metadata file."""
     rng = np.random.default_rng(seed)
     lengths = [(0.35, 1.0, 1.2)[i % 3] if i % 4 else 1.0 for i in range(clips)]
-    waves = [rng.normal(0, 0.1 + 0.1 * (i % 3), round(seconds * rate)) for i, seconds in enumerate(lengths)]
+    waves = [
+        rng.normal(0, 0.1 + 0.1 * (i % 3), round(seconds * rate))
+        for i, seconds in enumerate(lengths)
+    ]
     rows = [(f"class{i % 3}", i % 5 + 1, f"g{i % 6}") for i in range(clips)]
     return write_sounds(folder, waves, rate, rows, ["label", "fold", "group"])
 
 
-def write_sounds(folder: Path, waves: Sequence[np.ndarray], rate: int, rows: Sequence, columns: list[str]) -> Path:
+def write_sounds(
+    folder: Path, waves: Sequence[np.ndarray], rate: int, rows: Sequence, columns: list[str]
+) -> Path:
     """Files 000.wav, 001.wav, ... below `folder`/audio, and a metadata file of them, which is returned."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     names = [f"{i:03d}.wav" for i in range(len(waves))]
@@ -108,7 +113,9 @@ def tiny_whisper(folder: Path, seconds: int = 4, width: int = 16, neurons: int =
 
 def make_task(folder: Path, clips: int = 24, seconds: float = 1.0, **options: int) -> Task:
     """The clips of `write_clips` as a Task of `seconds` a clip."""
-    return from_metadata(write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise")
+    return from_metadata(
+        write_clips(folder, clips, **options), folder / "audio", clip_seconds=seconds, name="noise"
+    )
 
 
 @pytest.fixture
@@ -172,13 +179,21 @@ def ravdess() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")  # not longer: while it is open its event loop runs, where notebooks start theirs
+@pytest.fixture(
+    scope="module"
+)  # not longer: while it is open its event loop runs, where notebooks start theirs
 def browser() -> Iterator[Any]:
     """The system's chromium, driven by Playwright."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium, or another way to get one on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
+        pytest.skip(
+            "no chromium here: apt-get install chromium, or another way to get one on the PATH"
+        )
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="pip install playwright drives the browser"
+    )
     with playwright.sync_playwright() as driver:
         options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         started = driver.chromium.launch(executable_path=chromium, args=options)

@@ -33,7 +33,9 @@ def write_artifacts(
         earlier.unlink()
     clips = len(labels)
     splits = np.where(np.arange(clips) % 4 == 0, "test", "train") if splits is None else splits
-    over_zero = np.stack([counts[labels == c].mean(axis=0) / TOKENS for c in range(len(classes))], axis=-1)
+    over_zero = np.stack(
+        [counts[labels == c].mean(axis=0) / TOKENS for c in range(len(classes))], axis=-1
+    )
     save_tensors(path / "over_zero.pt", torch.from_numpy(over_zero.astype(np.float32)))
     write_text(path / "classes.txt", "".join(f"{name}\n" for name in classes))
     names = sorted(set(splits.tolist()))
@@ -69,7 +71,14 @@ def write_artifacts(
 
 
 def planted_counts(
-    labels: np.ndarray, n_classes: int, *, seed: int, layers: int = 3, neurons: int = 100, each: int = 3, share=None
+    labels: np.ndarray,
+    n_classes: int,
+    *,
+    seed: int,
+    layers: int = 3,
+    neurons: int = 100,
+    each: int = 3,
+    share=None,
 ) -> np.ndarray:
     """uint8 [clips, layers, neurons]: noise, and `each` neurons that prefer each class (0: none).
 
@@ -79,16 +88,22 @@ def planted_counts(
     rate = np.repeat(rng.beta(0.6, 5, layers * neurons)[None], len(labels), axis=0)
     rate *= rng.gamma(8, 1 / 8, rate.shape)
     share = np.arange(n_classes) if share is None else np.asarray(share)
-    mine = np.random.default_rng(7).permutation(layers * neurons)  # the same neurons whatever the seed
+    mine = np.random.default_rng(7).permutation(
+        layers * neurons
+    )  # the same neurons whatever the seed
     for c in range(n_classes):
         chosen = mine[each * share[c] : each * share[c] + each]
         prefers = share[labels] == share[c]
-        rate[:, chosen] = np.where(prefers[:, None], 0.6, 0.05) * rng.gamma(8, 1 / 8, (len(labels), each))
+        rate[:, chosen] = np.where(prefers[:, None], 0.6, 0.05) * rng.gamma(
+            8, 1 / 8, (len(labels), each)
+        )
     counts = np.random.default_rng([seed, 2]).binomial(TOKENS, np.clip(rate, 0, 1))
     return counts.reshape(-1, layers, neurons).astype(np.uint8)
 
 
-def write_study(path: Path, tasks: dict[str, str], sharing: list[tuple[str, str, str]], **settings) -> Path:
+def write_study(
+    path: Path, tasks: dict[str, str], sharing: list[tuple[str, str, str]], **settings
+) -> Path:
     """A study file; tasks: name -> "pitch" or anything else. Its loaders are never called: the analysis needs no model."""
     never = {"loader": "nowhere:load"}
     content = {

@@ -51,7 +51,9 @@ def test_a_manifest_that_does_not_fit(folder: Path):
             load_artifacts(folder)
 
 
-def test_artifacts_of_another_tool_and_questions_that_cannot_be_answered(folder: Path, tmp_path: Path):
+def test_artifacts_of_another_tool_and_questions_that_cannot_be_answered(
+    folder: Path, tmp_path: Path
+):
     ours, foreign = load_artifacts(folder), tmp_path / "foreign"
     foreign.mkdir()
     for name in ("over_zero.pt", "classes.txt", "features.pt", "gts.pt"):  # the authors' layout
@@ -65,7 +67,10 @@ def test_artifacts_of_another_tool_and_questions_that_cannot_be_answered(folder:
         (theirs.probabilities, "no manifest.json"),
         (lambda: ours.probabilities(split="train"), "no split 'train'; it has fold1"),
         (lambda: ours.probabilities(classes={"high": ["class9"]}), "'high' unites 'class9'"),
-        (lambda: ours.probabilities(clips=np.array([0])), "class 'class1' has no clip among the 1 chosen"),
+        (
+            lambda: ours.probabilities(clips=np.array([0])),
+            "class 'class1' has no clip among the 1 chosen",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             ask()

@@ -75,14 +75,19 @@ def test_maps_of_a_vit_equal_its_hooks_token_by_token_over_chunks():
     waves = torch.randn(3, 2 * 5120 + 2000, generator=torch.Generator().manual_seed(0))
     maps, chunks = token_maps(encoder, neurons, waves), seen(encoder, waves)
     assert maps.dtype == np.float32 and len(chunks[0]) == 3, "the wave is to need several chunks"
-    for k, (layer, neuron) in enumerate(neurons):  # the class token comes first, frequency is outermost
+    for k, (layer, neuron) in enumerate(
+        neurons
+    ):  # the class token comes first, frequency is outermost
         by_hand = [chunk[:, 1:, neuron].reshape(3, 5, -1) for chunk in chunks[layer]]
         assert np.array_equal(maps[:, k], torch.cat(by_hand, dim=2))
 
 
 def test_some_pairs_of_clip_and_neuron_need_the_model_only_up_to_their_deepest_layer():
     encoder, calls = small_m2d(), []
-    waves, neurons = torch.randn(3, 7000, generator=torch.Generator().manual_seed(0)), np.array([[0, 9], [0, 200]])
+    waves, neurons = (
+        torch.randn(3, 7000, generator=torch.Generator().manual_seed(0)),
+        np.array([[0, 9], [0, 200]]),
+    )
     with hooked(encoder, encoder.layers, lambda place, _: calls.append(place)):
         maps = maps_of_pairs(encoder, waves, np.array([2, 0]), neurons, stop=True)
     assert calls == [0, 1, 0], "the second chunk ends with the first layer"
@@ -98,7 +103,9 @@ def test_maps_of_a_model_of_time_only_have_one_row_and_batches_do_not_matter(mon
     toy, waves = time_only(10), torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
     maps, outputs = token_maps(toy, [(2, 5), (0, 0)], waves), seen(toy, waves)
     assert maps.shape == (7, 2, 1, 10)
-    assert np.array_equal(maps[:, :, 0], np.stack([outputs[2][0][:, :, 5], outputs[0][0][:, :, 0]], 1))
+    assert np.array_equal(
+        maps[:, :, 0], np.stack([outputs[2][0][:, :, 5], outputs[0][0][:, :, 0]], 1)
+    )
     passes = []
     monkeypatch.setattr("aape.atlas.maps.BATCH", 3)
     with hooked(toy, toy.layers[:1], lambda _, x: passes.append(len(x))):
@@ -150,7 +157,10 @@ def test_clips_are_the_extremes_examples_of_each_quarter_and_no_clip_twice():
         best = [rates[groups == group].max() for group in np.unique(groups[rates > 0])]
         if len(best) >= 6:  # the most active clip of each of the six most active groups
             assert list(rates[by_role[0]]) == sorted(best, reverse=True)[:6]
-        for role, kind in ((5, ~inside), (6, inside)):  # no second clip of a group where there are enough groups
+        for role, kind in (
+            (5, ~inside),
+            (6, inside),
+        ):  # no second clip of a group where there are enough groups
             others = np.setdiff1d(np.flatnonzero(kind), by_role[0])
             different = len(set(groups[by_role[role]].tolist()))
             assert different >= min(len(by_role[role]), len(np.unique(groups[others])), 2)
@@ -190,7 +200,9 @@ def test_nearest_neurons_are_those_with_the_largest_correlation_over_clips(tmp_p
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.nan_to_num(np.corrcoef(rates.T)[3], nan=-2)
     r[3] = -2
-    assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[: len(found[0])].tolist()
+    assert [other for other, _ in found[0]] == np.argsort(-r, kind="stable")[
+        : len(found[0])
+    ].tolist()
 
 
 def test_a_time_course_that_every_clip_shares_is_told_from_one_that_follows_the_sound():
@@ -216,12 +228,16 @@ def test_activity_on_padding_is_told_from_activity_on_sound(tmp_path):
     assert np.allclose(on_sound, (counts[:, 0, [0, 5]].sum(axis=0) - padding) / (60 * 60 - 20 * 20))
 
 
-def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(site: Site, tmp_path):
+def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(
+    site: Site, tmp_path
+):
     site = with_tables(site, tmp_path / "study", "sounds_small")
     selection = select(site.artifacts)
     table = selection.table()
     last = len(table) - 1
-    assert best_neuron(site.artifacts, selection) == tuple(table.loc[0, ["layer", "neuron"]]), "the strongest"
+    assert best_neuron(site.artifacts, selection) == tuple(table.loc[0, ["layer", "neuron"]]), (
+        "the strongest"
+    )
     table = table.assign(q=0.01, calibrated=True, auprc=0.2)
     table.loc[last, "auprc"] = 0.5
     table.to_csv(site.artifacts.path / "neurons.csv", index=False)
@@ -235,7 +251,10 @@ def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(
 
 def test_a_filtered_clip_holds_the_times_and_frequencies_of_the_map():
     axis = FrequencyAxis(small_m2d())
-    mel = [f / 200 * 3 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4) for f in (50, 250, 1000, 4000, 8000)]
+    mel = [
+        f / 200 * 3 if f < 1000 else 15 + 27 * np.log(f / 1000) / np.log(6.4)
+        for f in (50, 250, 1000, 4000, 8000)
+    ]
     heights = [(m - mel[0]) / (mel[-1] - mel[0]) for m in mel[1:-1]]  # Slaney's scale
     assert [tick for tick, _ in axis.ticks()] == [250, 1000, 4000]
     assert np.allclose([height for _, height in axis.ticks()], heights, atol=0.02)
@@ -252,7 +271,9 @@ def test_a_filtered_clip_holds_the_times_and_frequencies_of_the_map():
 @pytest.mark.parametrize("kind", ["mp3", "wav"])
 def test_an_encoded_clip_sounds_like_its_source(kind, monkeypatch):
     if kind == "wav":
-        monkeypatch.setattr(sound.soundfile, "available_formats", lambda: {"WAV": ""})  # libsndfile before 1.1
+        monkeypatch.setattr(
+            sound.soundfile, "available_formats", lambda: {"WAV": ""}
+        )  # libsndfile before 1.1
         sound.sound_format.cache_clear()
     elif sound.sound_format(RATE) != "mp3":
         pytest.skip(f"libsndfile {soundfile.__libsndfile_version__} writes no MP3")
@@ -279,7 +300,9 @@ def test_a_picture_is_small_at_any_length_has_low_bands_below_and_does_not_depen
 NAMES = ("low", '<b onclick="x">"quoted"</b> & co', "日本語/вода\\")
 
 
-def make_sounds(folder: Path, clips: int = 36, names: Sequence[str] = NAMES, name: str = "sounds") -> Task:
+def make_sounds(
+    folder: Path, clips: int = 36, names: Sequence[str] = NAMES, name: str = "sounds"
+) -> Task:
     """Rendered tones, noise and clicks of 0.4 s (some shorter), in as many classes as names and in groups of two."""
     rng, waves, rows, t = rng_of(0), [], [], np.arange(SAMPLES) / RATE
     for i in range(clips):
@@ -292,7 +315,9 @@ def make_sounds(folder: Path, clips: int = 36, names: Sequence[str] = NAMES, nam
         write_sounds(folder, waves, RATE, rows, ["label", "split", "group"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return from_metadata(folder / "clips.csv", folder / "audio", clip_seconds=SAMPLES / RATE, name=name)
+        return from_metadata(
+            folder / "clips.csv", folder / "audio", clip_seconds=SAMPLES / RATE, name=name
+        )
 
 
 @dataclasses.dataclass
@@ -332,7 +357,12 @@ def records_of(out: Path, folder: str) -> list[dict[str, Any]]:
 
 def make_site(folder: Path, **options: Any) -> Site:
     task, encoder = make_sounds(folder / "data", **options), small_m2d()
-    return Site(collect(encoder, task, folder / "study" / "sounds_small"), encoder, task, folder / "study" / "atlas")
+    return Site(
+        collect(encoder, task, folder / "study" / "sounds_small"),
+        encoder,
+        task,
+        folder / "study" / "atlas",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +400,11 @@ def check_site(out: Path) -> None:
         for sound_file, image, seconds, c, *_ in pair["clips"]:
             assert c < len(pair["classes"]) and seconds <= pair["seconds"]
             assert all((out / "clips" / name).stat().st_size > 0 for name in (sound_file, image))
-        filtered = [record["filtered"] for record in records_of(out, entry["folder"]) if "filtered" in record]
+        filtered = [
+            record["filtered"]
+            for record in records_of(out, entry["folder"])
+            if "filtered" in record
+        ]
         assert all((out / "clips" / name).stat().st_size > 0 for name in filtered)
         records = records_of(out, entry["folder"])
         paged = {(int(layer), n) for layer, neurons in pair["pages"].items() for n in neurons}
@@ -381,7 +415,9 @@ def check_site(out: Path) -> None:
         assert re.fullmatch(r"[\w.\-/]+", path.relative_to(out).as_posix())
         assert path.suffix != ".js" or path.name == "app.js" or path.read_bytes().isascii()
     for path in [*out.glob("*.*"), *out.glob("*/*.js")]:
-        assert not re.search(r"(https?:)?//[a-z0-9]+\.[a-z]|\bfetch\(|\bimport\(|type=.module", path.read_text()), path
+        assert not re.search(
+            r"(https?:)?//[a-z0-9]+\.[a-z]|\bfetch\(|\bimport\(|type=.module", path.read_text()
+        ), path
 
 
 def test_a_site_is_complete_and_says_what_the_artifacts_say(built: Site):
@@ -393,11 +429,18 @@ def test_a_site_is_complete_and_says_what_the_artifacts_say(built: Site):
     p = decoded(pair["p"], "u1").reshape(selection.probabilities.shape) / 255
     assert np.abs(p - selection.probabilities).max() <= 0.5 / 255 + 1e-9
     records = {(r["l"], r["n"]): r for r in built.records()}
-    top = {tuple(neuron) for name in artifacts.classes for neuron in selection.neurons(name)[:20].tolist()}
+    top = {
+        tuple(neuron)
+        for name in artifacts.classes
+        for neuron in selection.neurons(name)[:20].tolist()
+    }
     assert set(records) == top | {(0, 5)}
     rates = artifacts.counts / artifacts.tokens[:, None, None]
     files = artifacts.files.tolist()
-    attributed = {by: attribute(built.encoder, built.task, artifacts, replace_by=by) for by in ("zero", "mean")}
+    attributed = {
+        by: attribute(built.encoder, built.task, artifacts, replace_by=by)
+        for by in ("zero", "mean")
+    }
     zero = attributed["zero"]
     for (layer, neuron), record in records.items():
         for number, _, share in record["clips"]:
@@ -459,7 +502,9 @@ def test_artifacts_of_some_layers_show_maps_of_these(built: Site, tmp_path):
     assert record["top"] != pytest.approx(token_maps(encoder, [(0, 5)], waves).max(), rel=0.05)
 
 
-def test_an_interrupted_build_resumes_and_a_second_build_writes_the_same_bytes(site: Site, monkeypatch):
+def test_an_interrupted_build_resumes_and_a_second_build_writes_the_same_bytes(
+    site: Site, monkeypatch
+):
     monkeypatch.setattr(clip_pass, "BATCH", 4)
     original, calls = clip_pass.maps_of_pairs, []
 
@@ -516,7 +561,9 @@ def test_what_cannot_be_built_is_said_before_a_page_is_written(site: Site):
     assert not list(site.out.glob("*/L*.js"))
 
 
-def test_a_clip_that_is_gone_damaged_or_changed_stops_the_build_which_then_resumes(site: Site, tmp_path):
+def test_a_clip_that_is_gone_damaged_or_changed_stops_the_build_which_then_resumes(
+    site: Site, tmp_path
+):
     audio = tmp_path / "audio"
     shutil.copytree(site.task.audio_dir, audio)
     broken = site.replace(task=dataclasses.replace(site.task, audio_dir=audio))
@@ -555,7 +602,9 @@ def test_the_atlas_of_a_study_holds_every_pair_in_the_studys_order(tmp_path, mon
     small = {"loader": "test_atlas:small_m2d"}
     models = {"m": small, "n": small | {"options": {"seed": 3, "name": "n"}}}
     sounds = {"loader": "test_atlas:make_sounds", "options": {"folder": str(tmp_path / "data")}}
-    (tmp_path / "tiny.yaml").write_text(json.dumps({"models": models, "tasks": {"t": sounds, "u": sounds}}))
+    (tmp_path / "tiny.yaml").write_text(
+        json.dumps({"models": models, "tasks": {"t": sounds, "u": sounds}})
+    )
     study, task = load_study(str(tmp_path / "tiny.yaml")), make_sounds(tmp_path / "data")
     for model, encoder in {"m": small_m2d(), "n": small_m2d(3, "n")}.items():
         for name in ("t", "u"):
@@ -571,10 +620,18 @@ def test_the_atlas_of_a_study_holds_every_pair_in_the_studys_order(tmp_path, mon
 @pytest.mark.parametrize("classes", [3, 1251])
 def test_one_clip_per_class_very_many_classes_and_nothing_selected(tmp_path, classes):
     toy, rng = make_toy(), rng_of(0)
-    waves, rows = rng.normal(0, 0.2, (classes, 300)), [(f"class {i}", "train") for i in range(classes)]
+    waves, rows = (
+        rng.normal(0, 0.2, (classes, 300)),
+        [(f"class {i}", "train") for i in range(classes)],
+    )
     path = write_sounds(tmp_path, waves, 1000, rows, ["label", "split"])
     task = from_metadata(path, tmp_path / "audio", clip_seconds=0.3, name="many")
-    site = Site(collect(toy, task, tmp_path / "study" / "made", batch_size=128), toy, task, tmp_path / "atlas")
+    site = Site(
+        collect(toy, task, tmp_path / "study" / "made", batch_size=128),
+        toy,
+        task,
+        tmp_path / "atlas",
+    )
     site.build(selection=select(site.artifacts, rate=0.5, quantile=0.5))
     check_site(site.out)
     records = site.records("toy-many")
@@ -591,7 +648,9 @@ def with_tables(site: Site, study: Path, name: str) -> Site:
     return site.replace(artifacts=load_artifacts(study / name))
 
 
-def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are_not_used(site: Site, tmp_path):
+def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are_not_used(
+    site: Site, tmp_path
+):
     study = tmp_path / "study"
     site = with_tables(site, study, "sounds_small")
     selection, neurons = select(site.artifacts), site.artifacts.path / "neurons.csv"
@@ -600,7 +659,14 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     table.to_csv(neurons, index=False)
     first, name = table.iloc[0], selection.classes[0]
     where = {"task": "sounds", "model": "small", "target": name, "mode": "specific"}
-    change = {"class": name, "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
+    change = {
+        "class": name,
+        "targeted": True,
+        "measure": "accuracy",
+        "before": 50,
+        "effect": -12.5,
+        "kind": "mean",
+    }
     silenced = {"layer": first.layer, "neuron": first.neuron}
     changes = [where | change | {"kind": kind} for kind in ("mean", "zero", "zero, index plus one")]
     pd.DataFrame(changes).to_csv(study / "ablation_effects.csv", index=False)
@@ -620,21 +686,33 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     assert all(c["calibrated"] is None for c in site.pair()["classes"])
 
 
-def test_chance_is_that_of_the_seed_and_calibrated_neurons_are_known_from_neurons_csv_alone(site: Site, tmp_path):
+def test_chance_is_that_of_the_seed_and_calibrated_neurons_are_known_from_neurons_csv_alone(
+    site: Site, tmp_path
+):
     study = tmp_path / "study"
     site = with_tables(site, study, "sounds_untrained-2")
     seeded, statistics = site.artifacts, study / "task_level_neuron_statistics_untrained.csv"
-    rows = [{"task": "sounds", "model": f"random-{seed}", "coverage_null_mean": 0.1 * seed} for seed in (1, 2)]
+    rows = [
+        {"task": "sounds", "model": f"random-{seed}", "coverage_null_mean": 0.1 * seed}
+        for seed in (1, 2)
+    ]
     rows = [row | {"calibrated_neurons": 9, "effect": 0.0, "q_level": 0.01} for row in rows]
     pd.DataFrame(rows).to_csv(statistics, index=False)
     chance = task_chance(seeded, "sounds", "random-2")
-    assert chance["coverage_null_mean"] == 0.2 and (chance["effect"], chance["q_level"]) == (0.0, 0.01)
-    alone = pd.DataFrame(rows[:1]).drop(columns="model")  # of a model of its own whose folder ends otherwise
+    assert chance["coverage_null_mean"] == 0.2 and (chance["effect"], chance["q_level"]) == (
+        0.0,
+        0.01,
+    )
+    alone = pd.DataFrame(rows[:1]).drop(
+        columns="model"
+    )  # of a model of its own whose folder ends otherwise
     alone.to_csv(statistics, index=False)
     assert task_chance(seeded, "sounds", "random-2") == {}
     table = select(seeded).table()
     table = table.assign(q=0.01, calibrated=table.neuron % 2 == 0)
-    table.to_csv(seeded.path / "neurons.csv", index=False)  # all that `dissect` leaves on single neurons
+    table.to_csv(
+        seeded.path / "neurons.csv", index=False
+    )  # all that `dissect` leaves on single neurons
     site.build()
     above = table[table.calibrated][["layer", "neuron"]].drop_duplicates()
     assert site.entry()["chance"] == {"calibrated_neurons": len(above)}
@@ -643,9 +721,18 @@ def test_chance_is_that_of_the_seed_and_calibrated_neurons_are_known_from_neuron
 
 def test_neurons_that_are_replaced_together_are_those_of_a_fold(built: Site, tmp_path):
     where = {"task": "t", "model": "m", "target": "dog", "mode": "specific"}
-    chosen = [where | {"fold": f"fold{i}", "layer": 1, "neuron": n} for i in range(5) for n in (7, 10 + i)]
+    chosen = [
+        where | {"fold": f"fold{i}", "layer": 1, "neuron": n} for i in range(5) for n in (7, 10 + i)
+    ]
     pd.DataFrame(chosen).to_csv(tmp_path / "ablation_neurons.csv", index=False)
-    change = {"class": "dog", "measure": "accuracy", "kind": "mean", "targeted": True, "neurons": 2.0, "effect": -3}
+    change = {
+        "class": "dog",
+        "measure": "accuracy",
+        "kind": "mean",
+        "targeted": True,
+        "neurons": 2.0,
+        "effect": -3,
+    }
     pd.DataFrame([where | change]).to_csv(tmp_path / "ablation_effects.csv", index=False)
     (found,) = effects(dataclasses.replace(built.artifacts, path=tmp_path / "t_m"), "t", "m")
     assert found["size"] == 2 and found["folds"] == 5 and len(found["neurons"]) == 6

@@ -30,9 +30,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     table = selection.table().assign(q=0.01, calibrated=True, auprc=0.42, f1=0.31, iou=0.23)
     table.to_csv(site.artifacts.path / "neurons.csv", index=False)
     where = {"task": "sounds", "model": "small", "target": "a target", "mode": "specific"}
-    change = {"class": NAMES[0], "targeted": True, "measure": "accuracy", "before": 50, "effect": -12.5, "kind": "mean"}
+    change = {
+        "class": NAMES[0],
+        "targeted": True,
+        "measure": "accuracy",
+        "before": 50,
+        "effect": -12.5,
+        "kind": "mean",
+    }
     pd.DataFrame([where | change]).to_csv(folder / "study" / "ablation_effects.csv", index=False)
-    table[["layer", "neuron"]].assign(**where).to_csv(folder / "study" / "ablation_neurons.csv", index=False)
+    table[["layer", "neuron"]].assign(**where).to_csv(
+        folder / "study" / "ablation_neurons.csv", index=False
+    )
     site.build(selection=selection, attribute=True)
     other = make_sounds(folder / "other", names=("a", "b"), name="other")
     again = collect(site.encoder, other, folder / "study" / "other_small")
@@ -54,16 +63,28 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     is_large = table.p - table.p_outside >= LEAST
     table["calibrated"] = (table.q < LEVEL) & is_large
     verdicts = ["✓ significant and large", "significant but small"]
-    table["verdict"] = np.select([table.calibrated, (table.q < LEVEL) & ~is_large], verdicts, "not significant")
+    table["verdict"] = np.select(
+        [table.calibrated, (table.q < LEVEL) & ~is_large], verdicts, "not significant"
+    )
     table.to_csv(site.artifacts.path / "neurons.csv", index=False)
-    study, where = site.out.parent, {"task": "sounds", "model": "small", "target": "A", "mode": "specific"}
+    study, where = (
+        site.out.parent,
+        {"task": "sounds", "model": "small", "target": "A", "mode": "specific"},
+    )
     level = {"task": "sounds", "effect": LEAST, "q_level": LEVEL}
     pd.DataFrame([level]).to_csv(study / "task_level_neuron_statistics_small.csv", index=False)
     first = {"layer": table.layer[0], "neuron": table.neuron[0]}
     sets = [where | {"fold": i, "layer": 0, "neuron": i} for i in range(5)]
     sets += [where | {"fold": i, **first} for i in range(1, 5)]
     pd.DataFrame(sets).to_csv(study / "ablation_neurons.csv", index=False)
-    change = {"class": "A", "targeted": True, "measure": "accuracy", "effect": -12.5, "kind": "mean", "neurons": 1.8}
+    change = {
+        "class": "A",
+        "targeted": True,
+        "measure": "accuracy",
+        "effect": -12.5,
+        "kind": "mean",
+        "neurons": 1.8,
+    }
     pd.DataFrame([where | change]).to_csv(study / "ablation_effects.csv", index=False)
     none = np.argwhere(~selection.members.any(axis=2))[0].tolist()  # a neuron of no class
     site.build(selection=selection, neurons=[[first["layer"], first["neuron"]], none])
@@ -78,7 +99,9 @@ def page(browser: Any) -> Iterator[Any]:
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
+    page.on(
+        "request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url)
+    )
     yield page
     context.close()
     assert wrong == []
@@ -86,7 +109,9 @@ def page(browser: Any) -> Iterator[Any]:
 
 def show(page: Any, out: Path, **address: Any) -> None:
     page.goto("about:blank")
-    query = page.evaluate("a => new URLSearchParams(a).toString()", {k: str(v) for k, v in address.items()})
+    query = page.evaluate(
+        "a => new URLSearchParams(a).toString()", {k: str(v) for k, v in address.items()}
+    )
     page.goto(f"file://{out}/index.html#{query}")
     page.wait_for_selector("main[data-ready]")
 
@@ -123,12 +148,16 @@ def heading_of(record: dict[str, Any]) -> str:
 
 def test_from_the_first_page_to_a_class_and_a_neuron_and_along_the_list(page, site, neuron):
     show(page, site.out)
-    assert page.locator("figure.clip").count() == 3 and "What do neurons listen to" in page.inner_text("h1")
+    assert page.locator(
+        "figure.clip"
+    ).count() == 3 and "What do neurons listen to" in page.inner_text("h1")
     settled(page, lambda: page.click(f".chips a:has-text('{NAMES[0]}') >> nth=0"))
     assert page.inner_text("h1") == NAMES[0]
     settled(page, lambda: page.click("tbody a >> nth=0"))
     assert page.inner_text("h1").startswith("Layer") and page.locator("figure.clip").count() >= 15
-    page.wait_for_function("document.body.innerText.includes('in the untrained twin')")  # where it would rank there
+    page.wait_for_function(
+        "document.body.innerText.includes('in the untrained twin')"
+    )  # where it would rank there
     show(page, site.out, **address(neuron))
     assert page.inner_text("h1") == heading_of(neuron)
     said = page.inner_text("main")
@@ -142,7 +171,11 @@ def test_from_the_first_page_to_a_class_and_a_neuron_and_along_the_list(page, si
         "-12.5 points",
     ):
         assert part in said
-    rank = page.locator("section:has-text('silencing this neuron alone') tbody tr >> nth=0").inner_text().split()[-1]
+    rank = (
+        page.locator("section:has-text('silencing this neuron alone') tbody tr >> nth=0")
+        .inner_text()
+        .split()[-1]
+    )
     assert rank in {f"{r:,}" for r in neuron["attribution"]["rank"]}
     key = "ArrowRight" if page.locator("#next").count() else "ArrowLeft"
     settled(page, lambda: page.keyboard.press(key))
@@ -187,8 +220,13 @@ def test_the_overlay_is_the_records_map_and_can_be_switched_off(page, site, neur
     assert len(pixels) == len(neuron["clips"]) and levels.max() == 15
     for place, columns, rows, alpha in pixels:
         size = rows * columns
-        expected = levels[place * size : (place + 1) * size].reshape(rows, columns)[::-1]  # low frequencies below
-        assert np.abs(np.array(alpha).reshape(rows, columns) - 200 * expected.astype(float) / 15).max() <= 1
+        expected = levels[place * size : (place + 1) * size].reshape(rows, columns)[
+            ::-1
+        ]  # low frequencies below
+        assert (
+            np.abs(np.array(alpha).reshape(rows, columns) - 200 * expected.astype(float) / 15).max()
+            <= 1
+        )
     overlay = page.locator("canvas[data-place]").first
     assert overlay.is_visible()
     page.keyboard.press("o")
@@ -200,7 +238,9 @@ def test_the_overlay_is_the_records_map_and_can_be_switched_off(page, site, neur
 def test_the_meter_and_the_most_active_second_follow_the_map(page, site, neuron):
     show(page, site.out, **address(neuron))
     rows, columns = site.pair()["grid"]
-    levels = levels_of(neuron["maps"])[: len(neuron["clips"]) * rows * columns].reshape(-1, rows, columns)
+    levels = levels_of(neuron["maps"])[: len(neuron["clips"]) * rows * columns].reshape(
+        -1, rows, columns
+    )
     course = levels.mean(axis=1)
     shown = page.evaluate(
         "async ([layer, n]) => { const pair = await pairOf(index.pairs[0]), record = await recordOf(pair, layer * pair.width + n); "
@@ -224,7 +264,9 @@ def test_the_first_clips_hide_their_class_until_they_are_played(page, site):
     assert page.locator("figure.secret").count() == 0
 
 
-def test_a_search_finds_classes_of_every_task_and_takes_a_space_for_an_underscore(page, site, tmp_path):
+def test_a_search_finds_classes_of_every_task_and_takes_a_space_for_an_underscore(
+    page, site, tmp_path
+):
     def rename(index: dict[str, Any]) -> None:
         index["pairs"][1]["classes"][0][0] = "sea_waves"
 
@@ -244,7 +286,9 @@ def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site, tmp
             settled(page, lambda name=name: page.click(f"#sort-{name}"))
             cells = page.locator(f"tbody tr > :nth-child({column + 1})").all_inner_texts()
             values: list = [cell.split("\u202f")[0].split()[0] for cell in cells]
-            values = [[int(part) for part in x.split("/")] if name == "name" else float(x) for x in values]
+            values = [
+                [int(part) for part in x.split("/")] if name == "name" else float(x) for x in values
+            ]
             falling = page.get_attribute(f"th:has(#sort-{name})", "aria-sort") == "descending"
             assert len(values) > 1 and values == sorted(values, reverse=falling)
     page.keyboard.press("/")
@@ -256,7 +300,11 @@ def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site, tmp
     page.goto(url)
     page.wait_for_selector("main[data-ready]")
     assert "1 of 512" in page.inner_text("#found")
-    names = {"3/4": "3/4", "0.5": "0.5", "E\u0301cole": "\u00e9co"}  # an accent as a character of its own
+    names = {
+        "3/4": "3/4",
+        "0.5": "0.5",
+        "E\u0301cole": "\u00e9co",
+    }  # an accent as a character of its own
 
     def rename(pair: dict[str, Any]) -> None:
         for row, name in zip(pair["classes"], names, strict=True):
@@ -265,16 +313,24 @@ def test_search_narrows_sorting_sorts_and_the_address_holds_both(page, site, tmp
     out = changed(site, tmp_path / "atlas", "small-sounds/pair", rename)
     for c, text in enumerate(names.values()):
         show(page, out, m="small", t="sounds", find=1, q=text)
-        assert page.inner_text("#found").split()[0] == str(site.pair()["classes"][c]["neurons"]) != "0"
+        assert (
+            page.inner_text("#found").split()[0] == str(site.pair()["classes"][c]["neurons"]) != "0"
+        )
 
 
 def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
     site, table = mixed
     by_pair, calibrated = table.set_index(["layer", "neuron", "class"]), table[table.calibrated]
     several = table.groupby(["layer", "neuron"]).calibrated.agg(["size", "min", "max"])
-    assert (several["size"] > 1).any() and (several["min"] != several["max"]).any(), "else nothing can be mixed up"
+    assert (several["size"] > 1).any() and (several["min"] != several["max"]).any(), (
+        "else nothing can be mixed up"
+    )
     for chosen in ({}, {"c": "B"}):
-        found = calibrated[calibrated["class"] == "B"] if chosen else calibrated.drop_duplicates(["layer", "neuron"])
+        found = (
+            calibrated[calibrated["class"] == "B"]
+            if chosen
+            else calibrated.drop_duplicates(["layer", "neuron"])
+        )
         for sort, only in (("q", "specific"), ("p", "specific"), ("p", "calibrated")):
             show(page, site.out, m="small", t="sounds", find=1, s=sort, only=only, **chosen)
             rows = page.evaluate(
@@ -289,7 +345,9 @@ def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
                 shares = [float(x.split("\u202f")[0]) / 100 for x in (p, outside)]
                 assert shares == pytest.approx([wanted.p, wanted.p_outside], abs=0.0075)
                 assert float(q) == pytest.approx(wanted.q, rel=0.06) and verdict == wanted.verdict
-    titles = page.evaluate("[...document.querySelectorAll('tbody td:nth-child(7) span')].map((e) => e.title)")
+    titles = page.evaluate(
+        "[...document.querySelectorAll('tbody td:nth-child(7) span')].map((e) => e.title)"
+    )
     assert {title for title in titles if title} == {
         f"q below {LEVEL}, and p larger than in the other classes by at least {LEAST}"
     }
@@ -299,7 +357,9 @@ def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
 
 
 @pytest.mark.parametrize("table_is", ["complete", "the largest of each neuron"])
-def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed, tmp_path, monkeypatch, table_is):
+def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(
+    page, mixed, tmp_path, monkeypatch, table_is
+):
     site, table = mixed
     selection = select(site.artifacts, rate=1.0, quantile=0.6)
     if table_is != "complete":
@@ -313,18 +373,28 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(page, mixed
     said = float(page.inner_text(".lead .hot >> nth=0").split("\u202f")[0]) / 100
     assert said == pytest.approx(weaker.p, abs=0.0075)
     show(page, site.out, m="small", t="sounds", find=1)
-    page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    page.evaluate(
+        "navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }"
+    )
     page.click("text=Copy as CSV")
     copied = page.evaluate("window.copied")
-    assert all(len(line.split(",")[column]) == 4 for line in copied.splitlines()[1:] for column in (3, 4))
-    both = pd.read_csv(io.StringIO(copied)).merge(table, on=["layer", "neuron", "class"], suffixes=("", "_true"))
+    assert all(
+        len(line.split(",")[column]) == 4 for line in copied.splitlines()[1:] for column in (3, 4)
+    )
+    both = pd.read_csv(io.StringIO(copied)).merge(
+        table, on=["layer", "neuron", "class"], suffixes=("", "_true")
+    )
     assert len(both) == len(table) and (both.p - both.p_true).abs().max() < 0.0075
     show(page, site.out, m="small", t="sounds", find=1, c="B")
-    page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    page.evaluate(
+        "navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }"
+    )
     page.click("text=Copy as int_neurons")
     pairs = json.loads(page.evaluate("window.copied").removeprefix("int_neurons: "))
     assert sorted(map(tuple, pairs)) == sorted(map(tuple, selection.neurons("B").tolist()))
-    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as over plain http
+    page.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined })"
+    )  # as over plain http
     page.click("text=Copy address")
     page.wait_for_selector("#said >> text=The browser does not let it be copied.")
     written = page.evaluate("[0.0001, 0.00096, 3.2e-12].map(small)")
@@ -343,9 +413,16 @@ def test_what_a_page_says_of_contrasts_ranks_and_groups(page, mixed, site, neuro
         own = [f"{first}, its strongest class", first, "its 2 classes"][classes]
         show(page, of_mixed.out, **address(record))
         said = page.inner_text("main")
-        assert f"Among clips that are not of {own}, the neuron" in said and f"Among clips of {own}, the neuron" in said
+        assert (
+            f"Among clips that are not of {own}, the neuron" in said
+            and f"Among clips of {own}, the neuron" in said
+        )
         assert f"{own} ({sum(record['histogram'][0])} clips)" in said
-    dead = next(n for n in range(256) if n not in select(site.artifacts, rate=0.05).table().neuron.to_numpy())
+    dead = next(
+        n
+        for n in range(256)
+        if n not in select(site.artifacts, rate=0.05).table().neuron.to_numpy()
+    )
 
     def silence(pair: dict[str, Any]) -> None:
         aape = decoded(pair["aape"], "<f4").copy()
@@ -389,7 +466,10 @@ def test_tasks_share_neurons_where_layers_have_the_same_names(page, site, neuron
         show(page, out, m="small", t="sounds", c=NAMES[0])
         assert page.locator("option:has-text('(other)')").count() == tabs
     show(page, site.out, m="twin", t="sounds")  # there is no page of the twin on the other task
-    for pick, value, shown in (("t", "other", ("small", "other")), ("m", "twin", ("twin", "sounds"))):
+    for pick, value, shown in (
+        ("t", "other", ("small", "other")),
+        ("m", "twin", ("twin", "sounds")),
+    ):
         settled(page, lambda pick=pick, value=value: page.select_option(f"#pick-{pick}", value))
         assert (page.input_value("#pick-m"), page.input_value("#pick-t")) == shown
         assert page.locator("[role=alert]").count() == 0 and page.inner_text("h1") == shown[1]
@@ -399,7 +479,9 @@ def test_names_are_text_and_what_is_not_there_or_not_known_is_said(page, site):
     for name in NAMES:
         show(page, site.out, m="small", t="sounds", c=name)
         assert page.inner_text("h1") == name and page.locator("[onclick], h1 b").count() == 0
-        assert "not known here" in page.inner_text("main")  # only neurons.csv is there, as after `dissect`
+        assert "not known here" in page.inner_text(
+            "main"
+        )  # only neurons.csv is there, as after `dissect`
     for wrong, message in (
         ({"m": "none", "t": "x"}, "has no model"),
         ({"m": "small", "t": "sounds", "c": "<img>"}, "has no class “<img>”"),
@@ -408,7 +490,9 @@ def test_names_are_text_and_what_is_not_there_or_not_known_is_said(page, site):
         show(page, site.out, **wrong)
         assert message in page.inner_text("[role=alert]")
     paged = site.pair()["pages"].get("0", [])
-    show(page, site.out, m="small", t="sounds", l=0, n=next(n for n in range(256) if n not in paged))
+    show(
+        page, site.out, m="small", t="sounds", l=0, n=next(n for n in range(256) if n not in paged)
+    )
     assert "No clips were built" in page.inner_text("main")
 
 

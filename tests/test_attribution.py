@@ -21,7 +21,11 @@ def collected(tmp_path):
     """A toy that takes the wave in two chunks, its task of five folds, and its artifacts."""
     encoder = make_toy()
     module = encoder.module
-    encoder = replace(encoder, embed=lambda w: (module(w[:, :600]) + 2 * module(w[:, 600:])) / 3, padding_masks=None)
+    encoder = replace(
+        encoder,
+        embed=lambda w: (module(w[:, :600]) + 2 * module(w[:, 600:])) / 3,
+        padding_masks=None,
+    )
     task = make_task(tmp_path / "data", clips=30)
     return encoder, task, collect(encoder, task, tmp_path / "out")
 
@@ -38,7 +42,9 @@ def slopes(encoder, waves, labels, classifiers, layer, neuron, value, step=0.002
         with hooked(encoder, [encoder.layers[layer]], see), torch.no_grad():
             embeddings = encoder.embed(waves).numpy()
         rows = zip(classifiers, embeddings[:, None], labels, strict=True)
-        return np.array([classifier.log_probabilities(one)[0, label] for classifier, one, label in rows])
+        return np.array(
+            [classifier.log_probabilities(one)[0, label] for classifier, one, label in rows]
+        )
 
     return (log_p(step) - log_p(-step)) / (2 * step)
 
@@ -54,7 +60,9 @@ def test_equals_finite_differences_clip_by_clip(collected, replace_by):
         means[place] += output.double().sum(dim=(0, 1)).numpy()
         tokens[place] += output.shape[0] * output.shape[1]
 
-    waves = torch.from_numpy(np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))]))
+    waves = torch.from_numpy(
+        np.stack([task.read(i, encoder.sample_rate)[0] for i in range(len(task.files))])
+    )
     with hooked(encoder, encoder.layers, see), torch.no_grad():
         encoder.embed(waves)
     classifiers = [None] * 30
@@ -66,7 +74,9 @@ def test_equals_finite_differences_clip_by_clip(collected, replace_by):
         value = means[layer, neuron] / tokens[layer] if replace_by == "mean" else 0.0
         moved = slopes(encoder, waves, labels, classifiers, layer, neuron, value)
         for c in range(3):
-            assert found[layer, neuron, c] == pytest.approx(moved[labels == c].mean(), rel=0.01, abs=5e-5)
+            assert found[layer, neuron, c] == pytest.approx(
+                moved[labels == c].mean(), rel=0.01, abs=5e-5
+            )
     assert np.abs(found).max() > 1e-3
 
 
@@ -77,7 +87,13 @@ def test_one_pass_serves_both_and_an_interrupted_one_resumes(collected, monkeypa
     passes = Mock(wraps=attribution.one_pass)
     monkeypatch.setattr(attribution, "one_pass", passes)
     whole = attribute(encoder, task, artifacts, **settings | {"batch_size": 4})
-    assert [len(call.args[2]) for call in passes.call_args_list] == [4, 4, 4, 4, 2]  # 18 clips in blocks of 8
+    assert [len(call.args[2]) for call in passes.call_args_list] == [
+        4,
+        4,
+        4,
+        4,
+        2,
+    ]  # 18 clips in blocks of 8
     attributions = iter(range(3))
 
     def dies(*arguments):
@@ -90,7 +106,11 @@ def test_one_pass_serves_both_and_an_interrupted_one_resumes(collected, monkeypa
         attribute(encoder, task, artifacts, **settings)
     passes.reset_mock()
     resumed = attribute(encoder, task, artifacts, **settings)
-    assert [len(call.args[2]) for call in passes.call_args_list] == [5, 3, 2]  # the first block was kept
+    assert [len(call.args[2]) for call in passes.call_args_list] == [
+        5,
+        3,
+        2,
+    ]  # the first block was kept
     assert resumed == pytest.approx(whole, abs=1e-7)
     attribute(encoder, task, artifacts, replace_by="mean", **settings)
     assert passes.call_count == 3
@@ -102,7 +122,9 @@ def test_what_is_left_on_disk_is_read_without_the_sounds(collected):
     zero = attribute(encoder, task, artifacts, progress=False)
     kept = attributed(encoder, artifacts)
     np.testing.assert_array_equal(kept["zero"], zero)
-    np.testing.assert_array_equal(kept["mean"], attribute(encoder, task, artifacts, replace_by="mean", progress=False))
+    np.testing.assert_array_equal(
+        kept["mean"], attribute(encoder, task, artifacts, replace_by="mean", progress=False)
+    )
 
 
 def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused(collected):
@@ -117,13 +139,18 @@ def test_a_front_end_without_gradients_is_fine_and_an_encoder_without_is_refused
     encoder.module.layers[0].fc.forward = without_gradient
     found = attribute(encoder, task, artifacts, batch_size=10, progress=False)
     assert found == pytest.approx(expected, abs=1e-7)
-    assert all(p.requires_grad for p in encoder.module.parameters()) and not encoder.module.layers[1].act._forward_hooks
+    assert (
+        all(p.requires_grad for p in encoder.module.parameters())
+        and not encoder.module.layers[1].act._forward_hooks
+    )
     del encoder.module.layers[0].fc.forward
     closed = torch.no_grad()(encoder.embed)
     cut = lambda wave: encoder.embed(wave).detach() + 0 * next(encoder.module.parameters()).sum()  # noqa: E731
     for size, embed in ((11, closed), (12, cut)):
         with pytest.raises(ValueError, match="gradient"):
-            attribute(replace(encoder, embed=embed), task, artifacts, batch_size=size, progress=False)
+            attribute(
+                replace(encoder, embed=embed), task, artifacts, batch_size=size, progress=False
+            )
 
 
 def test_a_model_that_goes_on_in_place_and_other_audio(collected, tmp_path):
@@ -131,7 +158,9 @@ def test_a_model_that_goes_on_in_place_and_other_audio(collected, tmp_path):
     expected = attribute(encoder, task, artifacts, batch_size=9, progress=False)
     module, doubled = encoder.module, Mock(wraps=encoder.module.layers[1].fc.forward)
     module.layers[1].fc.forward = lambda x: doubled(x.mul_(2) / 2)
-    assert attribute(encoder, task, artifacts, batch_size=10, progress=False) == pytest.approx(expected, abs=1e-7)
+    assert attribute(encoder, task, artifacts, batch_size=10, progress=False) == pytest.approx(
+        expected, abs=1e-7
+    )
     assert doubled.called
     soundfile.write(task.audio_dir / task.files[3], np.full(1000, 0.1), 1000, subtype="FLOAT")
     for _ in range(2):  # nothing of it is kept
@@ -142,8 +171,13 @@ def test_a_model_that_goes_on_in_place_and_other_audio(collected, tmp_path):
 def test_folds_keep_groups_whole_and_every_class_on_both_sides(collected):
     _, _, artifacts = collected
     rows = np.arange(30)
-    assert (cross_folds(artifacts, rows) == artifacts.labels * 0 + [int(s[4:]) - 1 for s in artifacts.splits]).all()
-    some = np.flatnonzero(np.isin(artifacts.splits, ["fold1", "fold2"]))  # two folds: dealt by group
+    assert (
+        cross_folds(artifacts, rows)
+        == artifacts.labels * 0 + [int(s[4:]) - 1 for s in artifacts.splits]
+    ).all()
+    some = np.flatnonzero(
+        np.isin(artifacts.splits, ["fold1", "fold2"])
+    )  # two folds: dealt by group
     fold = cross_folds(artifacts, some)
     for group in set(artifacts.groups):
         assert len(set(fold[artifacts.groups[some] == group])) <= 1

@@ -17,7 +17,10 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-NOTEBOOKS = {"M2D_ESC50": (1, 1), "Analyze_ClassSpecificNeurons": (5, 4)}  # least pictures and tables
+NOTEBOOKS = {
+    "M2D_ESC50": (1, 1),
+    "Analyze_ClassSpecificNeurons": (5, 4),
+}  # least pictures and tables
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a JupyterLab on copies of the notebooks, with one task and one model of the miniature."""
     folder = tmp_path_factory.mktemp("lab")
     study = yaml.safe_load((REPOSITORY / "studies" / "miniature.yaml").read_text())
-    study |= {"models": {"ssl": study["models"]["ssl"]}, "tasks": {"esc50": study["tasks"]["esc50"]}, "sharing": []}
+    study |= {
+        "models": {"ssl": study["models"]["ssl"]},
+        "tasks": {"esc50": study["tasks"]["esc50"]},
+        "sharing": [],
+    }
     study |= {"chance": {"permutations": 20}, "ablation": {}}
     (folder / "small.yaml").write_text(yaml.safe_dump(study))
     for name in NOTEBOOKS:
@@ -83,16 +90,22 @@ def run_all(page: Any, expected: int) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_all_cells_run_in_jupyterlab_twice_and_show_tables_and_pictures(browser: Any, lab: str, name: str):
+def test_all_cells_run_in_jupyterlab_twice_and_show_tables_and_pictures(
+    browser: Any, lab: str, name: str
+):
     least_pictures, least_tables = NOTEBOOKS[name]
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(lab.format(name))
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     page.get_by_text(re.compile(r"ipykernel\) \| Idle")).wait_for(timeout=120_000)
-    cells = (REPOSITORY / f"{name}.ipynb").read_text().count('"cell_type": "code"')  # the page fills only by and by
+    cells = (
+        (REPOSITORY / f"{name}.ipynb").read_text().count('"cell_type": "code"')
+    )  # the page fills only by and by
     for turn in (1, 2):
         run_all(page, turn * cells)
-        images = page.evaluate("[...document.querySelectorAll('.jp-RenderedImage img')].map(i => i.naturalWidth)")
+        images = page.evaluate(
+            "[...document.querySelectorAll('.jp-RenderedImage img')].map(i => i.naturalWidth)"
+        )
         assert len(images) >= least_pictures and min(images) > 100
         tables = page.evaluate(
             """[...document.querySelectorAll('.jp-RenderedHTMLCommon table')].map(t =>

@@ -40,7 +40,10 @@ def null_of(counts, labels, groups=None, **settings):
 
 
 def sums_of(counts, labels, groups):
-    return UnitSums(Counted(counts, labels, np.full(len(labels), TOKENS), groups), exchangeable_units(labels, groups))
+    return UnitSums(
+        Counted(counts, labels, np.full(len(labels), TOKENS), groups),
+        exchangeable_units(labels, groups),
+    )
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -48,13 +51,17 @@ def test_mean_and_variance_under_permutation_are_exact(crossed):
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(18) % 3, 2) if crossed else np.repeat(np.arange(3), 12)
     groups = np.repeat(np.arange(6), 6) if crossed else np.repeat(np.arange(18), 2)
-    counts = (rng.integers(0, 40, (36, 1, 4)) + 20 * (np.arange(36) // 6 % 2)[:, None, None]).astype(np.uint8)
+    counts = (
+        rng.integers(0, 40, (36, 1, 4)) + 20 * (np.arange(36) // 6 % 2)[:, None, None]
+    ).astype(np.uint8)
     sums = sums_of(counts, labels, groups)
     scale = PairStatistic(sums)
     labellings = permuted_labels(sums.units, 20000, seed=0)
     drawn = np.concatenate([active[:, 1].copy() for _, active in sums.by_class(labellings)])
     drawn -= 12 * TOKENS * scale.rate
-    assert drawn.mean(axis=0) == pytest.approx(scale.mean[1], abs=5 * float(drawn.std(axis=0).max()) / 141)
+    assert drawn.mean(axis=0) == pytest.approx(
+        scale.mean[1], abs=5 * float(drawn.std(axis=0).max()) / 141
+    )
     assert drawn.std(axis=0) == pytest.approx(1 / (Z_STEP * scale.cells_per_token[1]), rel=0.03)
 
 
@@ -65,9 +72,16 @@ def test_a_permutation_is_analysed_as_select_does_it(weak_filter):
     for index, permuted in enumerate(permuted_labels(null.units, 20, seed=3)):
         p = np.stack([counts[permuted == c].sum(axis=0) / (60 * TOKENS) for c in range(4)], axis=-1)
         exact = select(p, rate=0.05, weak_filter=weak_filter)
-        assert null.per_class[index].tolist() == exact.per_class.tolist() and null.coverage[index] == exact.coverage
-        assert null.mean_aape[index] == pytest.approx(exact.entropy[exact.selected].mean(), abs=1e-5)
-        assert null.classes_per_neuron[index] == pytest.approx(exact.per_class.sum() / exact.selected.sum())
+        assert (
+            null.per_class[index].tolist() == exact.per_class.tolist()
+            and null.coverage[index] == exact.coverage
+        )
+        assert null.mean_aape[index] == pytest.approx(
+            exact.entropy[exact.selected].mean(), abs=1e-5
+        )
+        assert null.classes_per_neuron[index] == pytest.approx(
+            exact.per_class.sum() / exact.selected.sum()
+        )
 
 
 def test_results_do_not_depend_on_threads(monkeypatch):
@@ -78,7 +92,9 @@ def test_results_do_not_depend_on_threads(monkeypatch):
         found.append(null_of(counts, labels))
     one, three = found
     assert np.array_equal(one.pair_q, three.pair_q, equal_nan=True)
-    assert np.array_equal(one.per_class, three.per_class) and np.array_equal(one.mean_aape, three.mean_aape)
+    assert np.array_equal(one.per_class, three.per_class) and np.array_equal(
+        one.mean_aape, three.mean_aape
+    )
 
 
 def test_how_far_an_aape_lies_below_ln_c_is_exact_where_classes_hardly_differ():
@@ -105,7 +121,10 @@ def test_p_values_are_uniform_on_shuffled_labels(labels, groups):
         counts = noise(seed, clips=len(labels), groups=groups)
         units = exchangeable_units(labels, groups)
         null = null_of(counts, next(permuted_labels(units, 1, 100 + seed))[units.of_clip], groups)
-        varies, sparse = ~np.isnan(null.pair_p), (counts > 0).mean(axis=0) < 0.06  # [layers, neurons]
+        varies, sparse = (
+            ~np.isnan(null.pair_p),
+            (counts > 0).mean(axis=0) < 0.06,
+        )  # [layers, neurons]
         found["pairs"].append(null.pair_p[varies])
         found["neurons"].append(null.neuron_p[~np.isnan(null.neuron_p)])
         found["sparse"].append(null.pair_p[sparse & varies.any(axis=-1)].reshape(-1))
@@ -131,7 +150,11 @@ def recordings_of_unequal_size(seed):
     groups = np.repeat(np.arange(len(size)), size)
     together = rng.normal(0, 1, (len(size), 5)) @ rng.normal(0, 0.8, (5, 300))
     rate = rng.beta(0.5, 3, 300) * np.exp(together[groups])
-    return rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8).reshape(-1, 2, 150), label[groups], groups
+    return (
+        rng.binomial(TOKENS, np.clip(rate, 0, 1)).astype(np.uint8).reshape(-1, 2, 150),
+        label[groups],
+        groups,
+    )
 
 
 def test_classes_of_few_long_recordings_give_no_discovery():
@@ -150,10 +173,16 @@ def test_one_active_clip_is_not_significant_and_planted_neurons_are():
     null = null_of(counts, labels)
     planted = np.zeros(null.pair_q.shape, dtype=bool)
     planted[1, 30:50, 2] = True
-    assert (null.pair_q[planted] < 0.05).all() and (null.neuron_q[1, 30:50] < 0.05).all() and null.task_p == 0.01
+    assert (
+        (null.pair_q[planted] < 0.05).all()
+        and (null.neuron_q[1, 30:50] < 0.05).all()
+        and null.task_p == 0.01
+    )
     assert (null.pair_q[~planted] < 0.05).sum() <= 6
     assert (null.pair_q[0, 5:15] > 0.2).all()  # all activity in one clip
-    assert np.isnan(null.pair_q[0, [0, 1, 2, 3, 4, 15]]).all()  # silent, or always active: not tested
+    assert np.isnan(
+        null.pair_q[0, [0, 1, 2, 3, 4, 15]]
+    ).all()  # silent, or always active: not tested
     assert np.isnan(null.neuron_q[0, [0, 15]]).all()
 
 
@@ -163,7 +192,9 @@ def test_edges_have_defined_results():
     assert one_class.discoveries == 0 and one_class.task_p == 1 and np.isnan(one_class.pair_p).all()
     dead = null_of(np.zeros_like(counts), labels)
     assert np.isnan(dead.pair_p).all() and dead.per_class.sum() == 0 and (dead.coverage == 0).all()
-    assert np.isnan(null_of(counts, np.arange(240) // 80, np.arange(240) // 80).pair_p).all()  # only 6 labellings
+    assert np.isnan(
+        null_of(counts, np.arange(240) // 80, np.arange(240) // 80).pair_p
+    ).all()  # only 6 labellings
     with pytest.raises(ValueError, match="at least 20"):
         null_of(counts, labels, permutations=5)
     with pytest.raises(ValueError, match="classes without a clip or token: indices \\[1, 3, 5\\]"):
@@ -172,7 +203,9 @@ def test_edges_have_defined_results():
 
 def planted_artifacts(path, padded=0):
     labels = np.arange(144) % 6
-    write_artifacts(path, planted_counts(labels, 6, seed=0), labels, list("abcdef"), task="t", padded=padded)
+    write_artifacts(
+        path, planted_counts(labels, 6, seed=0), labels, list("abcdef"), task="t", padded=padded
+    )
     return load_artifacts(path)
 
 
@@ -183,11 +216,19 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
     assert result.members.any() and not (result.members & ~chosen.members).any()
     assert (chosen.probabilities - result.selection.outside)[result.members].min() >= 0.3
     table = result.table()
-    assert result.coverage == 1 and table.calibrated.sum() == result.per_class.sum() == result.members.sum()
+    assert (
+        result.coverage == 1
+        and table.calibrated.sum() == result.per_class.sum() == result.members.sum()
+    )
     row = table.iloc[3]
-    assert row.q_value == pytest.approx(result.null.pair_q[row.layer, row.neuron, "abcdef".index(row["class"])])
+    assert row.q_value == pytest.approx(
+        result.null.pair_q[row.layer, row.neuron, "abcdef".index(row["class"])]
+    )
     assert f"of which {result.members.sum()} are calibrated" in repr(result)
-    assert "q < 0.05 with class-level and task-level test, and a difference of at least 0.3" in repr(result)
+    assert (
+        "q < 0.05 with class-level and task-level test, and a difference of at least 0.3"
+        in repr(result)
+    )
     train = select(artifacts.probabilities(split="train"), rate=0.1)
     assert calibrate(artifacts, train, split="train", permutations=20, progress=False).clips == 108
     with pytest.raises(ValueError, match="of the same split"):
@@ -196,10 +237,19 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
 
 def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
     artifacts = planted_artifacts(tmp_path, padded=20)
-    bare, padded = (select(artifacts.probabilities(padding=padding), rate=0.1) for padding in (False, True))
-    without, found = (calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (bare, padded))
-    counts, tokens = artifacts.counts - artifacts.padding_counts, artifacts.tokens - artifacts.padding_tokens
-    data = Counted(counts, artifacts.labels, tokens, artifacts.groups, clips=counted_clips(artifacts).clips)
+    bare, padded = (
+        select(artifacts.probabilities(padding=padding), rate=0.1) for padding in (False, True)
+    )
+    without, found = (
+        calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (bare, padded)
+    )
+    counts, tokens = (
+        artifacts.counts - artifacts.padding_counts,
+        artifacts.tokens - artifacts.padding_tokens,
+    )
+    data = Counted(
+        counts, artifacts.labels, tokens, artifacts.groups, clips=counted_clips(artifacts).clips
+    )
     expected = calibrate_counts(data, bare, permutations=20, progress=False)
     assert np.array_equal(without.null.pair_p, expected.null.pair_p, equal_nan=True)
     assert np.array_equal(without.null.mean_aape, expected.null.mean_aape)
@@ -208,8 +258,14 @@ def test_a_selection_without_padding_has_a_null_without_padding(tmp_path):
 
 def test_a_selection_by_scores_is_calibrated_pair_by_pair(tmp_path):
     artifacts = planted_artifacts(tmp_path)
-    by_aape, by_scores = select(artifacts, rate=0.1), select(artifacts, rate=0.1, scores=artifacts.probabilities())
-    one, two = (calibrate(artifacts, chosen, permutations=20, progress=False) for chosen in (by_aape, by_scores))
+    by_aape, by_scores = (
+        select(artifacts, rate=0.1),
+        select(artifacts, rate=0.1, scores=artifacts.probabilities()),
+    )
+    one, two = (
+        calibrate(artifacts, chosen, permutations=20, progress=False)
+        for chosen in (by_aape, by_scores)
+    )
     assert np.array_equal(one.null.pair_p, two.null.pair_p, equal_nan=True)
     assert two.null.drawn is None and np.isnan(two.null.mean_aape).all()
 
@@ -219,8 +275,12 @@ def test_the_two_gates_are_reported_apart_and_all_pairs_are_listed(tmp_path):
     labels, rng = np.arange(240) % 4, np.random.default_rng(0)
     rate = np.repeat(rng.beta(0.6, 5, 200)[None], 240, axis=0) * rng.gamma(20, 1 / 20, (240, 200))
     for c in range(4):
-        rate[:, 5 * c : 5 * c + 5] = np.where(labels == c, 0.34, 0.30)[:, None]  # significant, not large
-        rate[:, 20 + 5 * c : 25 + 5 * c] = np.where(labels == c, 0.65, 0.40)[:, None]  # large, and of high AAPE
+        rate[:, 5 * c : 5 * c + 5] = np.where(labels == c, 0.34, 0.30)[
+            :, None
+        ]  # significant, not large
+        rate[:, 20 + 5 * c : 25 + 5 * c] = np.where(labels == c, 0.65, 0.40)[
+            :, None
+        ]  # large, and of high AAPE
         rate[:, 40 + 5 * c : 45 + 5 * c] = np.where(labels == c, 0.70, 0.02)[:, None]
     counts = rng.binomial(TOKENS, np.clip(rate, 0, 1)).reshape(240, 2, 100)
     write_artifacts(tmp_path, counts, labels, list("abcd"), task="t")
@@ -230,12 +290,20 @@ def test_the_two_gates_are_reported_apart_and_all_pairs_are_listed(tmp_path):
     assert significant[:20].mean() > 0.8 and not large[:20].any()
     assert significant[20:].all() and large[20:].all()
     every = found.all_pairs()
-    assert set(zip(every.neuron, every["class"], strict=True)) >= {(n, "abcd"[n // 5 % 4]) for n in range(20, 60)}
+    assert set(zip(every.neuron, every["class"], strict=True)) >= {
+        (n, "abcd"[n // 5 % 4]) for n in range(20, 60)
+    }
     assert every.groupby(every.neuron < 40).selected.mean().round().tolist() == [1, 0]
-    assert (every.q_value < 0.05).all() and every.difference.min() >= 0.1 and every.difference.is_monotonic_decreasing
+    assert (
+        (every.q_value < 0.05).all()
+        and every.difference.min() >= 0.1
+        and every.difference.is_monotonic_decreasing
+    )
     assert every.selected.sum() == found.members.sum() == found.table().calibrated.sum()
     row = every.iloc[0]
     x, inside = counts[:, row.layer, row.neuron] / TOKENS, labels == "abcd".index(row["class"])
     spread = np.sqrt((x[inside].var() + x[~inside].var()) / 2)
     assert row.d_prime == pytest.approx((x[inside].mean() - x[~inside].mean()) / spread)
-    assert row.rate == pytest.approx(x[inside].mean()) and row.rate_outside == pytest.approx(x[~inside].mean())
+    assert row.rate == pytest.approx(x[inside].mean()) and row.rate_outside == pytest.approx(
+        x[~inside].mean()
+    )

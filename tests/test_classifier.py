@@ -30,11 +30,16 @@ def test_folds_test_each_clip_once_and_never_train_on_it() -> None:
     assert sorted(np.concatenate([fold.test for fold in found]).tolist()) == list(range(150))
     for fold in found:
         assert not set(fold.test) & set(fold.fit) and not set(fold.train) & set(fold.valid)
-        assert set(fold.fit) == set(fold.train) | set(fold.valid) and len(fold.fit) + len(fold.test) == 150
+        assert (
+            set(fold.fit) == set(fold.train) | set(fold.valid)
+            and len(fold.fit) + len(fold.test) == 150
+        )
         assert len(set(splits[fold.valid])) == 1
     (fold,) = folds(TRAIN, labels, CLASSES)
     assert fold.fit.tolist() == fold.train.tolist() == list(range(90))
-    assert fold.valid.tolist() == list(range(90, 120)) and fold.test.tolist() == list(range(120, 150))
+    assert fold.valid.tolist() == list(range(90, 120)) and fold.test.tolist() == list(
+        range(120, 150)
+    )
 
 
 def test_without_a_valid_split_whole_groups_of_train_choose() -> None:
@@ -56,7 +61,9 @@ def test_a_group_on_both_sides_and_one_tested_group_are_said() -> None:
     _, labels = blobs()
     splits, groups = np.array(["train"] * 90 + ["test"] * 60), np.arange(150).astype(str)
     groups[[5, 95]] = "x"
-    with pytest.warns(UserWarning, match="1 group\\(s\\) have clips to train on and to test on, e.g. 'x'"):
+    with pytest.warns(
+        UserWarning, match="1 group\\(s\\) have clips to train on and to test on, e.g. 'x'"
+    ):
         folds(splits, labels, CLASSES, groups)
     with pytest.warns(UserWarning, match="all tested clips are of one group"):
         folds(splits, labels, CLASSES, np.where(splits == "test", "y", groups))
@@ -76,14 +83,20 @@ def test_splits_that_cannot_work(splits: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_weights_are_those_of_scikit_learns_pipeline(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_those_of_scikit_learns_pipeline(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embeddings, labels = blobs()
     embeddings, labels = embeddings[labels < count], labels[labels < count]
-    (fold,) = folds(np.array(["train"] * 60 + ["test"] * (len(labels) - 60)), labels, CLASSES[:count])
+    (fold,) = folds(
+        np.array(["train"] * 60 + ["test"] * (len(labels) - 60)), labels, CLASSES[:count]
+    )
     monkeypatch.setattr(classifier, "STRENGTHS", [0.1])
     ours = fit(embeddings, labels, CLASSES[:count], fold).log_probabilities(embeddings)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500, tol=1e-3))
-    theirs = pipeline.fit(embeddings[:60].astype(float), labels[:60]).predict_log_proba(embeddings.astype(float))
+    theirs = pipeline.fit(embeddings[:60].astype(float), labels[:60]).predict_log_proba(
+        embeddings.astype(float)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -96,9 +109,16 @@ def test_regularisation_is_chosen_on_valid() -> None:
 
 
 def test_scores_by_class() -> None:
-    log_p, labels = np.log(np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])), np.array([0, 0, 1, 1])
+    log_p, labels = (
+        np.log(np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])),
+        np.array([0, 0, 1, 1]),
+    )
     table = scores(log_p, labels, ("a", "b"))
-    assert table["class"].tolist() == ["all classes", "a", "b"] and table.clips.tolist() == [4, 2, 2]
+    assert table["class"].tolist() == ["all classes", "a", "b"] and table.clips.tolist() == [
+        4,
+        2,
+        2,
+    ]
     assert table.accuracy.tolist() == [0.5, 0.5, 0.5]
     assert table.log_probability[1] == pytest.approx(np.log([0.8, 0.3]).mean())
 
@@ -116,7 +136,9 @@ def test_nearest_mean_by_hand() -> None:
     (fold,) = folds(TRAIN, labels, CLASSES)
     fitted = fit_nearest_mean(embeddings, labels, CLASSES, fold)
     z = (embeddings - embeddings[:90].mean(axis=0)) / embeddings[:90].std(axis=0)
-    distance = np.stack([((z - z[:90][labels[:90] == c].mean(axis=0)) ** 2).sum(axis=1) for c in range(3)], axis=1)
+    distance = np.stack(
+        [((z - z[:90][labels[:90] == c].mean(axis=0)) ** 2).sum(axis=1) for c in range(3)], axis=1
+    )
     log_p = -fitted.strength * distance
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(fitted.log_probabilities(embeddings), log_p, rtol=1e-5, atol=1e-5)

@@ -53,14 +53,20 @@ def encoded(monkeypatch) -> list[int]:
     """Grows by one with every batch that goes through an encoder."""
     batches: list[int] = []
     real = passing.count_batch
-    monkeypatch.setattr(passing, "count_batch", lambda *arguments: batches.append(1) or real(*arguments))
+    monkeypatch.setattr(
+        passing, "count_batch", lambda *arguments: batches.append(1) or real(*arguments)
+    )
     return batches
 
 
 def literal_counts(encoder, task):
     """Every activation kept, clip by clip, then compared with zero and averaged: the slow way."""
     counts = np.zeros((len(task), 3, 8), dtype=int)
-    means, padding, tokens = np.zeros(counts.shape), np.zeros_like(counts), np.zeros(len(task), dtype=int)
+    means, padding, tokens = (
+        np.zeros(counts.shape),
+        np.zeros_like(counts),
+        np.zeros(len(task), dtype=int),
+    )
     for clip in range(len(task)):
         wave, valid = task.read(clip, encoder.sample_rate)
         for layer, values in activations(encoder, wave).items():
@@ -75,7 +81,10 @@ def literal_counts(encoder, task):
 def activations(encoder, wave: np.ndarray) -> dict[int, np.ndarray]:
     """[tokens, neurons] of each layer, of one clip alone."""
     kept: dict[int, np.ndarray] = {}
-    with hooked(encoder, encoder.layers, lambda i, x: kept.__setitem__(i, x[0].numpy())), torch.no_grad():
+    with (
+        hooked(encoder, encoder.layers, lambda i, x: kept.__setitem__(i, x[0].numpy())),
+        torch.no_grad(),
+    ):
         encoder.embed(torch.from_numpy(wave)[None])
     return kept
 
@@ -85,34 +94,51 @@ def test_every_artifact_equals_a_literal_computation(tmp_path: Path, toy, task):
     counts, padding, tokens, means = literal_counts(toy, task)
     assert np.array_equal(artifacts.counts, counts) and artifacts.counts.dtype == np.uint8
     assert np.array_equal(artifacts.padding_counts, padding) and padding.any()
-    assert np.allclose(artifacts.means, means, rtol=1e-3, atol=1e-6) and artifacts.means.dtype == np.float16
+    assert (
+        np.allclose(artifacts.means, means, rtol=1e-3, atol=1e-6)
+        and artifacts.means.dtype == np.float16
+    )
     assert np.array_equal(artifacts.tokens, tokens)
     for c in range(3):
         mine = task.labels == c
         expected = counts[mine].sum(axis=0) / tokens[mine].sum()
         assert np.allclose(artifacts.probabilities()[:, :, c], expected, atol=0, rtol=1e-15)
         assert np.array_equal(artifacts.over_zero[:, :, c].numpy(), expected.astype(np.float32))
-        sound = (counts - padding)[mine].sum(axis=0) / (tokens - artifacts.padding_tokens)[mine].sum()
+        sound = (counts - padding)[mine].sum(axis=0) / (tokens - artifacts.padding_tokens)[
+            mine
+        ].sum()
         assert np.allclose(artifacts.probabilities(padding=False)[:, :, c], sound)
-    by_fold = artifacts.probabilities(split=["fold2", "fold3"], classes={"both": ["class0", "class2"]})
+    by_fold = artifacts.probabilities(
+        split=["fold2", "fold3"], classes={"both": ["class0", "class2"]}
+    )
     rows = np.isin(task.splits, ["fold2", "fold3"]) & (task.labels != 1)
     assert np.allclose(by_fold[:, :, 0], counts[rows].sum(axis=0) / tokens[rows].sum())
     assert (artifacts.path / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
-    assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(task.groups)
+    assert artifacts.files.tolist() == list(task.files) and artifacts.groups.tolist() == list(
+        task.groups
+    )
     waves = torch.stack([torch.from_numpy(task.read(clip, 1000)[0]) for clip in range(len(task))])
     assert np.allclose(artifacts.embeddings(), toy.embed(waves).detach(), atol=1e-6)
     for fold, labels in artifacts.gts.items():
         assert labels.tolist() == task.labels[np.asarray(task.splits) == fold].tolist()
     said = artifacts.manifest
-    assert said["weights"]["sha256"] == "toy-0" and said["group_column"] == "group" and said["padding"] == "counted"
+    assert (
+        said["weights"]["sha256"] == "toy-0"
+        and said["group_column"] == "group"
+        and said["padding"] == "counted"
+    )
 
 
-def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(tmp_path: Path, toy, task):
+def test_same_bytes_twice_and_signs_only_near_zero_with_another_batch_size(
+    tmp_path: Path, toy, task
+):
     first = collect(toy, task, tmp_path / "a", batch_size=7)
     assert contents(first.path) == contents(collect(toy, task, tmp_path / "b", batch_size=7).path)
     third = collect(toy, task, tmp_path / "elsewhere" / "c", batch_size=24)
     for clip, layer, neuron in np.argwhere(np.asarray(third.counts) != np.asarray(first.counts)):
-        assert np.abs(activations(toy, task.read(int(clip), 1000)[0])[layer][:, neuron]).min() <= 1e-5
+        assert (
+            np.abs(activations(toy, task.read(int(clip), 1000)[0])[layer][:, neuron]).min() <= 1e-5
+        )
 
 
 def test_finished_artifacts_are_returned_at_once_and_another_runs_folder_is_refused(
@@ -123,8 +149,12 @@ def test_finished_artifacts_are_returned_at_once_and_another_runs_folder_is_refu
     before = contents(out)
     encoded.clear()
     with folder_lock(out):  # finished artifacts can be read while another process holds the folder
-        assert collect(toy, task, out, batch_size=3).has_counts  # and the batch size no longer matters
-    with monkeypatch.context() as patch:  # another process finishes between the question and the lock
+        assert collect(
+            toy, task, out, batch_size=3
+        ).has_counts  # and the batch size no longer matters
+    with (
+        monkeypatch.context() as patch
+    ):  # another process finishes between the question and the lock
         answers = iter([False])
         patch.setattr(passing, "_finished", lambda *arguments: next(answers, True))
         assert collect(toy, task, out).has_counts
@@ -135,10 +165,15 @@ def test_finished_artifacts_are_returned_at_once_and_another_runs_folder_is_refu
     with pytest.raises(ValueError, match="splits is .*fold5.* there and .*'fold1'] here"):
         collect(toy, task, out, splits=["fold1"])
     soundfile.write(task.audio_dir / task.files[3], np.zeros(700), 1000, subtype="FLOAT")
-    with pytest.raises(ValueError, match=rf"1 of 24 clips differ .* of {task.files[3]}, sha256 is '\w+' there"):
+    with pytest.raises(
+        ValueError, match=rf"1 of 24 clips differ .* of {task.files[3]}, sha256 is '\w+' there"
+    ):
         collect(toy, task, out)
     assert contents(out) == before and not encoded
-    with folder_lock(tmp_path / "b"), pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"):
+    with (
+        folder_lock(tmp_path / "b"),
+        pytest.raises(FolderBusy, match=f"in use by process {os.getpid()} on"),
+    ):
         collect(toy, task, tmp_path / "b")
     assert not (tmp_path / "b" / ".partial").exists()
 
@@ -156,13 +191,21 @@ def test_what_another_tool_left_is_named_and_not_touched(tmp_path: Path, toy, ta
     out = tmp_path / "foreign"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text('{"theirs": 1}')
-    with pytest.raises(ValueError, match=re.escape("foreign" if name == ".pass.json" else name.split("/")[0])):
+    with pytest.raises(
+        ValueError, match=re.escape("foreign" if name == ".pass.json" else name.split("/")[0])
+    ):
         collect(toy, task, out)
-    left = {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    left = {
+        p.relative_to(out).as_posix(): p.read_text()
+        for p in out.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
     assert left == {name: '{"theirs": 1}'}
 
 
-def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_path: Path, task, interrupted):
+def test_other_weights_or_another_embedding_are_noticed_without_being_told(
+    tmp_path: Path, task, interrupted
+):
     def scaled(factor: float):
         module = Toy()
         return bare(module, embed=lambda wave: module(wave) * factor)
@@ -176,10 +219,23 @@ def test_other_weights_or_another_embedding_are_noticed_without_being_told(tmp_p
         with pytest.raises(ValueError, match="same weights embed .* there and .* here"):
             collect(scaled(1.01), task, out)
         assert np.array_equal(collect(scaled(1.0001), task, out).counts, whole.counts)
-    none = {"padding_masks": lambda valid, samples: [torch.zeros(len(valid), samples // 100, dtype=torch.bool)]}
-    for change in ({"clip_seconds": 0.5, "chunks": True}, none):  # embeddings do not tell the difference
-        with pytest.raises(ValueError, match="weights, window and padding. is .* there and .* here"):
-            collect(dataclasses.replace(bare(), **change), dataclasses.replace(task, clip_seconds=1.0), finished)
+    none = {
+        "padding_masks": lambda valid, samples: [
+            torch.zeros(len(valid), samples // 100, dtype=torch.bool)
+        ]
+    }
+    for change in (
+        {"clip_seconds": 0.5, "chunks": True},
+        none,
+    ):  # embeddings do not tell the difference
+        with pytest.raises(
+            ValueError, match="weights, window and padding. is .* there and .* here"
+        ):
+            collect(
+                dataclasses.replace(bare(), **change),
+                dataclasses.replace(task, clip_seconds=1.0),
+                finished,
+            )
 
 
 def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
@@ -188,12 +244,16 @@ def test_clips_that_differ_late_are_other_clips(tmp_path: Path, toy):
     late = np.zeros((12, 40_300), dtype=np.float32)
     late[:, -300:] = np.random.default_rng(0).normal(0, 0.3, (12, 300))
     for name, wave in zip(task.files, late, strict=True):
-        soundfile.write(task.audio_dir / name, wave, 40_300, subtype="FLOAT")  # the last 7 ms of 1 s
+        soundfile.write(
+            task.audio_dir / name, wave, 40_300, subtype="FLOAT"
+        )  # the last 7 ms of 1 s
     out = tmp_path / "noise"
     first = collect(toy, task, out)
     late[3, -1] += 0.5
     soundfile.write(task.audio_dir / task.files[3], late[3], 40_300, subtype="FLOAT")
-    with pytest.raises(ValueError, match=f"1 of 12 clips differ .* of {task.files[3]}, sha256 is .* there"):
+    with pytest.raises(
+        ValueError, match=f"1 of 12 clips differ .* of {task.files[3]}, sha256 is .* there"
+    ):
         collect(toy, task, out)
     with pytest.raises(ValueError, match=f"does not have 1 of the 12 clips.* e.g. {task.files[3]}"):
         relabel(first, task, tmp_path / "relabelled")
@@ -203,9 +263,13 @@ def test_values_that_are_no_numbers_are_named_by_clip_and_layer(tmp_path: Path, 
     module = Toy()
     peaks = [activations(bare(module), task.read(i, 1000)[0])[0].max() for i in range(len(task))]
     real, worst = module.layers[1].fc.forward, int(np.argmax(peaks))
-    module.layers[1].fc.forward = lambda x: real(x) / (x.amax(dim=(1, 2), keepdim=True) < max(peaks))
+    module.layers[1].fc.forward = lambda x: (
+        real(x) / (x.amax(dim=(1, 2), keepdim=True) < max(peaks))
+    )
     encoder = bare(module, embed=lambda wave: module(wave).nan_to_num())
-    with pytest.raises(BadClip, match=f"{task.files[worst]}: toy makes .* not finite, in layer layers.1.act"):
+    with pytest.raises(
+        BadClip, match=f"{task.files[worst]}: toy makes .* not finite, in layer layers.1.act"
+    ):
         collect(encoder, task, tmp_path / "out")
 
 
@@ -219,10 +283,16 @@ def test_a_mean_that_cannot_be_written_is_explained(tmp_path: Path, task):
 
 
 def test_a_model_in_training_mode_and_one_in_half_precision(tmp_path: Path, task):
-    module = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Dropout(0.5))
-    encoder = bare(module, lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1), activations="2")
+    module = nn.Sequential(
+        nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Dropout(0.5)
+    )
+    encoder = bare(
+        module, lambda wave: module(wave.to(module[1].weight.dtype)).mean(dim=1), activations="2"
+    )
     module.train()
-    with pytest.raises(ValueError, match=r"same wave differently .* training mode\? Call module.eval"):
+    with pytest.raises(
+        ValueError, match=r"same wave differently .* training mode\? Call module.eval"
+    ):
         collect(encoder, task, tmp_path / "out")
     module.eval().to(torch.bfloat16)
     half = collect(encoder, task, tmp_path / "half")
@@ -243,13 +313,17 @@ def test_what_a_model_keeps_from_the_pass_lets_gradients_through_later(tmp_path:
 
 
 def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
-    with pytest.warns(UserWarning, match=r"6 of 24 clips last longer than clip_seconds=1 \(the longest 1.2 s\)"):
+    with pytest.warns(
+        UserWarning, match=r"6 of 24 clips last longer than clip_seconds=1 \(the longest 1.2 s\)"
+    ):
         told = collect(toy, task, tmp_path / "a" / "out")
     assert told.manifest["cut"] == 6
     silent = dataclasses.replace(toy, padding_masks=None)
     seconds = np.array([soundfile.info(task.audio_dir / f).duration for f in task.files])
     share = np.clip(1 - seconds, 0, None).mean()
-    with pytest.warns(UserWarning, match=f"{share:.1%} of all samples are zero padding.*samples_per_token="):
+    with pytest.warns(
+        UserWarning, match=f"{share:.1%} of all samples are zero padding.*samples_per_token="
+    ):
         unknown = collect(silent, task, tmp_path / "b" / "out")
     with pytest.raises(ValueError, match="does not say which tokens"):
         unknown.probabilities(padding=False)
@@ -257,11 +331,20 @@ def test_padding_and_cut_clips_are_said(tmp_path: Path, toy, task):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* are cut there")
-        assert collect(silent, dataclasses.replace(full, clip_seconds=0.9), tmp_path / "c").padding_counts is None
+        assert (
+            collect(
+                silent, dataclasses.replace(full, clip_seconds=0.9), tmp_path / "c"
+            ).padding_counts
+            is None
+        )
 
 
-@pytest.mark.parametrize("names", [("a", "b\u2028", "c"), ("a", "b\x85b", "c"), ("é", "e\u0301", "c"), ("a", "", "c")])
-def test_class_names_that_could_not_be_read_back_are_refused_before_the_pass(tmp_path: Path, toy, task, names):
+@pytest.mark.parametrize(
+    "names", [("a", "b\u2028", "c"), ("a", "b\x85b", "c"), ("é", "e\u0301", "c"), ("a", "", "c")]
+)
+def test_class_names_that_could_not_be_read_back_are_refused_before_the_pass(
+    tmp_path: Path, toy, task, names
+):
     with pytest.raises(ValueError, match="line break|Unicode normalisation"):
         collect(toy, dataclasses.replace(task, classes=names), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -289,9 +372,17 @@ passing.collect(make_toy(), task, out, batch_size=4, device="cpu")
 def run_script(task, out: Path, *launcher: str, killed_at: int = 0) -> None:
     """Collect in another process, which kills itself at a batch (from 1; 0: never)."""
     (out.parent / "script.py").write_text(SCRIPT)
-    words = [str(out.parent / "script.py"), str(task.metadata), str(task.audio_dir), str(out), str(killed_at)]
+    words = [
+        str(out.parent / "script.py"),
+        str(task.metadata),
+        str(task.audio_dir),
+        str(out),
+        str(killed_at),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, timeout=300, env=environment)
+    ended = subprocess.run(
+        [sys.executable, *launcher, *words], capture_output=True, timeout=300, env=environment
+    )
     assert (ended.returncode != 0) == (killed_at > 0), ended.stderr.decode()[-2000:]
 
 
@@ -301,7 +392,10 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_nod
 def test_a_killed_pass_resumes_and_ends_with_the_same_bytes(tmp_path: Path, toy, task, encoded):
     out = tmp_path / "killed"
     run_script(task, out, killed_at=4)
-    assert len(list((out / ".partial").glob("batch-*.npz"))) == 3 and not (out / "manifest.json").exists()
+    assert (
+        len(list((out / ".partial").glob("batch-*.npz"))) == 3
+        and not (out / "manifest.json").exists()
+    )
     with pytest.raises(FileNotFoundError, match="interrupted: call it again"):
         load_artifacts(out)
     with pytest.raises(ValueError, match="batch_size is 4 there and 6 here"):
@@ -318,7 +412,9 @@ def test_a_killed_pass_resumes_and_ends_with_the_same_bytes(tmp_path: Path, toy,
 
 
 @pytest.mark.parametrize("killed_at", [0, 2])
-def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task, monkeypatch, killed_at: int):
+def test_two_processes_give_the_bytes_of_one(
+    tmp_path: Path, toy, task, monkeypatch, killed_at: int
+):
     run_script(task, tmp_path / "two", *TWO_PROCESSES, killed_at=killed_at)
     assert (tmp_path / "two" / "manifest.json").exists() == (not killed_at)
     for name in ("RANK", "WORLD_SIZE"):  # an earlier launch left them behind
@@ -332,24 +428,42 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path, toy, task, monkeypa
 def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
     whole = collect(toy, task, tmp_path / "x" / "whole")
     with pytest.warns(
-        UserWarning, match=r"1 of 3 layers are counted, .* use encoder.with_layers\(\['layers.2.act'\]\)"
+        UserWarning,
+        match=r"1 of 3 layers are counted, .* use encoder.with_layers\(\['layers.2.act'\]\)",
     ):
-        some = collect(toy, task, tmp_path / "y" / "some", layers=["layers.2.act"], splits=["fold1", "fold2", "fold3"])
+        some = collect(
+            toy,
+            task,
+            tmp_path / "y" / "some",
+            layers=["layers.2.act"],
+            splits=["fold1", "fold2", "fold3"],
+        )
     alone = toy.with_layers(some.layers)
     assert alone.layers == some.layers and toy.with_layers(toy.layers) is toy
     with pytest.raises(ValueError, match="expected some of layers.0.act"):
         toy.with_layers(["layers.3.act"])
     rows = np.isin(task.splits, ["fold1", "fold2", "fold3"])
-    assert some.layers == ("layers.2.act",) and np.array_equal(some.counts[:, 0], whole.counts[rows, 2])
+    assert some.layers == ("layers.2.act",) and np.array_equal(
+        some.counts[:, 0], whole.counts[rows, 2]
+    )
     without = collect(toy, task, tmp_path / "x" / "bare", means=False)
-    assert np.array_equal(without.counts, whole.counts) and not (without.path / "clip_means.npy").exists()
+    assert (
+        np.array_equal(without.counts, whole.counts)
+        and not (without.path / "clip_means.npy").exists()
+    )
     with pytest.warns(UserWarning, match="linear layers"):
         linear = bare(toy.module, activations="layers.*.fc")
-    before = collect(linear, task, tmp_path / "linear" / "out")  # its means are others: criteria would differ silently
-    assert np.array_equal(before.counts, whole.counts) and not (before.path / "clip_means.npy").exists()
+    before = collect(
+        linear, task, tmp_path / "linear" / "out"
+    )  # its means are others: criteria would differ silently
+    assert (
+        np.array_equal(before.counts, whole.counts)
+        and not (before.path / "clip_means.npy").exists()
+    )
     for artifacts in (without, before):
         with pytest.raises(
-            ValueError, match=r"holds no clip_means.npy.*\n.*functions are modules.*ablation.modes: \[zero\]"
+            ValueError,
+            match=r"holds no clip_means.npy.*\n.*functions are modules.*ablation.modes: \[zero\]",
         ):
             _ = artifacts.means
     long = dataclasses.replace(task, clip_seconds=1.2)
@@ -359,7 +473,10 @@ def test_chosen_layers_splits_and_files(tmp_path: Path, toy, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ["nope"]}, r"layers must be a list of some of layers.0.act, .* found \['nope'\]"),
+        (
+            {"layers": ["nope"]},
+            r"layers must be a list of some of layers.0.act, .* found \['nope'\]",
+        ),
         ({"layers": ["layers.0.act"] * 2}, "layers must be a list .* each once"),
         ({"layers": []}, r"layers must be a list .* found \[\]"),
         ({"splits": "21"}, "splits must be a list of some of 1, 2, .* found '21'"),
@@ -382,12 +499,15 @@ def test_settings_that_make_no_sense_are_refused_before_the_pass(
     assert not (tmp_path / "out").exists()
 
 
-def test_all_bad_clips_of_a_batch_are_named_and_the_pass_resumes_without_them(tmp_path: Path, toy, task, encoded):
+def test_all_bad_clips_of_a_batch_are_named_and_the_pass_resumes_without_them(
+    tmp_path: Path, toy, task, encoded
+):
     out, bad = tmp_path / "out", [13, 15]
     (task.audio_dir / task.files[13]).write_bytes(b"not audio")
     (task.audio_dir / task.files[15]).unlink()
     with pytest.raises(
-        BadClip, match=rf"2 of the 4 clips(.*\n)+.*{task.files[13]}.*\n.*{task.files[15]}.*\n.*is kept"
+        BadClip,
+        match=rf"2 of the 4 clips(.*\n)+.*{task.files[13]}.*\n.*{task.files[15]}.*\n.*is kept",
     ) as told:
         collect(toy, task, out, batch_size=4)
     assert "remove them from the task, then call again" in str(told.value)
@@ -395,10 +515,14 @@ def test_all_bad_clips_of_a_batch_are_named_and_the_pass_resumes_without_them(tm
     encoded.clear()
     good = rows_of(task, [clip for clip in range(24) if clip not in bad], "noise")
     # labels and splits may change, too
-    good = dataclasses.replace(good, labels=good.labels % 2, classes=("even", "odd"), splits=("test",) * 22)
+    good = dataclasses.replace(
+        good, labels=good.labels % 2, classes=("even", "odd"), splits=("test",) * 22
+    )
     resumed = collect(toy, good, out, batch_size=4)
     assert len(encoded) == 3  # of 6 batches
-    assert contents(resumed.path) == contents(collect(toy, good, tmp_path / "whole", batch_size=4).path)
+    assert contents(resumed.path) == contents(
+        collect(toy, good, tmp_path / "whole", batch_size=4).path
+    )
     assert np.array_equal(resumed.counts, literal_counts(toy, good)[0])
 
 
@@ -447,10 +571,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, toy, task, monkeypatch, encod
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", no_space)
-        with pytest.raises(OSError, match=r"no space left in .*computed is kept: free some space, then call again"):
+        with pytest.raises(
+            OSError, match=r"no space left in .*computed is kept: free some space, then call again"
+        ):
             collect(toy, task, out, batch_size=4)
     kept = 3 if full.startswith("batch") else 6
-    assert len(list((out / ".partial").glob("batch-*.npz"))) == kept and not list(out.rglob(".*.part"))
+    assert len(list((out / ".partial").glob("batch-*.npz"))) == kept and not list(
+        out.rglob(".*.part")
+    )
     encoded.clear()
     assert contents(collect(toy, task, out, batch_size=4).path) == contents(
         collect(toy, task, tmp_path / "whole", batch_size=4).path
@@ -462,7 +590,11 @@ def test_a_log_gets_a_line_per_tenth_of_the_clips(tmp_path: Path, toy, task, cap
     collect(toy, task, tmp_path / "out", batch_size=1)
     said = capfd.readouterr()
     lines = [line for line in said.err.split("\n") if "toy on noise" in line]
-    assert 10 <= len(lines) <= 14 and "24/24" in lines[-1] and "\r" not in said.err.replace("\r\n", "\n")
+    assert (
+        10 <= len(lines) <= 14
+        and "24/24" in lines[-1]
+        and "\r" not in said.err.replace("\r\n", "\n")
+    )
     assert "24 clips x 3 layers x 8 neurons, at least 0.00 GB" in said.out
 
 
@@ -470,7 +602,9 @@ def test_partial_results_on_another_disk(tmp_path: Path, toy, task):
     for name in ("scratch", "out"):
         (tmp_path / name).mkdir()
     (tmp_path / "out" / ".partial").symlink_to(tmp_path / "scratch")  # a faster disk
-    assert collect(toy, task, tmp_path / "out").has_counts and not list((tmp_path / "scratch").iterdir())
+    assert collect(toy, task, tmp_path / "out").has_counts and not list(
+        (tmp_path / "scratch").iterdir()
+    )
 
 
 def test_relabelled_artifacts_equal_a_pass_of_their_own(tmp_path: Path, toy, task, encoded):
@@ -493,14 +627,20 @@ def test_relabelled_artifacts_equal_a_pass_of_their_own(tmp_path: Path, toy, tas
 
 def test_some_clips_in_another_order_relabelled(tmp_path: Path, toy, task):
     source = collect(toy, task, tmp_path / "noise_analysis", batch_size=24)
-    subset = rows_of(task, [clip for clip in reversed(range(24)) if task.groups[clip] != "g5"], "some")
+    subset = rows_of(
+        task, [clip for clip in reversed(range(24)) if task.groups[clip] != "g5"], "some"
+    )
     alone = collect(toy, subset, tmp_path / "alone", batch_size=24)
     some = relabel(source, subset, tmp_path / "some")
-    assert np.array_equal(some.counts, alone.counts) and torch.equal(some.over_zero, alone.over_zero)
+    assert np.array_equal(some.counts, alone.counts) and torch.equal(
+        some.over_zero, alone.over_zero
+    )
     assert np.array_equal(some.padding_counts, alone.padding_counts)
     assert np.allclose(some.means, alone.means, rtol=1e-3)
     assert np.allclose(some.embeddings(), alone.embeddings(), atol=1e-6)
-    with pytest.raises(ValueError, match="belongs to another run: task is 'some' there and 'noise' here"):
+    with pytest.raises(
+        ValueError, match="belongs to another run: task is 'some' there and 'noise' here"
+    ):
         relabel(source, task, some.path)
     with pytest.raises(ValueError, match="does not have 4 of the 24 clips of noise"):
         relabel(some, task, tmp_path / "more")

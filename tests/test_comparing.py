@@ -11,7 +11,13 @@ import test_ablation as toy
 
 from aape.artifacts.folder import load_artifacts
 from aape.collecting.passing import collect
-from aape.criteria.comparing import CONTROLS, NothingToCompare, compare_criteria, draw_classes, strongest
+from aape.criteria.comparing import (
+    CONTROLS,
+    NothingToCompare,
+    compare_criteria,
+    draw_classes,
+    strongest,
+)
 from aape.criteria.ranking import Clips
 from benchmarks import criteria as benchmark
 
@@ -43,13 +49,21 @@ def test_planted_neurons_beat_their_controls_and_random_ones_do_not(tmp_path: Pa
         return scores
 
     named = {"planted": planted, "p_difference": "p_difference", "random": "random"}
-    result = compare_criteria(encoder, task, artifacts, named, k=4, modes=["mean"], draws=2, device="cpu")
+    result = compare_criteria(
+        encoder, task, artifacts, named, k=4, modes=["mean"], draws=2, device="cpu"
+    )
     rows = result.rows
-    assert set(rows.neurons) == {4.0} and set(rows.control) == {"", *CONTROLS} and rows.effect.notna().all()
+    assert (
+        set(rows.neurons) == {4.0}
+        and set(rows.control) == {"", *CONTROLS}
+        and rows.effect.notna().all()
+    )
     found = result.summary().set_index(["criterion", "classifier"])
     for classifier in ("linear", "nearest mean"):
         assert found.effect["planted", classifier] < found.effect["random", classifier]
-        assert found.below_active["planted", classifier] == found.classes["planted", classifier] == 3
+        assert (
+            found.below_active["planted", classifier] == found.classes["planted", classifier] == 3
+        )
     own = rows.query(
         "criterion == 'planted' and control == '' and classifier == 'linear' and measure == 'log_probability'"
     )
@@ -76,10 +90,15 @@ def test_fewer_than_two_classes_with_neurons_cannot_be_compared(tmp_path: Path) 
     ):
         with pytest.raises(NothingToCompare) as error:
             compare_criteria(encoder, task, artifacts, named, classes=classes, device="cpu")
-        assert message.format(*artifacts.classes) in str(error.value) and str(error.value).count("\n") == 1
+        assert (
+            message.format(*artifacts.classes) in str(error.value)
+            and str(error.value).count("\n") == 1
+        )
 
 
-def test_the_benchmark_continues_with_the_next_model_where_nothing_can_be_compared(tmp_path, monkeypatch):
+def test_the_benchmark_continues_with_the_next_model_where_nothing_can_be_compared(
+    tmp_path, monkeypatch
+):
     def compare(model: str, *_: Any, **__: Any) -> Any:
         if model == "untrained":
             raise NothingToCompare("no neuron.\nChoose others.")
@@ -97,7 +116,9 @@ def test_the_benchmark_continues_with_the_next_model_where_nothing_can_be_compar
     }  # fmt: skip
     for name, value in changed.items():
         monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(sys, "argv", ["criteria", "mine", "sounds", "--page", str(tmp_path / "page.md")])
+    monkeypatch.setattr(
+        sys, "argv", ["criteria", "mine", "sounds", "--page", str(tmp_path / "page.md")]
+    )
     benchmark.main()
     page = (tmp_path / "page.md").read_text()
     assert "## mine, sounds: the untrained\n\n`python -m benchmarks.criteria mine sounds" in page

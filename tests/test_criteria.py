@@ -46,11 +46,18 @@ LITERAL = {  # of one neuron: share of active tokens and mean activation of the 
     "p_difference": lambda x, m, mine: x[mine].mean() - x[~mine].mean(),
     "mean_difference": lambda x, m, mine: m[mine].mean() - m[~mine].mean(),
     "mean_margin": lambda x, m, mine: (
-        m[mine].mean() - max(m[LABELS[TRAIN] == c].mean() for c in range(4) if not mine[LABELS[TRAIN] == c].any())
+        m[mine].mean()
+        - max(m[LABELS[TRAIN] == c].mean() for c in range(4) if not mine[LABELS[TRAIN] == c].any())
     ),
-    "d_prime": lambda x, m, mine: (x[mine].mean() - x[~mine].mean()) / np.sqrt((x[mine].var() + x[~mine].var()) / 2),
-    "auroc": lambda x, m, mine: np.mean([(a > b) + (a == b) / 2 for a in x[mine] for b in x[~mine]]),
-    "probeless": lambda x, m, mine: sum(abs(m[mine].mean() - m[LABELS[TRAIN] == c].mean()) for c in range(4)),
+    "d_prime": lambda x, m, mine: (
+        (x[mine].mean() - x[~mine].mean()) / np.sqrt((x[mine].var() + x[~mine].var()) / 2)
+    ),
+    "auroc": lambda x, m, mine: np.mean(
+        [(a > b) + (a == b) / 2 for a in x[mine] for b in x[~mine]]
+    ),
+    "probeless": lambda x, m, mine: sum(
+        abs(m[mine].mean() - m[LABELS[TRAIN] == c].mean()) for c in range(4)
+    ),
 }
 
 
@@ -58,7 +65,10 @@ LITERAL = {  # of one neuron: share of active tokens and mean activation of the 
 def test_criteria_equal_literal_references(artifacts, name, monkeypatch):
     monkeypatch.setattr("aape.criteria.ranking.NEURONS_AT_ONCE", 70)
     found = rank(artifacts, name)  # of the training clips
-    rates, means = artifacts.counts[TRAIN] / TOKENS, np.asarray(artifacts.means)[TRAIN].astype(float)
+    rates, means = (
+        artifacts.counts[TRAIN] / TOKENS,
+        np.asarray(artifacts.means)[TRAIN].astype(float),
+    )
     for layer, neuron, c in itertools.product(range(3), range(0, 100, 3), range(4)):
         x, m = rates[:, layer, neuron], means[:, layer, neuron]
         expected = LITERAL[name](x, m, LABELS[TRAIN] == c) if x.std() or name != "d_prime" else 0.0
@@ -101,7 +111,9 @@ def test_selection_by_any_criterion_takes_the_same_steps(artifacts):
     assert chosen.selected.sum() == 15 and "score >" in repr(chosen)
     best = score.max(axis=2)
     assert set(best[chosen.selected]) == set(np.sort(best.ravel())[-15:])
-    assert np.array_equal(chosen.members, chosen.selected[..., None] & (score > kth_smallest(score, 0.95)))
+    assert np.array_equal(
+        chosen.members, chosen.selected[..., None] & (score > kth_smallest(score, 0.95))
+    )
     with pytest.raises(ValueError, match="expected \\(3, 100, 4\\) without NaN"):
         select(artifacts, scores=score[:1])
 
@@ -110,7 +122,9 @@ def test_attribution_runs_the_model_at_hand(toy, task, tmp_path):
     artifacts = collect(toy, task, tmp_path / "run")
     splits = sorted(set(artifacts.splits))
     expected = -attribute(toy, task, artifacts, split=splits, progress=False)
-    assert np.array_equal(rank(artifacts, "attribution_zero", encoder=toy, task=task, split=splits), expected)
+    assert np.array_equal(
+        rank(artifacts, "attribution_zero", encoder=toy, task=task, split=splits), expected
+    )
     with pytest.raises(ValueError, match="encoder=, task="):
         rank(artifacts, "attribution_zero")
 
@@ -133,7 +147,15 @@ def test_average_precision_and_best_threshold_equal_scikit_learn():
     for _ in range(8):
         positive = rng.random(40) < rng.choice([0.1, 0.5])
         positive[0] = True
-        x = np.stack([rng.random(40), rng.integers(0, 3, 40), positive + rng.normal(0, 0.5, 40), np.ones(40)], axis=1)
+        x = np.stack(
+            [
+                rng.random(40),
+                rng.integers(0, 3, 40),
+                positive + rng.normal(0, 0.5, 40),
+                np.ones(40),
+            ],
+            axis=1,
+        )
         area, threshold = curve(x, positive)
         for k in range(4):
             assert area[k] == pytest.approx(average_precision_score(positive, x[:, k]))
@@ -148,13 +170,19 @@ def test_scores_of_planted_neurons_are_high_and_under_permuted_labels_at_the_bas
     shuffled = held_out_scores(artifacts, pairs, np.random.default_rng(0).permutation(LABELS))
     assert abs(shuffled.auprc.mean() - 0.25) < 0.08 and shuffled.iou.mean() < 0.35
     # in one fold by hand: one neuron, thresholds from the other folds
-    one = held_out_scores(artifacts, pd.DataFrame({"layer": [1], "neuron": [7], "class": ["b"]})).iloc[0]
+    one = held_out_scores(
+        artifacts, pd.DataFrame({"layer": [1], "neuron": [7], "class": ["b"]})
+    ).iloc[0]
     fold, x = cross_folds(artifacts, np.arange(72)), artifacts.counts[:, 1, 7] / TOKENS
     said, mine = np.zeros(72, dtype=bool), LABELS == 1
     for f in range(5):
         others = fold != f
-        reached = {t: f1_score(mine[others], x[others] >= t) for t in sorted(set(x[others]), reverse=True)}
+        reached = {
+            t: f1_score(mine[others], x[others] >= t) for t in sorted(set(x[others]), reverse=True)
+        }
         threshold = max(reached, key=reached.__getitem__)
         said[fold == f] = x[fold == f] >= threshold
-    assert one.f1 == pytest.approx(f1_score(mine, said)) and one.iou == pytest.approx(jaccard_score(mine, said))
+    assert one.f1 == pytest.approx(f1_score(mine, said)) and one.iou == pytest.approx(
+        jaccard_score(mine, said)
+    )
     assert one.auprc == pytest.approx(average_precision_score(mine, x))

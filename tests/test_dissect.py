@@ -38,15 +38,21 @@ def test_an_encoder_and_a_folder(tmp_path: Path):
     assert set(classes.index) == {"low", "mid", "high"}
     assert (classes.clips == 40).all() and (classes.groups == 10).all()
     assert classes.neurons.to_dict() == found.calibrated.selection.per_class.to_dict()
-    assert classes.calibrated.is_monotonic_decreasing and (classes.calibrated <= classes.neurons).all()
-    for name, row in classes.dropna(subset="neuron").iterrows():  # the strongest neuron is what the artifacts say of it
+    assert (
+        classes.calibrated.is_monotonic_decreasing and (classes.calibrated <= classes.neurons).all()
+    )
+    for name, row in classes.dropna(
+        subset="neuron"
+    ).iterrows():  # the strongest neuron is what the artifacts say of it
         c = found.artifacts.classes.index(name)
         layer, neuron = int(row.layer), int(row.neuron)
         counts = found.artifacts.counts[:, layer, neuron].astype(float)
         inside = found.artifacts.labels == c
         tokens = found.artifacts.tokens
         assert row.p == pytest.approx(counts[inside].sum() / tokens[inside].sum(), abs=1e-6)
-        assert row.p_outside == pytest.approx(counts[~inside].sum() / tokens[~inside].sum(), abs=1e-6)
+        assert row.p_outside == pytest.approx(
+            counts[~inside].sum() / tokens[~inside].sum(), abs=1e-6
+        )
     assert len(classes.dropna(subset="neuron")) >= 2
     passing = pd.read_csv(folder / "passing_neurons.csv")
     chosen = passing[passing.selected]
@@ -55,7 +61,10 @@ def test_an_encoder_and_a_folder(tmp_path: Path):
     assert set(found.ablation.effects["class"]) <= {"low", "mid", "high"}
     assert any(note.startswith("silenced: the neurons of ") for note in found.notes)
     names = ("classes.pdf", "classes.png", "ablation_effects.csv", "../tones_artifacts/neurons.csv")
-    assert all((folder / name).is_file() for name in names) and found.atlas == tmp_path / "out" / "atlas" / "index.html"
+    assert (
+        all((folder / name).is_file() for name in names)
+        and found.atlas == tmp_path / "out" / "atlas" / "index.html"
+    )
     assert str(folder) in repr(found) and "the split is ours" in repr(found)
     assert said[0] is task and said[-1] is found
 
@@ -67,8 +76,13 @@ def test_a_second_labelling_of_the_same_sounds_needs_no_second_pass(tmp_path: Pa
     first = dissect(make_toy(), folder, tmp_path / "out", pattern="{label}_{group}_{}", **quick)
     monkeypatch.setattr("aape.dissecting.collect", None)  # it would be called
     for _ in range(2):
-        second = dissect(make_toy(), folder, tmp_path / "out", pattern="{group}_{label}_{}", **quick)
-    assert list(second.artifacts.classes) == [f"s{i}" for i in range(6)] and second.directory != first.directory
+        second = dissect(
+            make_toy(), folder, tmp_path / "out", pattern="{group}_{label}_{}", **quick
+        )
+    assert (
+        list(second.artifacts.classes) == [f"s{i}" for i in range(6)]
+        and second.directory != first.directory
+    )
     by_file = dict(zip(first.artifacts.files, first.artifacts.counts, strict=True))
     for file, counts in zip(second.artifacts.files, second.artifacts.counts, strict=True):
         assert np.array_equal(counts, by_file[file])
@@ -81,8 +95,12 @@ def test_what_cannot_be_silenced_does_not_lose_the_rest(tmp_path: Path):
     for lost in (tmp_path / "halves" / "test").glob("mid_*"):
         lost.unlink()
     with pytest.warns(UserWarning, match="mid in test"):
-        task = from_folder(tmp_path / "halves", pattern="{split}/{label}_{group}_{}", clip_seconds=1.0)
-    found = dissect(make_toy(), task, tmp_path / "out", rate=0.5, permutations=20, say=lambda _: None)
+        task = from_folder(
+            tmp_path / "halves", pattern="{split}/{label}_{group}_{}", clip_seconds=1.0
+        )
+    found = dissect(
+        make_toy(), task, tmp_path / "out", rate=0.5, permutations=20, say=lambda _: None
+    )
     assert found.ablation is None and "no ablation" in found.notes[-1] and "mid" in found.notes[-1]
     assert (found.directory / "classes.csv").is_file()
 
@@ -103,30 +121,47 @@ def test_chosen_targets_and_another_criterion(tmp_path: Path):
     quick = {"rate": 0.5, "permutations": 20, "controls": 1, "say": lambda _: None}
     found = dissect(make_toy(), task, tmp_path / "out", targets=["mid"], **quick)
     assert set(found.ablation.effects[found.ablation.effects.targeted]["class"]) == {"mid"}
-    other = dissect(make_toy(), task, tmp_path / "out", criterion="attribution", name="attribution", **quick)
+    other = dissect(
+        make_toy(), task, tmp_path / "out", criterion="attribution", name="attribution", **quick
+    )
     assert other.calibrated.selection.scores is not None and other.ablation is None
-    assert "compare_criteria" in other.notes[-1] and len(pd.read_csv(other.directory / "classes.csv")) == 3
+    assert (
+        "compare_criteria" in other.notes[-1]
+        and len(pd.read_csv(other.directory / "classes.csv")) == 3
+    )
 
 
-def test_the_command_line_on_a_model_of_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+def test_the_command_line_on_a_model_of_the_hub(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
     tiny_whisper(tmp_path / "model")
     folder = tones(tmp_path / "tones", speakers=5)
     monkeypatch.chdir(tmp_path)
     words = ["dissect", "model", str(folder), "--pattern", "{label}_{group}_{}", "--rate", "0.5"]
     assert cli.main([*words, "--permutations", "20", "--controls", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "groups: 5 (pattern)" in shown and "results: outputs/tones_model/tones_label_group_any" in shown
+    assert (
+        "groups: 5 (pattern)" in shown
+        and "results: outputs/tones_model/tones_label_group_any" in shown
+    )
     made = tmp_path / "outputs" / "tones_model"
     assert (made / "tones_label_group_any" / "classes.png").stat().st_size > 5000
     assert (made / "atlas" / "index.html").is_file()
 
-    assert cli.main(["table", str(folder), "-o", "clips.csv", "--pattern", "{label}_{group}_{}"]) == 0
+    assert (
+        cli.main(["table", str(folder), "-o", "clips.csv", "--pattern", "{label}_{group}_{}"]) == 0
+    )
     renamed = Path("clips.csv").read_text().replace(",low,", ",quiet,")
     Path("clips.csv").write_text(renamed)
     given: dict = {}
     with monkeypatch.context() as patch:
-        patch.setattr("aape.dissecting.dissect", lambda **options: given.update(options))  # it ran above
-        assert cli.main(["dissect", "model", str(folder), "--table", "clips.csv", "--seconds", "1"]) == 0
+        patch.setattr(
+            "aape.dissecting.dissect", lambda **options: given.update(options)
+        )  # it ran above
+        assert (
+            cli.main(["dissect", "model", str(folder), "--table", "clips.csv", "--seconds", "1"])
+            == 0
+        )
     assert given["task"].classes == ("high", "mid", "quiet") and given["task"].clip_seconds == 1
 
 
@@ -140,7 +175,9 @@ def test_the_command_line_on_a_model_of_the_hub(tmp_path: Path, capsys: pytest.C
         (["--permutations", "5"], "expected a whole number of at least 20"),
     ],
 )
-def test_wrong_options_are_refused_at_once(words: list[str], message: str, capsys: pytest.CaptureFixture):
+def test_wrong_options_are_refused_at_once(
+    words: list[str], message: str, capsys: pytest.CaptureFixture
+):
     with pytest.raises(SystemExit):
         cli.main(["dissect", "model", "sounds", *words])
     assert message in capsys.readouterr().err
@@ -152,11 +189,17 @@ def test_wrong_options_are_refused_at_once(words: list[str], message: str, capsy
         (KeyboardInterrupt(), 130, "run the same command again to resume"),
         (ValueError("expected a, found b"), 2, "aape x: expected a, found b\nCorrect this"),
         (RuntimeError("CUDA out of memory"), 2, "smaller --batch-size"),
-        (MemoryError(), 2, "aape x: MemoryError\nRun the same command again with a smaller --batch-size"),
+        (
+            MemoryError(),
+            2,
+            "aape x: MemoryError\nRun the same command again with a smaller --batch-size",
+        ),
         (ModuleNotFoundError("No module named 'x'"), 2, "`aape doctor` says what to install"),
     ],
 )
-def test_errors_reach_the_shell_as_two_lines(error, status: int, message: str, capsys: pytest.CaptureFixture):
+def test_errors_reach_the_shell_as_two_lines(
+    error, status: int, message: str, capsys: pytest.CaptureFixture
+):
     def run():
         raise error
 

@@ -27,7 +27,9 @@ def study(tmp_path, monkeypatch):
         task = {"metadata": "gtzan.csv", "audio_dir": audio_dir, "clip_seconds": 30.0}
         model = {"loader": loader, "options": {"weights_path": WEIGHTS} | options}
         path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump({"models": {"ssl": model}, "tasks": {"gtzan": task}, "substitute": True}))
+        path.write_text(
+            yaml.safe_dump({"models": {"ssl": model}, "tasks": {"gtzan": task}, "substitute": True})
+        )
         return path
 
     return write
@@ -53,7 +55,9 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     (tmp_path / WEIGHTS).touch()
     assert told(1)[1].endswith(f"aape download gtzan --folder {tmp_path}/data")
     renamed = doctor.doctor(study(audio_dir="data/songs")), capsys.readouterr().out.splitlines()[-1]
-    assert renamed[1].endswith(f"--folder {tmp_path}/data, and write {tmp_path}/data/gtzan into the study as audio_dir")
+    assert renamed[1].endswith(
+        f"--folder {tmp_path}/data, and write {tmp_path}/data/gtzan into the study as audio_dir"
+    )
     study()
     audio(3)
     assert told(1)[1].endswith(f"aape metadata gtzan {tmp_path}/data/gtzan {tmp_path}/gtzan.csv")
@@ -61,7 +65,9 @@ def test_from_nothing_to_ready_step_by_step(study, tmp_path, capsys):
     (tmp_path / "gtzan.csv").write_text("file_name,label,split\n" + rows)
     assert "1 of the 4 files in" in told(1)[0]
     audio(4)
-    assert f"Next: aape collect {path} ssl gtzan" in told(0)[1]  # the path that works, not the study's name
+    assert (
+        f"Next: aape collect {path} ssl gtzan" in told(0)[1]
+    )  # the path that works, not the study's name
     folder = tmp_path / "outputs" / "tiny" / "gtzan_ssl"
     folder.mkdir(parents=True)
     (folder / "over_zero.pt").touch()
@@ -104,7 +110,10 @@ def test_the_command_line_names_the_nearest_command_and_ends_quietly(capsys):
     shown = capsys.readouterr().out
     assert all(f"aape {name}" in shown for name in cli.COMMANDS)
     asked = f"{sys.executable} -m aape download | true"  # nobody reads, as after `| head`
-    assert subprocess.run(asked, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, timeout=60).stderr == b""
+    assert (
+        subprocess.run(asked, shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, timeout=60).stderr
+        == b""
+    )
     assert cli.main(["download", "--help", "vc1_gender"]) == 0
     assert capsys.readouterr().out.startswith("VoxCeleb1")
 
@@ -119,7 +128,10 @@ def test_pages_and_studies_agree():
         if task in paper.tasks:
             options = paper.tasks[task].options
             assert options["clip_seconds"] == facts.clip_seconds
-            assert (options["audio_dir"], options["csv_path"]) == (f"data/{dataset.name}", f"data/metadata/{task}.csv")
+            assert (options["audio_dir"], options["csv_path"]) == (
+                f"data/{dataset.name}",
+                f"data/metadata/{task}.csv",
+            )
     text = (REPOSITORY / "Install.md").read_text(encoding="utf-8")
     named = re.findall(r"aape (?:download|metadata) (?:--help )?(\w+)", text)
     assert named and {*named} <= {*DATASETS, *TASKS}

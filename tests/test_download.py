@@ -54,7 +54,9 @@ def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as instance:
         instance.files, instance.cut, instance.log = {"/m2d.bin": CONTENT}, 0, []
         instance.length = True  # whether it says how long a file is
-        instance.url = lambda path="/m2d.bin": f"http://127.0.0.1:{instance.server_address[1]}{path}"
+        instance.url = lambda path="/m2d.bin": (
+            f"http://127.0.0.1:{instance.server_address[1]}{path}"
+        )
         threading.Thread(target=instance.serve_forever, args=(0.02,), daemon=True).start()
         yield instance
         instance.shutdown()
@@ -134,8 +136,12 @@ def test_what_cannot_be_fetched(server, tmp_path):
 
 
 def test_nothing_is_fetched_unless_asked_and_addresses_are_pinned(monkeypatch, capsys):
-    monkeypatch.setattr(module.requests, "get", lambda *_, **__: pytest.fail("fetched without being asked"))
+    monkeypatch.setattr(
+        module.requests, "get", lambda *_, **__: pytest.fail("fetched without being asked")
+    )
     assert cli.main(["download"]) == 0
     shown = capsys.readouterr().out
     for name, entry in DATASETS.items():
-        assert name in shown and not any(branch in r.url for r in entry.remotes for branch in ("master", "/main/"))
+        assert name in shown and not any(
+            branch in r.url for r in entry.remotes for branch in ("master", "/main/")
+        )

@@ -83,14 +83,20 @@ def fake(tmp_path, monkeypatch):
     (root / "config" / "toy.yaml").write_text(CONFIG)
     rows = ["file_name,label,split,speaker_id"]
     for i in range(6):
-        soundfile.write(audio / f"{i}.wav", np.random.RandomState(i).random_sample(8000) - 0.5, 16000)
-        rows.append(f"{i}.wav,{10 - i % 2 * 8},{('train', 'train', 'valid', 'valid', 'test', 'test')[i]},s{i // 2}")
+        soundfile.write(
+            audio / f"{i}.wav", np.random.RandomState(i).random_sample(8000) - 0.5, 16000
+        )
+        rows.append(
+            f"{i}.wav,{10 - i % 2 * 8},{('train', 'train', 'valid', 'valid', 'test', 'test')[i]},s{i // 2}"
+        )
     (root / "evar" / "metadata" / "toy.csv").write_text("\n".join(rows))
     (root / "evar" / "metadata" / "toy_pitch.csv.csv").write_text("\n".join(rows))
     monkeypatch.setenv("EVAR", str(root))
     monkeypatch.setattr(evar, "has_package", lambda name: True)
     before = set(sys.modules)
-    known = {n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] in ("evar", "easydict")}
+    known = {
+        n: sys.modules.pop(n) for n in list(sys.modules) if n.split(".")[0] in ("evar", "easydict")
+    }
     yield root
     for name in set(sys.modules) - before | {"easydict"}:
         if name.split(".")[0] in ("evar", "easydict"):
@@ -103,7 +109,10 @@ def test_a_model_is_built_by_its_own_class_and_counts_are_those_of_its_modules(f
     encoder = evar.load("config/toy.yaml", activations="layers.*.1")
     assert (os.getcwd(), sys.path) == (folder, paths)
     assert encoder.layers == ("layers.0.1", "layers.1.1")
-    assert encoder.module.ar.where == (str(fake), str(fake))  # relative paths in EVAR's code are the clone's
+    assert encoder.module.ar.where == (
+        str(fake),
+        str(fake),
+    )  # relative paths in EVAR's code are the clone's
     assert (encoder.name, encoder.sample_rate, encoder.chunks) == ("AR_Toy", 1000, False)
     assert set(widths(encoder).values()) == {8}
     wave = torch.from_numpy(np.random.RandomState(0).random_sample((3, 80)) - 0.5).float()
@@ -112,7 +121,10 @@ def test_a_model_is_built_by_its_own_class_and_counts_are_those_of_its_modules(f
     for layer, block in enumerate(encoder.module.ar.layers):
         x = block(x)
         assert torch.equal(counted.counts[:, layer], (x > 0).sum(1).int())
-    drawn = [evar.load("config/toy.yaml", activations="layers.*.1", seed=seed).weights["sha256"] for seed in (1, 1, 2)]
+    drawn = [
+        evar.load("config/toy.yaml", activations="layers.*.1", seed=seed).weights["sha256"]
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -131,10 +143,25 @@ def test_statistics_of_training_data_need_a_task_and_use_its_training_clips(fake
     ("options", "layers", "error", "words"),
     [
         ({"audio_repr": "ar_toy.AR_X"}, "layers.*.1", ValueError, "it has AR_Toy"),
-        ({"audio_repr": "ar_toy.AR_Unfinished"}, "layers.*.1", ImportError, "a_package_that_is_not_there"),
-        ({"weight_file": "external/model.pth"}, "layers.*.1", FileNotFoundError, "Preparing-models.md"),
+        (
+            {"audio_repr": "ar_toy.AR_Unfinished"},
+            "layers.*.1",
+            ImportError,
+            "a_package_that_is_not_there",
+        ),
+        (
+            {"weight_file": "external/model.pth"},
+            "layers.*.1",
+            FileNotFoundError,
+            "Preparing-models.md",
+        ),
         ({"+return_filename": True}, "layers.*.1", ValueError, "reads files"),
-        ({"audio_repr": "ar_toy.AR_Frames"}, "layers.*.1", ValueError, r"embeddings \[2, dim\], found \(2, 8, 1\)"),
+        (
+            {"audio_repr": "ar_toy.AR_Frames"},
+            "layers.*.1",
+            ValueError,
+            r"embeddings \[2, dim\], found \(2, 8, 1\)",
+        ),
         ({"widht": 4}, "layers.*.1", ValueError, "did you mean 'width'"),
         ({}, None, ValueError, "pass activations="),
     ],
@@ -148,7 +175,12 @@ def test_what_is_missing_is_named_with_its_command(fake, monkeypatch):
     monkeypatch.setattr(evar, "has_package", lambda name: name != "torchaudio")
     with pytest.raises(ImportError) as caught:
         evar.require(fake, "lineareval.py", "ar_m2d")
-    for words in ("pip install --no-deps torchaudio", "torch_mlp_clf2.py -o", "sampler.py -o", "external/m2d"):
+    for words in (
+        "pip install --no-deps torchaudio",
+        "torch_mlp_clf2.py -o",
+        "sampler.py -o",
+        "external/m2d",
+    ):
         assert words in str(caught.value)
     assert "/master/" not in str(caught.value)  # addresses are pinned
     monkeypatch.delenv("EVAR")
@@ -193,12 +225,16 @@ def test_evars_steering_and_our_silencing_are_the_same(tmp_path):
     ours = m2d.load(checkpoint)
     wave = numpy_weights.noise(1.0)
     for gain in (0.0, 0.5):
-        config = evar.write_config(tmp_path / "steer.yaml", neurons, gain=gain, weight_file=str(checkpoint))
+        config = evar.write_config(
+            tmp_path / "steer.yaml", neurons, gain=gain, weight_file=str(checkpoint)
+        )
         steered = evar.load(config).embed(wave)
         plain = ours.embed(wave)
         with silenced(ours, neurons, gain=gain):
             changed = ours.embed(wave)
         assert float((changed - plain).abs().max()) > 1e-3  # the set acts
         assert float((changed - steered).abs().max()) <= 1e-5
-    assert torch.equal(evar.load(evar.write_config(config, [], weight_file=str(checkpoint))).embed(wave), plain)
+    assert torch.equal(
+        evar.load(evar.write_config(config, [], weight_file=str(checkpoint))).embed(wave), plain
+    )
     checkpoint.unlink()

@@ -23,7 +23,9 @@ PAGES = sorted((REPOSITORY / "gallery").rglob("README.md"))
 
 
 def code_of(book: nbformat.NotebookNode) -> list[str]:
-    cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    cells = [
+        cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     return [cell.source for cell in cells]
 
 
@@ -32,7 +34,11 @@ def texts_of(book: nbformat.NotebookNode) -> list[str]:
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     streams = [output.text for output in outputs if output.output_type == "stream"]
     data = [item for output in outputs for item in output.get("data", {}).items()]
-    return [cell.source for cell in book.cells] + streams + [text for kind, text in data if kind.startswith("text/")]
+    return (
+        [cell.source for cell in book.cells]
+        + streams
+        + [text for kind, text in data if kind.startswith("text/")]
+    )
 
 
 def test_the_gallery_holds_todays_notebooks_and_little_else():
@@ -59,7 +65,9 @@ def test_a_notebook_of_the_gallery_shows_its_outputs(name: str):
 def test_figures_and_links_of_a_page_exist(page: Path):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"", page.read_text())
     targets = [markdown or html for markdown, html in links]
-    lost = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    lost = [
+        target for target in targets if "://" not in target and not (page.parent / target).exists()
+    ]
     assert not lost
 
 
@@ -90,7 +98,9 @@ def player(seconds: float) -> str:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (round(seconds * 44100), 2))
     soundfile.write(file, noise, 44100, format="WAV")
     encoded = base64.b64encode(file.getvalue()).decode()
-    return f'<audio controls><source src="data:audio/wav;base64,{encoded}" type="audio/wav" /></audio>'
+    return (
+        f'<audio controls><source src="data:audio/wav;base64,{encoded}" type="audio/wav" /></audio>'
+    )
 
 
 def picture(size: int) -> str:
@@ -103,14 +113,24 @@ def picture(size: int) -> str:
 def executed() -> nbformat.NotebookNode:
     v4 = nbformat.v4
     outputs = [
-        v4.new_output("stream", name="stderr", text="clips:  50%|#####     | 1/2\rclips: 100%|##########| 2/2\n"),
+        v4.new_output(
+            "stream",
+            name="stderr",
+            text="clips:  50%|#####     | 1/2\rclips: 100%|##########| 2/2\n",
+        ),
         v4.new_output("stream", name="stdout", text="12 clips\n"),
-        v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}),
+        v4.new_output(
+            "display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}
+        ),
         v4.new_output("display_data", {"text/html": player(6.0), "text/plain": "<Audio>"}),
         v4.new_output("display_data", {"image/png": picture(300), "text/plain": "<Figure>"}),
     ]
-    cell = v4.new_code_cell("a = '/home/me/kept.csv'", outputs=outputs, metadata={"papermill": {"duration": 1.0}})
-    injected = v4.new_code_cell("sounds = '/home/me/sounds'", metadata={"tags": ["injected-parameters"]})
+    cell = v4.new_code_cell(
+        "a = '/home/me/kept.csv'", outputs=outputs, metadata={"papermill": {"duration": 1.0}}
+    )
+    injected = v4.new_code_cell(
+        "sounds = '/home/me/sounds'", metadata={"tags": ["injected-parameters"]}
+    )
     return v4.new_notebook(cells=[injected, cell], metadata={"papermill": {}, "widgets": {}})
 
 
@@ -128,8 +148,15 @@ def test_a_notebook_is_shrunk_as_far_as_it_must():
         injected, cell = book.cells
         assert injected.source == "sounds = 'sounds'" and cell.source == "a = '/home/me/kept.csv'"
         assert "papermill" not in text and "widget" not in text and "100%" not in text
-        assert [output.output_type for output in cell.outputs] == ["stream", "display_data", "display_data"]
-        assert Image.open(io.BytesIO(base64.b64decode(cell.outputs[2].data["image/png"]))).size == (300, 300)
+        assert [output.output_type for output in cell.outputs] == [
+            "stream",
+            "display_data",
+            "display_data",
+        ]
+        assert Image.open(io.BytesIO(base64.b64decode(cell.outputs[2].data["image/png"]))).size == (
+            300,
+            300,
+        )
     assert "audio/mpeg" in texts[0] and "audio/wav" not in texts[0]
     assert "<audio" not in texts[-1] and "run the notebook to hear it" in texts[-1]
     assert "papermill" in whole.metadata  # the argument stays as it is

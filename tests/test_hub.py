@@ -85,7 +85,9 @@ def run_transformers(kind: str, folder: Path, wave: Tensor) -> Tensor:
         encoder = model.encoder
         features = extractor(clips, padding="max_length", max_length=wave.shape[1], **options)
         positions = wave.shape[1] // 320
-        encoder.embed_positions = torch.nn.Embedding.from_pretrained(encoder.embed_positions.weight[:positions])
+        encoder.embed_positions = torch.nn.Embedding.from_pretrained(
+            encoder.embed_positions.weight[:positions]
+        )
         encoder.config.max_source_positions = positions
         return encoder(features["input_features"]).last_hidden_state
     if hasattr(model, "adapter"):
@@ -98,7 +100,9 @@ def run_transformers(kind: str, folder: Path, wave: Tensor) -> Tensor:
 def test_counts_and_embedding_equal_hooks_on_transformers_own_model(folders, kind, tiny, encoder):
     wave = noise(samples=9600)
     counted = count(encoder, wave, 9600, 9600)
-    hidden: list[Tensor] = []  # whatever any activation function of transformers gives, 48 channels wide
+    hidden: list[
+        Tensor
+    ] = []  # whatever any activation function of transformers gives, 48 channels wide
 
     def see(module, args, output):
         of_transformers = "activation" in type(module).__module__
@@ -117,7 +121,9 @@ def test_counts_and_embedding_equal_hooks_on_transformers_own_model(folders, kin
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", CLEAN)
-def test_padding_changes_neither_the_embedding_nor_a_count_where_the_mask_leaves_it_out(kind, encoder):
+def test_padding_changes_neither_the_embedding_nor_a_count_where_the_mask_leaves_it_out(
+    kind, encoder
+):
     alone, padded = noise(1, 6400, seed=1), torch.zeros(2, 9600)
     padded[0, :6400] = alone
     padded[1] = noise(1, 9600)
@@ -162,7 +168,9 @@ def test_masks_by_changing_what_lies_in_the_padding_and_in_the_sound(kind, tiny,
 
     def tokens(inside: Tensor, behind: Tensor) -> Tensor:
         wave = torch.where(place < valid, inside, behind)
-        loud = torch.where(place < 1000, 10 * sound, wave)  # all begin alike: Whisper normalises by the loudest
+        loud = torch.where(
+            place < 1000, 10 * sound, wave
+        )  # all begin alike: Whisper normalises by the loudest
         return before_the_blocks(kind, encoder, loud)
 
     plain = tokens(sound, silence)
@@ -177,7 +185,9 @@ def test_masks_by_changing_what_lies_in_the_padding_and_in_the_sound(kind, tiny,
     if kind.startswith("sew"):  # of the two tokens of the front end, one saw only sound
         assert mask.tolist().index(True) == -(-((valid - 400) // 320 + 1) // 2)
     elif kind != "whisper":
-        assert mask[edge].all()  # a convolution that reaches into the padding gives no token of the sound
+        assert mask[
+            edge
+        ].all()  # a convolution that reaches into the padding gives no token of the sound
 
 
 @torch.no_grad()
@@ -212,7 +222,9 @@ def test_pictures_show_what_the_model_gets(encoder):
     bands, frames = before.shape
     assert frames == pytest.approx(60, abs=1)
     band, frame = np.unravel_index(int((after - before).argmax()), before.shape)
-    assert 24 <= frame <= 31 and bands / 2 < band < bands  # 0.25 to 0.3 s, 3 kHz of 8, the lowest band first
+    assert (
+        24 <= frame <= 31 and bands / 2 < band < bands
+    )  # 0.25 to 0.3 s, 3 kHz of 8, the lowest band first
 
 
 @torch.no_grad()

@@ -56,17 +56,26 @@ def test_models_of_other_families_get_the_lines_to_write(tmp_path):
         ("{}", "type None"),
     ):
         (folder / "config.json").write_text(config)
-        with pytest.raises(ValueError, match=rf"(?s){found}.*wav2vec2.*from_module\(model, activations=.*embed=embed"):
+        with pytest.raises(
+            ValueError,
+            match=rf"(?s){found}.*wav2vec2.*from_module\(model, activations=.*embed=embed",
+        ):
             from_hub(folder, seed=0)
 
 
 def test_a_name_that_cannot_be_had_says_why_and_the_commit_is_recorded(hubert, monkeypatch):
     """The Hub's answers are simulated: no test reaches a hub."""
-    cached_file = Mock(side_effect=OSError("You are trying to access a gated repo.\nMake sure to have access"))
+    cached_file = Mock(
+        side_effect=OSError("You are trying to access a gated repo.\nMake sure to have access")
+    )
     monkeypatch.setattr("aape.encoders.hub.cached_file", cached_file)
-    with pytest.raises(OSError, match=r"nobody-here/unmistakably-local.*no folder.*gated repo. Make sure"):
+    with pytest.raises(
+        OSError, match=r"nobody-here/unmistakably-local.*no folder.*gated repo. Make sure"
+    ):
         from_hub("nobody-here/unmistakably-local", revision="v9")
-    snapshot = hubert.parent / "snapshots" / "0123456789abcdef0123456789abcdef01234567"  # as in the Hub's cache
+    snapshot = (
+        hubert.parent / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    )  # as in the Hub's cache
     shutil.copytree(hubert, snapshot)
     cached_file.configure_mock(side_effect=None, return_value=str(snapshot / "config.json"))
     model = transformers.AutoModel.from_pretrained(snapshot)
@@ -121,7 +130,12 @@ def test_folders_that_are_damaged_or_lack_something(hubert):
     [
         ("whisper", "feature_size", 128, "gives 128 mel bands, the model .* takes 80"),
         ("wav2vec2-bert", "feature_size", 40, "gives 80 mel bands, the model .* takes 160"),
-        ("audio-spectrogram-transformer", "num_mel_bins", 64, "gives 64 mel bands, the model .* takes 128"),
+        (
+            "audio-spectrogram-transformer",
+            "num_mel_bins",
+            64,
+            "gives 64 mel bands, the model .* takes 128",
+        ),
     ],
 )
 def test_the_front_end_of_another_model_is_refused(tmp_path, kind, key, value, found):
@@ -151,7 +165,9 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
     assert "wav2vec2" not in str(error.value)
 
 
-@pytest.mark.skipif(not (WHISPER / "model.safetensors").is_file(), reason=f"no whisper-tiny weights at {WHISPER}")
+@pytest.mark.skipif(
+    not (WHISPER / "model.safetensors").is_file(), reason=f"no whisper-tiny weights at {WHISPER}"
+)
 @pytest.mark.parametrize("full_window", [True, False])
 @torch.no_grad()
 def test_whisper_tiny_equals_hooks_on_transformers_own_encoder(full_window):
@@ -162,20 +178,27 @@ def test_whisper_tiny_equals_hooks_on_transformers_own_encoder(full_window):
     counted = count_batch(encoder, wave, torch.full((2,), 32000), encoder.layers, 1536)
 
     tokens = 1500 if full_window else 100
-    state = {key.removeprefix("model.encoder."): value.float() for key, value in weights_of(WHISPER).items()}
+    state = {
+        key.removeprefix("model.encoder."): value.float()
+        for key, value in weights_of(WHISPER).items()
+    }
     state["embed_positions.weight"] = state["embed_positions.weight"][:tokens]
     config = transformers.WhisperConfig.from_pretrained(WHISPER, max_source_positions=tokens)
     reference = transformers.models.whisper.modeling_whisper.WhisperEncoder(config).eval()
     reference.load_state_dict(state)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(WHISPER)
-    features = extractor(list(wave.numpy()), sampling_rate=16000, max_length=tokens * 320, return_tensors="pt")
+    features = extractor(
+        list(wave.numpy()), sampling_rate=16000, max_length=tokens * 320, return_tensors="pt"
+    )
     seen: list[torch.Tensor] = []
     for layer in reference.layers:
         layer.activation_fn.register_forward_hook(lambda module, args, out: seen.append(out))
     hidden = reference(features["input_features"]).last_hidden_state
     for layer, activations in enumerate(seen):
         assert torch.equal(counted.counts[:, layer], (activations > 0).sum(dim=1).int())
-        torch.testing.assert_close(counted.means[:, layer], activations.mean(dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            counted.means[:, layer], activations.mean(dim=1), rtol=1e-4, atol=1e-5
+        )
     assert len(seen) == 4 and counted.tokens.tolist() == [tokens] * 2
     torch.testing.assert_close(counted.embeddings, hidden[:, :100].mean(dim=1), rtol=0, atol=1e-5)
     assert counted.padding_tokens.tolist() == [tokens - 100] * 2

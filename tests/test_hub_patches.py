@@ -66,8 +66,14 @@ def test_patches_lie_where_the_grid_says(kind, encoder):
 def test_pooled_outputs_are_the_models_own(kind, encoder):
     wave = noise(2, 10240)
     extractor = transformers.ASTFeatureExtractor(max_length=64)
-    features = extractor(list(wave.numpy()), sampling_rate=16000, return_tensors="pt")["input_values"]
-    expected = encoder.module(features[:, None]) if kind == "timm" else encoder.module(features).pooler_output
+    features = extractor(list(wave.numpy()), sampling_rate=16000, return_tensors="pt")[
+        "input_values"
+    ]
+    expected = (
+        encoder.module(features[:, None])
+        if kind == "timm"
+        else encoder.module(features).pooler_output
+    )
     embedding = encoder.embed(wave)
     torch.testing.assert_close(embedding, expected)
     assert embedding.shape == (2, 32) and "ASTFeatureExtractor with" in encoder.weights["front_end"]

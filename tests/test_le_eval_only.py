@@ -28,9 +28,18 @@ from aape.neurons.selection import select
 from add_to_evar import bridge
 from benchmarks import numpy_weights
 
-TASKS = {"three": ("cat dog owl", 1), "two": ("cat dog", 1), "folds": ("7 8 60", 3)}  # classes, folds
+TASKS = {
+    "three": ("cat dog owl", 1),
+    "two": ("cat dog", 1),
+    "folds": ("7 8 60", 3),
+}  # classes, folds
 SPLITS = ("train", "valid", "test")
-PLAIN = {"audio_repr": "ar_m2d.AR_M2D", "weight_file": "external/m2d.pth", "mean": 0.0, "batch_size": 8}
+PLAIN = {
+    "audio_repr": "ar_m2d.AR_M2D",
+    "weight_file": "external/m2d.pth",
+    "mean": 0.0,
+    "batch_size": 8,
+}
 
 
 def wave_of(number: int, label: int) -> torch.Tensor:
@@ -57,14 +66,20 @@ def get_defs(cfg, task):
 def create_dataloader(cfg, fold=1, **_):
     table = pd.read_csv(cfg.task_metadata)
     splits = table.split if "split" in table else np.where(table.fold == fold, "test", "train")
-    sets = [types.SimpleNamespace(df=table[splits == s], classes=sorted(set(table.label))) for s in SPLITS]
+    sets = [
+        types.SimpleNamespace(df=table[splits == s], classes=sorted(set(table.label)))
+        for s in SPLITS
+    ]
     return (*(types.SimpleNamespace(dataset=d) for d in sets), False)
 
 
 def to_embeddings(emb_ar, loader, device, _id, fold):
     data = loader.dataset
     labels = [data.classes.index(label) for label in data.df.label]
-    waves = [wave_of(int(name.split(".")[0]), label) for name, label in zip(data.df.file_name, labels, strict=True)]
+    waves = [
+        wave_of(int(name.split(".")[0]), label)
+        for name, label in zip(data.df.file_name, labels, strict=True)
+    ]
     if not waves:
         return None, None
     with torch.no_grad():
@@ -76,7 +91,9 @@ class AR_M2D(nn.Module):
         super().__init__()
         self.runtime = nn.Module()
         self.runtime.backbone = nn.Module()
-        self.runtime.backbone.blocks = nn.ModuleList(nn.ModuleDict({"mlp": Mlp(16, 24)}) for _ in range(12))
+        self.runtime.backbone.blocks = nn.ModuleList(
+            nn.ModuleDict({"mlp": Mlp(16, 24)}) for _ in range(12)
+        )
         if cfg:
             self.load_state_dict(torch.load(cfg.weight_file, weights_only=True))
 
@@ -95,7 +112,9 @@ class AR_M2D_Steering_Neurons(AR_M2D):
         for layer in {pair[0] for pair in cfg.int_neurons} & set(range(12)):
             gains = torch.ones(24)
             gains[[n for at, n in cfg.int_neurons if at == layer and n < 24]] = cfg.int_gain
-            self.runtime.backbone.blocks[layer]["mlp"].act.register_forward_hook(lambda m, a, out, g=gains: out * g)
+            self.runtime.backbone.blocks[layer]["mlp"].act.register_forward_hook(
+                lambda m, a, out, g=gains: out * g
+            )
 
 
 class AR_M2D_Drawn_Steering_Neurons(AR_M2D_Steering_Neurons):
@@ -119,8 +138,14 @@ class MLP(nn.Module):
 class TorchMLPClassifier2:
     device = torch.device("cpu")
 
-    def __init__(self, hidden_layer_sizes=(), max_iter=20, learning_rate_init=0.05, standard_scaler=True, **_):
-        self.hidden_layer_sizes, self.max_iter, self.lr = hidden_layer_sizes, max_iter, learning_rate_init
+    def __init__(
+        self, hidden_layer_sizes=(), max_iter=20, learning_rate_init=0.05, standard_scaler=True, **_
+    ):
+        self.hidden_layer_sizes, self.max_iter, self.lr = (
+            hidden_layer_sizes,
+            max_iter,
+            learning_rate_init,
+        )
         self.standard_scaler, self.oh_enc = StandardScaler(), None
 
     def switch_regime(self, y, y_val):
@@ -140,7 +165,9 @@ class TorchMLPClassifier2:
             optimizer.step()
 
     def score(self, X, y, classes):
-        truth = self.switch_regime(y, None)[3].argmax(-1)  # two classes have one column here: all are the first class
+        truth = self.switch_regime(y, None)[3].argmax(
+            -1
+        )  # two classes have one column here: all are the first class
         with torch.no_grad():
             found = self.model(torch.Tensor(self.standard_scaler.transform(X))).argmax(-1).numpy()
         table = {"GT": [classes[i] for i in truth], "prediction": [classes[i] for i in found]}
@@ -168,7 +195,9 @@ def lineareval_run(task, seed=42, finished=True):
     for fold in range(1, folds + 1):
         *loaders, _ = create_dataloader(cfg, fold=fold)
         ar = ar or AR_M2D(cfg)
-        (X, y), (Xv, yv), (Xt, yt) = (to_embeddings(ar, loader, None, cfg.id, fold) for loader in loaders)
+        (X, y), (Xv, yv), (Xt, yt) = (
+            to_embeddings(ar, loader, None, cfg.id, fold) for loader in loaders
+        )
         clf = TorchMLPClassifier2()
         clf.fit(X, y, X_val=Xv, y_val=yv)
         score, df = clf.score(Xt, yt, loaders[0].dataset.classes)
@@ -183,7 +212,11 @@ def lineareval_run(task, seed=42, finished=True):
 
 
 def steering(neurons, **changes):
-    settings = PLAIN | {"audio_repr": "ar_m2d.AR_M2D_Steering_Neurons", "int_neurons": neurons, "int_gain": 0.0}
+    settings = PLAIN | {
+        "audio_repr": "ar_m2d.AR_M2D_Steering_Neurons",
+        "int_neurons": neurons,
+        "int_gain": 0.0,
+    }
     Path("config/steer.yaml").write_text(yaml.safe_dump(settings | changes))
     return "config/steer.yaml"
 
@@ -204,7 +237,10 @@ def evaluate(tmp_path, monkeypatch):
     part = np.arange(72) // 12
     split = np.repeat(SPLITS, [3, 1, 2])[part]
     for task, (classes, folds) in TASKS.items():
-        table = {"file_name": [f"{i}.wav" for i in range(72)], "label": np.resize(classes.split(), 72)}
+        table = {
+            "file_name": [f"{i}.wav" for i in range(72)],
+            "label": np.resize(classes.split(), 72),
+        }
         table |= {"fold": part % 3 + 1} if folds > 1 else {"split": split}
         pd.DataFrame(table).to_csv(f"evar/metadata/{task}.csv", index=False)
     Path("config/plain.yaml").write_text(yaml.safe_dump(PLAIN))
@@ -215,7 +251,9 @@ def evaluate(tmp_path, monkeypatch):
 
 def result(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     (predictions,) = folder.glob("le_eval_only-*-predictions.csv")
-    return pd.read_csv(str(predictions).replace("-predictions", "")), pd.read_csv(predictions, dtype=str)
+    return pd.read_csv(str(predictions).replace("-predictions", "")), pd.read_csv(
+        predictions, dtype=str
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,13 +263,19 @@ def test_with_no_neurons_the_repeated_run_is_the_run(evaluate, capsys, task, fin
     folder, score = lineareval_run(task, finished=finished)
     evaluate(steering([]), task, folder)
     table, predictions = result(folder)
-    assert (table.difference_points == 0).all()  # the classes 7, 8, 60 are numbers in one file, text in another
+    assert (
+        table.difference_points == 0
+    ).all()  # the classes 7, 8, 60 are numbers in one file, text in another
     assert (predictions.before == predictions.prediction).all()
     right = (predictions.prediction == predictions.GT).groupby(predictions.fold).mean().mean()
-    if task == "two":  # all are the first class to the public classifier; here they have two columns
+    if (
+        task == "two"
+    ):  # all are the first class to the public classifier; here they have two columns
         assert table["class"].tolist() == ["cat", "dog"] and right > 0.7
         return
-    assert right == score and 0.4 < score < 1.0  # neither trivial nor hopeless, or equality would say little
+    assert (
+        right == score and 0.4 < score < 1.0
+    )  # neither trivial nor hopeless, or equality would say little
     assert not finished or "24 predictions 24 are the same" in capsys.readouterr().out
     scopes = {"all folds": 72, "fold 3": 24} if task == "folds" else {"test": 24}
     assert table.groupby("scope").clips.sum().to_dict() == scopes
@@ -258,7 +302,9 @@ def test_steered_accuracy_is_that_of_the_same_classifier_on_steered_embeddings(e
     assert [["cat", "dog", "owl"][i] for i in logits.argmax(1)] == predictions.prediction.tolist()
     by_class = (predictions.prediction == predictions.GT).groupby(predictions.GT).mean()
     assert table.accuracy.tolist() == pytest.approx(by_class.tolist())
-    assert table.difference_points.tolist() == pytest.approx(100 * (table.accuracy - table.accuracy_before).to_numpy())
+    assert table.difference_points.tolist() == pytest.approx(
+        100 * (table.accuracy - table.accuracy_before).to_numpy()
+    )
 
 
 def test_the_classifier_is_kept_and_an_earlier_runs_is_not_taken(evaluate, capsys):
@@ -289,11 +335,16 @@ def test_a_classifier_that_evar_saved_is_used(evaluate, capsys, monkeypatch):
 
 def test_before_is_counted_here_whatever_lies_in_the_folder(evaluate):
     folder, _ = lineareval_run("three")
-    pd.DataFrame([{"cat": 1.0, "dog": 1.0, "owl": 1.0}]).to_csv(folder / "last_score_by_class.csv", index=None)
+    pd.DataFrame([{"cat": 1.0, "dog": 1.0, "owl": 1.0}]).to_csv(
+        folder / "last_score_by_class.csv", index=None
+    )
     evaluate(steering([]), "three", folder)
     table, predictions = result(folder)
     right = (predictions.before == predictions.GT).groupby(predictions.GT).mean()
-    assert table.accuracy_before.tolist() == pytest.approx(right.tolist()) and (table.difference_points == 0).all()
+    assert (
+        table.accuracy_before.tolist() == pytest.approx(right.tolist())
+        and (table.difference_points == 0).all()
+    )
 
 
 def test_the_same_metadata_by_another_path_are_the_same(evaluate):
@@ -306,7 +357,11 @@ def test_the_same_metadata_by_another_path_are_the_same(evaluate):
 
 def test_bad_input_is_named(evaluate):
     folder, _ = lineareval_run("three")
-    evaluate(steering([], weight_file=shutil.copy("external/m2d.pth", "external/same.pth")), "three", folder)
+    evaluate(
+        steering([], weight_file=shutil.copy("external/m2d.pth", "external/same.pth")),
+        "three",
+        folder,
+    )
     torch.save({k: v + 1 for k, v in torch.load("external/m2d.pth").items()}, "external/other.pth")
 
     def refused(words, neurons=(), task="three", **changes):
@@ -316,8 +371,13 @@ def test_bad_input_is_named(evaluate):
     refused("is a run of three, not of two", task="two")
     refused("The run had mean=0.0", mean=1.0)
     refused("--options=weight_file=external/m2d.pth", weight_file="external/other.pth")
-    refused("which is not a file: EVAR draws random weights", weight_file="m2d_vit_base-random/random")
-    refused("without steering, .* embeds the test clips", audio_repr="ar_m2d.AR_M2D_Drawn_Steering_Neurons")
+    refused(
+        "which is not a file: EVAR draws random weights", weight_file="m2d_vit_base-random/random"
+    )
+    refused(
+        "without steering, .* embeds the test clips",
+        audio_repr="ar_m2d.AR_M2D_Drawn_Steering_Neurons",
+    )
     refused("no MLP in layer 12", [(12, 0)])
     refused("neurons 0 to 23", [(0, 24)])
     refused("2 times", [(0, 1), (0, 1)])
@@ -335,7 +395,9 @@ def test_a_configuration_from_a_selection(tmp_path):
     p = np.full((2, 50, 3), 0.2) + np.random.RandomState(0).random_sample((2, 50, 3)) * 0.01
     p[1, 7, 2], p[0, 3, 2] = 0.9, 0.95
     selection = select(p, rate=0.02, classes=["a", "b", "c"])
-    path = bridge.write_config(tmp_path / "steer.yaml", selection.neurons("c"), gain=0.5, note="toy: c\nsecond line")
+    path = bridge.write_config(
+        tmp_path / "steer.yaml", selection.neurons("c"), gain=0.5, note="toy: c\nsecond line"
+    )
     settings = yaml.safe_load(path.read_text())
     assert (settings["int_neurons"], settings["int_gain"]) == ([[0, 3], [1, 7]], 0.5)
     assert settings["lr_lineareval"] == 3e-05  # as a number, not as text
@@ -347,8 +409,15 @@ def test_a_configuration_from_a_selection(tmp_path):
 
 def test_tasks_are_registered_once_and_taken_out_without_a_trace(tmp_path):
     def register(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(REPOSITORY / "add_to_evar" / "register_tasks.py"), str(tmp_path), *options]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"EVAR": ""})
+        command = [
+            sys.executable,
+            str(REPOSITORY / "add_to_evar" / "register_tasks.py"),
+            str(tmp_path),
+            *options,
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"EVAR": ""}
+        )
 
     table = tmp_path / "evar" / "ds_tasks.py"
     table.parent.mkdir()
@@ -366,7 +435,12 @@ def test_tasks_are_registered_once_and_taken_out_without_a_trace(tmp_path):
     assert "nothing to do" in register().stdout and table.read_bytes() == once
     found = {name: (d.folder, d.clip_seconds) for name, d in bridge.definitions(tmp_path).items()}
     assert (found["vc1_gender"], found["gise51"]) == (("vc1", 8.2), ("gise51", 5.0))
-    assert set(runpy.run_path(str(table))["_defs"]) == {"vc1", "gise51", "vc1_gender", "vc1_country"}  # as EVAR sees it
+    assert set(runpy.run_path(str(table))["_defs"]) == {
+        "vc1",
+        "gise51",
+        "vc1_gender",
+        "vc1_country",
+    }  # as EVAR sees it
     register("--remove")
     assert table.read_bytes() == original
 
@@ -394,7 +468,9 @@ for task in TASKS:
 def test_in_the_real_evar(tmp_path):
     """Nothing is written into the clone: its code runs in a folder that has metadata, audio and logs of its own."""
     root = bridge.clone()
-    tasks = ["tiny"] + (["tinyfolds"] if int(pd.__version__.split(".")[0]) < 3 else [])  # pandas 3: without valid split
+    tasks = ["tiny"] + (
+        ["tinyfolds"] if int(pd.__version__.split(".")[0]) < 3 else []
+    )  # pandas 3: without valid split
     audio, metadata = tmp_path / "work" / "16k" / "tiny", tmp_path / "evar" / "metadata"
     for folder in (audio, metadata, tmp_path / "external"):
         folder.mkdir(parents=True)
@@ -404,7 +480,14 @@ def test_in_the_real_evar(tmp_path):
         draws = np.random.RandomState(i)
         tone = np.sin(np.arange(4000) * (0.1 + 0.15 * (i % 3))) * draws.random_sample()
         soundfile.write(audio / f"{i}.wav", 0.4 * (tone + draws.random_sample(4000) - 0.5), 16000)
-        rows.append((f"{i}.wav", "abc"[i % 3], ("train", "train", "valid", "test")[i // 3 % 4], i // 3 % 2 + 1))
+        rows.append(
+            (
+                f"{i}.wav",
+                "abc"[i % 3],
+                ("train", "train", "valid", "test")[i // 3 % 4],
+                i // 3 % 2 + 1,
+            )
+        )
     table = pd.DataFrame(rows, columns=["file_name", "label", "split", "fold"])
     table.drop(columns="fold").to_csv(metadata / "tiny.csv", index=False)
     table.drop(columns="split").to_csv(metadata / "tinyfolds.csv", index=False)
@@ -427,5 +510,9 @@ def test_in_the_real_evar(tmp_path):
         predictions = pd.read_csv(steered)
         assert (predictions.before != predictions.prediction).any()
         unsteered = predictions.GT.eq(predictions.before).groupby(predictions.fold).mean().mean()
-        (said,) = (line.split()[2] for line in done.stdout.splitlines() if line.startswith(f"SCORE {task} "))
+        (said,) = (
+            line.split()[2]
+            for line in done.stdout.splitlines()
+            if line.startswith(f"SCORE {task} ")
+        )
         assert unsteered == float(said)  # lineareval.py's score, to the last digit

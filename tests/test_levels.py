@@ -15,7 +15,10 @@ TOKENS = 60
 def calibrated(counts, labels, groups, tokens=None, rate=0.1, **how):
     """`calibrate_counts` of counts [clips, neurons], by default with every difference large enough."""
     tokens = np.full(len(labels), TOKENS) if tokens is None else tokens
-    totals = [(counts[labels == c].sum(axis=0), tokens[labels == c].sum()) for c in range(labels.max() + 1)]
+    totals = [
+        (counts[labels == c].sum(axis=0), tokens[labels == c].sum())
+        for c in range(labels.max() + 1)
+    ]
     p = np.stack([active / number for active, number in totals], axis=-1)[None]
     data = Counted(counts[:, None], labels, tokens, groups)
     settings = {"permutations": 99, "effect": 0.0, "progress": False} | how
@@ -26,7 +29,9 @@ def random_classes_among_real_ones(seed, size, number=5):
     """Ten classes of 30 clips with 30 neurons each, and clips drawn at random from them as classes of their own."""
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat(np.arange(10), 30)
-    unusual = rng.standard_t(3, (300, 6)) @ rng.normal(0, 0.5, (6, 400))  # some clips are unusual in many neurons
+    unusual = rng.standard_t(3, (300, 6)) @ rng.normal(
+        0, 0.5, (6, 400)
+    )  # some clips are unusual in many neurons
     logit = rng.normal(-2, 1, 400) + unusual + rng.normal(0, 0.4, (300, 400))
     logit[:, :300] += 2 * (labels[:, None] == np.arange(300) // 30)
     chosen = rng.permutation(300)[: number * size]
@@ -72,7 +77,12 @@ def speakers_with_ways_of_their_own(seed, sd, effect=0.0):
     rng = np.random.default_rng([seed, 2])
     labels, groups = np.tile(np.repeat(np.arange(6), 2), 16), np.repeat(np.arange(16), 12)
     own_way = rng.normal(0, sd, (96, 240))[groups * 6 + labels]
-    logit = rng.normal(-1, 1, 240) + rng.normal(0, 0.7, (16, 240))[groups] + own_way + rng.normal(0, 0.3, (192, 240))
+    logit = (
+        rng.normal(-1, 1, 240)
+        + rng.normal(0, 0.7, (16, 240))[groups]
+        + own_way
+        + rng.normal(0, 0.3, (192, 240))
+    )
     logit[:, :60] += effect * (labels[:, None] == np.arange(60) // 10)
     return rng.binomial(TOKENS, 1 / (1 + np.exp(-logit))).astype(np.uint8), labels, groups
 
@@ -100,7 +110,11 @@ def test_sizes_are_tokens_and_not_clips():
         rng = np.random.default_rng([seed, 3])
         labels = np.arange(120) % 4
         tokens = np.where(labels == 0, rng.integers(40, 120, 120), rng.integers(20, 60, 120))
-        rate = rng.beta(1, 3, 200) * np.exp(rng.normal(0, 1, (120, 4)) @ rng.normal(0, 0.5, (4, 200)))
+        rate = rng.beta(1, 3, 200) * np.exp(
+            rng.normal(0, 1, (120, 4)) @ rng.normal(0, 0.5, (4, 200))
+        )
         counts = rng.binomial(tokens[:, None], np.clip(rate, 0, 1)).astype(np.uint8)
-        p.append(calibrated(counts, labels, np.arange(120), tokens, permutations=49).null.pair_p[0, :, 0])
+        p.append(
+            calibrated(counts, labels, np.arange(120), tokens, permutations=49).null.pair_p[0, :, 0]
+        )
     assert (np.stack(p) <= 0.01).mean() < 0.015

@@ -41,18 +41,30 @@ def test_checkpoints_load_in_every_layout(tmp_path: Path, tensors: dict[str, tor
         {"model": tensors | extra, "args": args, "epoch": 300, "optimizer": {"state": {}}},
         {"module.ar.runtime.backbone." + k: v for k, v in tensors.items()},  # EVAR's
     )
-    paths = [save(tmp_path / FOLDER / f"{number}.pth", content) for number, content in enumerate(contents)]
-    paths += [tmp_path / FOLDER / "a.safetensors", save(tmp_path / "a name that says nothing" / "w.pth", tensors)]
+    paths = [
+        save(tmp_path / FOLDER / f"{number}.pth", content)
+        for number, content in enumerate(contents)
+    ]
+    paths += [
+        tmp_path / FOLDER / "a.safetensors",
+        save(tmp_path / "a name that says nothing" / "w.pth", tensors),
+    ]
     save_file(tensors, paths[-2])
     expected = small(seed=3)
     with torch.no_grad():
         for path in paths:
             encoder = m2d.load(path)
-            assert torch.equal(encoder.embed(WAVE.repeat(1, 16)), expected.embed(WAVE.repeat(1, 16)))
-            assert encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
+            assert torch.equal(
+                encoder.embed(WAVE.repeat(1, 16)), expected.embed(WAVE.repeat(1, 16))
+            )
+            assert (
+                encoder.clip_seconds == pytest.approx(0.64) and len(encoder.weights["sha256"]) == 64
+            )
     assert expected.weights["sha256"] != small(seed=4).weights["sha256"]
     assert encoder.name == "M2D" and expected.name == "M2D (untrained)"
-    with_rest = dict(m2d.load("random", input_size=(80, 1001), width=64, depth=1).module.vit.state_dict())
+    with_rest = dict(
+        m2d.load("random", input_size=(80, 1001), width=64, depth=1).module.vit.state_dict()
+    )
     rest = m2d.load(save(tmp_path / "m2d-80x1001p16x16p16k-0" / "w.pth", with_rest))
     assert rest.module.vit.input_size == (80, 1001) and rest.module.vit.grid == (5, 62)
 
@@ -77,7 +89,10 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     for content, words in (
         ({"conv1.weight": torch.zeros(2)}, "is not an M2D encoder.*patch_embed"),
         (less, r"Missing key.*blocks.1.attn.qkv.bias"),
-        (tensors | {"blocks.999999999.norm1.weight": torch.zeros(64)}, "Missing key.*blocks.2.norm1.weight"),
+        (
+            tensors | {"blocks.999999999.norm1.weight": torch.zeros(64)},
+            "Missing key.*blocks.2.norm1.weight",
+        ),
         (tensors | {"patch_embed.proj.weight": torch.zeros(64, 1, 96, 16)}, "patches of 96 x 16"),
         (
             tensors | {"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)},
@@ -88,8 +103,13 @@ def test_bad_checkpoints_are_named_and_never_run(tmp_path: Path, tensors, capsys
     ):
         with pytest.raises(ValueError, match=words):
             m2d.load(save(tmp_path / FOLDER / "bad.pth", content))
-    for folder in ("m2d_vit_base-80x608p16x16-221006-mr7", "m2d-80x64p16x16p32k"):  # another size; another rate
-        with pytest.raises(ValueError, match="name says -80x.* tensors hold 20 positions .* at 16 kHz"):
+    for folder in (
+        "m2d_vit_base-80x608p16x16-221006-mr7",
+        "m2d-80x64p16x16p32k",
+    ):  # another size; another rate
+        with pytest.raises(
+            ValueError, match="name says -80x.* tensors hold 20 positions .* at 16 kHz"
+        ):
             m2d.load(save(tmp_path / folder / "c.pth", tensors))
 
 
@@ -126,8 +146,14 @@ def test_the_token_grid_says_which_patch_a_token_is_of():
         columns += chunk.shape[3] // 16
 
 
-def test_what_trainers_save_next_to_the_weights_is_read_and_the_rest_is_named(tmp_path: Path, tensors):
-    rest = {"best": np.float64(0.3), "epoch": np.int64(3), "random": np.random.RandomState(0).get_state()}
+def test_what_trainers_save_next_to_the_weights_is_read_and_the_rest_is_named(
+    tmp_path: Path, tensors
+):
+    rest = {
+        "best": np.float64(0.3),
+        "epoch": np.int64(3),
+        "random": np.random.RandomState(0).get_state(),
+    }
     path = save(tmp_path / FOLDER / "scalars.pth", {"model": tensors} | rest)
     assert m2d.load(path).identity == small(seed=3).identity
     with pytest.raises(ValueError, match="(?s)save its tensors only.*The cause: .*print"):
@@ -137,9 +163,15 @@ def test_what_trainers_save_next_to_the_weights_is_read_and_the_rest_is_named(tm
         m2d.load(path)
 
 
-@pytest.mark.parametrize(("module", "name"), [("pathlib._local", "PosixPath"), ("pathlib", "WindowsPath")])
-def test_paths_of_another_python_or_system_are_read(tmp_path: Path, tensors, monkeypatch, module: str, name: str):
-    foreign = type(name, (), {"__module__": module, "__reduce__": lambda self: (foreign, ("weights", "last"))})
+@pytest.mark.parametrize(
+    ("module", "name"), [("pathlib._local", "PosixPath"), ("pathlib", "WindowsPath")]
+)
+def test_paths_of_another_python_or_system_are_read(
+    tmp_path: Path, tensors, monkeypatch, module: str, name: str
+):
+    foreign = type(
+        name, (), {"__module__": module, "__reduce__": lambda self: (foreign, ("weights", "last"))}
+    )
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, module, types.SimpleNamespace(**{name: foreign}))
         path = save(tmp_path / FOLDER / "a.pth", {"model": tensors, "folder": foreign()})

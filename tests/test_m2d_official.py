@@ -35,10 +35,16 @@ def encoder(tmp_path_factory):
 
 @pytest.mark.parametrize("seconds", numpy_weights.SECONDS)
 @pytest.mark.parametrize("source", ["noise", "real"])
-def test_front_end_blocks_activations_and_embedding_are_the_official_ones(encoder, official, source, seconds):
+def test_front_end_blocks_activations_and_embedding_are_the_official_ones(
+    encoder, official, source, seconds
+):
     if source == "real" and esc50_folder() is None:
         pytest.skip("ESC-50 is not here: set AAPE_ESC50 to its folder")
-    wave = numpy_weights.noise(seconds) if source == "noise" else numpy_weights.real(esc50_folder(), seconds)
+    wave = (
+        numpy_weights.noise(seconds)
+        if source == "noise"
+        else numpy_weights.real(esc50_folder(), seconds)
+    )
     tensors = record(encoder.embed, list(encoder.module.vit.blocks), wave)
     with torch.no_grad():
         tensors["log-mel"] = encoder.module.front_end(wave)

@@ -34,7 +34,9 @@ def crops() -> train.Crops:
 
 
 def tiny(kind: str, steps: int, **options) -> train.Settings:
-    defaults = dict(batch_size=8, width=64, depth=2, heads=1, decoder_width=32, decoder_depth=1, folds=(1,))
+    defaults = dict(
+        batch_size=8, width=64, depth=2, heads=1, decoder_width=32, decoder_depth=1, folds=(1,)
+    )
     return train.Settings(kind=kind, steps=steps, **{**defaults, **options})
 
 
@@ -49,7 +51,9 @@ def test_killed_run_ends_with_the_same_weights(kind, crops, tmp_path):
         train.train(tiny(kind, steps=7, seed=5), crops, cut)
     resumed = train.train(settings, crops, cut, **every)
     first, second = load_file(whole), load_file(resumed)
-    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+    assert list(first) == list(second) and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def test_trained_encoder_loads_and_the_training_pass_is_the_encoders(crops, tmp_path):
@@ -83,15 +87,31 @@ def test_training_takes_the_folds_given_and_never_the_test_fold(tmp_path, monkey
     rng, esc50 = np.random.default_rng(1), tmp_path / "esc50"
     waves = [rng.normal(0, 0.05 * (1 + i % 2), 48_000) for i in range(6)]
     rows = [(i % 3 + 1, i % 2, f"class{i % 2}", False, i, "A") for i in range(6)]
-    table = write_sounds(esc50, waves, 16_000, rows, ["fold", "target", "category", "esc10", "src_file", "take"])
+    table = write_sounds(
+        esc50, waves, 16_000, rows, ["fold", "target", "category", "esc10", "src_file", "take"]
+    )
     (esc50 / "meta").mkdir()
     (esc50 / "meta" / "esc50.csv").write_text(table.read_text().replace("file_name", "filename"))
     first = train.load_crops(esc50, (1, 2), tmp_path / "cache")
     assert first.logmels.shape == (4, 80, 501) and first.labels.tolist() == [0, 1, 1, 0]
-    monkeypatch.setattr(train, "Settings", functools.partial(train.Settings, width=64, depth=1, heads=1))
-    command = ["sl", "--esc50", str(esc50), "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4"]
+    monkeypatch.setattr(
+        train, "Settings", functools.partial(train.Settings, width=64, depth=1, heads=1)
+    )
+    command = [
+        "sl",
+        "--esc50",
+        str(esc50),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
     train.main([*command, "--folds", "1", "2"])
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"].startswith("ESC-50 folds 1, 2, 4 clips")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"].startswith(
+        "ESC-50 folds 1, 2, 4 clips"
+    )
     with pytest.raises(SystemExit):
         train.main([*command, "--folds", "4", "5"])
 
@@ -115,16 +135,25 @@ def test_damaged_weights_fail_by_their_hash(tmp_path):
     content = bytearray((copy / "sl.safetensors").read_bytes())
     content[-5] ^= 1  # one bit of one weight
     (copy / "sl.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"sl\.safetensors is damaged.*expected SHA-256.*git checkout"):
+    with pytest.raises(
+        ValueError, match=r"sl\.safetensors is damaged.*expected SHA-256.*git checkout"
+    ):
         encoders.load_sl(copy)
 
 
 def test_model_card_states_the_run_and_the_probes_of_the_weights():
-    card, sums = (encoders.WEIGHTS.parent / "README.md").read_text(), (encoders.WEIGHTS / "SHA256SUMS").read_text()
+    card, sums = (
+        (encoders.WEIGHTS.parent / "README.md").read_text(),
+        (encoders.WEIGHTS / "SHA256SUMS").read_text(),
+    )
     table = pd.read_csv(encoders.WEIGHTS / "probes.csv")
     for name in ("ssl", "sl"):
         report = json.loads((encoders.WEIGHTS / f"{name}.json").read_text())
-        assert report["sha256"] in card and report["sha256"] in sums and 5 not in report["settings"]["folds"]
+        assert (
+            report["sha256"] in card
+            and report["sha256"] in sums
+            and 5 not in report["settings"]["folds"]
+        )
         assert set(table.weights_sha256[table.model == name]) == {report["sha256"][:16]}
     assert probe.markdown(table) in card
     fold5 = table[table.data == "ESC-50, fold 5"].set_index("model")
@@ -145,7 +174,9 @@ def test_probe_finds_what_is_there_and_nothing_in_noise():
 def test_bootstrap_resamples_groups_not_clips():
     correct = np.tile(np.array([True, False]), 50)[None]  # accuracy 0.5
     single = probe.group_bootstrap(correct, np.arange(100))
-    assert single.mean() == pytest.approx(0.5, abs=0.01) and single.std() == pytest.approx(0.05, rel=0.15)
+    assert single.mean() == pytest.approx(0.5, abs=0.01) and single.std() == pytest.approx(
+        0.05, rel=0.15
+    )
     # ten groups of ten clips that are all right or all wrong: the interval must widen to that of ten
     blocks = np.repeat(np.arange(10), 10)
     grouped = probe.group_bootstrap((blocks % 2 == 0)[None], blocks)

@@ -28,9 +28,14 @@ def test_plans_are_complete_and_repeatable(plans):
     for task, clips in plans.items():
         assert clips == tasks.plan(task) and len({clip.file_name for clip in clips}) == len(clips)
         assert min(Counter(clip.label for clip in clips).values()) >= 24
-    for first, second in (("vc1_gender", "vc1_country"), ("cremad", "cremad_gender")):  # one audio, other labels
+    for first, second in (
+        ("vc1_gender", "vc1_country"),
+        ("cremad", "cremad_gender"),
+    ):  # one audio, other labels
         assert tasks.audio_set(first) == tasks.audio_set(second)
-        assert [replace(c, label="") for c in plans[first]] == [replace(c, label="") for c in plans[second]]
+        assert [replace(c, label="") for c in plans[first]] == [
+            replace(c, label="") for c in plans[second]
+        ]
     for sentences in (*SENTENCES.values(), NEUTRAL):  # splits have sentences of their own
         parts = [set(share(sentences, split)) for split in tasks.SPLITS]
         assert sum(map(len, parts)) == len(set.union(*parts)) == len(sentences)
@@ -61,7 +66,11 @@ def test_every_note_of_a_plan_has_a_recorded_sample(plans):
     for clips in plans.values():
         for clip in clips:
             for part in tasks.parts_of(clip):
-                silent = [n for n in part.notes if not midi.samples_played([midi.Part(part.program, (n,), part.drums)])]
+                silent = [
+                    n
+                    for n in part.notes
+                    if not midi.samples_played([midi.Part(part.program, (n,), part.drums)])
+                ]
                 assert not silent, (clip.file_name, part.program, silent)
 
 
@@ -88,17 +97,28 @@ def test_pitch_is_the_label(plans, task):
 
         def harmonics(semitones: float, spectrum=spectrum) -> float:
             f = 440 * 2 ** ((semitones - 69) / 12) * np.arange(1, 6)
-            return float(sum(spectrum[round(h * (1 << 16) / RATE) + d] for h in f[f < 7500] for d in (-3, 0, 3)))
+            return float(
+                sum(
+                    spectrum[round(h * (1 << 16) / RATE) + d]
+                    for h in f[f < 7500]
+                    for d in (-3, 0, 3)
+                )
+            )
 
         assert harmonics(pitch) > 3 * max(harmonics(pitch - 1), harmonics(pitch + 1)), group
 
 
 def test_women_speak_higher_than_men():
     waves = {
-        s: [speech.speak("We go there again.", f"en-us+{v}") for v in vs] for s, vs in tasks.VOICES["test"].items()
+        s: [speech.speak("We go there again.", f"en-us+{v}") for v in vs]
+        for s, vs in tasks.VOICES["test"].items()
     }
     pitch = {
-        s: [np.median(librosa.yin(w, fmin=64, fmax=400, sr=RATE, frame_length=1024)) for w in waves[s]] for s in waves
+        s: [
+            np.median(librosa.yin(w, fmin=64, fmax=400, sr=RATE, frame_length=1024))
+            for w in waves[s]
+        ]
+        for s in waves
     }
     assert min(pitch["female"]) > 150 > 130 > max(pitch["male"])
 
@@ -107,14 +127,19 @@ def test_women_speak_higher_than_men():
 def rendered(tmp_path_factory, plans):
     """A small mixed set rendered by two worker processes."""
     every = [clip for task in ("esc50", "nspitch", "cremad") for clip in plans[task]]
-    clips = [c for c in every if c.split == "train"][::400] + [c for c in every if c.split == "test"][::250]
+    clips = [c for c in every if c.split == "train"][::400] + [
+        c for c in every if c.split == "test"
+    ][::250]
     folder = tmp_path_factory.mktemp("cache") / "mixed"
     tasks.build(folder, clips, {"mixed": clips})
     return folder, clips
 
 
 def _hashes(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.*"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.*"))
+    }
 
 
 def test_rendering_is_complete_and_leaves_nothing_else(rendered):
@@ -122,10 +147,17 @@ def test_rendering_is_complete_and_leaves_nothing_else(rendered):
     assert tasks.whole(folder, clips) is None
     assert sorted(p.name for p in folder.iterdir()) == ["audio", "manifest.json", "mixed.csv"]
     hashes = _hashes(folder)
-    train, test = ({hashes[clip.file_name] for clip in clips if clip.split == split} for split in ("train", "test"))
+    train, test = (
+        {hashes[clip.file_name] for clip in clips if clip.split == split}
+        for split in ("train", "test")
+    )
     assert not train & test and len(train) + len(test) == len(clips)
-    task = from_metadata(folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed")
-    assert task.groups == tuple(clip.group for clip in clips) and 0 < task.read(0, RATE)[1] <= 2 * RATE
+    task = from_metadata(
+        folder / "mixed.csv", folder / "audio", clip_seconds=tasks.CLIP_SECONDS, name="mixed"
+    )
+    assert (
+        task.groups == tuple(clip.group for clip in clips) and 0 < task.read(0, RATE)[1] <= 2 * RATE
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut off", "shortened", "other plan"])
@@ -150,7 +182,14 @@ def test_a_damaged_cache_is_rebuilt_to_the_same_bytes(rendered, damage):
 
 
 def test_a_failing_worker_is_reported_and_leaves_nothing(tmp_path, plans):
-    bad = tasks.Clip("a.flac", "x", "train", "g", "speech", {**plans["cremad"][0].parameters, "voice": "xx-no+f1"})
+    bad = tasks.Clip(
+        "a.flac",
+        "x",
+        "train",
+        "g",
+        "speech",
+        {**plans["cremad"][0].parameters, "voice": "xx-no+f1"},
+    )
     with pytest.raises(RuntimeError, match="no voice 'xx-no"):
         tasks.build(tmp_path / "bad", [bad], {})
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [".lock"]

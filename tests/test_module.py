@@ -43,24 +43,38 @@ def test_samples_per_token_gives_padding_and_grid_over_chunks_or_is_refused():
     encoder = bare(Strided(), "act", chunks=True, samples_per_token=80)
     grid = encoder.token_grid(1500)
     assert [g.shape for g in grid] == [(12, 2), (6, 2)]
-    assert torch.equal(torch.cat(grid), torch.stack([torch.zeros(18), torch.arange(18)], dim=1).long())
+    assert torch.equal(
+        torch.cat(grid), torch.stack([torch.zeros(18), torch.arange(18)], dim=1).long()
+    )
     valid = torch.tensor([1500, 1080, 300])
-    first = torch.cat([torch.arange(12) * 80, 1000 + torch.arange(6) * 80])  # first sample of each token
-    assert torch.equal(torch.cat(encoder.padding_masks(valid, 1500), dim=1), first[None, :] >= valid[:, None])
+    first = torch.cat(
+        [torch.arange(12) * 80, 1000 + torch.arange(6) * 80]
+    )  # first sample of each token
+    assert torch.equal(
+        torch.cat(encoder.padding_masks(valid, 1500), dim=1), first[None, :] >= valid[:, None]
+    )
     counted = count_batch(encoder, torch.randn(3, 1500), valid, encoder.layers, 8)
     assert counted.tokens.tolist() == [18] * 3 and counted.padding_tokens.tolist() == [0, 5, 14]
     with pytest.raises(ValueError, match="Class tokens"):
-        bare(Strided(extra=2), "act", samples_per_token=80).padding_masks(torch.tensor([1000]), 1000)
+        bare(Strided(extra=2), "act", samples_per_token=80).padding_masks(
+            torch.tensor([1000]), 1000
+        )
     with pytest.raises(ValueError, match="it gives padding_masks"):
         bare(Strided(), "act", samples_per_token=80, padding_masks=lambda valid, samples: [])
-    lying = bare(Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)])
-    with pytest.raises(ValueError, match=r"padding_masks describes \[5\] tokens.*embed made \[12\]"):
+    lying = bare(
+        Strided(), "act", padding_masks=lambda valid, samples: [torch.ones(3, 5, dtype=torch.bool)]
+    )
+    with pytest.raises(
+        ValueError, match=r"padding_masks describes \[5\] tokens.*embed made \[12\]"
+    ):
         count_batch(lying, WAVE, WHOLE, lying.layers, 8)
 
 
 def test_the_linear_before_the_activation_counts_the_same_and_warns():
     toy = make_toy()
-    with pytest.warns(UserWarning, match="means are not, so none are kept; silencing there is refused"):
+    with pytest.warns(
+        UserWarning, match="means are not, so none are kept; silencing there is refused"
+    ):
         linear = bare(toy.module, "layers.*.fc")
     after, before = (count_batch(e, WAVE, WHOLE, e.layers, 8).counts for e in (toy, linear))
     assert torch.equal(after, before) and linear.preactivation and not toy.preactivation
@@ -103,7 +117,9 @@ def test_a_time_first_model_is_told_what_to_do_and_that_helps():
             x = layer.act(layer.fc(x))
         return x.mean(dim=0)
 
-    with pytest.raises(ValueError, match=r"\(10, 2, 8\) for 2 clips.*\n.*self.act\(x.transpose\(0, 1\)\)"):
+    with pytest.raises(
+        ValueError, match=r"\(10, 2, 8\) for 2 clips.*\n.*self.act\(x.transpose\(0, 1\)\)"
+    ):
         dry_run(bare(module, "layers.*.act", embed=embed))
     for layer in module.layers:
         layer.act = Swapped(layer.act)
@@ -116,7 +132,9 @@ def test_a_time_first_model_is_told_what_to_do_and_that_helps():
 RELU = nn.ReLU()
 
 
-FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  # its GELU is a function
+FUNCTIONAL = nn.ModuleDict(
+    {"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)}
+)  # its GELU is a function
 
 
 @pytest.mark.parametrize(
@@ -129,10 +147,16 @@ FUNCTIONAL = nn.ModuleDict({"fc1": nn.Linear(4, 16), "fc2": nn.Linear(16, 4)})  
             "must match activation functions.*layers.0.*has one of these words in its name",
         ),
         (nn.ModuleList([RELU, RELU]), "[01]", "one and the same module"),
-        (nn.ModuleList([FUNCTIONAL, FUNCTIONAL]), "*.act", r"linear layer in front \(0\.fc1\?\).*nn\.GELU"),
+        (
+            nn.ModuleList([FUNCTIONAL, FUNCTIONAL]),
+            "*.act",
+            r"linear layer in front \(0\.fc1\?\).*nn\.GELU",
+        ),
     ],
 )
-def test_patterns_that_hit_nothing_or_the_wrong_thing(module: nn.Module, pattern: str, message: str):
+def test_patterns_that_hit_nothing_or_the_wrong_thing(
+    module: nn.Module, pattern: str, message: str
+):
     with pytest.raises(ValueError, match=message):
         bare(module, pattern)
 
@@ -152,7 +176,9 @@ class Centred(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, wave: Tensor) -> Tensor:
-        spectrum = torch.stft(wave, 200, 100, window=torch.hann_window(200), center=True, return_complex=True)
+        spectrum = torch.stft(
+            wave, 200, 100, window=torch.hann_window(200), center=True, return_complex=True
+        )
         return self.act(spectrum.abs().mT).mean(dim=1)
 
 
@@ -197,7 +223,9 @@ def test_features_of_a_sparse_autoencoder_are_counted_and_silenced_and_belong_to
     toy, sparse = make_toy().module, Sparse()
 
     def embed(wave: Tensor) -> Tensor:
-        handle = toy.layers[1].act.register_forward_hook(lambda module, inputs, stream: sparse(stream))
+        handle = toy.layers[1].act.register_forward_hook(
+            lambda module, inputs, stream: sparse(stream)
+        )
         try:
             return toy(wave)
         finally:
@@ -219,13 +247,17 @@ def test_features_of_a_sparse_autoencoder_are_counted_and_silenced_and_belong_to
 
 
 def test_a_layer_that_runs_twice_in_a_pass_is_named():
-    module = nn.Sequential(nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 8))
+    module = nn.Sequential(
+        nn.Unflatten(1, (-1, 100)), nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 8)
+    )
 
     def embed(wave: Tensor) -> Tensor:
         first, linear, act = module[1], module[3], module[2]
         return act(linear(act(first(module[0](wave))))).mean(dim=1)
 
-    with pytest.warns(UserWarning, match="'2' runs 2 times per forward pass.*an activation module of its own"):
+    with pytest.warns(
+        UserWarning, match="'2' runs 2 times per forward pass.*an activation module of its own"
+    ):
         dry_run(bare(module, "2", embed=embed))
 
 
@@ -240,17 +272,29 @@ def test_nested_tensors_of_torchs_transformer_are_named_and_the_remedy_helps():
     encoder = bare(model, "layers.*.activation", embed=embed)
     wave = WAVE.clone()
     wave[1, 500:] = 0
-    with torch.no_grad(), pytest.raises(ValueError, match="gave a nested tensor.*enable_nested_tensor=False"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="gave a nested tensor.*enable_nested_tensor=False"),
+    ):
         count_batch(encoder, wave, WHOLE, encoder.layers, 16)
     model.use_nested_tensor = False
     assert count_batch(encoder, wave, WHOLE, encoder.layers, 16).tokens.tolist() == [50] * 3
 
 
 def test_blocks_run_once_although_the_model_checkpoints_its_gradients():
-    shape = {"img_size": (10, 100), "patch_size": 10, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 1}
+    shape = {
+        "img_size": (10, 100),
+        "patch_size": 10,
+        "in_chans": 1,
+        "embed_dim": 8,
+        "depth": 2,
+        "num_heads": 1,
+    }
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="avg", **shape)
     model.set_grad_checkpointing(True)
-    encoder = bare(model, "blocks.*.mlp.act", embed=lambda wave: model(wave.reshape(-1, 1, 10, 100)))
+    encoder = bare(
+        model, "blocks.*.mlp.act", embed=lambda wave: model(wave.reshape(-1, 1, 10, 100))
+    )
     leaves: list[Tensor] = []
 
     def see(_layer: int, activations: Tensor) -> Tensor:

@@ -48,12 +48,21 @@ def test_a_committed_notebook_has_no_outputs_and_no_name_that_two_cells_give_a_v
     throwaway = {"picture", "axes", "legend"}  # of a figure that the same cell draws to its end
     for number, cell in enumerate(code):
         for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in throwaway:
-                assert owner.setdefault(node.id, number) == number, f"{node.id} in cells {owner[node.id]} and {number}"
+            if (
+                isinstance(node, ast.Name)
+                and isinstance(node.ctx, ast.Store)
+                and node.id not in throwaway
+            ):
+                assert owner.setdefault(node.id, number) == number, (
+                    f"{node.id} in cells {owner[node.id]} and {number}"
+                )
 
 
 def test_numbers_have_three_digits_and_a_table_says_what_it_leaves_out():
-    shown = [three_digits(v) for v in (0.1208, 12345.6, 0.000123456, 99.96, 1.0, -0.5, float("nan"), 7, True, "x")]
+    shown = [
+        three_digits(v)
+        for v in (0.1208, 12345.6, 0.000123456, 99.96, 1.0, -0.5, float("nan"), 7, True, "x")
+    ]
     assert shown == ["0.121", "12,346", "0.000123", "100", "1.00", "-0.500", "", "7", "yes", "x"]
     wide = pd.DataFrame({f"c{i}": range(20) for i in range(10)})
     html = table(wide, rows=5, csv="all.csv").to_html()
@@ -84,7 +93,9 @@ def test_a_kernel_is_of_this_environment_and_ends_with_a_runner_that_is_killed(t
     )
     environment = os.environ | {"JUPYTER_PATH": str(tmp_path)}
     command = [sys.executable, "-c", script]
-    runner = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
     pid, is_this_python = runner.stdout.readline().split()
     assert is_this_python == "True"
     state, tries = Path(f"/proc/{pid}/stat"), 0
@@ -116,7 +127,12 @@ def check_tables(path: Path) -> None:
     tables = [html for html in shown(path, kind="text/html") if "<table" in html]
     assert tables, path.name
     for html in tables:
-        assert max(len(re.findall(r"<t[hd]\b", row)) for row in re.findall(r"<tr>.*?</tr>", html, re.S)) <= 8, html
+        assert (
+            max(
+                len(re.findall(r"<t[hd]\b", row)) for row in re.findall(r"<tr>.*?</tr>", html, re.S)
+            )
+            <= 8
+        ), html
         for number in re.findall(r"<td[^>]*>\s*(-?[\d.,]+(?:e[+-]?\d+)?)\s*</td>", html):
             assert "e" not in number, number
             digits = number.lstrip("-").replace(",", "")
@@ -126,7 +142,9 @@ def check_tables(path: Path) -> None:
 def run(study: Path, outputs: Path, *options: str) -> str:
     """The runner as a user starts it; what it prints."""
     environment = os.environ | {"AAPE_OUTPUT": str(outputs)}
-    environment["MPLBACKEND"] = "agg"  # as on a server: executed copies have their pictures all the same
+    environment["MPLBACKEND"] = (
+        "agg"  # as on a server: executed copies have their pictures all the same
+    )
     command = [sys.executable, "-m", "notebooks_src.run", str(study), *options]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -169,10 +187,16 @@ def own_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str
     write_clips(folder / "more", 30, seed=1)
     (folder / "own_model.py").write_text(OWN_MODEL)
     (folder / "own.yaml").write_text(OWN)
-    return folder / "own.yaml", folder / "results" / "own", run(folder / "own.yaml", folder / "results", "--workers=1")
+    return (
+        folder / "own.yaml",
+        folder / "results" / "own",
+        run(folder / "own.yaml", folder / "results", "--workers=1"),
+    )
 
 
-def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: tuple[Path, Path, str]):
+def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(
+    own_study: tuple[Path, Path, str],
+):
     study, out, printed = own_study
     assert "4 notebook(s) executed" in printed
     for task in ("noise", "more"):
@@ -180,21 +204,32 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(own_study: t
     names = ("Collect.noise.mine", "Collect.more.mine", "Analyze_ClassSpecificNeurons", "Ablations")
     copies = [out / "notebooks" / f"{name}.ipynb" for name in names]
     # analysis: AAPE, chance, sharing of one task; chance, layers, sharing of all. Ablations: by hand, criteria; the rest
-    assert [len(pictures(path)) for path in copies] == [1, 1, 6, 2 + len(list(out.glob("ablation_*.png")))]
+    assert [len(pictures(path)) for path in copies] == [
+        1,
+        1,
+        6,
+        2 + len(list(out.glob("ablation_*.png"))),
+    ]
     for path in copies:
         check_tables(path)
         code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        assert [c.execution_count for c in code] == [*range(1, len(code) + 1)]  # as a fresh kernel numbers them
+        assert [c.execution_count for c in code] == [
+            *range(1, len(code) + 1)
+        ]  # as a fresh kernel numbers them
     assert headings(copies[0])[0] == "## my toy on my noise"
     assert "0 notebook(s) executed" in run(study, out.parent)
     sounds, model = study.parent / "noise" / "audio", study.parent / "own_model.py"
     os.utime(sounds / "003.wav")
-    assert "1 notebook(s) executed" in run(study, out.parent)  # which finds that the sounds are the same
+    assert "1 notebook(s) executed" in run(
+        study, out.parent
+    )  # which finds that the sounds are the same
     model.write_text(f"{OWN_MODEL}# changed\n")
     assert "2 notebook(s) executed" in run(study, out.parent)
 
 
-def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple[Path, Path, str], monkeypatch):
+def test_cells_of_analysis_and_ablations_run_again_in_any_order(
+    own_study: tuple[Path, Path, str], monkeypatch
+):
     study, out, _ = own_study
     monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
     for name in ("Analyze_ClassSpecificNeurons", "Ablations"):
@@ -208,15 +243,21 @@ def test_cells_of_analysis_and_ablations_run_again_in_any_order(own_study: tuple
 
         def seen(cell: nbformat.NotebookNode) -> list[object]:
             keys = ("text/markdown", "image/png")
-            data = [o.data for o in cell.outputs if o.output_type in ("display_data", "execute_result")]
-            texts = [re.sub(r'(id|class|#)="?[^">]*"?|#?T_\w+', "", d.get("text/html", "")) for d in data]
+            data = [
+                o.data for o in cell.outputs if o.output_type in ("display_data", "execute_result")
+            ]
+            texts = [
+                re.sub(r'(id|class|#)="?[^">]*"?|#?T_\w+', "", d.get("text/html", "")) for d in data
+            ]
             return [{k: d[k] for k in keys if k in d} for d in data] + texts
 
         for first, second in zip(code, reversed(again), strict=True):
             assert seen(first) == seen(second), first.source
 
 
-def test_the_gallery_takes_the_copies_of_the_runner(own_study: tuple[Path, Path, str], tmp_path: Path, monkeypatch):
+def test_the_gallery_takes_the_copies_of_the_runner(
+    own_study: tuple[Path, Path, str], tmp_path: Path, monkeypatch
+):
     study, out, _ = own_study
     monkeypatch.setenv("AAPE_OUTPUT", str(out.parent))
     loaded = load_study(str(study))
@@ -225,7 +266,10 @@ def test_the_gallery_takes_the_copies_of_the_runner(own_study: tuple[Path, Path,
     before = [path.stat().st_mtime_ns for path in executed]
     gallery.write_notebooks(loaded, notebooks, tmp_path)
     assert [path.stat().st_mtime_ns for path in executed] == before
-    copies = [tmp_path / f"{name}.ipynb" for name in ("Collect", "Analyze_ClassSpecificNeurons", "Ablations")]
+    copies = [
+        tmp_path / f"{name}.ipynb"
+        for name in ("Collect", "Analyze_ClassSpecificNeurons", "Ablations")
+    ]
     for copy, original in zip(copies, executed, strict=True):
         assert copy.stat().st_size < original.stat().st_size
         assert len(pictures(copy)) == len(pictures(original)) > 0
@@ -245,7 +289,9 @@ def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_pa
     study.write_text(yaml.safe_dump(content, sort_keys=False))
     printed = run(study, tmp_path / "outputs")
     assert "5 notebook(s) executed" in printed
-    assert printed.index("M2D_CREMAD.ipynb") < printed.index("M2D_CREMAD_gender.ipynb")  # which has the same clips
+    assert printed.index("M2D_CREMAD.ipynb") < printed.index(
+        "M2D_CREMAD_gender.ipynb"
+    )  # which has the same clips
     copies = sorted((tmp_path / "outputs" / "miniature" / "notebooks").glob("*.ipynb"))
     assert [len(pictures(path)) for path in copies if "Analyze" not in path.name] == [1] * 4
     for path in copies:
@@ -264,13 +310,20 @@ def test_dissect_your_own_runs_on_a_folder_of_sounds_and_a_model_in_a_folder(tmp
             place = tmp_path / "sounds" / split / genre
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(clip, place)
-    own = {key: str(tmp_path / name) for key, name in (("model", "whisper"), ("sounds", "sounds"), ("out", "out"))}
+    own = {
+        key: str(tmp_path / name)
+        for key, name in (("model", "whisper"), ("sounds", "sounds"), ("out", "out"))
+    }
     own |= {"rate": 0.3, "permutations": 20, "controls": 19}
     copy = tmp_path / "executed.ipynb"
     quiet = {"progress_bar": False, "kernel_name": "python3"}
     with kernel() as manager:
-        papermill.execute_notebook(REPOSITORY / "Dissect_Your_Own.ipynb", copy, own, km=manager, **quiet)
+        papermill.execute_notebook(
+            REPOSITORY / "Dissect_Your_Own.ipynb", copy, own, km=manager, **quiet
+        )
     check_tables(copy)
     assert len(pictures(copy)) == 2 + len(list((tmp_path / "out").rglob("ablation_*.png")))
     assert (tmp_path / "out" / "atlas" / "index.html").is_file()
-    assert {"layer", "neuron", "class", "p"} <= set(pd.read_csv(tmp_path / "out" / "sounds" / "neurons.csv").columns)
+    assert {"layer", "neuron", "class", "p"} <= set(
+        pd.read_csv(tmp_path / "out" / "sounds" / "neurons.csv").columns
+    )

@@ -19,10 +19,14 @@ def test_groups_of_one_class_move_whole_and_cells_inside_the_others():
     for shuffled in permuted_labels(units, 300, seed=0):
         clips = shuffled[units.of_clip]
         assert clips[0] == clips[1] and clips[3] == clips[4]
-        assert clips[7] == clips[8] and clips[10] == clips[11]  # the cells of the speaker of all classes
+        assert (
+            clips[7] == clips[8] and clips[10] == clips[11]
+        )  # the cells of the speaker of all classes
         assert sorted(clips[[7, 9, 10]]) == [0, 1, 2]
         # a of two clips swaps with c, and b, d, e of one clip among themselves
-        assert sorted([clips[0], clips[3]]) == [0, 1] and sorted([clips[2], clips[5], clips[6]]) == [0, 2, 2]
+        assert sorted([clips[0], clips[3]]) == [0, 1] and sorted(
+            [clips[2], clips[5], clips[6]]
+        ) == [0, 2, 2]
         seen.add(tuple(clips))
     assert len(seen) == 2 * 3 * 6
 
@@ -34,14 +38,19 @@ def test_sizes_within_a_factor_are_one_stratum_and_they_are_tokens():
     assert units.stratum.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
     assert units.moves.tolist() == [True] * 2 + [False] * 5 + [True] * 2
     assert "among 9 groups of one class in 4 strata of like size (4 can move)" in units.description
-    by_tokens = exchangeable_units(label, np.arange(9), tokens=10 * size)  # a clip per group, of as many tokens
+    by_tokens = exchangeable_units(
+        label, np.arange(9), tokens=10 * size
+    )  # a clip per group, of as many tokens
     assert by_tokens.stratum.tolist() == units.stratum.tolist()
     # cells of a group may differ by a factor of two: 4 with 8, but not 8 with 20
     cells = exchangeable_units(np.repeat([0, 1, 2, 3], [4, 8, 20, 21]), np.zeros(53, int))
     assert cells.stratum.tolist() == [0, 0, 1, 1] and cells.moves.all()
     alone = exchangeable_units(np.zeros(3, int), [0, 1, 1])
     assert "(0 can move)" in alone.description and not alone.tested.any()
-    assert exchangeable_units([0, 1, 1], [0, 1, 2]).description == "labels permuted among 3 clips (3 can move)"
+    assert (
+        exchangeable_units([0, 1, 1], [0, 1, 2]).description
+        == "labels permuted among 3 clips (3 can move)"
+    )
     with pytest.raises(ValueError, match="a group for each"):
         exchangeable_units([0, 2], ["a", "b"], 2)
 
@@ -60,7 +69,9 @@ def test_sums_by_class_equal_a_loop(monkeypatch, tmp_path):
     monkeypatch.setattr("aape.neurons.permuting.READ", 5)
     monkeypatch.setattr("aape.neurons.permuting.BATCH_BYTES", (1, 4 * 3 * 14 * 2))
     rng = np.random.default_rng(0)
-    labels, groups, tokens = (rng.integers(low, high, 600) for low, high in ((0, 3), (0, 200), (1, 300)))
+    labels, groups, tokens = (
+        rng.integers(low, high, 600) for low, high in ((0, 3), (0, 200), (1, 300))
+    )
     np.save(tmp_path / "counts.npy", rng.integers(100, 255, (600, 2, 7)).astype(np.uint8))
     counts = np.load(tmp_path / "counts.npy", mmap_mode="r")
     without = rng.integers(0, 100, counts.shape).astype(np.uint8)

@@ -10,11 +10,15 @@ def test_p_and_q_by_hand():
     q = benjamini_hochberg(np.array([0.01, np.nan, 0.04, 0.03]))
     assert q == pytest.approx([0.03, np.nan, 0.04, 0.04], nan_ok=True)
     assert one_sided_p(-2.0, np.array([-1.0, 0.0, 1.0])) == 1 / 4
-    assert one_sided_p(-1.0, np.array([-1.0, 0.0, np.nan, 1.0])) == 2 / 4  # a tie counts against the observed
+    assert (
+        one_sided_p(-1.0, np.array([-1.0, 0.0, np.nan, 1.0])) == 2 / 4
+    )  # a tie counts against the observed
     assert np.isnan(one_sided_p(-1.0, np.array([]))) and np.isnan(one_sided_p(np.nan, np.zeros(3)))
     null = np.tile([[0.0, 5.0, 1.0], [1.0, 5.0, 2.0]], (50, 1))
     p = pooled_p(np.array([1.0, 5.0, 1.0]), null, np.array([0, 0, -1]))
-    assert p == pytest.approx([51 / 101, 1.0, np.nan], nan_ok=True)  # ties count, constants say nothing
+    assert p == pytest.approx(
+        [51 / 101, 1.0, np.nan], nan_ok=True
+    )  # ties count, constants say nothing
 
 
 def test_the_groups_share_is_the_intraclass_correlation():
@@ -26,5 +30,7 @@ def test_the_groups_share_is_the_intraclass_correlation():
     values = labels[:, None] + speaker + rng.normal(0, 1, (len(groups), 2))
     assert share_of_groups(values, labels, groups) == pytest.approx([0.5, 0.0], abs=0.06)
     crossed = np.arange(len(labels)) % 4  # speakers of every class
-    assert share_of_groups(values - labels[:, None], crossed, groups)[0] == pytest.approx(0.5, abs=0.1)
+    assert share_of_groups(values - labels[:, None], crossed, groups)[0] == pytest.approx(
+        0.5, abs=0.1
+    )
     assert np.isnan(share_of_groups(values, labels, np.arange(len(labels)))).all()

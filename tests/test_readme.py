@@ -8,9 +8,13 @@ import pytest
 from conftest import REPOSITORY, tiny_whisper, write_clips
 
 
-def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_your_model_your_sounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     text = (REPOSITORY / "README.md").read_text()
-    block = re.search(r"<!-- tested: tests/test_readme.py runs this block -->\n```python\n(.*?)```", text, re.S)
+    block = re.search(
+        r"<!-- tested: tests/test_readme.py runs this block -->\n```python\n(.*?)```", text, re.S
+    )
     assert block is not None
     code = block.group(1)
     assert len(code.splitlines()) < 20
@@ -22,12 +26,23 @@ def test_your_model_your_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(code.replace("openai/whisper-tiny", str(tmp_path / "whisper")), "README", "exec"), {})
+        exec(
+            compile(
+                code.replace("openai/whisper-tiny", str(tmp_path / "whisper")), "README", "exec"
+            ),
+            {},
+        )
     assert (tmp_path / "outputs/mine/manifest.json").is_file()
     assert re.search(r"class[012]", capsys.readouterr().out)
 
 
-PAGES = ("README.md", "Install.md", "CONTRIBUTING.md", "benchmarks/README.md", "gallery/miniature/README.md")
+PAGES = (
+    "README.md",
+    "Install.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "gallery/miniature/README.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -77,7 +77,9 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path):
 
 
 @given(place=st.integers(0, 10_000), change=st.sampled_from(["cut", "flip", "empty", "junk"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_damaged_result_is_never_used_and_never_raised(tmp_path: Path, place: int, change: str):
     run(tmp_path, Work())
     path = tmp_path / "second.npz"
@@ -85,19 +87,30 @@ def test_a_damaged_result_is_never_used_and_never_raised(tmp_path: Path, place: 
     position = place % len(content)
     if change == "flip":
         content[position] ^= 1 << place % 8
-    damaged = {"cut": content[:position], "flip": content, "empty": b"", "junk": b"\x93NUMPY" + content[:position]}
+    damaged = {
+        "cut": content[:position],
+        "flip": content,
+        "empty": b"",
+        "junk": b"\x93NUMPY" + content[:position],
+    }
     path.write_bytes(bytes(damaged[change]))
     work = Work()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values = [result["value"].tolist() for result in resumed(tmp_path, "key", BATCHES, work, code="1")]
+        values = [
+            result["value"].tolist() for result in resumed(tmp_path, "key", BATCHES, work, code="1")
+        ]
     again = work.computed == ["second"]
-    assert again or (change == "flip" and not work.computed)  # a bit that nothing reads, such as a time stamp
+    assert again or (
+        change == "flip" and not work.computed
+    )  # a bit that nothing reads, such as a time stamp
     assert values == [[1] * 3, [1] * 3 if again else [2] * 3, [3] * 3]
     forget(tmp_path)
 
 
-def test_a_full_disk_is_explained_and_what_was_computed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_explained_and_what_was_computed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     work, replace = Work(), os.replace
 
     def full(source: Path, target: Path) -> None:
@@ -106,11 +119,18 @@ def test_a_full_disk_is_explained_and_what_was_computed_stays(tmp_path: Path, mo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match=r"no space left in .* kept: free some space, then call again") as raised:
+    with pytest.raises(
+        OSError, match=r"no space left in .* kept: free some space, then call again"
+    ) as raised:
         run(tmp_path, work)
     assert raised.value.errno == errno.ENOSPC
     monkeypatch.undo()
-    assert run(tmp_path, work) == [*BATCHES] and work.computed == ["first", "second", "second", "third"]
+    assert run(tmp_path, work) == [*BATCHES] and work.computed == [
+        "first",
+        "second",
+        "second",
+        "third",
+    ]
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -177,17 +197,26 @@ def test_a_second_process_is_refused_and_takes_over_after_a_kill(tmp_path: Path)
     with folder_lock(folder), pytest.raises(FolderBusy, match=f"process {os.getpid()} on"):
         folder_lock(folder).__enter__()
     with holding(folder) as holder:
-        with pytest.raises(FolderBusy, match=f"process {holder.pid} on .*Wait for it or stop it"), folder_lock(folder):
+        with (
+            pytest.raises(FolderBusy, match=f"process {holder.pid} on .*Wait for it or stop it"),
+            folder_lock(folder),
+        ):
             pass
         assert len(list(folder.glob(".table.csv.*.part"))) == 1
         (folder / ".mine.part").write_text("not one of our temporary files")
         holder.send_signal(signal.SIGKILL)
     with folder_lock(folder):
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", ".lock.json", ".mine.part"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            ".lock",
+            ".lock.json",
+            ".mine.part",
+        ]
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_a_job_that_was_killed_resumes_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool):
+def test_a_job_that_was_killed_resumes_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+):
     monkeypatch.setattr(files, "STALE_SECONDS", 3.0)
     if not locks:
         monkeypatch.setattr(files, "FileLock", _no_locks)
@@ -200,7 +229,9 @@ def test_a_job_that_was_killed_resumes_on_another_host(tmp_path: Path, monkeypat
     assert time.monotonic() - start < 20
 
 
-def test_a_job_that_still_runs_on_another_host_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_job_that_still_runs_on_another_host_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(files, "HEARTBEAT_SECONDS", 0.5)
     monkeypatch.setattr(files, "FileLock", _no_locks)
     with folder_lock(tmp_path):

@@ -33,7 +33,9 @@ def literal_select(p, rate, quantile, weak_filter):
     flat = sorted(x for layer, n in neurons for x in p[layer][n])
     threshold = flat[max(round(quantile * len(flat)), 1) - 1]
     others = [x for x in flat if x < 1]
-    if threshold == 1 and quantile < 1 and others:  # ours: nothing exceeds 1, so the other values decide
+    if (
+        threshold == 1 and quantile < 1 and others
+    ):  # ours: nothing exceeds 1, so the other values decide
         threshold = others[max(round(quantile * len(others)), 1) - 1]
     entropy = {(layer, n): literal_entropy(p[layer][n]) for layer, n in neurons}
     if weak_filter == "lape":
@@ -46,7 +48,9 @@ def literal_select(p, rate, quantile, weak_filter):
     return threshold, eligible, entropy, min(round(rate * len(neurons)), len(eligible))
 
 
-def check_against_literal(counts: np.ndarray, tokens: np.ndarray, rate=0.1, quantile=0.95, weak_filter="lape"):
+def check_against_literal(
+    counts: np.ndarray, tokens: np.ndarray, rate=0.1, quantile=0.95, weak_filter="lape"
+):
     """counts [L, N, C] of tokens [C]: the same neurons per class, up to which of the tied at the cut."""
     exact = np.frompyfunc(lambda x, t: Fraction(int(x), int(t)), 2, 1)(counts, tokens).tolist()
     threshold, eligible, entropy, keep = literal_select(exact, rate, quantile, weak_filter)
@@ -64,7 +68,10 @@ def check_against_literal(counts: np.ndarray, tokens: np.ndarray, rate=0.1, quan
         assert chosen.members[key].tolist() == [x > threshold for x in exact[key[0]][key[1]]]
     assert not chosen.members[~chosen.selected].any()
     for key, value in entropy.items():
-        assert chosen.entropy[key] == pytest.approx(value, abs=1e-12) or chosen.entropy[key] == value == math.inf
+        assert (
+            chosen.entropy[key] == pytest.approx(value, abs=1e-12)
+            or chosen.entropy[key] == value == math.inf
+        )
 
 
 def random_table(rng: np.random.Generator):
@@ -103,20 +110,32 @@ def test_equals_the_literal_procedure_with_1251_classes_and_one_token():
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 300, 1251)
     check_against_literal(rng.binomial(tokens, rng.beta(0.3, 2, (2, 8, 1251))), tokens, rate=0.2)
-    check_against_literal(rng.integers(0, 2, (2, 12, 6)), np.ones(6, dtype=int), rate=0.2)  # one token
+    check_against_literal(
+        rng.integers(0, 2, (2, 12, 6)), np.ones(6, dtype=int), rate=0.2
+    )  # one token
 
 
 def test_entropy_ties_and_the_paper_filter_by_hand():
-    p = np.array([[[0.5, 0.5], [0.2, 0.0], [0.0, 0.0], [0.1, 0.3]]])  # one layer, four neurons, two classes
+    p = np.array(
+        [[[0.5, 0.5], [0.2, 0.0], [0.0, 0.0], [0.1, 0.3]]]
+    )  # one layer, four neurons, two classes
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert entropy(p)[0].tolist() == pytest.approx([math.log(2), 0.0, math.inf, expected], abs=1e-15)
+    assert entropy(p)[0].tolist() == pytest.approx(
+        [math.log(2), 0.0, math.inf, expected], abs=1e-15
+    )
     p = np.zeros((2, 20, 4))
     p[:, 5:9] = [0.3, 0, 0, 0]  # eight neurons of entropy 0: first by layer, then by neuron
     chosen = select(p, rate=0.15, quantile=0.5)
     assert np.argwhere(chosen.selected).tolist() == [[0, 5], [0, 6], [0, 7], [0, 8], [1, 5], [1, 6]]
     p = np.zeros((1, 100, 2))
-    p[0, :, 0] = np.linspace(0.01, 1, 100)  # all of entropy 0; the weakest five per cent come first in the rank
-    assert np.flatnonzero(select(p, rate=0.03, weak_filter="paper").selected[0]).tolist() == [5, 6, 7]
+    p[0, :, 0] = np.linspace(
+        0.01, 1, 100
+    )  # all of entropy 0; the weakest five per cent come first in the rank
+    assert np.flatnonzero(select(p, rate=0.03, weak_filter="paper").selected[0]).tolist() == [
+        5,
+        6,
+        7,
+    ]
 
 
 def test_kinds_and_precision_of_the_input_do_not_matter():
@@ -134,7 +153,9 @@ def test_selection_reports_names_classes_without_neurons_and_its_table():
     p[1, 2] = [0.02, 0.7, 0.9]
     names = ("dog", "rain", "7")
     chosen = select(p, rate=0.03, quantile=0.985, classes=names)
-    assert chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]  # strongest first
+    assert (
+        chosen.neurons("rain").tolist() == chosen.neurons(1).tolist() == [[0, 3], [1, 2]]
+    )  # strongest first
     assert chosen.neurons("7").tolist() == [[1, 2]]  # a name, not an index
     table = chosen.table()
     rows = table[["layer", "neuron", "class"]].to_numpy().tolist()
@@ -152,7 +173,9 @@ def test_selection_reports_names_classes_without_neurons_and_its_table():
 def test_a_neuron_less_active_in_its_class_than_outside_is_said_and_comes_last():
     p = np.zeros((1, 40, 3))
     p[0, :2] = [[0.9, 0.8, 0.1], [0.5, 0.99, 0.99]]
-    table = select(p, rate=1, classes=("a", "b", "c")).table()  # of the 120 values 114 are at most the threshold
+    table = select(
+        p, rate=1, classes=("a", "b", "c")
+    ).table()  # of the 120 values 114 are at most the threshold
     pairs = table.neuron.astype(str) + table["class"]
     assert pairs.tolist() == ["0a", "0b", "1b", "1c", "1a", "0c"]
     assert table.remark.tolist() == [""] * 4 + ["less active than outside the class"] * 2
@@ -181,7 +204,9 @@ def test_artifacts_bring_their_names_their_clips_and_their_tokens(tmp_path):
     expected = select(artifacts.probabilities(), rate=0.2, classes=["a", "b", "c"])
     assert chosen.classes == expected.classes
     assert np.array_equal(chosen.members, expected.members)
-    assert chosen.outside[1, 2, 0] == pytest.approx(counts[30:, 1, 2].mean() / 60)  # by tokens, not by classes
+    assert chosen.outside[1, 2, 0] == pytest.approx(
+        counts[30:, 1, 2].mean() / 60
+    )  # by tokens, not by classes
     assert expected.outside[1, 2, 0] == pytest.approx(artifacts.probabilities()[1, 2, 1:].mean())
 
 
@@ -200,7 +225,9 @@ def test_where_five_percent_of_p_are_one_the_others_decide():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert select(ordinary).threshold == kth_smallest(ordinary, 0.95) < 1
-    scores = p * 5 - 4  # of another criterion; 1 is not special there, but nothing can exceed the largest score
+    scores = (
+        p * 5 - 4
+    )  # of another criterion; 1 is not special there, but nothing can exceed the largest score
     assert select(p, scores=np.where(p == 1, 2.0, scores)).members.sum() == 0
 
 

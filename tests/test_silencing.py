@@ -18,7 +18,11 @@ from aape.encoders.module import from_module
 
 
 def hooks_left(encoder: Encoder) -> dict[str, int]:
-    return {name: len(m._forward_hooks) for name, m in encoder.module.named_modules() if m._forward_hooks}
+    return {
+        name: len(m._forward_hooks)
+        for name, m in encoder.module.named_modules()
+        if m._forward_hooks
+    }
 
 
 class Toy(nn.Module):
@@ -36,7 +40,9 @@ class Toy(nn.Module):
 
 def toy() -> Encoder:
     module = Toy()
-    return from_module(module, activations="act*", embed=module, sample_rate=2, clip_seconds=1.0, name="toy")
+    return from_module(
+        module, activations="act*", embed=module, sample_rate=2, clip_seconds=1.0, name="toy"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,9 @@ def wave() -> torch.Tensor:
 def test_toy_by_hand() -> None:
     encoder = toy()
     wave = torch.tensor([[1.0, -3.0]])
-    assert encoder.embed(wave).tolist() == [[1.0, 3.0, 2.0]]  # 2 * relu(+-x, x + 1), mean over two tokens
+    assert encoder.embed(wave).tolist() == [
+        [1.0, 3.0, 2.0]
+    ]  # 2 * relu(+-x, x + 1), mean over two tokens
     for neurons, change, expected in (
         ([[0, 1]], {}, [1.0, 0.0, 2.0]),
         ([[0, 0], [1, 2]], {"gain": 0.5}, [0.5, 3.0, 1.0]),
@@ -73,7 +81,9 @@ def test_gain_of_one_changes_no_bit(vit: Encoder, wave: torch.Tensor) -> None:
             assert torch.equal(vit.embed(wave), before)
 
 
-def test_no_hook_is_left_when_a_pass_fails(vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hook_is_left_when_a_pass_fails(
+    vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedding, change = vit.embed(wave), [neuron_set(vit, [[0, 1], [2, 4]])]
     with monkeypatch.context() as patch:
         patch.setattr(vit.module.vit.blocks[3], "forward", Mock(side_effect=KeyboardInterrupt))  # type: ignore
@@ -106,7 +116,10 @@ def test_bad_sets_are_refused(vit: Encoder, neurons: object, options: dict, mess
 def test_a_layer_that_never_runs_is_not_passed_over_in_silence() -> None:
     encoder = toy()
     encoder.embed(torch.ones(1, 2))
-    with pytest.warns(RuntimeWarning, match=r"did not run.*\n.*torch.compile"), silenced(encoder, [[0, 0]]):
+    with (
+        pytest.warns(RuntimeWarning, match=r"did not run.*\n.*torch.compile"),
+        silenced(encoder, [[0, 0]]),
+    ):
         pass
     compiled = replace(encoder, embed=lambda wave: wave)  # whose hooks it passes by
     with pytest.raises(ValueError, match="did not run"):
@@ -120,7 +133,11 @@ def by_hooks(encoder: Encoder, change: NeuronSet | None, wave: torch.Tensor) -> 
         out = out.clone()
         for i, (set_layer, n) in enumerate([] if change is None else change.neurons.tolist()):
             if set_layer == layer and change is not None:
-                out[..., n] = change.gain * out[..., n] if change.replace_by is None else float(change.replace_by[i])
+                out[..., n] = (
+                    change.gain * out[..., n]
+                    if change.replace_by is None
+                    else float(change.replace_by[i])
+                )
         return out
 
     with contextlib.ExitStack() as hooks:
@@ -151,11 +168,20 @@ def test_staged_and_full_passes_equal_hooks_by_hand(vit: Encoder, wave: torch.Te
         assert change is None or not torch.equal(full[1], full[s])  # it does something
 
 
-def test_lower_blocks_run_once_for_all_sets(vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_blocks_run_once_for_all_sets(
+    vit: Encoder, wave: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = [Mock(wraps=block) for block in vit.stages.blocks]  # type: ignore[union-attr]
     counted = replace(vit, stages=replace(vit.stages, blocks=blocks))  # type: ignore[type-var]
-    embed_with_sets(counted, wave[:, :32000], [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)])  # one chunk
-    assert [block.call_count for block in blocks] == [1, 1, 1, 5]  # layer 2 is corrected by its projection
+    embed_with_sets(
+        counted, wave[:, :32000], [neuron_set(vit, [[2, n], [3, n]]) for n in range(5)]
+    )  # one chunk
+    assert [block.call_count for block in blocks] == [
+        1,
+        1,
+        1,
+        5,
+    ]  # layer 2 is corrected by its projection
 
 
 def test_stages_that_do_not_fit_are_refused(vit: Encoder, wave: torch.Tensor) -> None:

@@ -45,12 +45,17 @@ def task_of(folder: Path, text: str, names: tuple[str, ...] = ("a.wav", "b.wav")
 def test_evar_format_and_esc50s_own(tmp_path: Path):
     text = "\ufefffile_name,label,split\nb.wav,10,train\na.wav,9,test\nc.wav,9,val\n"
     task = task_of(tmp_path, text, ("a.wav", "b.wav", "c.wav"))
-    assert task.files == ("b.wav", "a.wav", "c.wav") and task.classes == ("9", "10")  # numbers sort as numbers
+    assert task.files == ("b.wav", "a.wav", "c.wav") and task.classes == (
+        "9",
+        "10",
+    )  # numbers sort as numbers
     assert task.labels.tolist() == [1, 0, 0] and task.splits == ("train", "test", "valid")
     assert task.groups == ("0", "1", "2") and task.group_column is None
     assert len(repr(task)) < 600 and "3 of 1 s" in repr(task) and "<table>" in task._repr_html_()
     for one, other in (("01", "02"), ("NA", "None")):  # text as written
-        assert task_of(tmp_path, f"file_name,label,split\nb.wav,{other},train\na.wav,{one},train\n").classes == (
+        assert task_of(
+            tmp_path, f"file_name,label,split\nb.wav,{other},train\na.wav,{one},train\n"
+        ).classes == (
             one,
             other,
         )
@@ -65,7 +70,9 @@ def test_evar_format_and_esc50s_own(tmp_path: Path):
 def test_real_esc50(esc50: Path):
     task = from_metadata(esc50 / "meta/esc50.csv", esc50 / "audio", clip_seconds=5.0, name="esc50")
     assert len(task) == 2000 and len(task.classes) == 50 and len(set(task.groups)) == 1524
-    assert task.classes == tuple(sorted(task.classes)) and set(task.splits) == {f"fold{i}" for i in range(1, 6)}
+    assert task.classes == tuple(sorted(task.classes)) and set(task.splits) == {
+        f"fold{i}" for i in range(1, 6)
+    }
     wave, valid = task.read(7, 16000)
     assert wave.shape == (80000,) and valid == 80000 and wave.dtype == np.float32
 
@@ -87,9 +94,13 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     (tmp_path / "m.csv").write_text(f"file_name,label,split\na b.{suffix},x,train\n")
     task = from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
     wave, valid = task.read(0, 16000)
-    expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000) * 0.25  # mean of a tone and silence
+    expected = (
+        np.sin(2 * np.pi * 440 * np.arange(16000) / 16000) * 0.25
+    )  # mean of a tone and silence
     assert abs(valid - 16000) <= 1
-    likeness = correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()  # codecs shift in time
+    likeness = (
+        correlate(wave, expected.astype(np.float32)).max() / (expected**2).sum()
+    )  # codecs shift in time
     assert likeness == pytest.approx(1.0, abs=0.05)
     assert np.array_equal(wave, task.read(0, 16000)[0])
 
@@ -99,12 +110,24 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
     [
         ("file_name,class\na.wav,x", "expected columns file_name, category, and split or fold"),
         ("file_name,label,split", "with 0 rows"),
-        ("file_name,label,split\na.wav,x,train\n./a.wav,y,test", "line 3: 'a.wav' is also on an earlier line"),
+        (
+            "file_name,label,split\na.wav,x,train\n./a.wav,y,test",
+            "line 3: 'a.wav' is also on an earlier line",
+        ),
         ("file_name,label,split\na.wav,,train", "line 2: a field is empty"),
-        ("file_name,label,split\na.wav,x,held", "line 2: 'held' is no split, expected train, valid, test"),
-        ("file_name,label,fold\na.wav,x,1\nb.wav,x,1.5", "line 3: 'fold1.5' is no split, expected .* a whole number"),
+        (
+            "file_name,label,split\na.wav,x,held",
+            "line 2: 'held' is no split, expected train, valid, test",
+        ),
+        (
+            "file_name,label,fold\na.wav,x,1\nb.wav,x,1.5",
+            "line 3: 'fold1.5' is no split, expected .* a whole number",
+        ),
         ("file_name,label,split\na.wav,1,train\nb.wav,01,test", "'01' and '1' are one number"),
-        ("file_name,label,split\na.wav,x,train\n../a.wav,x,train", "line 3: .* leaves the audio folder"),
+        (
+            "file_name,label,split\na.wav,x,train\n../a.wav,x,train",
+            "line 3: .* leaves the audio folder",
+        ),
         ("file_name,label,split\n/a.wav,x,train", "line 2: .* leaves the audio folder"),
         (
             "file_name,label,split,label\na.wav,x,train,y",
@@ -114,11 +137,16 @@ def test_any_format_rate_and_channel_count(tmp_path: Path, suffix: str):
         ("file_name,label,split\na.wav,x", "line 2: a field is empty"),
         ('file_name,label,split\na.wav,"x,train\nb.wav,y,test', "close every quote"),
         ("file_name,label,split,group\na.wav,x,train,", "line 2: a field is empty"),
-        ("file_name,label,split\nbüro.wav,x,train".encode("utf-16"), "not UTF-8 .*save it as UTF-8"),
+        (
+            "file_name,label,split\nbüro.wav,x,train".encode("utf-16"),
+            "not UTF-8 .*save it as UTF-8",
+        ),
     ],
 )
 def test_bad_metadata(tmp_path: Path, text: str | bytes, message: str):
-    (sounds(tmp_path, "a.wav", "b.wav") / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (sounds(tmp_path, "a.wav", "b.wav") / "m.csv").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
     with pytest.raises(ValueError, match=rf"m\.csv.*{message}"):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=1.0, name="t")
 
@@ -141,7 +169,9 @@ def test_the_column_of_the_classes_is_not_that_of_the_groups(tmp_path: Path):
     text = "file_name,speaker_id,split\na.wav,x,train\nb.wav,y,train\n"
     task = task_of(tmp_path, text, label="speaker_id")
     assert task.classes == ("x", "y") and task.group_column is None and task.groups == ("0", "1")
-    with pytest.raises(ValueError, match="expected two columns, found label and group both 'speaker_id'"):
+    with pytest.raises(
+        ValueError, match="expected two columns, found label and group both 'speaker_id'"
+    ):
         task_of(tmp_path, text, label="speaker_id", group="speaker_id")
     text = text.replace("speaker_id,split", "speaker_id,split,src_file").replace("train", "train,r")
     assert task_of(tmp_path, text, label="speaker_id").groups == ("r", "r")
@@ -150,7 +180,10 @@ def test_the_column_of_the_classes_is_not_that_of_the_groups(tmp_path: Path):
 def test_missing_metadata_and_files(tmp_path: Path):
     csv = write_clips(tmp_path, 4)
     (tmp_path / "audio" / "002.wav").unlink()
-    for path, words in ((tmp_path / "no.csv", "no metadata at"), (csv, "1 of the 4 files .* e.g. 002.wav")):
+    for path, words in (
+        (tmp_path / "no.csv", "no metadata at"),
+        (csv, "1 of the 4 files .* e.g. 002.wav"),
+    ):
         with pytest.raises(FileNotFoundError, match=words):
             from_metadata(path, tmp_path / "audio", clip_seconds=1, name="t")
 
@@ -180,7 +213,10 @@ def test_a_wav_from_a_pipe_is_whole(tmp_path: Path):
     [
         (b"", "cannot be read as audio .*0 bytes"),
         (b"RIFF nonsense", "cannot be read as audio .*13 bytes"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer: run `git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "Git LFS pointer: run `git lfs pull",
+        ),
         (np.zeros(0), "no samples"),
         (np.where(np.arange(500) == 250, np.nan, 0), r"sample 250 \(at 0.250 s\)"),
     ],
@@ -254,7 +290,9 @@ def test_a_subset_keeps_what_it_keeps_unchanged(tmp_path: Path):
     wanted = [i for i in range(20) if task.labels[i] > 0 and task.splits[i] in ("fold1", "fold3")]
     assert part.files == tuple(task.files[i] for i in wanted) and part.classes == task.classes[1:]
     assert part.labels.tolist() == [task.labels[i] - 1 for i in wanted]
-    assert part.splits == tuple(task.splits[i] for i in wanted) and part.groups == tuple(task.groups[i] for i in wanted)
+    assert part.splits == tuple(task.splits[i] for i in wanted) and part.groups == tuple(
+        task.groups[i] for i in wanted
+    )
     for wrong, message in (
         ({"classes": ["x"]}, "no class 'x'"),
         ({"splits": ["x"]}, "no split"),
@@ -265,14 +303,22 @@ def test_a_subset_keeps_what_it_keeps_unchanged(tmp_path: Path):
 
 
 def test_class_folders(tmp_path: Path):
-    names = [f"{c}/{sub}{i}.wav" for c in ("cat", "dog") for i in range(10) for sub in ("", "deep/")]
+    names = [
+        f"{c}/{sub}{i}.wav" for c in ("cat", "dog") for i in range(10) for sub in ("", "deep/")
+    ]
     task = from_folder(sounds(tmp_path / "pets", *names), clip_seconds=0.5)
     assert task.name == "pets" and task.classes == ("cat", "dog") and len(task) == 40
     assert [task.classes[c] for c in task.labels] == [f.split("/")[0] for f in task.files]
     counts = Counter(zip(task.splits, task.labels.tolist(), strict=True))
     for label in (0, 1):
-        assert counts["train", label] >= 10 and counts["valid", label] >= 1 and counts["test", label] >= 1
-    assert task.group_column is None and any("the split is ours, seed 0" in note for note in task.notes)
+        assert (
+            counts["train", label] >= 10
+            and counts["valid", label] >= 1
+            and counts["test", label] >= 1
+        )
+    assert task.group_column is None and any(
+        "the split is ours, seed 0" in note for note in task.notes
+    )
     assert from_folder(tmp_path / "pets", clip_seconds=0.5).splits == task.splits
     assert from_folder(tmp_path / "pets", clip_seconds=0.5, seed=1).splits != task.splits
     names = [f"{s}/{c}/{i}.wav" for s in ("train", "val", "test") for c in "ab" for i in range(2)]
@@ -283,15 +329,27 @@ def test_class_folders(tmp_path: Path):
 
 def test_a_pattern_names_classes_and_groups(tmp_path: Path):
     names = [f"{w}_{who}_{i}.wav" for w in ("one", "two") for who in "abcdefghij" for i in range(2)]
-    task = from_folder(sounds(tmp_path, *names), clip_seconds=0.5, pattern="{label}_{group}_{take}.wav")
+    task = from_folder(
+        sounds(tmp_path, *names), clip_seconds=0.5, pattern="{label}_{group}_{take}.wav"
+    )
     assert task.classes == ("one", "two") and set(task.groups) == set("abcdefghij")
     split_of = set(zip(task.groups, task.splits, strict=True))
-    assert len(split_of) == 10 and Counter(s for _, s in split_of) == {"train": 7, "valid": 1, "test": 2}
-    by_function = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: name.split("_")[1])
+    assert len(split_of) == 10 and Counter(s for _, s in split_of) == {
+        "train": 7,
+        "valid": 1,
+        "test": 2,
+    }
+    by_function = from_folder(
+        tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: name.split("_")[1]
+    )
     assert by_function.splits == task.splits and by_function.groups == task.groups
-    numbers = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: int(name[-5]) or None)
+    numbers = from_folder(
+        tmp_path, clip_seconds=0.5, pattern="{label}_*", group=lambda name: int(name[-5]) or None
+    )
     assert numbers.groups[:2] == ("one_a_0.wav", "1")
-    halves = from_folder(tmp_path, clip_seconds=0.5, pattern="{label}_{group}_*", split={"train": 0.5, "test": 0.5})
+    halves = from_folder(
+        tmp_path, clip_seconds=0.5, pattern="{label}_{group}_*", split={"train": 0.5, "test": 0.5}
+    )
     assert Counter(halves.splits) == {"train": 20, "test": 20}
 
 
@@ -299,7 +357,11 @@ def test_a_pattern_names_classes_and_groups(tmp_path: Path):
     ("pattern", "file", "found"),
     [
         ("{label}_{group}_{take}.wav", "one_ann_b_3.wav", ("one", "", "ann")),
-        ("{label}_{group}_{}", "x/y/one_ann_3.flac", ("one", "", "ann")),  # without / and suffix: names alone
+        (
+            "{label}_{group}_{}",
+            "x/y/one_ann_3.flac",
+            ("one", "", "ann"),
+        ),  # without / and suffix: names alone
         ("{split}/**/{group}/{label}-*.wav", "val/a/b/ann/one-2.wav", ("one", "valid", "ann")),
         ("Actor_{group}/{}-{}-{label}-*", "Actor_03/03-01-05-01.ogg", ("05", "", "03")),
         ("{label}/{}/(x) {}.wav", "dog/2024/(x) [1].wav", ("dog", "", None)),
@@ -337,15 +399,21 @@ def test_folders_that_are_no_task(tmp_path: Path, names: str, pattern: str | Non
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in "xy" for i in range(4)))
-    (folder / "x" / "gone.wav").symlink_to(tmp_path / "nowhere")  # as git-annex leaves what was not fetched
+    (folder / "x" / "gone.wav").symlink_to(
+        tmp_path / "nowhere"
+    )  # as git-annex leaves what was not fetched
     (folder / "y" / "empty.wav").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"2 of 10 files cannot be read, e.g. .*x/gone.wav.*Task.check\(\)"):
+    with pytest.warns(
+        UserWarning, match=r"2 of 10 files cannot be read, e.g. .*x/gone.wav.*Task.check\(\)"
+    ):
         task = from_folder(folder)
     assert len(task) == 10 and task.clip_seconds == 0.5
 
 
 def test_audio_in_other_containers_is_named(tmp_path: Path):
-    folder = sounds(tmp_path, *(f"{label}/{i}.wav" for label in ("x/deep", "y") for i in range(4)), "y/0.flac")
+    folder = sounds(
+        tmp_path, *(f"{label}/{i}.wav" for label in ("x/deep", "y") for i in range(4)), "y/0.flac"
+    )
     for name in ("x/deep/0.m4a", "x/5.M4A", "z/0.m4a", "z/1.m4a"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
@@ -354,8 +422,13 @@ def test_audio_in_other_containers_is_named(tmp_path: Path):
         assert len(from_folder(folder, clip_seconds=0.5)) == 8
     messages = " ".join(str(warning.message) for warning in told)
     assert "3 audio files cannot be read and are left out, e.g. x/5.M4A. Convert them" in messages
-    assert "1 of 9 files are in the folder in another container, e.g. y/0.flac; they are left out" in messages
-    with pytest.raises(FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a. Convert them"):
+    assert (
+        "1 of 9 files are in the folder in another container, e.g. y/0.flac; they are left out"
+        in messages
+    )
+    with pytest.raises(
+        FileNotFoundError, match="holds no audio; .* found 2 others, e.g. 0.m4a. Convert them"
+    ):
         from_folder(folder / "z", clip_seconds=0.5)
 
 
@@ -368,7 +441,9 @@ def test_shares_of_a_split_are_checked(tmp_path: Path, split: dict):
 
 def test_files_that_do_not_fit_a_pattern_are_named(tmp_path: Path):
     names = [f"{label}_{i}.wav" for label in "xy" for i in range(3)]
-    with pytest.warns(UserWarning, match=r"1 of 7 files do not fit .*z-1.wav .fits as far as '{label}'"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 7 files do not fit .*z-1.wav .fits as far as '{label}'"
+    ):
         assert len(from_folder(sounds(tmp_path, *names, "z-1.wav"), pattern="{label}_{}.wav")) == 6
 
 
@@ -378,9 +453,13 @@ def test_nine_of_ten_clips_are_kept_whole(tmp_path: Path):
     task = from_folder(tmp_path, split={"train": 0.5, "test": 0.5})
     assert task.clip_seconds == 0.5  # between 0.4 and 1.4, a tenth of the way
     # one of ten is cut; padded 2 * .3 + 3 * .2 + 4 * .1 = 1.6 of 5 s
-    assert task.notes[0].endswith("(median 0.35): clip_seconds=0.5 cuts 10% of them, and 32% of the result is padding")
+    assert task.notes[0].endswith(
+        "(median 0.35): clip_seconds=0.5 cuts 10% of them, and 32% of the result is padding"
+    )
     sounds(tmp_path / "long", "x/0.wav", "y/0.wav", seconds=7200)
-    with pytest.raises(ValueError, match="a tenth of the clips last 7,200 s or more; give clip_seconds"):
+    with pytest.raises(
+        ValueError, match="a tenth of the clips last 7,200 s or more; give clip_seconds"
+    ):
         from_folder(tmp_path / "long")
 
 
@@ -392,7 +471,9 @@ def test_a_length_must_be_a_number_of_seconds(tmp_path: Path, seconds: object):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=seconds, name="t")
 
 
-def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_table_of_a_folder_can_be_edited_and_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     names = [f"{w}_{who}_{i}.wav" for w in ("one", "two") for who in "abcdefghij" for i in range(2)]
     folder = sounds(tmp_path / "digits", *names)
     out = tmp_path / "clips.csv"
@@ -403,12 +484,21 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
     for field in ("files", "splits", "groups", "classes"):
         assert getattr(read, field) == getattr(made, field)
     assert read.notes == made.notes
-    assert read.notes[-1] == "the split is ours by whole groups, seed 0: not comparable with published results"
+    assert (
+        read.notes[-1]
+        == "the split is ours by whole groups, seed 0: not comparable with published results"
+    )
     assert cli.main(["table", str(tmp_path / "digits"), "-o", str(out)]) == 2
     assert "expected folders named after classes" in capsys.readouterr().err
-    pets = sounds(tmp_path / "pets", *(f"{name}/{i}.wav" for name in ("rain, heavy", "wind") for i in range(4)))
+    pets = sounds(
+        tmp_path / "pets",
+        *(f"{name}/{i}.wav" for name in ("rain, heavy", "wind") for i in range(4)),
+    )
     assert cli.main(["table", str(pets), "-o", str(out)]) == 0
-    assert from_metadata(out, pets, clip_seconds=0.5, name="pets").classes == ("rain, heavy", "wind")
+    assert from_metadata(out, pets, clip_seconds=0.5, name="pets").classes == (
+        "rain, heavy",
+        "wind",
+    )
     (pets / "wind").rename(pets / "a,b")
     assert cli.main(["table", str(pets), "-o", str(out)]) == 2
     assert "'a,b' would be read back as several classes" in capsys.readouterr().err
@@ -418,7 +508,9 @@ def test_a_table_of_a_folder_can_be_edited_and_read_again(tmp_path: Path, capsys
     ):
         with pytest.raises(SystemExit):
             cli.main(words)
-        assert "expected a file" in (said := capsys.readouterr().err) or "takes no --pattern" in said
+        assert (
+            "expected a file" in (said := capsys.readouterr().err) or "takes no --pattern" in said
+        )
 
 
 def told(make: Callable[[], object]) -> tuple[object, str]:
@@ -440,13 +532,20 @@ def test_the_same_samples_count_once(tmp_path: Path):
         soundfile.write(folder / "again" / name.replace(".wav", ".flac"), wave, rate)
     twice, said = told(lambda: from_folder(folder, clip_seconds=0.5, pattern="{label}-{}-{group}"))
     assert twice.files == once.files and twice.splits == once.splits
-    assert "24 of 48 files are copies" in said and "e.g. again/a-0-0.flac; they are left out" in said
+    assert (
+        "24 of 48 files are copies" in said and "e.g. again/a-0-0.flac; they are left out" in said
+    )
     shutil.copy(folder / "a-0-0.wav", folder / "b-9-1.wav")  # another class and group
     shutil.copy(folder / "a-0-0.wav", folder / "a-9-0.wav")  # the same, counted once
     task, said = told(lambda: from_folder(folder, clip_seconds=0.5, pattern="{label}-{}-{group}"))
     assert {*task.files} == {*names, "b-9-1.wav"}
-    assert "1 clips have copies, with the same samples, in another class, split or group, e.g. a-0-0.wav and" in said
-    lines = [f"{name},{name[0]},train" for name in ("a-0-0.wav", "a-9-0.wav", "b-9-1.wav", "b-0-0.wav")]
+    assert (
+        "1 clips have copies, with the same samples, in another class, split or group, e.g. a-0-0.wav and"
+        in said
+    )
+    lines = [
+        f"{name},{name[0]},train" for name in ("a-0-0.wav", "a-9-0.wav", "b-9-1.wav", "b-0-0.wav")
+    ]
     (tmp_path / "m.csv").write_text("\n".join(["file_name,label,split", *lines]))
     task, said = told(lambda: from_metadata(tmp_path / "m.csv", folder, clip_seconds=0.5, name="t"))
     assert task.files == ("a-0-0.wav", "b-9-1.wav", "b-0-0.wav")
@@ -475,20 +574,29 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "M\u00fcller") for form in (
         (("Dog", "dog"), 2, "the classes 'Dog' and 'dog' differ only in upper and lower case"),
     ],
 )
-def test_names_that_look_the_same(tmp_path: Path, spellings: tuple[str, ...], classes: int, said: str):
+def test_names_that_look_the_same(
+    tmp_path: Path, spellings: tuple[str, ...], classes: int, said: str
+):
     files = [f"{i}.wav" for i in range(len(spellings) + 1)]
-    lines = [f'{file},"{name}",train,"{name}"' for file, name in zip(files, (*spellings, "other"), strict=True)]
+    lines = [
+        f'{file},"{name}",train,"{name}"'
+        for file, name in zip(files, (*spellings, "other"), strict=True)
+    ]
     (sounds(tmp_path, *files) / "m.csv").write_text(
         "\n".join(["file_name,label,split,group", *lines]), encoding="utf-8"
     )
-    task, warned = told(lambda: from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=0.5, name="t"))
+    task, warned = told(
+        lambda: from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=0.5, name="t")
+    )
     assert len(task.classes) == len({*task.groups}) == classes + 1
     assert said in warned and bool(said) == ("differ only" in warned)
 
 
 def test_listed_files_are_found_in_the_other_unicode_form_and_in_another_case(tmp_path: Path):
     sounds(tmp_path, f"{DECOMPOSED}.wav", "B.WAV")
-    (tmp_path / "m.csv").write_text(f"file_name,label,split\n{COMPOSED}.wav,x,train\nb.wav,y,train\n", encoding="utf-8")
+    (tmp_path / "m.csv").write_text(
+        f"file_name,label,split\n{COMPOSED}.wav,x,train\nb.wav,y,train\n", encoding="utf-8"
+    )
     task = from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=0.5, name="t")
     assert task.files == (f"{DECOMPOSED}.wav", "B.WAV") and task.check().empty
 
@@ -511,14 +619,18 @@ def test_a_flac_of_unknown_length_is_read_to_its_end(tmp_path: Path):
     soundfile.write(tmp_path / "a.flac", noise(0, seconds=3.0, rate=16000), 16000)
     whole = read_mono(tmp_path / "a.flac", 16000, 5.0)
     with_unknown_length(tmp_path / "a.flac", bytearray((tmp_path / "a.flac").read_bytes()))
-    assert seconds_of(tmp_path / "a.flac") == 3.0 and np.array_equal(read_mono(tmp_path / "a.flac", 16000, 5.0), whole)
+    assert seconds_of(tmp_path / "a.flac") == 3.0 and np.array_equal(
+        read_mono(tmp_path / "a.flac", 16000, 5.0), whole
+    )
     assert np.array_equal(read_mono(tmp_path / "a.flac", 16000, 1.0)[:16000], whole[:16000])
 
 
 @pytest.mark.parametrize("loud_first", [True, False])
 @pytest.mark.parametrize("rate", [44100, 16000])  # MPEG-1, MPEG-2
 @pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
-def test_an_mp3_that_does_not_state_its_length(tmp_path: Path, mode: str, rate: int, loud_first: bool):
+def test_an_mp3_that_does_not_state_its_length(
+    tmp_path: Path, mode: str, rate: int, loud_first: bool
+):
     parts = [noise(0, seconds=4.0, rate=rate), np.zeros(2 * rate)]
     path = tmp_path / "a.mp3"
     wave = np.concatenate(parts if loud_first else parts[::-1])
@@ -530,7 +642,9 @@ def test_an_mp3_that_does_not_state_its_length(tmp_path: Path, mode: str, rate: 
     after = data.find(data[start : start + 2], start + 4)
     path.write_bytes(data[:start] + data[after:])  # as encoders to a pipe leave it
     if mode == "VARIABLE":
-        with pytest.raises(BadClip, match="variable bit rate that does not state its length; convert it"):
+        with pytest.raises(
+            BadClip, match="variable bit rate that does not state its length; convert it"
+        ):
             seconds_of(path)
     else:
         assert seconds_of(path) == pytest.approx(6.0, abs=0.1)
@@ -538,11 +652,19 @@ def test_an_mp3_that_does_not_state_its_length(tmp_path: Path, mode: str, rate: 
 
 @pytest.mark.parametrize(
     ("tops", "names"),
-    [(("fold1", "fold2"), ("100-0-0-0.wav", "101-1-0-0.wav")), (("train", "test"), ("dog_0.wav", "cat_0.wav"))],
+    [
+        (("fold1", "fold2"), ("100-0-0-0.wav", "101-1-0-0.wav")),
+        (("train", "test"), ("dog_0.wav", "cat_0.wav")),
+    ],
 )
-def test_splits_are_not_taken_for_classes(tmp_path: Path, tops: tuple[str, ...], names: tuple[str, ...]):
+def test_splits_are_not_taken_for_classes(
+    tmp_path: Path, tops: tuple[str, ...], names: tuple[str, ...]
+):
     sounds(tmp_path, *(f"{top}/{name}" for top in tops for name in names))
-    with pytest.raises(ValueError, match=f"the folders {', '.join(sorted(tops))} are splits, expected class folders"):
+    with pytest.raises(
+        ValueError,
+        match=f"the folders {', '.join(sorted(tops))} are splits, expected class folders",
+    ):
         from_folder(tmp_path, clip_seconds=0.5)
 
 
@@ -551,10 +673,15 @@ def test_silence_after_mixing_is_named_by_class(tmp_path: Path, toy):
         (tmp_path / "s" / label).mkdir(parents=True)
         for i in range(5):
             wave = noise(sign + 1, i, seconds=1.0)
-            soundfile.write(tmp_path / "s" / label / f"{i}.wav", np.stack([wave, sign * wave], axis=1), 1000)
+            soundfile.write(
+                tmp_path / "s" / label / f"{i}.wav", np.stack([wave, sign * wave], axis=1), 1000
+            )
     task = from_folder(tmp_path / "s", clip_seconds=1.0)
     _, said = told(lambda: collect(toy, task, tmp_path / "out"))
-    assert "s: 5 clips are silent after mixing their channels and cutting: 5 of 5 of 'miswired'" in said
+    assert (
+        "s: 5 clips are silent after mixing their channels and cutting: 5 of 5 of 'miswired'"
+        in said
+    )
     assert set(task.check()["class"]) == {"miswired"}
 
 
@@ -580,8 +707,12 @@ def test_a_list_without_splits_gets_one(tmp_path: Path):
 
 @pytest.mark.parametrize("label", ["x;y", "x|y", "x,y"])
 def test_several_labels_in_one_field_are_refused(tmp_path: Path, label: str):
-    (sounds(tmp_path, "a.wav") / "m.csv").write_text(f'file_name,label,split\na.wav,"{label}",train\n')
-    with pytest.raises(ValueError, match="names several classes. Several labels per clip are not supported here"):
+    (sounds(tmp_path, "a.wav") / "m.csv").write_text(
+        f'file_name,label,split\na.wav,"{label}",train\n'
+    )
+    with pytest.raises(
+        ValueError, match="names several classes. Several labels per clip are not supported here"
+    ):
         from_metadata(tmp_path / "m.csv", tmp_path, clip_seconds=0.5, name="t")
 
 
@@ -589,7 +720,9 @@ def test_several_labels_in_one_field_are_refused(tmp_path: Path, label: str):
     ({"fold": lambda i: i // 8 + 1, "src_file": lambda i: 100 + i // 2}, {f"fold{i}": 8 for i in range(1, 6)}, "src_file"),
     ({"speaker_id": lambda i: i % 10}, {"train": 28, "valid": 4, "test": 8}, "speaker_id"),
 ])  # fmt: skip
-def test_columns_of_a_dataset_are_those_of_a_csv(tmp_path: Path, monkeypatch, columns: dict, splits: dict, groups: str):
+def test_columns_of_a_dataset_are_those_of_a_csv(
+    tmp_path: Path, monkeypatch, columns: dict, splits: dict, groups: str
+):
     """As the Hub has ESC-50: one split, with the columns of the official list. A substitute for the package is enough."""
     audio = type("Audio", (), {"__init__": lambda self, decode=True: None})
     rows = []
@@ -602,9 +735,11 @@ def test_columns_of_a_dataset_are_those_of_a_csv(tmp_path: Path, monkeypatch, co
         }
         rows.append(row | {name: value(i) for name, value in columns.items()})
     features = dict.fromkeys(rows[0]) | {"audio": audio()}
-    table = type("Rows", (list,), {"_fingerprint": "x", "features": features, "cast_column": lambda self, *_: self})(
-        rows
-    )
+    table = type(
+        "Rows",
+        (list,),
+        {"_fingerprint": "x", "features": features, "cast_column": lambda self, *_: self},
+    )(rows)
     package = types.ModuleType("datasets")
     package.Audio, package.load_dataset = audio, lambda name, revision=None: {"train": table}
     monkeypatch.setitem(sys.modules, "datasets", package)
@@ -612,14 +747,20 @@ def test_columns_of_a_dataset_are_those_of_a_csv(tmp_path: Path, monkeypatch, co
     task = from_datasets("esc50", clip_seconds=0.5, label="category")
     assert Counter(task.splits) == splits and task.group_column == groups
     assert task.groups == tuple(str(columns[groups](i)) for i in range(40))
-    assert np.array_equal(task.read(3, 1000)[0], soundfile.read(tmp_path / "3.wav", dtype="float32")[0])
+    assert np.array_equal(
+        task.read(3, 1000)[0], soundfile.read(tmp_path / "3.wav", dtype="float32")[0]
+    )
 
 
 def test_a_dataset_with_an_audio_column(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
     folder = sounds(tmp_path / "wavs", *(f"{i}.wav" for i in range(6)))
-    columns = {"sound": [str(folder / f"{i}.wav") for i in range(6)], "animal": [0, 1] * 3, "who": list("abcdef")}
+    columns = {
+        "sound": [str(folder / f"{i}.wav") for i in range(6)],
+        "animal": [0, 1] * 3,
+        "who": list("abcdef"),
+    }
     kinds = {"sound": datasets.Audio(), "animal": datasets.ClassLabel(names=["cat", "dog"])}
     made = datasets.Dataset.from_dict(columns)
     for name, kind in kinds.items():
@@ -629,7 +770,9 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path, monkeypatch):
     task = from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="who")
     assert task.classes == ("cat", "dog") and Counter(task.splits) == {"train": 4, "test": 2}
     assert task.groups == tuple("abcdef")
-    assert np.array_equal(task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0])
+    assert np.array_equal(
+        task.read(1, 1000)[0], soundfile.read(folder / "1.wav", dtype="float32")[0]
+    )
     with pytest.warns(UserWarning, match="column 'speaker' .* Give group='speaker'"):
         made.rename_column("who", "speaker").to_parquet(tmp_path / "other" / "train.parquet")
         task = from_datasets(str(tmp_path / "other"), clip_seconds=0.5, label="animal")
@@ -638,11 +781,19 @@ def test_a_dataset_with_an_audio_column(tmp_path: Path, monkeypatch):
     withheld = datasets.Dataset.from_dict(columns, features=made.features)
     for split, rows in (("train", made), ("test", withheld)):
         rows.to_parquet(tmp_path / "withheld" / f"{split}.parquet")
-    with pytest.warns(UserWarning, match=r"withheld: 4 row\(s\) without a value of 'animal' are left out"):
-        task = from_datasets(str(tmp_path / "withheld"), clip_seconds=0.5, label="animal", group="who")
-    assert task.labels.tolist() == [0, 1] * 3 + [1, 1] and task.groups == (*"abcdefx", "test/000005.wav")
+    with pytest.warns(
+        UserWarning, match=r"withheld: 4 row\(s\) without a value of 'animal' are left out"
+    ):
+        task = from_datasets(
+            str(tmp_path / "withheld"), clip_seconds=0.5, label="animal", group="who"
+        )
+    assert task.labels.tolist() == [0, 1] * 3 + [1, 1] and task.groups == (
+        *"abcdefx",
+        "test/000005.wav",
+    )
     with pytest.raises(
-        ValueError, match="expected columns 'animal' and 'speaker' and one of audio, found sound, animal, who"
+        ValueError,
+        match="expected columns 'animal' and 'speaker' and one of audio, found sound, animal, who",
     ):
         from_datasets(str(tmp_path / "hub"), clip_seconds=0.5, label="animal", group="speaker")
 

@@ -45,7 +45,9 @@ def test_planted_band_pass_neurons_have_their_best_frequency(tuning: Tuning):
     assert found.frequency_tuned.all()
     assert np.abs(np.log2(found.best_frequency_hz / FREQUENCIES)).max() < 0.25
     assert (found.bandwidth_octaves < 1.5).all()
-    centred = found.iloc[[FREQUENCIES.index(240), FREQUENCIES.index(1900)]]  # where a noise band has its centre
+    centred = found.iloc[
+        [FREQUENCIES.index(240), FREQUENCIES.index(1900)]
+    ]  # where a noise band has its centre
     assert (centred.tone_tuned & (centred.tone_index > 0)).all()
 
 
@@ -67,7 +69,9 @@ def test_planted_level_detectors_have_their_threshold(tuning: Tuning):
     assert found.level_tuned.all()
     assert not found.frequency_tuned.any()
     first = np.array(THRESHOLDS) + 3  # dB, where the detectors begin to respond
-    np.testing.assert_allclose(found.threshold_db, first + 0.2 * (-20 - first), atol=7.5)  # half a step of the levels
+    np.testing.assert_allclose(
+        found.threshold_db, first + 0.2 * (-20 - first), atol=7.5
+    )  # half a step of the levels
     assert found.threshold_db.is_monotonic_increasing
 
 
@@ -141,7 +145,9 @@ def test_save_and_load(tuning: Tuning, tmp_path: Path):
 def test_a_second_call_plays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     encoder = make_toy()
     first = tune(encoder, out_dir=tmp_path)
-    monkeypatch.setattr("aape.tuning.responses.respond", lambda *_: pytest.fail("a sound was played again"))
+    monkeypatch.setattr(
+        "aape.tuning.responses.respond", lambda *_: pytest.fail("a sound was played again")
+    )
     pd.testing.assert_frame_equal(tune(encoder, out_dir=tmp_path).table(), first.table())
     with pytest.raises(pytest.fail.Exception):
         tune(make_toy(seed=1), out_dir=tmp_path)
@@ -151,13 +157,19 @@ def test_a_second_call_plays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_responses_equal_hand_written_hooks():
-    encoder = make_toy(samples_per_token=None, token_grid=lambda n: [torch.tensor([[0, i] for i in range(n // 100)])])
+    encoder = make_toy(
+        samples_per_token=None,
+        token_grid=lambda n: [torch.tensor([[0, i] for i in range(n // 100)])],
+    )
     sounds = battery(encoder.sample_rate, 1.0)
     rows = sounds[sounds.kind.isin(["tone", "noise"])].iloc[[0, 5, -1]]
     found = respond(encoder, rows)
     waves = torch.from_numpy(np.stack([waveform(row, 1000, 1000) for _, row in rows.iterrows()]))
     seen = []
-    handles = [layer.act.register_forward_hook(lambda *a: seen.append(a[2])) for layer in encoder.module.layers]
+    handles = [
+        layer.act.register_forward_hook(lambda *a: seen.append(a[2]))
+        for layer in encoder.module.layers
+    ]
     with torch.no_grad():
         encoder.module(waves)
     [handle.remove() for handle in handles]
@@ -223,7 +235,9 @@ def test_modulation_is_at_its_rate():
 
 
 def test_downward_sweeps_are_upward_ones_in_reverse():
-    up, down = (stimuli.sweeps(RATE, RATE, 16, upward, np.random.default_rng(3)) for upward in (True, False))
+    up, down = (
+        stimuli.sweeps(RATE, RATE, 16, upward, np.random.default_rng(3)) for upward in (True, False)
+    )
     np.testing.assert_array_equal(up, down[::-1])
     frequencies, _, spectrogram = signal.spectrogram(up, RATE, nperseg=512, noverlap=256)
     peak = np.log2(frequencies[spectrogram.argmax(axis=0)].clip(50))
@@ -235,7 +249,9 @@ def test_missing_fundamental_has_no_energy_there_but_its_period():
     power = np.abs(np.fft.rfft(sound)) ** 2
     assert power[190:210].sum() / power.sum() < 1e-6
     np.testing.assert_allclose(sound[80:160], sound[:80], atol=1e-9)
-    shifted = stimuli.harmonic_complex(RATE, RATE, 200, np.random.default_rng(0), lowest=4, inharmonic=True)
+    shifted = stimuli.harmonic_complex(
+        RATE, RATE, 200, np.random.default_rng(0), lowest=4, inharmonic=True
+    )
     assert not np.allclose(shifted[80:160], shifted[:80], atol=0.1)
 
 
@@ -250,7 +266,9 @@ def test_short_encoders_get_what_fits():
 
 def test_peak_and_width_of_a_known_curve():
     frequencies = 60 * 2 ** (np.arange(28) / 4)
-    curves = np.exp(-(np.log2(frequencies[:, None] / np.array([300, 1000, 2500])) ** 2) / (2 * 0.5**2))
+    curves = np.exp(
+        -(np.log2(frequencies[:, None] / np.array([300, 1000, 2500])) ** 2) / (2 * 0.5**2)
+    )
     np.testing.assert_allclose(peaks.best(curves, frequencies), [300, 1000, 2500], rtol=0.03)
     np.testing.assert_allclose(peaks.bandwidth(curves, frequencies), 2.355 * 0.5, rtol=0.05)
 
@@ -276,7 +294,13 @@ def test_sentence_follows_its_grammar():
     assert sentence(row) == f"{expected}."
     assert sentence(row, "rain") == f"{expected}; on natural sound most active in rain."
     assert sentence({"frequency_tuned": False}) == "No reliable tuning."
-    assert [hertz(f) for f in (7.96, 64, 121, 999, 6400)] == ["8 Hz", "64 Hz", "120 Hz", "1000 Hz", "6.4 kHz"]
+    assert [hertz(f) for f in (7.96, 64, 121, 999, 6400)] == [
+        "8 Hz",
+        "64 Hz",
+        "120 Hz",
+        "1000 Hz",
+        "6.4 kHz",
+    ]
 
 
 # --- receptive fields --------------------------------------------------------------------------------------------
@@ -293,7 +317,10 @@ class Linear(nn.Module):
         super().__init__()
         self.act = LinearActivation()
         lags, bands = np.meshgrid(np.arange(LAGS), np.arange(BANDS), indexing="ij")
-        fields = [np.exp(-((lags - a) ** 2) / 18 - (bands - b) ** 2 / 8) for a, b in [(15, 8), (10, 20), (20, 26)]]
+        fields = [
+            np.exp(-((lags - a) ** 2) / 18 - (bands - b) ** 2 / 8)
+            for a, b in [(15, 8), (10, 20), (20, 26)]
+        ]
         self.fields = torch.tensor(np.stack(fields), dtype=torch.float32)  # [neurons, lags, bands]
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -381,7 +408,9 @@ def test_groups_are_not_split_over_folds(monkeypatch: pytest.MonkeyPatch, tmp_pa
     seen = []
     monkeypatch.setattr(Sums, "add", lambda self, *_: seen.append(id(self)))
     monkeypatch.setattr("aape.tuning.receptive_fields.cross_fit", lambda folds: (np.zeros(24), 1.0))
-    monkeypatch.setattr("aape.tuning.receptive_fields.weights", lambda *_: [np.zeros((LAGS * BANDS, 24))])
+    monkeypatch.setattr(
+        "aape.tuning.receptive_fields.weights", lambda *_: [np.zeros((LAGS * BANDS, 24))]
+    )
     read = type(task).read
 
     def remember(self, index, rate):
@@ -402,7 +431,11 @@ def test_tuned_among_finds_an_excess_and_no_false_one(tuning: Tuning):
     rng = np.random.default_rng(0)
     layer = np.repeat([0, 1], 200)
     table = pd.DataFrame(
-        {"layer": layer, "neuron": np.tile(np.arange(200), 2), "frequency_tuned": rng.random(400) < 0.3}
+        {
+            "layer": layer,
+            "neuron": np.tile(np.arange(200), 2),
+            "frequency_tuned": rng.random(400) < 0.3,
+        }
     )
     members = np.zeros((2, 200), bool)
     members[:, :40] = True
@@ -434,11 +467,16 @@ def few_sounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aape.tuning.battery.LEVELS_DB", (-50.0, -20.0))
     monkeypatch.setattr("aape.tuning.battery.STEPS_PER_OCTAVE", 1)
     monkeypatch.setattr("aape.tuning.battery.MODULATIONS_HZ", (4.0, 16.0))
-    monkeypatch.setattr("aape.tuning.responses.battery", lambda rate, seconds: battery(rate, seconds, realisations=2))
+    monkeypatch.setattr(
+        "aape.tuning.responses.battery",
+        lambda rate, seconds: battery(rate, seconds, realisations=2),
+    )
 
 
 def check(found: Tuning) -> None:
     table = found.table()
     assert len(table) == len(table.drop_duplicates(["layer", "neuron"]))
     assert table.best_frequency_hz.between(59, 8000).all()
-    assert np.isfinite(table.drop(columns=["sentence", "threshold_db", "dynamic_range_db"]).to_numpy(float)).all()
+    assert np.isfinite(
+        table.drop(columns=["sentence", "threshold_db", "dynamic_range_db"]).to_numpy(float)
+    ).all()

@@ -12,12 +12,28 @@ import transformers
 from conftest import tiny_whisper
 from safetensors.torch import save_file
 
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-CONV = SIZE | {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+CONV = SIZE | {
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
 LAYER_NORM = CONV | {"feat_extract_norm": "layer"}
 SEW = LAYER_NORM | {"conv_dim": (8,) * 13}
 ADAPTER = {"do_stable_layer_norm": True, "add_adapter": True, "num_adapter_layers": 1}
-TIMM = {"img_size": [64, 128], "in_chans": 1, "global_pool": "avg", "embed_dim": 32, "depth": 2, "num_heads": 2}
+TIMM = {
+    "img_size": [64, 128],
+    "in_chans": 1,
+    "global_pool": "avg",
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 class Tiny(NamedTuple):
@@ -53,10 +69,14 @@ TINY = {
     "sew-d": Tiny(transformers.SEWDConfig(**SEW)),
     "wav2vec2-conformer": Tiny(transformers.Wav2Vec2ConformerConfig(**LAYER_NORM), layers=4),
     "wav2vec2-bert": Tiny(
-        transformers.Wav2Vec2BertConfig(**SIZE, feature_projection_input_dim=160), layers=4, clean=True
+        transformers.Wav2Vec2BertConfig(**SIZE, feature_projection_input_dim=160),
+        layers=4,
+        clean=True,
     ),
     "whisper": Tiny(None, masked=False, edge=4),
-    "audio-spectrogram-transformer": Tiny(transformers.ASTConfig(**SIZE, max_length=64), masked=False, patches=True),
+    "audio-spectrogram-transformer": Tiny(
+        transformers.ASTConfig(**SIZE, max_length=64), masked=False, patches=True
+    ),
     "timm": Tiny(None, neurons=128, masked=False, patches=True),
 }
 
@@ -89,7 +109,11 @@ def _write_timm(folder: Path) -> Path:
         "num_classes": 0,
         "global_pool": "avg",
         "model_args": TIMM,
-        "pretrained_cfg": {"input_size": [1, 64, 128], "first_conv": "patch_embed.proj", "classifier": "head"},
+        "pretrained_cfg": {
+            "input_size": [1, 64, 128],
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder

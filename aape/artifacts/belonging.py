@@ -34,7 +34,9 @@ def embedded_alike(embedded: np.ndarray, known: np.ndarray, dtype: str) -> bool:
     return bool(np.abs(embedded - known).max() <= tolerance * np.abs(known).max())
 
 
-def check_embedded(artifacts: Artifacts, clips: np.ndarray, embedded: np.ndarray, known: np.ndarray) -> None:
+def check_embedded(
+    artifacts: Artifacts, clips: np.ndarray, embedded: np.ndarray, known: np.ndarray
+) -> None:
     """Check that clips embed as features.pt says; otherwise the audio or the model is another.
 
     Args:
@@ -48,7 +50,9 @@ def check_embedded(artifacts: Artifacts, clips: np.ndarray, embedded: np.ndarray
     """
     if embedded_alike(embedded, known, artifacts.manifest["dtype"]):
         return
-    difference = float(np.abs(embedded - known).max()) if embedded.shape == known.shape else float("nan")
+    difference = (
+        float(np.abs(embedded - known).max()) if embedded.shape == known.shape else float("nan")
+    )
     raise ValueError(
         f"{artifacts.path}: embeddings of {artifacts.files[clips[0]]} and the clips after it differ from features.pt by up "
         f"to {difference:.3g}. The artifacts were made with other weights, another front end or other audio: collect again."
@@ -76,12 +80,16 @@ def _mismatch(encoder: Encoder, task: Task, artifacts: Artifacts, rows: np.ndarr
     manifest = artifacts.manifest
     different = other_encoder(manifest, encoder.identity)
     if different:
-        return f"made by {manifest.get('encoder')!r}, not by the given {encoder.name!r}: {different}"
+        return (
+            f"made by {manifest.get('encoder')!r}, not by the given {encoder.name!r}: {different}"
+        )
     unknown = sorted(set(artifacts.layers) - set(encoder.layers))
     if unknown:
         return f"layer {unknown[0]!r} is not a layer of {encoder.name}, which has {', '.join(encoder.layers)}"
     if manifest["clip_seconds"] != task.clip_seconds:
-        return f"clips of {manifest['clip_seconds']:g} s, task {task.name} has {task.clip_seconds:g} s"
+        return (
+            f"clips of {manifest['clip_seconds']:g} s, task {task.name} has {task.clip_seconds:g} s"
+        )
     if artifacts.classes != task.classes:
         there, here = artifacts.classes, task.classes
         return f"{len(there)} classes {there[:4]} ..., task {task.name} has {len(here)}, {here[:4]} ..."

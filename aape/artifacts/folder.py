@@ -47,7 +47,9 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise ValueError(f"{path} is not a complete file of tensors ({str(error)[:200]}); collect again") from error
+        raise ValueError(
+            f"{path} is not a complete file of tensors ({str(error)[:200]}); collect again"
+        ) from error
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -74,7 +76,9 @@ class Artifacts(Displayed):
     @property
     def layers(self) -> tuple[str, ...]:
         """Layer names, in order."""
-        return tuple(self.manifest.get("layers", [f"layer {i}" for i in range(len(self.over_zero))]))
+        return tuple(
+            self.manifest.get("layers", [f"layer {i}" for i in range(len(self.over_zero))])
+        )
 
     @property
     def has_counts(self) -> bool:
@@ -83,13 +87,17 @@ class Artifacts(Displayed):
 
     def _need(self, file: str) -> Path:
         if not (self.path / file).is_file():
-            raise ValueError(f"{self.path} has no {file}, which is needed here; collect again to get it")
+            raise ValueError(
+                f"{self.path} has no {file}, which is needed here; collect again to get it"
+            )
         return self.path / file
 
     def _column(self, name: str) -> np.ndarray:
         """A column of the manifest's clips."""
         if "clips" not in self.manifest:
-            raise ValueError(f"{self.path} has no manifest.json with clips, so the {name} of each clip is not known")
+            raise ValueError(
+                f"{self.path} has no manifest.json with clips, so the {name} of each clip is not known"
+            )
         return np.asarray(self.manifest["clips"][name])
 
     @functools.cached_property
@@ -147,7 +155,11 @@ class Artifacts(Displayed):
                 f"{self.path}: some clips are padded, but {self.manifest['encoder']} does not say which tokens that "
                 "makes; give its Encoder padding_masks and collect again"
             )
-        return None if self.manifest.get("padding") == "none" else load_array(self._need("padding_counts.npy"))
+        return (
+            None
+            if self.manifest.get("padding") == "none"
+            else load_array(self._need("padding_counts.npy"))
+        )
 
     @functools.cached_property
     def features(self) -> dict[str, Tensor]:
@@ -167,7 +179,9 @@ class Artifacts(Displayed):
             out[self.splits == split] = rows.numpy()
         return out
 
-    def rows(self, split: str | Sequence[str] | None = None, clips: np.ndarray | None = None) -> np.ndarray:
+    def rows(
+        self, split: str | Sequence[str] | None = None, clips: np.ndarray | None = None
+    ) -> np.ndarray:
         """Indices of the clips of a split (or several) that are also in `clips` (bool mask or indices).
 
         Raises:
@@ -179,7 +193,9 @@ class Artifacts(Displayed):
             known = sorted(set(self.splits.tolist()))
             unknown = sorted(set(wanted) - set(known))
             if unknown:
-                raise ValueError(f"{self.path} has no split {unknown[0]!r}; it has {', '.join(known)}")
+                raise ValueError(
+                    f"{self.path} has no split {unknown[0]!r}; it has {', '.join(known)}"
+                )
             chosen &= np.isin(self.splits, wanted)
         if clips is not None:
             every = np.arange(len(chosen))
@@ -218,7 +234,9 @@ class Artifacts(Displayed):
             of_class = rows[np.isin(self.labels[rows], self._indices(name, old_names))]
             total = int(tokens[of_class].sum())
             if total == 0:
-                raise ValueError(f"class {name!r} has no clip among the {len(rows)} chosen (split={split})")
+                raise ValueError(
+                    f"class {name!r} has no clip among the {len(rows)} chosen (split={split})"
+                )
             active = _sum_of_rows(self.counts, of_class)
             if padding_counts is not None:
                 active -= _sum_of_rows(padding_counts, of_class)
@@ -229,7 +247,9 @@ class Artifacts(Displayed):
         """Indices of the classes that a new class unites."""
         unknown = [old for old in old_names if old not in self.classes]
         if unknown:
-            raise ValueError(f"class {name!r} unites {unknown[0]!r}, which {self.path} does not have")
+            raise ValueError(
+                f"class {name!r} unites {unknown[0]!r}, which {self.path} does not have"
+            )
         return [self.classes.index(old) for old in old_names]
 
     def _facts(self) -> dict[str, Any]:
@@ -243,7 +263,9 @@ class Artifacts(Displayed):
 
     def _facts_of_pass(self) -> dict[str, Any]:
         manifest = self.manifest
-        splits = ", ".join(f"{count:,} {split}" for split, count in sorted(Counter(self.splits.tolist()).items()))
+        splits = ", ".join(
+            f"{count:,} {split}" for split, count in sorted(Counter(self.splits.tolist()).items())
+        )
         groups = "each clip its own"
         if manifest["group_column"]:
             groups = f"{len(set(self.groups))} by {manifest['group_column']}"
@@ -254,7 +276,8 @@ class Artifacts(Displayed):
             "model": f"{manifest['encoder']}, {manifest['dtype']} on {manifest['device']}",
             "weights": f"{manifest['weights'].get('source')} (identity {manifest['identity'][:12]}...)",
             "task": f"{manifest['task']}, clips of {manifest['clip_seconds']} s",
-            "clips": splits + (f"; {manifest['cut']:,} cut at clip_seconds" if manifest["cut"] else ""),
+            "clips": splits
+            + (f"; {manifest['cut']:,} cut at clip_seconds" if manifest["cut"] else ""),
             "groups": groups,
             "tokens": f"{self.tokens.sum():,}, zero padding {padded}",
         }
@@ -287,16 +310,24 @@ def load_artifacts(directory: str | Path) -> Artifacts:
     absent = [name for name in ("over_zero.pt", "classes.txt") if not (path / name).is_file()]
     if absent:
         interrupted = (path / ".partial").is_dir()
-        how = "its collection was interrupted: call it again to resume" if interrupted else "collect it"
+        how = (
+            "its collection was interrupted: call it again to resume"
+            if interrupted
+            else "collect it"
+        )
         raise FileNotFoundError(f"{path} has no {' and no '.join(absent)}; {how}")
     manifest = read_manifest(path / "manifest.json") if (path / "manifest.json").is_file() else {}
     for name, digest in manifest.get("checksums", {}).items():
         _check_unchanged(path / name, digest)
-    classes = tuple((path / "classes.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    classes = tuple(
+        (path / "classes.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    )
     over_zero = load_tensors(path / "over_zero.pt")
     shape = tuple(getattr(over_zero, "shape", ()))
     if len(shape) != 3 or shape[2] != len(classes):
-        raise ValueError(f"{path}/over_zero.pt is {shape}, expected [layers, neurons, {len(classes)}] by classes.txt")
+        raise ValueError(
+            f"{path}/over_zero.pt is {shape}, expected [layers, neurons, {len(classes)}] by classes.txt"
+        )
     if not ((over_zero >= 0) & (over_zero <= 1)).all():
         raise ValueError(f"{path}/over_zero.pt holds values outside [0, 1]; expected probabilities")
     if manifest:
@@ -324,11 +355,16 @@ def _check_unchanged(file: Path, digest: str) -> None:
 _UNCHANGED: set[tuple[str | int, ...]] = set()
 
 
-def _check_shapes(path: Path, manifest: Mapping[str, Any], classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+def _check_shapes(
+    path: Path, manifest: Mapping[str, Any], classes: tuple[str, ...], shape: tuple[int, ...]
+) -> None:
     """Check that the arrays have the sizes that the manifest says."""
     layers, neurons = len(manifest["layers"]), manifest["neurons"]
     clips = len(manifest["clips"]["file"])
-    expected = {"classes.txt": list(classes) == manifest["classes"], "over_zero.pt": shape[:2] == (layers, neurons)}
+    expected = {
+        "classes.txt": list(classes) == manifest["classes"],
+        "over_zero.pt": shape[:2] == (layers, neurons),
+    }
     for name in set(ARRAYS) & set(manifest["checksums"]):
         expected[name] = load_array(path / name).shape == (clips, layers, neurons)
     wrong = [name for name, agrees in expected.items() if not agrees]
@@ -344,7 +380,11 @@ class ArrayWriter:
 
     def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._file, self._dtype = file, dtype
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_2_0(file, header)
 
     def append(self, rows: np.ndarray) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from aape.files import write_json
 
@@ -27,17 +35,23 @@ def check_classes(classes: Sequence[str]) -> Sequence[str]:
     seen: dict[str, str] = {}
     for name in classes:
         if name.splitlines() != [name]:
-            raise ValueError(f"class {name!r} is empty or holds a line break; classes.txt holds one class per line")
+            raise ValueError(
+                f"class {name!r} is empty or holds a line break; classes.txt holds one class per line"
+            )
         normalised = unicodedata.normalize("NFKC", name)
         if normalised in seen:
-            raise ValueError(f"classes {seen[normalised]!a} and {name!a} are equal after Unicode normalisation")
+            raise ValueError(
+                f"classes {seen[normalised]!a} and {name!a} are equal after Unicode normalisation"
+            )
         seen[normalised] = name
     return classes
 
 
 def _once(names: list[str]) -> list[str]:
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"expected at least one name and no duplicates, found: {', '.join(names) or 'none'}")
+        raise ValueError(
+            f"expected at least one name and no duplicates, found: {', '.join(names) or 'none'}"
+        )
     return names
 
 

@@ -82,7 +82,9 @@ def build_atlas(
         index = _open_index(out, titles)
         if attribute:
             attribute_neurons(encoder, task, artifacts)
-        entry = build_pair(artifacts, encoder, task, selection, titles, out, neurons, strongest, clips)
+        entry = build_pair(
+            artifacts, encoder, task, selection, titles, out, neurons, strongest, clips
+        )
         _add_entry(out, index, entry, [])
         _write_page(out)
     return out / "index.html"
@@ -124,7 +126,9 @@ def build_study(
             if (study.artifacts_directory(task, model) / "over_zero.pt").is_file():
                 pairs.append((model, task))
     if not pairs:
-        raise FileNotFoundError(f"{study.directory} has no artifacts of study {study.name!r}; collect them first")
+        raise FileNotFoundError(
+            f"{study.directory} has no artifacts of study {study.name!r}; collect them first"
+        )
     out = study.directory / "atlas" if out_dir is None else Path(out_dir)
     order = [(model, task) for model in study.encoders for task in study.tasks]
     _refuse_other_content(out)
@@ -144,7 +148,9 @@ def build_study(
 def _titles_of(study: Study, model: str, task: str) -> Titles:
     spec = study.encoder(model)
     title = study.task(task).title
-    return Titles(study.name, model, task, spec.label, title, spec.role, study.note, study.substitute)
+    return Titles(
+        study.name, model, task, spec.label, title, spec.role, study.note, study.substitute
+    )
 
 
 def _build_study_pair(
@@ -191,7 +197,9 @@ def _open_index(out: Path, titles: Titles) -> dict[str, Any]:
             known = read_script(out, "index")
             version, study, index["pairs"] = known["v"], known["study"], known["pairs"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is not the index of an atlas; give another folder, or delete this one") from None
+            raise ValueError(
+                f"{path} is not the index of an atlas; give another folder, or delete this one"
+            ) from None
         if version != SCHEMA or study != titles.study:
             raise ValueError(
                 f"{out} is the atlas of study {study!r} (format {version}), but these artifacts belong to "
@@ -201,12 +209,16 @@ def _open_index(out: Path, titles: Titles) -> dict[str, Any]:
     return index
 
 
-def _add_entry(out: Path, index: dict[str, Any], entry: dict[str, Any], order: Sequence[tuple[str, str]]) -> None:
+def _add_entry(
+    out: Path, index: dict[str, Any], entry: dict[str, Any], order: Sequence[tuple[str, str]]
+) -> None:
     """Put an entry into the index in place of an earlier one, in the study's order of models and tasks."""
     place = {pair: i for i, pair in enumerate(order)}
     entries = {known["folder"]: known for known in index["pairs"]}
     entries[entry["folder"]] = entry
-    index["pairs"] = sorted(entries.values(), key=lambda known: place.get((known["m"], known["t"]), 0))
+    index["pairs"] = sorted(
+        entries.values(), key=lambda known: place.get((known["m"], known["t"]), 0)
+    )
     write_script(out, "index", index)
 
 

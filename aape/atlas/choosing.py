@@ -70,14 +70,18 @@ def best_neuron(data: ModelOnTask, among: set[tuple[int, int]] | None = None) ->
         table = table[[pair in among for pair in pairs]]
     if table.empty:
         return None
-    table = table.sort_values("auprc", ascending=False, kind="stable", na_position="last").head(CANDIDATES)
+    table = table.sort_values("auprc", ascending=False, kind="stable", na_position="last").head(
+        CANDIDATES
+    )
     neurons = (table.layer * data.width + table.neuron).to_numpy()
     listens = ~data.prefers_padding(neurons)
     first = table[listens].iloc[0] if listens.any() else table.iloc[0]
     return [int(first.layer), int(first.neuron), int(first.c), rounded(first.auprc, 3)]
 
 
-def choose_all(data: ModelOnTask, neurons: np.ndarray, counts: np.ndarray, clips: int) -> list[Choice]:
+def choose_all(
+    data: ModelOnTask, neurons: np.ndarray, counts: np.ndarray, clips: int
+) -> list[Choice]:
     """The clips that each neuron's page shows.
 
     Clips that one page shows are preferred by the next one among equally active clips, so that few need a sound.

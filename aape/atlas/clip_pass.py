@@ -83,14 +83,18 @@ class ClipPass:
         grid: MapGrid | None,
         sounds: Path,
     ) -> None:
-        self.task_index = check_belong_together(encoder, task, artifacts)  # of each clip of the artifacts
+        self.task_index = check_belong_together(
+            encoder, task, artifacts
+        )  # of each clip of the artifacts
         self.encoder = encoder.with_layers(artifacts.layers)
         self.task = task
         self.artifacts = artifacts
         self.neurons = neurons
         self.grid = grid
         self.sounds = sounds
-        self.requests: dict[int, list[tuple[int, int]]] = {}  # clip -> (neuron's place in `neurons`, map's place)
+        self.requests: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # clip -> (neuron's place in `neurons`, map's place)
         self.maps = 0
         self.to_filter: set[int] = set()  # places of maps by which their clips are filtered
         self.axis = FrequencyAxis(self.encoder)
@@ -105,7 +109,9 @@ class ClipPass:
 
     def _batches(self) -> dict[str, list[int]]:
         """Clips of each batch. Clips of deep layers come first: a batch leaves the model behind its deepest layer."""
-        depth = {clip: max(self.neurons[k, 0] for k, _ in asked) for clip, asked in self.requests.items()}
+        depth = {
+            clip: max(self.neurons[k, 0] for k, _ in asked) for clip, asked in self.requests.items()
+        }
         order = sorted(self.clips, key=lambda clip: (-depth[clip], clip))
         size = BATCH
         if self.grid is not None and order:
@@ -114,7 +120,9 @@ class ClipPass:
             size = int(np.clip(MAP_VALUES // (most * cells), 1, BATCH))
         return {str(start): order[start : start + size] for start in range(0, len(order), size)}
 
-    def run(self, folder: Path, name: str) -> tuple[list[list[Any]], np.ndarray | None, dict[int, str]]:
+    def run(
+        self, folder: Path, name: str
+    ) -> tuple[list[list[Any]], np.ndarray | None, dict[int, str]]:
         """Make sounds, pictures and maps.
 
         Args:
@@ -131,15 +139,24 @@ class ClipPass:
         key = [self.artifacts.manifest["checksums"], self.grid and self.grid.shape]
         requests = {}
         for batch, clips in self.batches.items():
-            requests[batch] = [[clip, self.neurons[k].tolist()] for clip in clips for k, _ in self.requests[clip]]
-        results = resumed(folder, key, requests, self._compute, code=code_version("atlas", "encoders"))
-        with tqdm(total=len(self.clips), unit="clip", desc=f"atlas, {name}", disable=None) as bar, full_precision():
+            requests[batch] = [
+                [clip, self.neurons[k].tolist()] for clip in clips for k, _ in self.requests[clip]
+            ]
+        results = resumed(
+            folder, key, requests, self._compute, code=code_version("atlas", "encoders")
+        )
+        with (
+            tqdm(total=len(self.clips), unit="clip", desc=f"atlas, {name}", disable=None) as bar,
+            full_precision(),
+        ):
             for clips, result in zip(self.batches.values(), results, strict=True):
                 files |= zip(clips, json.loads(str(result["files"])), strict=True)
                 if maps is not None:
                     places = [place for clip in clips for _, place in self.requests[clip]]
                     maps[places] = result["maps"]
-                    filtered |= zip(result["filtered_places"].tolist(), result["filtered"].tolist(), strict=True)
+                    filtered |= zip(
+                        result["filtered_places"].tolist(), result["filtered"].tolist(), strict=True
+                    )
                 bar.update(len(clips))
         return [files[clip] for clip in self.clips], maps, filtered
 
@@ -150,9 +167,14 @@ class ClipPass:
         read = prefetched(self.task, task_batches, self.encoder.sample_rate)
         for name, (waves, valid, complaints) in zip(names, read, strict=True):
             if complaints:
-                raise BadClip(f"{next(iter(complaints.values()))} Everything before it is kept: call again to resume.")
+                raise BadClip(
+                    f"{next(iter(complaints.values()))} Everything before it is kept: call again to resume."
+                )
             clips = self.batches[name]
-            files = [self._write(clip, *clip_wave) for clip, *clip_wave in zip(clips, waves, valid, strict=True)]
+            files = [
+                self._write(clip, *clip_wave)
+                for clip, *clip_wave in zip(clips, waves, valid, strict=True)
+            ]
             result = {"files": np.array(json.dumps(files))}
             if self.grid is not None:
                 maps = self._maps(self.grid, clips, waves, check=name == names[0])
@@ -161,13 +183,22 @@ class ClipPass:
 
     def _maps(self, grid: MapGrid, clips: list[int], waves: np.ndarray, check: bool) -> np.ndarray:
         """float16 maps of what was requested of some clips; `check` compares all calls of the model with its grid."""
-        asked = np.array([(row, k) for row, clip in enumerate(clips) for k, _ in self.requests[clip]])
+        asked = np.array(
+            [(row, k) for row, clip in enumerate(clips) for k, _ in self.requests[clip]]
+        )
         neurons = self.neurons[asked[:, 1]]
-        maps = maps_of_pairs(self.encoder, torch.from_numpy(waves), asked[:, 0], neurons, stop=not check)
+        maps = maps_of_pairs(
+            self.encoder, torch.from_numpy(waves), asked[:, 0], neurons, stop=not check
+        )
         return pooled(maps[..., : grid.columns], *grid.shape).astype(np.float16)
 
     def _filtered(
-        self, grid: MapGrid, clips: list[int], waves: np.ndarray, valid: np.ndarray, maps: np.ndarray
+        self,
+        grid: MapGrid,
+        clips: list[int],
+        waves: np.ndarray,
+        valid: np.ndarray,
+        maps: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Write the most active clip of each neuron, filtered by the neuron's map; places of the maps, and file names."""
         rate = self.encoder.sample_rate

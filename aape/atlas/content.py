@@ -73,7 +73,9 @@ def _probabilities(data: ModelOnTask, members: dict[str, str]) -> dict[str, Any]
     """All p, or the largest ones of each neuron; then `members` gets those of the class-specific pairs."""
     if data.p.size <= WHOLE_TABLE:
         return {"p": bytes_of(data.p)}
-    members["p"] = bytes_of(data.table.rate.to_numpy())  # a neuron's classes need not be among its largest
+    members["p"] = bytes_of(
+        data.table.rate.to_numpy()
+    )  # a neuron's classes need not be among its largest
     top = np.argpartition(-data.p, TOP - 1, axis=1)[:, :TOP]
     largest = np.take_along_axis(data.p, top, axis=1)
     return {"p_top": {"k": TOP, "c": base64_of(top.astype(np.uint16)), "p": bytes_of(largest)}}
@@ -84,7 +86,9 @@ def _clips(data: ModelOnTask, clip_pass: ClipPass, files: Sequence[list[Any]]) -
     shown = clip_pass.clips
     artifacts = data.artifacts
     groups = artifacts.groups[shown]
-    if artifacts.manifest["group_column"] is None:  # every clip is its own group, and its file says more
+    if (
+        artifacts.manifest["group_column"] is None
+    ):  # every clip is its own group, and its file says more
         groups = np.full(len(shown), "")
     columns = [data.labels[shown], groups, artifacts.splits[shown], artifacts.files[shown]]
     rows = zip(*[column.tolist() for column in columns], strict=True)
@@ -106,9 +110,13 @@ def class_rows(data: ModelOnTask, titles: Titles) -> list[dict[str, Any]]:
     many = len(artifacts.classes)
     chance = class_chance(artifacts, titles.task, titles.model)
     is_tested = not table.calibrated.isna().all()
-    clips = np.bincount(data.labels, minlength=many).tolist() if artifacts.manifest else [None] * many
+    clips = (
+        np.bincount(data.labels, minlength=many).tolist() if artifacts.manifest else [None] * many
+    )
     neurons = np.bincount(table.c, minlength=many).tolist()
-    calibrated = np.bincount(table.c, table.calibrated, many)  # NaN where it is not known of one neuron
+    calibrated = np.bincount(
+        table.c, table.calibrated, many
+    )  # NaN where it is not known of one neuron
     rows = []
     for c, name in enumerate(artifacts.classes):
         row = {"name": name, "clips": clips[c], "neurons": neurons[c], "chance": chance.get(name)}
@@ -118,12 +126,17 @@ def class_rows(data: ModelOnTask, titles: Titles) -> list[dict[str, Any]]:
 
 
 def index_entry(
-    data: ModelOnTask, titles: Titles, classes: list[dict[str, Any]], records: Sequence[dict[str, Any]]
+    data: ModelOnTask,
+    titles: Titles,
+    classes: list[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """What the first page says of this model on this task."""
     artifacts, table = data.artifacts, data.table
     chance = task_chance(artifacts, titles.task, titles.model)
-    if len(table) and table.calibrated.notna().all():  # after `dissect` neurons.csv is the only table
+    if (
+        len(table) and table.calibrated.notna().all()
+    ):  # after `dissect` neurons.csv is the only table
         calibrated = table[table.calibrated == 1]
         chance["calibrated_neurons"] = len(calibrated.drop_duplicates(["layer", "neuron"]))
     unflagged = {(record["l"], record["n"]) for record in records if not record["flags"]}

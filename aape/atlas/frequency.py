@@ -43,7 +43,9 @@ class FrequencyAxis:
         shown = [tick for tick in TICKS if tick < self.frequencies[-1]]
         return [[tick, round(float(self.height(np.array(tick))), 3)] for tick in shown]
 
-    def filtered(self, wave: np.ndarray, rate: int, levels: np.ndarray, seconds: float) -> np.ndarray:
+    def filtered(
+        self, wave: np.ndarray, rate: int, levels: np.ndarray, seconds: float
+    ) -> np.ndarray:
         """A clip with only those times and frequencies where a neuron is active.
 
         Args:
@@ -63,7 +65,9 @@ class FrequencyAxis:
         column_centres = (np.arange(columns) + 0.5) * seconds / columns
         by_time = np.array([np.interp(time, column_centres, row) for row in gain])  # [rows, frames]
         heights = self.height(frequency)
-        mask = np.array([np.interp(heights, row_centres, frame) for frame in by_time.T]).T  # [bins, frames]
+        mask = np.array(
+            [np.interp(heights, row_centres, frame) for frame in by_time.T]
+        ).T  # [bins, frames]
         sound = istft(spectrum * mask, rate, nperseg=window)[1][: len(wave)]
         loudest = max(float(np.abs(sound).max(initial=0.0)), 1e-9)
         return sound * min(MOST_GAIN, float(np.abs(wave).max(initial=0.0)) / loudest)

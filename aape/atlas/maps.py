@@ -59,7 +59,9 @@ def maps_of_pairs(
     cells, (rows, columns) = grid_of(encoder, waves.shape[1])
     wrong = neurons[(neurons < 0).any(axis=1) | (neurons[:, 0] >= len(encoder.layers))]
     if len(wrong):
-        raise ValueError(f"{encoder.name} has no layer {wrong[0, 0]}; it has 0 to {len(encoder.layers) - 1}")
+        raise ValueError(
+            f"{encoder.name} has no layer {wrong[0, 0]}; it has 0 to {len(encoder.layers) - 1}"
+        )
     used = np.unique(neurons[:, 0])
     places = [np.flatnonzero(neurons[:, 0] == layer) for layer in used]  # among the pairs
     maps = torch.zeros(len(neurons), rows * columns, device=encoder.device)
@@ -77,9 +79,13 @@ def maps_of_pairs(
         at = places[place]
         mine = neurons[at, 1]
         if mine.max() >= values.shape[2]:
-            raise ValueError(f"{encoder.name}: no neuron {mine.max()} in layer {used[place]}, of {values.shape[2]}")
+            raise ValueError(
+                f"{encoder.name}: no neuron {mine.max()} in layer {used[place]}, of {values.shape[2]}"
+            )
         on_map = cells[call] >= 0
-        picked = values[torch.from_numpy(clips[at]), :, torch.from_numpy(mine)].float()  # [pairs of the layer, tokens]
+        picked = values[
+            torch.from_numpy(clips[at]), :, torch.from_numpy(mine)
+        ].float()  # [pairs of the layer, tokens]
         maps[torch.from_numpy(at)[:, None], cells[call][on_map]] = picked[:, on_map]
         if stop and all(done == len(cells) for done in calls):
             raise _AllSeen
@@ -88,7 +94,9 @@ def maps_of_pairs(
     with contextlib.suppress(_AllSeen), hooked(encoder, layers, see), torch.no_grad():
         encoder.embed(waves.to(encoder.device))
     if set(calls) != {len(cells)}:
-        raise ValueError(f"{encoder.name}: token_grid speaks of {len(cells)} calls, embed made {calls} of the layers")
+        raise ValueError(
+            f"{encoder.name}: token_grid speaks of {len(cells)} calls, embed made {calls} of the layers"
+        )
     return maps.reshape(-1, rows, columns).cpu().numpy()
 
 
@@ -117,7 +125,9 @@ def pooled(maps: np.ndarray, rows: int, columns: int) -> np.ndarray:
         if size > most:
             starts = np.arange(most) * size // most
             width = np.diff([*starts, size]).astype(np.float32)
-            maps = np.add.reduceat(maps, starts, axis=axis) / (width[:, None] if axis == -2 else width)
+            maps = np.add.reduceat(maps, starts, axis=axis) / (
+                width[:, None] if axis == -2 else width
+            )
     return maps
 
 

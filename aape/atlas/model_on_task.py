@@ -13,7 +13,9 @@ from aape.atlas.study_tables import with_q
 from aape.neurons.selection import Selection
 
 ROWS_READ = 256  # clips whose counts are read at a time
-PADDING_MARGIN = 0.1  # share of tokens by which a doubtful neuron is more active on padding than on sound
+PADDING_MARGIN = (
+    0.1  # share of tokens by which a doubtful neuron is more active on padding than on sound
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,9 @@ class ModelOnTask:
         path = self.artifacts.path / "padding_counts.npy"
         if not self.has_counts or not path.is_file():
             return None
-        on_padding = self._columns(np.load(path, mmap_mode="r"), neurons, None).sum(axis=0, dtype=np.int64)
+        on_padding = self._columns(np.load(path, mmap_mode="r"), neurons, None).sum(
+            axis=0, dtype=np.int64
+        )
         everywhere = self.counts(neurons).sum(axis=0, dtype=np.int64)
         padding = self.artifacts.padding_tokens.sum()
         sound = self.tokens.sum() - padding
@@ -136,7 +140,9 @@ class ModelOnTask:
         rank[np.flatnonzero(passes)[order]] = 1 + np.arange(len(order))
         return rank, len(order)
 
-    def _columns(self, stored: np.ndarray, neurons: np.ndarray, clips: np.ndarray | None) -> np.ndarray:
+    def _columns(
+        self, stored: np.ndarray, neurons: np.ndarray, clips: np.ndarray | None
+    ) -> np.ndarray:
         """Some rows and columns of a stored table [clips, L, N], read in blocks."""
         clips = np.arange(len(stored)) if clips is None else clips
         columns = np.empty((len(clips), len(neurons)), stored.dtype)

@@ -68,11 +68,15 @@ def build_pair(
         files, maps, filtered = clip_pass.run(kept, titles.folder)
 
     folder.mkdir(exist_ok=True)
-    records = Records(data, neurons, counts, attribution).make(choices, clip_numbers, maps, filtered)
+    records = Records(data, neurons, counts, attribution).make(
+        choices, clip_numbers, maps, filtered
+    )
     for layer in np.unique(pages[:, 0]).tolist():
         of_layer = {str(record["n"]): record for record in records if record["l"] == layer}
         write_script(out, f"{titles.folder}/L{layer:02}", {"v": SCHEMA, "records": of_layer})
     classes = class_rows(data, titles)
-    write_script(out, f"{titles.folder}/pair", pair_content(data, titles, pages, classes, clip_pass, files))
+    write_script(
+        out, f"{titles.folder}/pair", pair_content(data, titles, pages, classes, clip_pass, files)
+    )
     forget(kept)
     return index_entry(data, titles, classes, records)

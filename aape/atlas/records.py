@@ -15,7 +15,9 @@ from aape.atlas.scripts import SCHEMA, base64_of, bytes_of, rounded
 from aape.neurons.pvalues import share_of_groups
 
 BARS = 64  # classes in a record's bars; of more classes, those with the largest p
-POSITION_SHARE = 0.5  # of the variance within clips that all clips have in common: a neuron above it is flagged
+POSITION_SHARE = (
+    0.5  # of the variance within clips that all clips have in common: a neuron above it is flagged
+)
 
 
 class Records:
@@ -29,7 +31,11 @@ class Records:
     """
 
     def __init__(
-        self, data: ModelOnTask, neurons: np.ndarray, counts: np.ndarray, attribution: Mapping[str, np.ndarray]
+        self,
+        data: ModelOnTask,
+        neurons: np.ndarray,
+        counts: np.ndarray,
+        attribution: Mapping[str, np.ndarray],
     ) -> None:
         self.data = data
         self.neurons = neurons
@@ -93,7 +99,10 @@ class Records:
         neuron = int(self.neurons[k])
         p = self.data.p[neuron]
         classes = self._shown_classes(p)
-        bars = {"c": None if len(classes) == len(p) else classes.tolist(), "p": bytes_of(p[classes])}
+        bars = {
+            "c": None if len(classes) == len(p) else classes.tolist(),
+            "p": bytes_of(p[classes]),
+        }
         if self.data.has_counts:
             bars |= {"low": bytes_of(self.low[classes, k]), "high": bytes_of(self.high[classes, k])}
         layer, number = divmod(neuron, self.data.width)
@@ -122,7 +131,9 @@ class Records:
             "position": rounded(share, 2),
         }
 
-    def _from_clips(self, k: int, choice: Choice, clip_numbers: Mapping[int, int]) -> dict[str, Any]:
+    def _from_clips(
+        self, k: int, choice: Choice, clip_numbers: Mapping[int, int]
+    ) -> dict[str, Any]:
         """What the counts per clip say."""
         data = self.data
         rates = self.rates[:, k]

@@ -44,8 +44,14 @@ class NeuronPage:
 
     def __repr__(self) -> str:
         layer, number, aape, density = (self.record[key] for key in ("l", "n", "aape", "density"))
-        active = "never active" if aape is None else f"AAPE {aape} nats; active at {density:.1%} of all tokens"
-        return f"Layer {layer}, neuron {number}: most active for {', '.join(self.classes)}\n  {active}"
+        active = (
+            "never active"
+            if aape is None
+            else f"AAPE {aape} nats; active at {density:.1%} of all tokens"
+        )
+        return (
+            f"Layer {layer}, neuron {number}: most active for {', '.join(self.classes)}\n  {active}"
+        )
 
     def _repr_html_(self) -> str:
         page = html.escape(self.page)
@@ -94,14 +100,20 @@ def best_neuron(artifacts: Artifacts, selection: Selection) -> tuple[int, int]:
     """
     best = choosing.best_neuron(ModelOnTask.load(artifacts, selection))
     if best is None:
-        raise ValueError(f"{artifacts.path}: no class-specific neuron passes the calibration; give layer and neuron")
+        raise ValueError(
+            f"{artifacts.path}: no class-specific neuron passes the calibration; give layer and neuron"
+        )
     return best[0], best[1]
 
 
-def _one_page(out: Path, titles: Titles, entry: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _one_page(
+    out: Path, titles: Titles, entry: Mapping[str, Any], record: Mapping[str, Any]
+) -> str:
     """The page with everything that it reads inside."""
     source = resources.files("aape.atlas")
-    page, style, program = (source.joinpath(name).read_text() for name in ("index.html", "app.css", "app.js"))
+    page, style, program = (
+        source.joinpath(name).read_text() for name in ("index.html", "app.css", "app.js")
+    )
     files = {}
     for path in (out / "clips").iterdir():
         content = base64.b64encode(path.read_bytes()).decode()

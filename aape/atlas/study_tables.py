@@ -51,7 +51,9 @@ def _read(path: Path, columns: set[str], **where: str) -> pd.DataFrame:
     All cells are text, so that names of classes stay what they are.
     """
     needed = columns | set(where)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    table = (
+        pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    )
     if not needed <= set(table):
         return pd.DataFrame(columns=sorted(needed), dtype=str)
     for column, value in where.items():
@@ -93,7 +95,10 @@ def class_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, list[
     if table.empty:
         table = _read(study_tables(artifacts, task)["dissection"], {"class"})
         rows = _numbers(table, "permuted", "", "")
-    return {name: [rounded(value) for value in row] for name, row in zip(table["class"], rows, strict=True)}
+    return {
+        name: [rounded(value) for value in row]
+        for name, row in zip(table["class"], rows, strict=True)
+    }
 
 
 def task_chance(artifacts: Artifacts, task: str, model: str) -> dict[str, float | None]:
@@ -120,7 +125,9 @@ def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]
         neuron was chosen.
     """
     paths = study_tables(artifacts, task)
-    silenced = _read(paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model)
+    silenced = _read(
+        paths["silenced"], {"target", "mode", "layer", "neuron"}, task=task, model=model
+    )
     silenced = silenced.astype({"layer": int, "neuron": int})
     columns = {"target", "mode", "kind", "class", "measure"}
     changes = _read(paths["effects"], columns, task=task, model=model, targeted="True")
@@ -133,7 +140,9 @@ def effects(artifacts: Artifacts, task: str, model: str) -> list[dict[str, Any]]
         found["neurons"] = [list(pair) for pair in chosen.index]
         found["size"] = rounded(_numbers(rows, "neurons")[0, 0])
         found["rows"] = []
-        for name, measure, values in zip(rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True):
+        for name, measure, values in zip(
+            rows["class"], rows.measure, _numbers(rows, *CHANGE), strict=True
+        ):
             found["rows"].append([name, measure, *map(rounded, values)])
         folds = members["fold"].nunique() if "fold" in members else 1
         if folds > 1:

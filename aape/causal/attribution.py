@@ -77,7 +77,9 @@ def attribute(
     if replace_by not in REPLACEMENTS:
         raise ValueError(f"replace_by: expected 'zero' or 'mean', found {replace_by!r}")
     if encoder.preactivation:
-        raise ValueError(f"{encoder.name} is hooked before its activation functions: replacing there is no silencing")
+        raise ValueError(
+            f"{encoder.name} is hooked before its activation functions: replacing there is no silencing"
+        )
     task_row = check_belong_together(encoder, task, artifacts)
     encoder.to(choose_device(device))
     clips = _clips(artifacts, split)
@@ -93,7 +95,13 @@ def attribute(
                 passes = []
                 for batch in _batches(blocks[name], batch_size):
                     labels = artifacts.labels[batch]
-                    result = one_pass(encoder, artifacts.layers, next(waves), labels, [classifiers[i] for i in batch])
+                    result = one_pass(
+                        encoder,
+                        artifacts.layers,
+                        next(waves),
+                        labels,
+                        [classifiers[i] for i in batch],
+                    )
                     check_embedded(artifacts, batch, result.embeddings, embeddings[batch])
                     passes.append(result)
                 yield _sums_by_class(passes, artifacts.labels[blocks[name]])
@@ -137,7 +145,9 @@ def _blocks(artifacts: Artifacts, clips: np.ndarray) -> dict[str, list[int]]:
     """Name -> clips of each block."""
     name = "-".join(sorted(set(artifacts.splits[clips])))
     starts = range(0, len(clips), BLOCK)
-    return {f"{name}-{start // BLOCK:05}": clips[start : start + BLOCK].tolist() for start in starts}
+    return {
+        f"{name}-{start // BLOCK:05}": clips[start : start + BLOCK].tolist() for start in starts
+    }
 
 
 def _batches(clips: Sequence[int], size: int) -> list[np.ndarray]:
@@ -167,7 +177,11 @@ class Pass(NamedTuple):
 
 
 def one_pass(
-    encoder: Encoder, layers: Sequence[str], wave: Tensor, labels: np.ndarray, classifiers: Sequence[Classifier]
+    encoder: Encoder,
+    layers: Sequence[str],
+    wave: Tensor,
+    labels: np.ndarray,
+    classifiers: Sequence[Classifier],
 ) -> Pass:
     """Differentiate ln p of each clip's class by every activation.
 
@@ -190,7 +204,9 @@ def one_pass(
 
     def see(layer: int, output: Tensor) -> Tensor:
         values = output if output.requires_grad else output.detach().requires_grad_()
-        a = values.detach().reshape(len(wave), -1, values.shape[-1]).float()  # [clips, tokens, neurons]
+        a = (
+            values.detach().reshape(len(wave), -1, values.shape[-1]).float()
+        )  # [clips, tokens, neurons]
         activation[layer] = activation.get(layer, 0) + a.sum(dim=1)
         tokens[layer] += a.shape[0] * a.shape[1]
 
@@ -216,7 +232,9 @@ def one_pass(
             handle.remove()
     lost = sorted(set(range(len(layers))) - set(product))
     if lost:
-        raise ValueError(f"{encoder.name}: no gradient reaches layer {layers[lost[0]]!r}; does the embedding need it?")
+        raise ValueError(
+            f"{encoder.name}: no gradient reaches layer {layers[lost[0]]!r}; does the embedding need it?"
+        )
 
     def stacked(by_layer: dict[int, Tensor]) -> np.ndarray:
         found = torch.stack([by_layer[layer] for layer in range(len(layers))], dim=1)
@@ -228,8 +246,12 @@ def one_pass(
 
 def _log_p(embeddings: Tensor, labels: np.ndarray, classifiers: Sequence[Classifier]) -> Tensor:
     """ln p of each clip's class by the clip's classifier, [clips]."""
-    weights = torch.from_numpy(np.stack([classifier.weights for classifier in classifiers])).to(embeddings)
-    bias = torch.from_numpy(np.stack([classifier.bias for classifier in classifiers])).to(embeddings)
+    weights = torch.from_numpy(np.stack([classifier.weights for classifier in classifiers])).to(
+        embeddings
+    )
+    bias = torch.from_numpy(np.stack([classifier.bias for classifier in classifiers])).to(
+        embeddings
+    )
     logits = torch.einsum("bd,bcd->bc", embeddings, weights) + bias
     return torch.log_softmax(logits.float(), dim=1)[range(len(labels)), labels]
 
@@ -276,7 +298,9 @@ def classifiers_for_clips(
         following = fold_of_clip == (number + 1) % number_of_folds
         others = clips[~in_fold]
         train, valid = clips[~in_fold & ~following], clips[following]
-        if len(set(labels[train])) < len(set(labels[others])):  # too few groups to choose the regularisation on others
+        if len(set(labels[train])) < len(
+            set(labels[others])
+        ):  # too few groups to choose the regularisation on others
             train, valid = others, others
         fold = Fold(str(number), train, valid, clips[in_fold], others)
         classifier = fit(embeddings, labels, artifacts.classes, fold)

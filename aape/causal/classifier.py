@@ -25,7 +25,9 @@ from threadpoolctl import threadpool_limits
 from aape.artifacts.folder import Artifacts
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse regularisation, from strong to weak
-SHARPNESS = tuple(10.0**e for e in range(-5, 0))  # of nearest-mean probabilities; sharper ones saturate
+SHARPNESS = tuple(
+    10.0**e for e in range(-5, 0)
+)  # of nearest-mean probabilities; sharper ones saturate
 MOST_FOLDS = 5  # of `cross_folds`
 
 
@@ -115,7 +117,10 @@ def folds(
         _warn_of_shared_groups(fold, groups)
     tested = np.unique(groups[np.concatenate([fold.test for fold in found])])
     if len(tested) == 1:
-        warnings.warn(f"all tested clips are of one group ({tested[0]}): nothing is known of others", stacklevel=2)
+        warnings.warn(
+            f"all tested clips are of one group ({tested[0]}): nothing is known of others",
+            stacklevel=2,
+        )
     return found
 
 
@@ -130,7 +135,9 @@ def _cross_validation(splits: np.ndarray, names: Sequence[str]) -> list[Fold]:
     for i, name in enumerate(names):
         following = names[(i + 1) % len(names)]
         train = np.flatnonzero(~np.isin(splits, [name, following]))
-        valid, test, fitted = (np.flatnonzero(clips) for clips in (splits == following, splits == name, splits != name))
+        valid, test, fitted = (
+            np.flatnonzero(clips) for clips in (splits == following, splits == name, splits != name)
+        )
         found.append(Fold(name, train, valid, test, fitted))
     return found
 
@@ -162,7 +169,9 @@ def _warn_of_shared_groups(fold: Fold, groups: np.ndarray) -> None:
         warnings.warn(f"{which}; the tested clips are not new to the classifier", stacklevel=3)
 
 
-def held_out(labels: np.ndarray, groups: np.ndarray, share: float = 0.2, seed: int = 0) -> np.ndarray:
+def held_out(
+    labels: np.ndarray, groups: np.ndarray, share: float = 0.2, seed: int = 0
+) -> np.ndarray:
     """bool [clips]: about a share of each class by whole groups, never the last group of a class; may be none.
 
     Groups are taken in a seeded order while one of their classes still lacks clips. (The splitters of scikit-learn do
@@ -190,7 +199,11 @@ def cross_folds(artifacts: Artifacts, rows: np.ndarray, seed: int = 0) -> np.nda
     """
     splits, labels, groups = artifacts.splits[rows], artifacts.labels[rows], artifacts.groups[rows]
     names = sorted(set(splits))
-    fold = np.searchsorted(names, splits) if are_folds(names) else _folds_of_groups(labels, groups, seed)
+    fold = (
+        np.searchsorted(names, splits)
+        if are_folds(names)
+        else _folds_of_groups(labels, groups, seed)
+    )
     for c, name in enumerate(artifacts.classes):
         in_folds = len(set(fold[labels == c]))
         if in_folds < 2:
@@ -225,12 +238,17 @@ def _logistic_regression(
         model.fit(scaler.fit_transform(embeddings.astype(np.float64)), labels)
     coefficients, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives only the row of the second class
-        coefficients, bias = np.stack([0 * coefficients[0], coefficients[0]]), np.array([0.0, bias[0]])
+        coefficients, bias = (
+            np.stack([0 * coefficients[0], coefficients[0]]),
+            np.array([0.0, bias[0]]),
+        )
     coefficients = coefficients / scaler.scale_
     return Classifier(tuple(classes), coefficients, bias - coefficients @ scaler.mean_, strength)
 
 
-def _nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], sharpness: float) -> Classifier:
+def _nearest_mean(
+    embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], sharpness: float
+) -> Classifier:
     scaler = StandardScaler()
     z = scaler.fit_transform(embeddings.astype(np.float64))
     mean = np.stack([z[labels == c].mean(axis=0) for c in range(len(classes))])
@@ -258,7 +276,9 @@ def _best(
     return fitted(embeddings[fold.fit], labels[fold.fit], classes, best)
 
 
-def fit(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
+def fit(
+    embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold
+) -> Classifier:
     """Logistic regression on a fold's training clips, its regularisation chosen on the validation clips.
 
     Args:
@@ -270,12 +290,16 @@ def fit(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold
     return _best(_logistic_regression, STRENGTHS, embeddings, labels, classes, fold)
 
 
-def fit_nearest_mean(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold) -> Classifier:
+def fit_nearest_mean(
+    embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], fold: Fold
+) -> Classifier:
     """log p_c = -sharpness * |z - mean_c|^2 + constant on standardised z; arguments and choice as in `fit`."""
     return _best(_nearest_mean, SHARPNESS, embeddings, labels, classes, fold)
 
 
-def scores(log_probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+def scores(
+    log_probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
     """Accuracy (share) and mean log-probability of the true class (nats): one row for all classes and one per class.
 
     Args:

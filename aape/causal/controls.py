@@ -17,7 +17,9 @@ STRATUM = 20  # neurons of like rate in a layer among which a control draws
 NEAREST = 10  # free neurons nearest in rate among which a disjoint control draws
 
 
-def activity_matched(neurons: np.ndarray, rates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def activity_matched(
+    neurons: np.ndarray, rates: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Random neurons [k, 2], as many in each layer and stratum of activity as `neurons` [k, 2] has.
 
     Args:
@@ -36,7 +38,9 @@ def activity_matched(neurons: np.ndarray, rates: np.ndarray, rng: np.random.Gene
     return np.array(sorted(drawn), dtype=np.int64).reshape(-1, 2)
 
 
-def disjoint_matched(neurons: np.ndarray, rates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def disjoint_matched(
+    neurons: np.ndarray, rates: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Random neurons [k, 2] that are none of `neurons` [k, 2], one for each, of the same layer and near in activity.
 
     Arguments as in `activity_matched`. In random order, each neuron gets one of the NEAREST neurons in rate that are
@@ -46,7 +50,9 @@ def disjoint_matched(neurons: np.ndarray, rates: np.ndarray, rng: np.random.Gene
         ValueError: the neurons fill more than half of a layer (see `can_be_disjoint`).
     """
     if not can_be_disjoint(neurons, rates.shape[1]):
-        raise ValueError("the neurons fill more than half of a layer, so as many others do not exist there")
+        raise ValueError(
+            "the neurons fill more than half of a layer, so as many others do not exist there"
+        )
     drawn: list[tuple[int, int]] = []
     for layer in np.unique(neurons[:, 0]):
         in_layer = neurons[neurons[:, 0] == layer, 1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 STEP = {"accuracy": 100.0, "log_probability": 0.0}  # the change of one clip
-RANGE = {"accuracy": np.array([0, 100]), "log_probability": np.array([-np.inf, 0])}  # of a mean over clips
+RANGE = {
+    "accuracy": np.array([0, 100]),
+    "log_probability": np.array([-np.inf, 0]),
+}  # of a mean over clips
 
 
 def paired_interval(
@@ -44,7 +47,9 @@ def paired_interval(
         samples.append((-1.0, others, other_groups))
     names = np.unique(np.concatenate([sample[2] for sample in samples]))
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
-    weights = np.concatenate([np.ones((1, len(names))), drawn])  # the clips as they are, then the bootstraps
+    weights = np.concatenate(
+        [np.ones((1, len(names))), drawn]
+    )  # the clips as they are, then the bootstraps
     mean = np.zeros(len(weights))
     residuals = np.zeros(weights.shape)
     half_clips = 0.0
@@ -58,7 +63,9 @@ def paired_interval(
             mean += sign * ratio
             residuals += sign * (sums - ratio[:, None] * sizes) / clips[:, None]
             half_clips += (step / 2 / len(values)) ** 2
-        variance = (weights * residuals**2).sum(axis=1) * len(names) / (len(names) - 1)  # of a ratio of sums
+        variance = (
+            (weights * residuals**2).sum(axis=1) * len(names) / (len(names) - 1)
+        )  # of a ratio of sums
         error = np.sqrt(variance + half_clips)
         t = (mean[1:] - mean[0]) / error[1:]
     if error[0] == 0:

@@ -32,10 +32,15 @@ from aape.sounds.task import Task, read_all
 
 MEASURES = ("accuracy", "log_probability")  # percentage points; nats
 CLASSIFIERS = {"linear": fit, "nearest mean": fit_nearest_mean}
-MODES: dict[str, float | Literal["mean"]] = {"mean": "mean", "zero": 0.0}  # name -> `Intervention.change`
+MODES: dict[str, float | Literal["mean"]] = {
+    "mean": "mean",
+    "zero": 0.0,
+}  # name -> `Intervention.change`
 SETS_AT_ONCE = 64  # sets of neurons in one kept result
 
-NeuronsByFold = Mapping[str, np.ndarray]  # fold name -> neurons [k, 2] of (layer, neuron), layers as in the artifacts
+NeuronsByFold = Mapping[
+    str, np.ndarray
+]  # fold name -> neurons [k, 2] of (layer, neuron), layers as in the artifacts
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,21 +102,35 @@ class Runner:
         self.seed, self.batch_size = seed, batch_size
         self.task_row = check_belong_together(encoder, task, artifacts)
         self.encoder_layer = np.array([encoder.layers.index(name) for name in artifacts.layers])
-        self.labels, self.groups, self.classes = artifacts.labels, artifacts.groups, artifacts.classes
+        self.labels, self.groups, self.classes = (
+            artifacts.labels,
+            artifacts.groups,
+            artifacts.classes,
+        )
         self.embeddings = artifacts.embeddings()
         self.folds = parts or folds(artifacts.splits, self.labels, self.classes, self.groups)
         self.classifiers = {}
         for fold in self.folds:
-            fitted = [CLASSIFIERS[name](self.embeddings, self.labels, self.classes, fold) for name in classifiers]
+            fitted = [
+                CLASSIFIERS[name](self.embeddings, self.labels, self.classes, fold)
+                for name in classifiers
+            ]
             self.classifiers[fold.name] = fitted
         self.tested = np.zeros(len(self.labels), dtype=bool)
         self.tested[np.concatenate([fold.test for fold in self.folds])] = True
-        self._checked = np.zeros(len(self.labels), dtype=bool)  # clips that this encoder embeds as the artifacts say
+        self._checked = np.zeros(
+            len(self.labels), dtype=bool
+        )  # clips that this encoder embeds as the artifacts say
         self._key = {
             "encoder": encoder.identity,
             "layers": list(artifacts.layers),
-            "artifacts": [artifacts.manifest["checksums"][file] for file in ("features.pt", "gts.pt")],
-            "folds": [[fold.name, fold.train.tolist(), fold.valid.tolist(), fold.fit.tolist()] for fold in self.folds],
+            "artifacts": [
+                artifacts.manifest["checksums"][file] for file in ("features.pt", "gts.pt")
+            ],
+            "folds": [
+                [fold.name, fold.train.tolist(), fold.valid.tolist(), fold.fit.tolist()]
+                for fold in self.folds
+            ],
             "classifiers": [list(classifiers), list(STRENGTHS)],
         }
 
@@ -145,12 +164,16 @@ class Runner:
             total = np.zeros(self.artifacts.means.shape[1:])
             for rows in _pieces(np.sort(fold.fit), 256):
                 total += np.tensordot(
-                    self.artifacts.tokens[rows], self.artifacts.means[rows].astype(np.float64), axes=1
+                    self.artifacts.tokens[rows],
+                    self.artifacts.means[rows].astype(np.float64),
+                    axes=1,
                 )
             found[fold.name] = (total / self.artifacts.tokens[fold.fit].sum()).astype(np.float32)
         return found
 
-    def run(self, interventions: Sequence[Intervention], clips: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
+    def run(
+        self, interventions: Sequence[Intervention], clips: np.ndarray, bar: tqdm | None = None
+    ) -> np.ndarray:
         """Scores of clips under every intervention.
 
         Args:
@@ -170,14 +193,18 @@ class Runner:
 
         def compute(names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
             waves = read_all(
-                self.task, [self.task_row[batches[name].clips] for name in names], self.encoder.sample_rate
+                self.task,
+                [self.task_row[batches[name].clips] for name in names],
+                self.encoder.sample_rate,
             )
             with full_precision():
                 for name, wave in zip(names, waves, strict=True):
                     yield {"scores": self._scores(batches[name], wave)}
 
         number_of_classifiers = len(self.classifiers[self.folds[0].name])
-        scores = np.full((len(interventions), number_of_classifiers, len(MEASURES), len(self.labels)), np.nan)
+        scores = np.full(
+            (len(interventions), number_of_classifiers, len(MEASURES), len(self.labels)), np.nan
+        )
         code = code_version("causal", "encoders", "sounds")
         results = resumed(self.folder, self._key, depends_on, compute, code=code)
         for batch, result in zip(batches.values(), results, strict=True):
@@ -205,13 +232,19 @@ class Runner:
 
     def _set(self, intervention: Intervention, fold: Fold) -> NeuronSet | None:
         """The encoder's neurons that an intervention changes in a fold; None: nothing."""
-        if intervention.neurons is None or not len(intervention.neurons[fold.name]) or intervention.change == 1.0:
+        if (
+            intervention.neurons is None
+            or not len(intervention.neurons[fold.name])
+            or intervention.change == 1.0
+        ):
             return None
         neurons = intervention.neurons[fold.name]
         neurons = neurons[np.lexsort((neurons[:, 1], neurons[:, 0]))]
         in_encoder = np.stack([self.encoder_layer[neurons[:, 0]], neurons[:, 1]], axis=1)
         if intervention.change == "mean":
-            return neuron_set(self.encoder, in_encoder, replace_by=self.means[fold.name][tuple(neurons.T)])
+            return neuron_set(
+                self.encoder, in_encoder, replace_by=self.means[fold.name][tuple(neurons.T)]
+            )
         return neuron_set(self.encoder, in_encoder, float(intervention.change))
 
     def _scores(self, batch: _Batch, wave: torch.Tensor) -> np.ndarray:
@@ -222,7 +255,9 @@ class Runner:
             check_embedded(self.artifacts, batch.clips, embedded[0], self.embeddings[batch.clips])
             self._checked[batch.clips] = True
         clips, labels = np.arange(len(batch.clips)), self.labels[batch.clips]
-        scores = np.empty((len(batch.sets), len(self.classifiers[batch.fold.name]), len(MEASURES), len(clips)))
+        scores = np.empty(
+            (len(batch.sets), len(self.classifiers[batch.fold.name]), len(MEASURES), len(clips))
+        )
         for s, embeddings in enumerate(embedded[len(check) :]):
             for c, classifier in enumerate(self.classifiers[batch.fold.name]):
                 log_p = classifier.log_probabilities(embeddings)  # [clips, classes]

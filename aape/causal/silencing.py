@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from aape.encoders.dry_run import widths
 from aape.encoders.encoder import Encoder, Stages, hooked
 
-_widths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # activation module -> neurons, from a dry run
+_widths: WeakKeyDictionary[nn.Module, int] = (
+    WeakKeyDictionary()
+)  # activation module -> neurons, from a dry run
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,12 @@ def neuron_set(
             "activation function. Scaling there is not scaling a neuron: wrap the model with the activation modules."
         )
     array = np.asarray(neurons)
-    if array.ndim != 2 or array.shape[1] != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+    if (
+        array.ndim != 2
+        or array.shape[1] != 2
+        or not array.size
+        or not np.issubdtype(array.dtype, np.integer)
+    ):
         raise ValueError(
             "neurons must be integers [k, 2] of (layer index, neuron index), k >= 1: found "
             f"{array.dtype} {list(array.shape)}{'' if array.size else ', an empty set'}"
@@ -105,10 +112,14 @@ def neuron_set(
     if times > 1:
         raise ValueError(f"neuron {list(pair)} is in the set {times} times, expected once")
     if not math.isfinite(gain) or gain < 0 or (gain and replace_by is not None):
-        raise ValueError(f"gain must be 0 or more, and cannot be combined with replace_by; found {gain}")
+        raise ValueError(
+            f"gain must be 0 or more, and cannot be combined with replace_by; found {gain}"
+        )
     values = None if replace_by is None else np.asarray(replace_by, dtype=np.float32)
     if values is not None and (values.shape != (len(array),) or not np.isfinite(values).all()):
-        raise ValueError(f"replace_by must hold {len(array)} finite values, one per neuron; found {values}")
+        raise ValueError(
+            f"replace_by must hold {len(array)} finite values, one per neuron; found {values}"
+        )
     return NeuronSet(array.astype(np.int64), float(gain), values)
 
 
@@ -238,7 +249,9 @@ def embed_with_sets(encoder: Encoder, wave: Tensor, sets: Sequence[NeuronSet | N
     return torch.stack(embeddings)
 
 
-def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[NeuronSet | None]) -> Tensor:
+def _staged(
+    encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[NeuronSet | None]
+) -> Tensor:
     """wave [batch, samples] -> [sets, batch, dim], each layer below the first one of a set computed once for all sets.
 
     The intact hidden state passes through the blocks. When it reaches the first layer of a set, that set branches off
@@ -263,7 +276,9 @@ def _staged(encoder: Encoder, stages: Stages, wave: Tensor, sets: Sequence[Neuro
     return torch.stack([finish(of_set) for of_set in outputs])
 
 
-def _one_block(encoder: Encoder, stages: Stages, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
+def _one_block(
+    encoder: Encoder, stages: Stages, layer: int, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output of a block [batch, tokens, width], and the activations [batch, tokens, neurons] of its counted layer."""
     seen: list[Tensor] = []
     with hooked(encoder, [encoder.layers[layer]], lambda _, activations: seen.append(activations)):
@@ -277,7 +292,12 @@ def _one_block(encoder: Encoder, stages: Stages, layer: int, state: Tensor) -> t
 
 
 def _branch(
-    encoder: Encoder, stages: Stages, change: NeuronSet, layer: int, intact: Tensor, activations: Tensor
+    encoder: Encoder,
+    stages: Stages,
+    change: NeuronSet,
+    layer: int,
+    intact: Tensor,
+    activations: Tensor,
 ) -> Tensor:
     """State after the last block when a set is changed, from the intact output of the block of its first layer."""
     neurons = change.neurons_of(layer).to(intact.device)

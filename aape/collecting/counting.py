@@ -17,7 +17,9 @@ from aape.encoders.dry_run import embedded, same_tokens
 from aape.encoders.encoder import Encoder, hooked
 
 
-def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+def count_active(
+    output: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Count the active tokens of each clip, and those that a mask marks, and sum the activations over tokens.
 
     On the CPU each clip is compared while it is in the cache, and eight neighbouring booleans are added as the bytes of
@@ -45,7 +47,9 @@ def count_active(output: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
     marked_array = np.empty_like(counts_array)
     sums_array = np.empty((clips, neurons), dtype=np.float32)
     for clip, tokens in enumerate(values):  # [tokens, neurons]
-        is_active = np.greater(tokens, 0, order="C")  # contiguous whatever the strides of the output
+        is_active = np.greater(
+            tokens, 0, order="C"
+        )  # contiguous whatever the strides of the output
         counts_array[clip] = _column_sums(is_active)
         sums_array[clip] = np.add.reduce(tokens, axis=0)
         if mask is not None:
@@ -118,7 +122,9 @@ def count_batch(
     def count(layer: int, output: Tensor) -> None:
         name = layers[layer]
         if output.shape[0] != batch or output.shape[-1] != neurons:
-            raise ValueError(f"layer {name!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}]")
+            raise ValueError(
+                f"layer {name!r} gave {tuple(output.shape)}, expected [{batch}, ..., {neurons}]"
+            )
         values = output.reshape(batch, -1, neurons)
         call = len(calls[name])
         calls[name].append(values.shape[1])

@@ -17,7 +17,17 @@ from aape.collecting.plan import Plan
 from aape.files import write_json
 from aape.resuming import forget
 
-_SETTINGS = ("encoder", "identity", "dtype", "layers", "neurons", "sample_rate", "task", "clip_seconds", "means")
+_SETTINGS = (
+    "encoder",
+    "identity",
+    "dtype",
+    "layers",
+    "neurons",
+    "sample_rate",
+    "task",
+    "clip_seconds",
+    "means",
+)
 _FINISHED = (*_SETTINGS, "splits")
 _UNFINISHED = (*_SETTINGS, "batch_size", "device")
 _MARK = ".pass.json"  # settings of a pass that has begun
@@ -83,13 +93,17 @@ def _refuse_strangers(out_dir: Path) -> None:
         )
 
 
-def _refuse_other(found: Mapping[str, Any], plan: Plan, out_dir: Path, names: Sequence[str]) -> None:
+def _refuse_other(
+    found: Mapping[str, Any], plan: Plan, out_dir: Path, names: Sequence[str]
+) -> None:
     """Refuse settings that differ from the plan's."""
     differences = []
     for name in names:
         there, here = found.get(name), plan.settings[name]
         if there != here:
-            explained = "identity (SHA-256 of weights, window and padding)" if name == "identity" else name
+            explained = (
+                "identity (SHA-256 of weights, window and padding)" if name == "identity" else name
+            )
             differences.append(f"{explained} is {there!r} there and {here!r} here")
     if differences:
         raise ValueError(_belongs_to_another(out_dir, "; ".join(differences)))
@@ -113,10 +127,14 @@ def _different_clips(artifacts: Artifacts, plan: Plan) -> str | None:
     return f"{count}; of {files[0]}, {column} is {there_first[column]!r} there and {here_first[column]!r} here"
 
 
-def _clips_by_file(clips: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> dict[str, dict[str, str]]:
+def _clips_by_file(
+    clips: Mapping[str, Sequence[Any]], classes: Sequence[str]
+) -> dict[str, dict[str, str]]:
     """File name -> class, split, group and SHA-256."""
     found = {}
-    columns = zip(clips["file"], clips["label"], clips["split"], clips["group"], clips["sha256"], strict=True)
+    columns = zip(
+        clips["file"], clips["label"], clips["split"], clips["group"], clips["sha256"], strict=True
+    )
     for file, label, split, group, digest in columns:
         found[file] = {"class": classes[label], "split": split, "group": group, "sha256": digest}
     return found

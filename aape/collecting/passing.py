@@ -84,7 +84,8 @@ def collect(
         device=encoder.device.type,
         splits=splits,
         layers=layers,
-        means=means and not encoder.preactivation,  # what a linear layer gives would pass for the neurons' means
+        means=means
+        and not encoder.preactivation,  # what a linear layer gives would pass for the neurons' means
     )
     if _finished(encoder, plan, out_dir) and not is_open(out_dir):
         return load_artifacts(out_dir)
@@ -148,10 +149,14 @@ def _to_device(wave: torch.Tensor, device: torch.device) -> torch.Tensor:
     return wave.to(device, non_blocking=True)
 
 
-def _refuse_bad_clips(plan: Plan, clips: np.ndarray, counted: BatchCounts, unreadable: Mapping[int, str]) -> None:
+def _refuse_bad_clips(
+    plan: Plan, clips: np.ndarray, counted: BatchCounts, unreadable: Mapping[int, str]
+) -> None:
     """Raise BadClip if some clips of a batch cannot be read, or make values that are not finite."""
     complaints = dict(unreadable)
-    finite_layers = counted.means.isfinite().all(dim=2)  # infinities and NaN would count as inactive
+    finite_layers = counted.means.isfinite().all(
+        dim=2
+    )  # infinities and NaN would count as inactive
     finite_embedding = counted.embeddings.isfinite().all(dim=1)
     for row, clip in enumerate(clips):
         if row in complaints or (finite_layers[row].all() and finite_embedding[row]):
@@ -171,7 +176,9 @@ def _refuse_bad_clips(plan: Plan, clips: np.ndarray, counted: BatchCounts, unrea
 
 def _arrays(plan: Plan, counted: BatchCounts) -> dict[str, np.ndarray]:
     """What was counted in a batch, in the types of the artifacts."""
-    dtype = np.min_scalar_type(int(counted.tokens.max()))  # the smallest unsigned integer that holds any count
+    dtype = np.min_scalar_type(
+        int(counted.tokens.max())
+    )  # the smallest unsigned integer that holds any count
     arrays = {
         "embeddings": counted.embeddings.numpy(),
         "tokens": counted.tokens.numpy(),
@@ -210,14 +217,21 @@ def _check_kept(encoder: Encoder, plan: Plan, out_dir: Path, code: str) -> None:
     if missing(partial, plan.key, batch, code=code):
         return
     kept = next(iter(resumed(partial, plan.key, batch, lambda names: (), code=code)))
-    refuse_other_embedding(_embedding_of_first_clip(encoder, plan), kept["embeddings"][0], plan, out_dir)
+    refuse_other_embedding(
+        _embedding_of_first_clip(encoder, plan), kept["embeddings"][0], plan, out_dir
+    )
 
 
 def _embedding_of_first_clip(encoder: Encoder, plan: Plan) -> np.ndarray:
     """Embedding of the plan's first clip [dim]."""
     wave, _ = plan.task.read(0, encoder.sample_rate)
     with full_precision():
-        return embedded(encoder, torch.from_numpy(wave)[None].to(encoder.device))[0].float().cpu().numpy()
+        return (
+            embedded(encoder, torch.from_numpy(wave)[None].to(encoder.device))[0]
+            .float()
+            .cpu()
+            .numpy()
+        )
 
 
 def _facts(encoder: Encoder, code: str) -> dict[str, Any]:

@@ -24,7 +24,16 @@ from aape.files import sha256_of
 from aape.sounds.audio import BadClip, seconds_of
 from aape.sounds.task import Task
 
-_RESULT = ("identity", "dtype", "layers", "neurons", "sample_rate", "clip_seconds", "means", "device")
+_RESULT = (
+    "identity",
+    "dtype",
+    "layers",
+    "neurons",
+    "sample_rate",
+    "clip_seconds",
+    "means",
+    "device",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,9 @@ class Plan:
     @property
     def contents(self) -> dict[str, list[str]]:
         """Name of each batch -> what its result depends on: the bytes of its clips, but not their labels or splits."""
-        return {name: [self.digests[clip] for clip in clips] for name, clips in self.batches.items()}
+        return {
+            name: [self.digests[clip] for clip in clips] for name, clips in self.batches.items()
+        }
 
     @property
     def key(self) -> dict[str, Any]:
@@ -117,7 +128,9 @@ def plan_pass(
         "sample_rate": encoder.sample_rate,
         "weights": dict(encoder.weights),
     }
-    return plan_of(chosen_task, about_encoder | {"means": means, "batch_size": batch_size, "device": device})
+    return plan_of(
+        chosen_task, about_encoder | {"means": means, "batch_size": batch_size, "device": device}
+    )
 
 
 def plan_of(task: Task, about_pass: dict[str, Any]) -> Plan:
@@ -138,7 +151,9 @@ def plan_of(task: Task, about_pass: dict[str, Any]) -> Plan:
             "its activation probability is not defined. Add another split, or leave the class out of the metadata."
         )
     try:
-        json.dumps([task.name, task.files, task.groups, about_pass], ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(
+            [task.name, task.files, task.groups, about_pass], ensure_ascii=False, allow_nan=False
+        ).encode()
     except (TypeError, ValueError) as error:
         encoder = about_pass["encoder"]
         raise ValueError(
@@ -177,7 +192,9 @@ def _chosen(what: str, asked: Sequence[str] | None, there: Sequence[str]) -> lis
         return known
     chosen = [] if isinstance(asked, str) else list(asked)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(known):
-        raise ValueError(f"{what} must be a list of some of {', '.join(known)}, each once, found {asked!r}")
+        raise ValueError(
+            f"{what} must be a list of some of {', '.join(known)}, each once, found {asked!r}"
+        )
     return chosen
 
 
@@ -209,8 +226,13 @@ def announce(plan: Plan, encoder: Encoder) -> None:
         "until they are finished, as much in .partial"
     )
     if plan.cut:
-        longest = f"longer than clip_seconds={length:g} (the longest {np.nanmax(plan.seconds):.1f} s)"
-        warnings.warn(f"{name}: {plan.cut:,} of {clips:,} clips last {longest} and are cut there", stacklevel=3)
+        longest = (
+            f"longer than clip_seconds={length:g} (the longest {np.nanmax(plan.seconds):.1f} s)"
+        )
+        warnings.warn(
+            f"{name}: {plan.cut:,} of {clips:,} clips last {longest} and are cut there",
+            stacklevel=3,
+        )
     if tuple(plan.settings["layers"]) != encoder.layers:
         warnings.warn(
             f"{name}: {layers} of {len(encoder.layers)} layers are counted, numbered from 0. To silence their neurons or "
@@ -239,10 +261,14 @@ def _warn_of_copies(plan: Plan) -> None:
         if not digest or about[original] == about[clip]:
             continue
         copies.append(f"{task.files[original]} and {task.files[clip]}")
-        for what, one, other in zip(("class", "split", "group"), about[original], about[clip], strict=True):
+        for what, one, other in zip(
+            ("class", "split", "group"), about[original], about[clip], strict=True
+        ):
             differences[what] += one != other
     if copies:
-        counts = ", ".join(f"{count:,} in another {what}" for what, count in differences.items() if count)
+        counts = ", ".join(
+            f"{count:,} in another {what}" for what, count in differences.items() if count
+        )
         warnings.warn(
             f"{task.name}: {len(copies):,} of {len(about):,} clips are copies of others, byte for byte: {counts}, e.g. "
             f"{copies[0]}. Keep one of each in the task, or give copies within a class and split the same group.",

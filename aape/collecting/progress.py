@@ -25,4 +25,12 @@ def progress_bar(total: int, title: str, show: bool) -> tqdm:
     if in_notebook or sys.stderr.isatty():
         return tqdm(total=total, unit="clip", desc=title, disable=not show)
     tenth = max(1, total // 10)
-    return tqdm(total=total, unit="clip", desc=title, disable=not show, miniters=tenth, mininterval=0, file=_LogFile())
+    return tqdm(
+        total=total,
+        unit="clip",
+        desc=title,
+        disable=not show,
+        miniters=tenth,
+        mininterval=0,
+        file=_LogFile(),
+    )

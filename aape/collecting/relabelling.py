@@ -36,7 +36,9 @@ def relabel(artifacts: Artifacts, task: Task, out_dir: str | Path) -> Artifacts:
     """
     out_dir = Path(out_dir)
     if not artifacts.has_counts:
-        raise ValueError(f"{artifacts.path} has no counts per clip, which relabelling needs; collect the task instead")
+        raise ValueError(
+            f"{artifacts.path} has no counts per clip, which relabelling needs; collect the task instead"
+        )
     source = artifacts.manifest
     if source["clip_seconds"] != task.clip_seconds:
         raise ValueError(

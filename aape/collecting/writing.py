@@ -17,7 +17,9 @@ from aape.collecting.plan import Plan
 from aape.files import sha256_of, whole_file, write_text
 
 
-def merge(plan: Plan, results: Iterable[Mapping[str, np.ndarray]], facts: Mapping[str, Any], out_dir: Path) -> None:
+def merge(
+    plan: Plan, results: Iterable[Mapping[str, np.ndarray]], facts: Mapping[str, Any], out_dir: Path
+) -> None:
     """Write the results of all batches as the artifacts of a folder: the arrays as they come, the manifest last.
 
     Every file has a temporary name in the same folder until it is complete.

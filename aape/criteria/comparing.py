@@ -35,7 +35,10 @@ from aape.files import folder_lock
 from aape.sounds.task import Task
 
 CLASSIFIERS = ("linear", "nearest mean")
-CONTROLS = {"activity-matched": "active", "strength-matched": "strong"}  # name -> what columns call it
+CONTROLS = {
+    "activity-matched": "active",
+    "strength-matched": "strong",
+}  # name -> what columns call it
 FOLDER = "criteria"  # of the artifacts, where results are kept
 
 NeuronsByFold = Mapping[str, np.ndarray]  # fold name -> neurons [k, 2] of (layer, neuron)
@@ -46,7 +49,9 @@ class NothingToCompare(ValueError):
     """Fewer than two of the requested classes have a neuron by every criterion."""
 
 
-def draw_classes(classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()) -> list[str]:
+def draw_classes(
+    classes: Sequence[str], count: int, seed: int, without: Iterable[str] = ()
+) -> list[str]:
     """A seeded choice of classes, in their order. without: classes that may not be drawn."""
     left_out = set(without)
     free = [name for name in classes if name not in left_out]
@@ -81,7 +86,9 @@ class Comparison:
         """
         key = ["criterion", "mode", "classifier"]
         rows = self.rows[self.rows.measure == measure]
-        by_class = rows.pivot_table(index=[*key, "class"], columns="control", values="effect", sort=False)  # over draws
+        by_class = rows.pivot_table(
+            index=[*key, "class"], columns="control", values="effect", sort=False
+        )  # over draws
         lines = []
         for values, effects in by_class.groupby(level=key, sort=False):
             line = dict(zip(key, values, strict=True)) | {"classes": len(effects)}
@@ -181,29 +188,46 @@ def compare_criteria(
         raise ValueError(f"draws: expected at least one random set of each control, found {draws}")
     unknown = sorted(set(names) - set(artifacts.classes))
     if unknown:
-        raise ValueError(f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}")
+        raise ValueError(
+            f"{artifacts.path} has no class {unknown[0]!r}; it has {', '.join(artifacts.classes)}"
+        )
     with folder_lock(folder):
         device = choose_device(device)
         parts = _tested_folds(artifacts, tested)
-        runner = Runner(encoder.to(device), task, artifacts, folder, classifiers=CLASSIFIERS, parts=parts, seed=seed)
+        runner = Runner(
+            encoder.to(device),
+            task,
+            artifacts,
+            folder,
+            classifiers=CLASSIFIERS,
+            parts=parts,
+            seed=seed,
+        )
         index = [artifacts.classes.index(name) for name in names]
         chosen = _chosen(runner, named, index, k, options or {})
         sets = _equally_many(runner, chosen, list(named), index)
         others = runner.panel(panel) & np.isin(runner.labels, [c for _, c in sets])
         measured = {
-            fold.name: (artifacts.probabilities(clips=fold.fit), _strength(runner, fold)) for fold in runner.folds
+            fold.name: (artifacts.probabilities(clips=fold.fit), _strength(runner, fold))
+            for fold in runner.folds
         }
         clips_of = {c: runner.tested & (runner.labels == c) | others for _, c in sets}
         versions = 1 + len(CONTROLS) * draws
         total = sum(int(clips_of[c].sum()) * versions * len(modes) for _, c in sets)
         rows: list[dict[str, Any]] = []
-        with tqdm(total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None) as bar:
+        with tqdm(
+            total=total, unit="pass", desc=f"{encoder.name} on {task.name}, criteria", disable=None
+        ) as bar:
             for (name, c), neurons in sets.items():
                 described, interventions = _interventions(neurons, c, modes, draws, measured, seed)
                 changes = runner.run(interventions, clips_of[c], bar) - runner.intact
                 for description, change in zip(described, changes, strict=True):
-                    rows += _rows(runner, {"criterion": name, **description}, c, clips_of[c], change)
-    return Comparison(f"{encoder.name} on {task.name}, at most {k} neurons per class", pd.DataFrame(rows))
+                    rows += _rows(
+                        runner, {"criterion": name, **description}, c, clips_of[c], change
+                    )
+    return Comparison(
+        f"{encoder.name} on {task.name}, at most {k} neurons per class", pd.DataFrame(rows)
+    )
 
 
 def _tested_folds(artifacts: Artifacts, tested: Sequence[str] | None) -> list[Fold]:
@@ -215,12 +239,18 @@ def _tested_folds(artifacts: Artifacts, tested: Sequence[str] | None) -> list[Fo
     parts = folds(artifacts.splits, artifacts.labels, artifacts.classes, artifacts.groups)
     chosen = [fold for fold in parts if tested is None or fold.name in tested]
     if not chosen:
-        raise ValueError(f"tested: found {tested}, expected some of {', '.join(fold.name for fold in parts)}")
+        raise ValueError(
+            f"tested: found {tested}, expected some of {', '.join(fold.name for fold in parts)}"
+        )
     return chosen
 
 
 def _chosen(
-    runner: Runner, criteria: Mapping[str, Any], classes: Sequence[int], k: int, options: Mapping[str, Any]
+    runner: Runner,
+    criteria: Mapping[str, Any],
+    classes: Sequence[int],
+    k: int,
+    options: Mapping[str, Any],
 ) -> Sets:
     """At most k neurons by every criterion, for each class and fold."""
     chosen: Sets = {}
@@ -228,28 +258,41 @@ def _chosen(
         for fold in runner.folds:
             splits = sorted(set(runner.artifacts.splits[fold.fit].tolist()))
             model = {"encoder": runner.encoder, "task": runner.task}
-            scores = rank(runner.artifacts, criterion, split=splits, **model, **options.get(name, {}))
+            scores = rank(
+                runner.artifacts, criterion, split=splits, **model, **options.get(name, {})
+            )
             for c in classes:
                 chosen.setdefault((name, c), {})[fold.name] = strongest(scores[:, :, c], k)
     return chosen
 
 
-def _equally_many(runner: Runner, chosen: Sets, criteria: Sequence[str], classes: Sequence[int]) -> Sets:
+def _equally_many(
+    runner: Runner, chosen: Sets, criteria: Sequence[str], classes: Sequence[int]
+) -> Sets:
     """The same sets, cut to the smallest of the criteria in each class and fold; without classes that have none."""
     where = f"{runner.encoder.name} on {runner.task.name}"
     sets: Sets = {}
     left_out, lacking = [], set()
     for c in classes:
-        least = {fold.name: min(len(chosen[name, c][fold.name]) for name in criteria) for fold in runner.folds}
+        least = {
+            fold.name: min(len(chosen[name, c][fold.name]) for name in criteria)
+            for fold in runner.folds
+        }
         if not min(least.values()):
             left_out.append(runner.classes[c])
             lacking |= {name for name in criteria if not all(map(len, chosen[name, c].values()))}
             continue
         for name in criteria:
-            sets[name, c] = {fold: neurons[: least[fold]] for fold, neurons in chosen[name, c].items()}
+            sets[name, c] = {
+                fold: neurons[: least[fold]] for fold, neurons in chosen[name, c].items()
+            }
     if left_out:
-        warnings.warn(f"{where}: left out, some criterion has no neuron: {', '.join(left_out)}", stacklevel=3)
-    if len(classes) - len(left_out) >= 2:  # the effect on one class is relative to the effect on others
+        warnings.warn(
+            f"{where}: left out, some criterion has no neuron: {', '.join(left_out)}", stacklevel=3
+        )
+    if (
+        len(classes) - len(left_out) >= 2
+    ):  # the effect on one class is relative to the effect on others
         return sets
     reason = ""
     if left_out:
@@ -304,7 +347,11 @@ def _rows(
         for j, measure in enumerate(MEASURES):
             difference, off_target = inside[i, j], outside[i, j]
             row = {"class": runner.classes[c], "classifier": classifier, "measure": measure}
-            row |= {"difference": difference, "off_target": off_target, "effect": difference - off_target}
+            row |= {
+                "difference": difference,
+                "off_target": off_target,
+                "effect": difference - off_target,
+            }
             rows.append({**described, **row})
     return rows
 

@@ -37,7 +37,9 @@ def curve(x: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return average_precision, np.take_along_axis(ordered, best, axis=0)[0]
 
 
-def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarray | None = None) -> pd.DataFrame:
+def held_out_scores(
+    artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarray | None = None
+) -> pd.DataFrame:
     """How well each (neuron, class) tells the clips of the class: AUPRC, F1 and IoU on clips held out.
 
     Only these scores (and Pearson, cosine) pass the sanity checks of NeuronEval (ICML 2025); AUROC and recall do not. The
@@ -74,7 +76,9 @@ def held_out_scores(artifacts: Artifacts, pairs: pd.DataFrame, labels: np.ndarra
         either = (called | positive[:, None]).sum(axis=0)
         auprc, _ = curve(x, positive)
         out.loc[of_class.index, "auprc"] = auprc
-        out.loc[of_class.index, "f1"] = 2 * hits / np.maximum(called.sum(axis=0) + positive.sum(), 1)
+        out.loc[of_class.index, "f1"] = (
+            2 * hits / np.maximum(called.sum(axis=0) + positive.sum(), 1)
+        )
         out.loc[of_class.index, "iou"] = hits / np.maximum(either, 1)
         out.loc[of_class.index, "base"] = positive.mean()
     return out

@@ -93,7 +93,9 @@ class Clips:
             return values
         return values / self.artifacts.tokens[self.rows, None]
 
-    def table(self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], what: str = "rates") -> np.ndarray:
+    def table(
+        self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], what: str = "rates"
+    ) -> np.ndarray:
         """A statistic of every neuron, float64 [layers, neurons, classes], in blocks of neurons.
 
         Args:
@@ -192,7 +194,14 @@ def attribution_zero(clips: Clips, replace_by: Any = "zero") -> np.ndarray:
     split = sorted(set(clips.artifacts.splits[clips.rows]))
     from aape.causal.attribution import attribute  # torch takes seconds to import
 
-    effect = attribute(clips.encoder, clips.task, clips.artifacts, replace_by=replace_by, split=split, **clips.options)
+    effect = attribute(
+        clips.encoder,
+        clips.task,
+        clips.artifacts,
+        replace_by=replace_by,
+        split=split,
+        **clips.options,
+    )
     return -effect
 
 
@@ -203,7 +212,9 @@ def attribution_mean(clips: Clips) -> np.ndarray:
 
 def random(clips: Clips) -> np.ndarray:
     """Numbers without meaning. Option: seed."""
-    return np.random.default_rng(clips.options.get("seed", 0)).random(clips.artifacts.over_zero.shape)
+    return np.random.default_rng(clips.options.get("seed", 0)).random(
+        clips.artifacts.over_zero.shape
+    )
 
 
 Criterion = Callable[[Clips], np.ndarray]
@@ -248,9 +259,13 @@ def rank(
         ValueError: an unknown criterion, artifacts without what it needs, or a result of another shape.
     """
     if isinstance(criterion, str) and criterion not in CRITERIA:
-        raise ValueError(f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips")
+        raise ValueError(
+            f"no criterion {criterion!r}; expected one of {', '.join(CRITERIA)}, or a function of Clips"
+        )
     if not artifacts.has_counts:
-        raise ValueError(f"{artifacts.path}: criteria need clip_counts.npy, which this folder does not hold")
+        raise ValueError(
+            f"{artifacts.path}: criteria need clip_counts.npy, which this folder does not hold"
+        )
     if split is None and "train" in artifacts.splits:
         split = "train"
     score = CRITERIA[criterion] if isinstance(criterion, str) else criterion

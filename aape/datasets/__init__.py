@@ -5,7 +5,19 @@ Weights that are downloaded in the same way are in weights.py.
 
 from __future__ import annotations
 
-from aape.datasets import cremad, esc50, gise51, gtzan, nemo, nsynth, ravdess, surge, voxceleb1, voxforge, weights
+from aape.datasets import (
+    cremad,
+    esc50,
+    gise51,
+    gtzan,
+    nemo,
+    nsynth,
+    ravdess,
+    surge,
+    voxceleb1,
+    voxforge,
+    weights,
+)
 from aape.datasets.base import Dataset
 
 _ALL = (

@@ -86,7 +86,10 @@ class Source:
             match = regex.fullmatch(os.path.splitext(file)[0])
             if match is not None:
                 fields = match.groupdict()
-                clips.setdefault(match[1], Clip(file, fields["label"], fields.get("split", ""), fields.get("group")))
+                clips.setdefault(
+                    match[1],
+                    Clip(file, fields["label"], fields.get("split", ""), fields.get("group")),
+                )
         return sorted(clips.values())
 
     def companion(self, name: str) -> Path:
@@ -183,7 +186,9 @@ def labelled(clips: Sequence[Clip], path: Path, group: str, label: str) -> list[
     label_of = dict(zip(table[group].str.strip(), table[label].str.strip(), strict=True))
     unknown = sorted({str(clip.group) for clip in clips} - {*label_of})
     if unknown:
-        raise ValueError(f"{path} has no line for {len(unknown)} of the {group}s of the clips, e.g. {unknown[0]}")
+        raise ValueError(
+            f"{path} has no line for {len(unknown)} of the {group}s of the clips, e.g. {unknown[0]}"
+        )
     return [clip._replace(label=label_of[str(clip.group)]) for clip in clips]
 
 
@@ -206,5 +211,7 @@ def listing(datasets: Mapping[str, Dataset]) -> str:
     lines = []
     for name, item in datasets.items():
         how = "" if item.remotes else "; not fetched from here"
-        lines.append(f"{name:<12} {item.text.splitlines()[0]}\n{'':<12} {item.size}; licence: {item.licence}{how}")
+        lines.append(
+            f"{name:<12} {item.text.splitlines()[0]}\n{'':<12} {item.size}; licence: {item.licence}{how}"
+        )
     return "\n".join(lines)

@@ -63,7 +63,12 @@ def _evar_rows(task: str, path: Path) -> Rows:
 
 
 def build_metadata(
-    task: str, root: str | Path, out_csv: str | Path, evar: str | Path | None = None, *, seed: int = 0
+    task: str,
+    root: str | Path,
+    out_csv: str | Path,
+    evar: str | Path | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Write a task's metadata and its report, which says what the clips were made from and what was wrong with them.
 
@@ -99,8 +104,14 @@ def build_metadata(
     rows = facts.rows(source) if evar_csv is None else _evar_rows(task, evar_csv)
     clips, missing = _located(rows, source)
     if not clips:
-        expected = rows.clips[0].file_name if rows.clips else f"what `aape download --help {dataset.name}` says"
-        raise FileNotFoundError(f"no clip of {task} under {source.root}: expected {expected}, found {source.files[:3]}")
+        expected = (
+            rows.clips[0].file_name
+            if rows.clips
+            else f"what `aape download --help {dataset.name}` says"
+        )
+        raise FileNotFoundError(
+            f"no clip of {task} under {source.root}: expected {expected}, found {source.files[:3]}"
+        )
     split_note = rows.split_note
     if rows.shares is not None:
         clips = split_clips(clips, rows.shares, seed, source.root, [clip.split for clip in clips])
@@ -110,9 +121,13 @@ def build_metadata(
         notes.append(rows.split_note)
     others = sorted({*source.files} - {clip.file_name for clip in clips})
     if others:
-        notes.append(f"{len(others):,} other audio files are in the folder and are left out, e.g. {others[0]}")
+        notes.append(
+            f"{len(others):,} other audio files are in the folder and are left out, e.g. {others[0]}"
+        )
     paths = [source.root / clip.file_name for clip in clips]
-    complaints = thread_map(complaint_of, paths, max_workers=8, desc=f"checking {task}", unit="file", disable=None)
+    complaints = thread_map(
+        complaint_of, paths, max_workers=8, desc=f"checking {task}", unit="file", disable=None
+    )
     checked = list(zip(clips, complaints, strict=True))
     valid = [clip for clip, complaint in checked if not complaint]
     counts = _counts(valid)

@@ -37,13 +37,17 @@ def emotion(source: Source) -> Rows:
 def gender(source: Source) -> Rows:
     """By the actor's sex; the rows of `emotion` in the same order."""
     rows = emotion(source)
-    return rows._replace(clips=labelled(rows.clips, source.companion("VideoDemographics.csv"), "ActorID", "Sex"))
+    return rows._replace(
+        clips=labelled(rows.clips, source.companion("VideoDemographics.csv"), "ActorID", "Sex")
+    )
 
 
 _FACTS = {"splits": "EVAR's, else ours", "group": "actor"}
 TASKS = {
     "cremad": TaskFacts(emotion, 2.5, COUNTS | {"classes": 6}, "EVAR, cremad.csv", **_FACTS),
-    "cremad_gender": TaskFacts(gender, 2.5, COUNTS | {"classes": 2}, "EVAR, cremad_gender.csv", **_FACTS),
+    "cremad_gender": TaskFacts(
+        gender, 2.5, COUNTS | {"classes": 2}, "EVAR, cremad_gender.csv", **_FACTS
+    ),
 }
 _LICENCE = "ODbL 1.0, see the repository"
 DATASET = Dataset(

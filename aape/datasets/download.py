@@ -22,7 +22,9 @@ from aape.datasets.base import Dataset, Remote, find
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
-def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Dataset] = DATASETS) -> dict[str, Path]:
+def download(
+    names: Iterable[str], folder: str | Path, *, items: Mapping[str, Dataset] = DATASETS
+) -> dict[str, Path]:
     """Fetch datasets and weights, unpack archives, and return the folder of each.
 
     A file that is complete is not fetched again. A file that was put in its place by other means is used as it is.
@@ -40,7 +42,9 @@ def download(names: Iterable[str], folder: str | Path, *, items: Mapping[str, Da
     wanted = [find(name, items) for name in names]
     for item in wanted:
         if not item.remotes:
-            raise ValueError(f"{item.name} cannot be fetched from here; `aape download --help {item.name}` says how")
+            raise ValueError(
+                f"{item.name} cannot be fetched from here; `aape download --help {item.name}` says how"
+            )
     places = {item.name: folder / (item.folder or item.name) for item in wanted}
     for item in wanted:
         for remote in item.remotes:
@@ -58,7 +62,9 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
     store = folder / "archives" if unpack else into
     target = store / remote.name
     urls = {remote.name: remote.url}
-    pup = pooch.create(store, "", registry={remote.name: remote.checksum}, urls=urls, retry_if_failed=2)
+    pup = pooch.create(
+        store, "", registry={remote.name: remote.checksum}, urls=urls, retry_if_failed=2
+    )
     downloader = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(), headers={"Accept-Encoding": "identity"}, timeout=30.0
     )
@@ -77,4 +83,6 @@ def _fetch(remote: Remote, into: Path, folder: Path) -> None:
         unpack(str(target), "fetch", pup)
     except _BROKEN as error:
         target.unlink()
-        raise ValueError(f"{target} does not open as an archive ({error}) and was removed; fetch it again") from error
+        raise ValueError(
+            f"{target} does not open as an archive ({error}) and was removed; fetch it again"
+        ) from error

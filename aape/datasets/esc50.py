@@ -15,7 +15,11 @@ from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 from aape.sounds.clips import Clip, read_table
 
 COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
-REMOTES = (Remote(f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"),)
+REMOTES = (
+    Remote(
+        f"ESC-50-{COMMIT[:7]}.zip", f"https://github.com/karolpiczak/ESC-50/archive/{COMMIT}.zip"
+    ),
+)
 COUNTS = {"clips": 2000, "classes": 50}
 COUNTS |= dict.fromkeys(("fold1", "fold2", "fold3", "fold4", "fold5"), 400)
 
@@ -24,7 +28,9 @@ def rows(source: Source) -> Rows:
     """`meta/esc50.csv` and `audio/`, five official folds; group = Freesound recording."""
     table = read_table(source.companion("esc50.csv"), "filename", "category", "fold", "src_file")
     clips = []
-    for name, label, fold, recording in table[["filename", "category", "fold", "src_file"]].to_numpy():
+    for name, label, fold, recording in table[
+        ["filename", "category", "fold", "src_file"]
+    ].to_numpy():
         clips.append(Clip(f"audio/{name}", label, f"fold{fold}", recording))
     return Rows(clips, "meta/esc50.csv of the dataset, official folds")
 
@@ -34,7 +40,14 @@ def recording_of(name: str) -> str:
     return Path(name).stem.split("-")[1]
 
 
-TASK = TaskFacts(rows, 5.0, COUNTS, "Piczak 2015", splits="official, 5 folds", group="Freesound recording (1,524)")
+TASK = TaskFacts(
+    rows,
+    5.0,
+    COUNTS,
+    "Piczak 2015",
+    splits="official, 5 folds",
+    group="Freesound recording (1,524)",
+)
 DATASET = Dataset(
     name="esc50",
     text=__doc__,

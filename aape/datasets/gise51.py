@@ -20,7 +20,10 @@ from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
 _SPLITS = {"train": "train", "val": "valid", "eval": "test"}
 _RECORD = "https://zenodo.org/records/4593514/files"
-REMOTES = tuple(Remote(name, f"{_RECORD}/{name}?download=1") for name in ("isolated_events.tar.gz", "meta.tar.gz"))
+REMOTES = tuple(
+    Remote(name, f"{_RECORD}/{name}?download=1")
+    for name in ("isolated_events.tar.gz", "meta.tar.gz")
+)
 COUNTS = {"clips": 16357, "classes": 51, "train": 12465, "valid": 1716, "test": 2176}
 NOTES = (
     "clips of 5.0 s: our choice, the published study's is not stated where we could read it",
@@ -43,8 +46,18 @@ def freesound_id(name: str) -> str:
 
 
 TASK = TaskFacts(
-    rows, 5.0, COUNTS, "Zenodo record 4593514 as quoted by others", splits="official", group="Freesound id"
+    rows,
+    5.0,
+    COUNTS,
+    "Zenodo record 4593514 as quoted by others",
+    splits="official",
+    group="Freesound id",
 )
 DATASET = Dataset(
-    name="gise51", text=__doc__, size="about 2.4 GB", licence="CC BY 4.0", tasks={"gise51": TASK}, remotes=REMOTES
+    name="gise51",
+    text=__doc__,
+    size="about 2.4 GB",
+    licence="CC BY 4.0",
+    tasks={"gise51": TASK},
+    remotes=REMOTES,
 )

@@ -22,7 +22,10 @@ _SHA256 = {
 }
 _AUDIO = "http://opihi.cs.uvic.ca/sound/genres.tar.gz"
 REMOTES = (
-    *(Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{_SHA256[s]}") for s in _SHA256),
+    *(
+        Remote(f"{s}_filtered.txt", f"{_LISTS}/{s}_filtered.txt", f"sha256:{_SHA256[s]}")
+        for s in _SHA256
+    ),
     Remote("genres.tar.gz", _AUDIO, "md5:5b3d6dddb579ab49814ab86dba69e7c7"),
 )
 COUNTS = {"clips": 930, "classes": 10, "train": 443, "valid": 197, "test": 290}
@@ -42,5 +45,10 @@ _SOURCE = "the lists, counted; EVAR's README prints the same"
 TASK = TaskFacts(rows, 30.0, COUNTS, _SOURCE, splits="fault-filtered", group="unknown")
 _LICENCE = "none stated; the lists MIT"
 DATASET = Dataset(
-    name="gtzan", text=__doc__, size="about 1.2 GB", licence=_LICENCE, tasks={"gtzan": TASK}, remotes=REMOTES
+    name="gtzan",
+    text=__doc__,
+    size="about 1.2 GB",
+    licence=_LICENCE,
+    tasks={"gtzan": TASK},
+    remotes=REMOTES,
 )

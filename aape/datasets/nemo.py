@@ -27,7 +27,9 @@ RAVDESS_NAMES = {
 }
 _GENDERS = {"female": "Female", "male": "Male"}
 _COMMIT = "06f1f83dde8f1a780443a57d53b2af3971af34ab"
-REMOTES = (Remote(f"nEMO-{_COMMIT[:7]}.zip", f"https://github.com/amu-cai/nEMO/archive/{_COMMIT}.zip"),)
+REMOTES = (
+    Remote(f"nEMO-{_COMMIT[:7]}.zip", f"https://github.com/amu-cai/nEMO/archive/{_COMMIT}.zip"),
+)
 COUNTS = {"clips": 4481, "groups": 9}
 
 
@@ -62,5 +64,10 @@ TASKS = {
     "nemo_gender": TaskFacts(gender, 4.0, COUNTS | {"classes": 2}, **_FACTS),
 }
 DATASET = Dataset(
-    name="nemo", text=__doc__, size="about 530 MB", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES
+    name="nemo",
+    text=__doc__,
+    size="about 530 MB",
+    licence="CC BY-NC-SA 4.0",
+    tasks=TASKS,
+    remotes=REMOTES,
 )

@@ -16,7 +16,9 @@ from aape.sounds.clips import Clip
 
 _URL = "http://download.magenta.tensorflow.org/datasets/nsynth"
 _SPLITS = ("train", "valid", "test")
-REMOTES = tuple(Remote(f"nsynth-{s}.jsonwav.tar.gz", f"{_URL}/nsynth-{s}.jsonwav.tar.gz") for s in _SPLITS)
+REMOTES = tuple(
+    Remote(f"nsynth-{s}.jsonwav.tar.gz", f"{_URL}/nsynth-{s}.jsonwav.tar.gz") for s in _SPLITS
+)
 COUNTS = {"clips": 305979, "train": 289205, "valid": 12678, "test": 4096}
 
 
@@ -24,17 +26,23 @@ def rows(source: Source) -> Rows:
     """`nsynth-<split>/examples.json` and `audio/`; group = instrument."""
     clips = []
     for split in _SPLITS:
-        notes = json.loads(source.companion(f"nsynth-{split}/examples.json").read_text(encoding="utf-8"))
+        notes = json.loads(
+            source.companion(f"nsynth-{split}/examples.json").read_text(encoding="utf-8")
+        )
         for note, facts in notes.items():
             pitch = str(int(facts["pitch"]))
-            clips.append(Clip(f"nsynth-{split}/audio/{note}.wav", pitch, split, instrument_of(note)))
+            clips.append(
+                Clip(f"nsynth-{split}/audio/{note}.wav", pitch, split, instrument_of(note))
+            )
     return Rows(clips, "examples.json of the dataset, official splits")
 
 
 def family_rows(source: Source) -> Rows:
     """The same notes by the family of their instrument (bass, brass, flute, ...), the first word of a note's name."""
     notes = rows(source)
-    clips = [clip._replace(label=instrument_of(clip.file_name).split("_")[0]) for clip in notes.clips]
+    clips = [
+        clip._replace(label=instrument_of(clip.file_name).split("_")[0]) for clip in notes.clips
+    ]
     return notes._replace(clips=clips)
 
 

@@ -14,7 +14,16 @@ from __future__ import annotations
 
 from aape.datasets.base import Dataset, Remote, Rows, Source, TaskFacts
 
-EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")  # 01 to 08
+EMOTIONS = (
+    "neutral",
+    "calm",
+    "happy",
+    "sad",
+    "angry",
+    "fearful",
+    "disgust",
+    "surprised",
+)  # 01 to 08
 _ARCHIVE = "Audio_Speech_Actors_01-24.zip"
 _URL = f"https://zenodo.org/records/1188976/files/{_ARCHIVE}?download=1"
 REMOTES = (Remote(_ARCHIVE, _URL, "md5:bc696df654c87fed845eb13823edef8a"),)
@@ -51,5 +60,10 @@ TASKS = {
     "ravdess_gender": TaskFacts(gender, 4.0, COUNTS | {"classes": 2}, **_FACTS),
 }
 DATASET = Dataset(
-    name="ravdess", text=__doc__, size="208,468,073 bytes", licence="CC BY-NC-SA 4.0", tasks=TASKS, remotes=REMOTES
+    name="ravdess",
+    text=__doc__,
+    size="208,468,073 bytes",
+    licence="CC BY-NC-SA 4.0",
+    tasks=TASKS,
+    remotes=REMOTES,
 )

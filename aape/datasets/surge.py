@@ -13,7 +13,14 @@ from aape.sounds.clips import Clip, read_table
 _LIST = "evar/predefined/dataset_surge_tone_splits.csv"
 _ARCHIVE = "surge-velocity64-2K.tar"
 REMOTES = (Remote(_ARCHIVE, f"https://zenodo.org/records/4677097/files/{_ARCHIVE}?download=1"),)
-COUNTS = {"clips": 183392, "classes": 88, "groups": 2084, "train": 148896, "valid": 17160, "test": 17336}
+COUNTS = {
+    "clips": 183392,
+    "classes": 88,
+    "groups": 2084,
+    "train": 148896,
+    "valid": 17160,
+    "test": 17336,
+}
 
 
 def rows(source: Source) -> Rows:

@@ -46,7 +46,9 @@ def _clips(source: Source, column: str) -> list[Clip]:
     for line in path.read_text(encoding="utf-8").splitlines():
         number, _, name = line.strip().partition(" ")
         if number not in _SPLITS or name.count("/") < 2:
-            raise ValueError(f"{path}: line {line!r}, expected '1|2|3 <speaker>/<video>/<utterance>.wav'")
+            raise ValueError(
+                f"{path}: line {line!r}, expected '1|2|3 <speaker>/<video>/<utterance>.wav'"
+            )
         # Lists may say wav/<id>/...; a download unpacks to <id>/..., wav/<id>/... or vox1_dev_wav/wav/<id>/...
         clips.append(Clip(name.removeprefix("wav/"), "", _SPLITS[number], parent_of(name, 2)))
     return labelled(clips, source.companion("vox1_meta.csv"), "VoxCeleb1 ID", column)
@@ -70,7 +72,9 @@ def country(source: Source) -> Rows:
 _FACTS = {"splits": "official (identification)", "group": "speaker"}
 GENDER, COUNTRY = COUNTS | {"classes": 2}, COUNTS | {"classes": 36}
 TASKS = {
-    "vc1_gender": TaskFacts(gender, 8.2, GENDER, "Nagrani et al. 2017, and EVAR's make_metadata.py", **_FACTS),
+    "vc1_gender": TaskFacts(
+        gender, 8.2, GENDER, "Nagrani et al. 2017, and EVAR's make_metadata.py", **_FACTS
+    ),
     "vc1_country": TaskFacts(country, 8.2, COUNTRY, "Nagrani et al. 2017; vox1_meta.csv", **_FACTS),
 }
 DATASET = Dataset(

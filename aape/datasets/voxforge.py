@@ -26,7 +26,9 @@ _LANGUAGES |= {"speechcorpus": "en", "russian": "ru"}
 
 def rows(source: Source) -> Rows:
     """`<language>/.../<session>/wav/*.wav` (some sessions: `flac/`); only reached without EVAR's voxforge.csv."""
-    clips = source.clips(f"(?P<label>{'|'.join(_LANGUAGES)})/(?:.*/)?(?P<group>[^/]+)/(?:wav|flac)/[^/]+")
+    clips = source.clips(
+        f"(?P<label>{'|'.join(_LANGUAGES)})/(?:.*/)?(?P<group>[^/]+)/(?:wav|flac)/[^/]+"
+    )
     by_speaker = []
     for clip in clips:
         language = _LANGUAGES[clip.label.lower()]
@@ -50,7 +52,9 @@ def _evar_group(name: str) -> str:
 
 
 COUNTS = {"clips": 176428, "classes": 6}
-TASK = TaskFacts(rows, 5.8, COUNTS, "EVAR, make_metadata.py", splits="EVAR's, else ours", group="speaker")
+TASK = TaskFacts(
+    rows, 5.8, COUNTS, "EVAR, make_metadata.py", splits="EVAR's, else ours", group="speaker"
+)
 DATASET = Dataset(
     name="voxforge",
     text=__doc__,

@@ -21,7 +21,9 @@ def _weights(name: str, suffix: str) -> Dataset:
     archive = f"{_FILE}{suffix}.zip"
     size = "not verified here (an encoder-only archive of the same ViT: 319 MB, in M2D's own notebooks)"
     remotes = (Remote(archive, f"{_URL}/{archive}"),)
-    return Dataset(name, __doc__, size, "NTT's, LICENSE.pdf in nttcslab/m2d", {}, remotes, folder=".")
+    return Dataset(
+        name, __doc__, size, "NTT's, LICENSE.pdf in nttcslab/m2d", {}, remotes, folder="."
+    )
 
 
 M2D, M2D_ENCONLY = _weights("m2d", ""), _weights("m2d_enconly", "_enconly")

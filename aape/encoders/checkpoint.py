@@ -24,8 +24,13 @@ def _allowed() -> list[Any]:
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
     allowed += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
     for module in ("pathlib", "pathlib._local"):
-        allowed += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
-        allowed += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+        allowed += [
+            (pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")
+        ]
+        allowed += [
+            (pathlib.PureWindowsPath, f"{module}.{name}")
+            for name in ("WindowsPath", "PureWindowsPath")
+        ]
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
@@ -40,7 +45,9 @@ def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tenso
         ValueError: truncated, not a checkpoint, or it needs code that is not allow-listed.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; Install.md says where the weights come from")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; Install.md says where the weights come from"
+        )
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
@@ -48,7 +55,9 @@ def read_checkpoint(path: Path, prefixes: Sequence[str] = ()) -> dict[str, Tenso
             with torch.serialization.safe_globals(_allowed()):
                 state = torch.load(path, map_location="cpu", weights_only=True)
         entries = state.get("model", state).items()
-    except Exception as error:  # a damaged or foreign file can raise anything that zipfile, pickle and torch know
+    except (
+        Exception
+    ) as error:  # a damaged or foreign file can raise anything that zipfile, pickle and torch know
         advice = "It may be damaged or another kind of file: download it again."
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             advice = "It holds objects other than tensors: save its tensors only, torch.save(model.state_dict(), path)."

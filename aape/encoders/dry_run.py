@@ -43,7 +43,9 @@ def dry_run(encoder: Encoder) -> Calls:
     calls, embeddings = _run(encoder, pair)
     for name, of_layer in calls.items():
         if not of_layer:
-            raise ValueError(f"{encoder.name}: layer {name!r} was never called by embed(); check the pattern")
+            raise ValueError(
+                f"{encoder.name}: layer {name!r} was never called by embed(); check the pattern"
+            )
     try:
         shorter, _ = _run(encoder, pair[:1, : encoder.dry_samples // 2])
     except (RuntimeError, ValueError, AssertionError, IndexError):
@@ -101,7 +103,9 @@ def _check_repeatable(encoder: Encoder, wave: Tensor, before: Tensor) -> None:
     """Refuse an embedding that changes when the clip is alone in its batch."""
     alone = embedded(encoder, wave)[0].float()
     if not alone.isfinite().all():
-        raise ValueError(f"{encoder.name} embeds noise as {alone[:3].tolist()} ..., expected numbers: damaged weights?")
+        raise ValueError(
+            f"{encoder.name} embeds noise as {alone[:3].tolist()} ..., expected numbers: damaged weights?"
+        )
     error = float((alone - before).abs().max())
     largest = float(before.abs().max())
     tolerance = 1e-3 if encoder.dtype in ("float32", "float64") else 5e-2
@@ -131,7 +135,9 @@ def common_width(encoder: Encoder, layers: Sequence[str], calls: Calls) -> int:
     width = {name: calls[name][0][1] for name in layers}
     if len(set(width.values())) > 1:
         found = ", ".join(f"{name} has {neurons}" for name, neurons in width.items())
-        raise ValueError(f"{encoder.name}: expected layers of one width, {found}; collect them apart (layers=...)")
+        raise ValueError(
+            f"{encoder.name}: expected layers of one width, {found}; collect them apart (layers=...)"
+        )
     same_tokens(encoder, {name: [tokens for tokens, _ in calls[name]] for name in layers})
     return width[layers[0]]
 
@@ -143,5 +149,9 @@ def same_tokens(encoder: Encoder, tokens: Mapping[str, list[int]]) -> None:
         description = " + ".join(map(str, calls))
         groups.setdefault(description, []).append(name)
     if len(groups) > 1:
-        found = "; ".join(f"{calls} tokens in {', '.join(names)}" for calls, names in groups.items())
-        raise ValueError(f"{encoder.name}: expected layers of like tokens, {found}; collect them apart (layers=...)")
+        found = "; ".join(
+            f"{calls} tokens in {', '.join(names)}" for calls, names in groups.items()
+        )
+        raise ValueError(
+            f"{encoder.name}: expected layers of like tokens, {found}; collect them apart (layers=...)"
+        )

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from aape.display import Displayed
 
-Finish = Callable[[list[Tensor]], Tensor]  # sequences after the last block -> clip embedding [batch, dim]
+Finish = Callable[
+    [list[Tensor]], Tensor
+]  # sequences after the last block -> clip embedding [batch, dim]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ class Encoder(Displayed):
     @property
     def dtype(self) -> str:
         """The floating-point type of the weights, such as "float32"; several types are joined by +."""
-        types = {str(p.dtype).removeprefix("torch.") for p in self.module.parameters() if p.is_floating_point()}
+        types = {
+            str(p.dtype).removeprefix("torch.")
+            for p in self.module.parameters()
+            if p.is_floating_point()
+        }
         return "+".join(sorted(types)) or "float32"
 
     @property
@@ -181,7 +187,9 @@ def noise(clips: int, samples: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor], Tensor | None]) -> Iterator[Encoder]:
+def hooked(
+    encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor], Tensor | None]
+) -> Iterator[Encoder]:
     """Show every call of some layers to a function, while the context lasts. All forward hooks are set here.
 
     Args:
@@ -204,7 +212,9 @@ def hooked(encoder: Encoder, layers: Sequence[str], see: Callable[[int, Tensor],
         yield encoder
 
 
-def _forward_hook(name: str, index: int, see: Callable[[int, Tensor], Tensor | None]) -> Callable[..., Any]:
+def _forward_hook(
+    name: str, index: int, see: Callable[[int, Tensor], Tensor | None]
+) -> Callable[..., Any]:
     """A hook that shows the first output of a module to `see`."""
 
     def hook(_module: object, _inputs: object, output: Any) -> Any:
@@ -247,10 +257,14 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not a device of torch: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from error
+        raise ValueError(
+            f"device={device!r} is not a device of torch: use 'cuda', 'cuda:1', 'mps' or 'cpu'"
+        ) from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(chosen.type, True):
-        raise ValueError(f"device={str(device)!r} is not available to torch; use device='cpu' or leave it out")
+        raise ValueError(
+            f"device={str(device)!r} is not available to torch; use device='cpu' or leave it out"
+        )
     return chosen
 
 
@@ -263,9 +277,7 @@ def full_precision() -> Iterator[None]:
     try:
         places, switch, exact = [matmul, cudnn], "allow_tf32", False
         before = [getattr(place, switch) for place in places]
-    except (
-        RuntimeError
-    ):  # torch's newer switches were set; unless they were, setting them makes the older ones unreadable
+    except RuntimeError:  # torch's newer switches were set; unless they were, setting them makes the older ones unreadable
         places, switch, exact = [matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "ieee"
         before = [getattr(place, switch) for place in places]
     try:

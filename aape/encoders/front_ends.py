@@ -165,7 +165,9 @@ class Convolutions(TimeFrontEnd):
     def __init__(self, model: Any, extractor: Any) -> None:
         super().__init__(model, extractor)
         config = model.config
-        self.squeeze = getattr(config, "squeeze_factor", 1)  # SEW: blocks work on every second token
+        self.squeeze = getattr(
+            config, "squeeze_factor", 1
+        )  # SEW: blocks work on every second token
         stride = math.prod(config.conv_stride)
         self.cell_samples = self.squeeze * stride
         self.least = self.squeeze
@@ -300,7 +302,8 @@ def block_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     required = [
         parameter
         for parameter in signature.parameters.values()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is parameter.empty
     ]
     masks = [None] * (len(required) - 1)  # transformers 4 requires two masks, 5 one
 

@@ -100,11 +100,15 @@ def from_hub(
     folder = Path(name_or_folder).expanduser()
     source = str(folder if folder.is_dir() else name_or_folder)
     if folder.is_dir() and revision is not None:
-        raise ValueError(f"revision={revision!r} is for models of the Hub, but {source} is a folder: leave it out")
+        raise ValueError(
+            f"revision={revision!r} is for models of the Hub, but {source} is a folder: leave it out"
+        )
     revision = revision or "main"
     config_path, family = _family_of(source, revision)
     if full_window and family != "whisper":
-        raise ValueError(f"full_window is Whisper's 30 s, but {source} is a {family} model: leave it out")
+        raise ValueError(
+            f"full_window is Whisper's 30 s, but {source} is a {family} model: leave it out"
+        )
     model, extractor = _loaded(source, family, revision, seed)
     front_end = _front_end(source, family, model, extractor, clip_seconds, full_window)
     origin: dict[str, Any] = {
@@ -153,7 +157,12 @@ def _activations_of(model: nn.Module, family: str) -> str:
 
 
 def _front_end(
-    source: str, family: str, model: nn.Module, extractor: Any, clip_seconds: float | None, full_window: bool
+    source: str,
+    family: str,
+    model: nn.Module,
+    extractor: Any,
+    clip_seconds: float | None,
+    full_window: bool,
 ) -> TimeFrontEnd | PatchFrontEnd:
     """The front end of a model, with its window set."""
     options = {"full_window": True} if full_window else {}
@@ -184,7 +193,9 @@ def _family_of(source: str, revision: str) -> tuple[Path, str]:
             f"there is no folder {source}; give a folder that save_pretrained wrote, or a name of the Hub such as "
             "'openai/whisper-tiny'"
         )
-    if (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file():
+    if (Path(source) / "adapter_config.json").is_file() and not (
+        Path(source) / "config.json"
+    ).is_file():
         raise OSError(
             f"{source} holds an adapter (adapter_config.json) without its base model. Load both with peft, then save "
             "model.merge_and_unload() with save_pretrained and give that folder."
@@ -192,8 +203,16 @@ def _family_of(source: str, revision: str) -> tuple[Path, str]:
     try:
         path = Path(cached_file(source, "config.json", revision=revision) or "no config.json")
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:  # transformers says what is the matter, and what to do about it
-        what = "its config.json cannot be read" if is_folder else "no folder of this name, and the Hub did not give it"
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+    ) as error:  # transformers says what is the matter, and what to do about it
+        what = (
+            "its config.json cannot be read"
+            if is_folder
+            else "no folder of this name, and the Hub did not give it"
+        )
         raise OSError(f"{source} ({revision}): {what}. {' '.join(str(error).split())}") from error
     if "quantization_config" in settings:
         raise ValueError(
@@ -224,7 +243,9 @@ def _loaded(source: str, family: str, revision: str, seed: int | None) -> tuple[
         try:
             model, extractor = load(source, family, revision, seed is None)
         except SafetensorError as error:
-            raise OSError(f"{source}: its weights are damaged ({error}); download them again") from error
+            raise OSError(
+                f"{source}: its weights are damaged ({error}); download them again"
+            ) from error
     return model.float().eval().requires_grad_(False), extractor
 
 
@@ -241,20 +262,28 @@ def _quietly() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _from_transformers(source: str, family: str, revision: str, trained: bool) -> tuple[nn.Module, Any]:
+def _from_transformers(
+    source: str, family: str, revision: str, trained: bool
+) -> tuple[nn.Module, Any]:
     """Model and feature extractor of one of transformers' families."""
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    config.mask_time_prob = config.mask_feature_prob = 0.0  # only for training; they need a tensor that files may lack
+    config.mask_time_prob = config.mask_feature_prob = (
+        0.0  # only for training; they need a tensor that files may lack
+    )
     config.add_adapter = False  # layers behind the last block that shorten the sequence
     if config._attn_implementation not in (None, "eager", "sdpa"):
-        config._attn_implementation = "eager"  # others, such as flash attention, do not compute in float32
+        config._attn_implementation = (
+            "eager"  # others, such as flash attention, do not compute in float32
+        )
     # Whisper's encoder is the body of its audio classifier; WhisperModel would draw a decoder at random.
     whisper = family == "whisper"
     kind: Any = transformers.WhisperForAudioClassification if whisper else transformers.AutoModel
     report: dict[str, Any] = {}
     extractor = transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision)
     if trained:
-        model, report = kind.from_pretrained(source, config=config, revision=revision, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            source, config=config, revision=revision, output_loading_info=True
+        )
     else:
         model = kind(config) if whisper else kind.from_config(config)
     _refuse_missing(source, family, report)

@@ -21,7 +21,10 @@ from aape.encoders.checkpoint import fill, read_checkpoint
 from aape.encoders.encoder import Encoder, Finish, Stages, sha256_of_state
 from aape.files import sha256_of
 
-NORM_STATS = (-7.1, 4.2)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
+NORM_STATS = (
+    -7.1,
+    4.2,
+)  # of the log-mel of AudioSet, for checkpoints of 2022 that do not bring their own (M2D)
 RATE, WINDOW, HOP = 16000, 400, 160  # Hz; samples (M2D)
 HEAD_WIDTH = 64  # channels of each attention head (ViT)
 # -80x608p16x16p16k: bands x frames, patches, kHz (M2D)
@@ -199,7 +202,9 @@ def _shape_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     named = _NAMED.search(path.parent.name) or _NAMED.search(path.stem)
     mels = int(named["mels"]) if named else 80
     columns = patches // max(1, mels // patch_mels)
-    frames = int(named["frames"]) if named else columns * patch_frames  # of 80x1001, patches cover 992 frames (M2D)
+    frames = (
+        int(named["frames"]) if named else columns * patch_frames
+    )  # of 80x1001, patches cover 992 frames (M2D)
     expected = mels // patch_mels * (frames // patch_frames)
     kilohertz = named["kilohertz"] if named else None
     if patches != expected or kilohertz not in (None, "16"):

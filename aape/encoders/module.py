@@ -121,9 +121,14 @@ def from_module(
             "ReLU, SiLU), the counts are those of the neurons; means are not, so none are kept; silencing there is refused.",
             stacklevel=2,
         )
-    fields: dict[str, Any] = {"weights": {"source": "given by the caller"}, "preactivation": bool(linear)}
+    fields: dict[str, Any] = {
+        "weights": {"source": "given by the caller"},
+        "preactivation": bool(linear),
+    }
     fields |= {key: value for key, value in more.items() if value is not None}
-    encoder = Encoder(name, int(sample_rate), float(clip_seconds), module.eval(), counted, embed, **fields)
+    encoder = Encoder(
+        name, int(sample_rate), float(clip_seconds), module.eval(), counted, embed, **fields
+    )
     return encoder if samples_per_token is None else _with_time_tokens(encoder, samples_per_token)
 
 
@@ -135,7 +140,9 @@ def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:
         if name and same_depth and fnmatch.fnmatchcase(name, pattern):
             counted[name] = submodule
     if not counted:
-        raise ValueError(f"activations={pattern!r} matches no module of {type(module).__name__}. {_advice(module)}")
+        raise ValueError(
+            f"activations={pattern!r} matches no module of {type(module).__name__}. {_advice(module)}"
+        )
     return counted
 
 
@@ -158,7 +165,9 @@ def _check_are_inside(module: nn.Module, counted: Mapping[str, nn.Module]) -> No
                 "encoder. Pass a module that holds both, such as nn.ModuleList([model, sae])."
             )
     if not counted:
-        raise ValueError("activations: expected a mapping of at least one layer name to a module, found an empty one")
+        raise ValueError(
+            "activations: expected a mapping of at least one layer name to a module, found an empty one"
+        )
 
 
 def _switch_checkpointing_off(module: nn.Module) -> None:
@@ -174,7 +183,11 @@ def _advice(module: nn.Module) -> str:
     known = [name for name, m in module.named_modules() if name and is_activation(m)]
     if known:
         return f"Its activation functions are: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
-    wider = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features > m.in_features]
+    wider = [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Linear) and m.out_features > m.in_features
+    ]
     return (
         f"It has no activation function that is a module of its own (F.gelu?). {_RULE} To count, match the linear layer in front"
         f"{f' ({wider[0]}?)' if wider else ''}; to silence too, give each block an nn.GELU() and match that."
@@ -187,7 +200,9 @@ def _advice(module: nn.Module) -> str:
 def _with_time_tokens(encoder: Encoder, samples_per_token: float) -> Encoder:
     """The encoder with padding masks and grid of tokens that follow each other in time."""
     if samples_per_token <= 0 or encoder.padding_masks or encoder.token_grid:
-        raise ValueError(f"samples_per_token={samples_per_token}: expected > 0; it gives padding_masks and token_grid")
+        raise ValueError(
+            f"samples_per_token={samples_per_token}: expected > 0; it gives padding_masks and token_grid"
+        )
 
     def tokens_per_call(samples: int) -> list[int]:
         tokens: list[int] = []
@@ -199,7 +214,9 @@ def _with_time_tokens(encoder: Encoder, samples_per_token: float) -> Encoder:
             encoder.embed(noise(1, samples).to(encoder.device))
         return tokens
 
-    tokens = TimeTokens(tokens_per_call, samples_per_token, encoder.clip_seconds * encoder.sample_rate)
+    tokens = TimeTokens(
+        tokens_per_call, samples_per_token, encoder.clip_seconds * encoder.sample_rate
+    )
     return replace(
         encoder,
         padding_masks=tokens.padding_masks,
@@ -233,7 +250,9 @@ class TimeTokens:
         window: samples of a chunk.
     """
 
-    def __init__(self, tokens_per_call: Callable[[int], list[int]], samples_per_token: float, window: float) -> None:
+    def __init__(
+        self, tokens_per_call: Callable[[int], list[int]], samples_per_token: float, window: float
+    ) -> None:
         self.tokens_per_call = functools.cache(tokens_per_call)
         self.step = float(samples_per_token)
         self.window = round(window)

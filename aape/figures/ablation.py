@@ -75,21 +75,34 @@ def forest(result: AblationResult, measure: str = "log_probability") -> Figure:
     axis.set_ylim(len(rows) - 0.4, -0.8)
     axis.axvline(0, color="black", lw=0.6, ls=":")
     _spread(axis, rows.effect.to_numpy())
-    axis.set_xlabel(f"change in {UNITS[measure]}, minus that of other classes   (left: its own class falls further)")
+    axis.set_xlabel(
+        f"change in {UNITS[measure]}, minus that of other classes   (left: its own class falls further)"
+    )
     _columns(axis, rows)
     for model in rows.model.unique():
         axis.scatter(
-            [], [], marker="D", s=26, color=colour[model], label=f"{result.labels.get(model, model)}, 95 % interval"
+            [],
+            [],
+            marker="D",
+            s=26,
+            color=colour[model],
+            label=f"{result.labels.get(model, model)}, 95 % interval",
         )
     axis.plot([], [], color="#CFCFCF", lw=7, label="activity-matched sets, 95 % of them")
     axis.plot([], [], color=GREY, lw=1, ls="--", label="the same without the target's neurons")
-    axis.scatter([], [], marker="v", s=14, color="black", lw=0, label="further left, q < 0.05 (power)")
+    axis.scatter(
+        [], [], marker="v", s=14, color="black", lw=0, label="further left, q < 0.05 (power)"
+    )
     legend_below(figure, axis, "* no random set was as low: q would be smaller with more sets")
     return figure
 
 
 def _row_name(result: AblationResult, target: str, class_name: str, task: str) -> str:
-    name = readable(class_name) if target == class_name else f"{readable(class_name)} (neurons of {readable(target)})"
+    name = (
+        readable(class_name)
+        if target == class_name
+        else f"{readable(class_name)} (neurons of {readable(target)})"
+    )
     return f"{name}, {result.titles.get(task, task)}"
 
 
@@ -107,13 +120,24 @@ def _columns(axis: Axes, rows: pd.DataFrame) -> None:
         "neurons": [f"{value:,.4g}" for value in rows.neurons],
         "overlap": [f"{value:.0%}" if np.isfinite(value) else "" for value in rows.overlap],
         "sets": [f"{value:,.0f}" for value in rows.active_controls],
-        "q": [f"{q:.2g}{' *' * bool(floor)}" for q, floor in zip(rows.active_q, rows.at_floor, strict=True)],
+        "q": [
+            f"{q:.2g}{' *' * bool(floor)}"
+            for q, floor in zip(rows.active_q, rows.at_floor, strict=True)
+        ],
     }
     for place, (name, column) in enumerate(texts.items()):
         x = 1.06 + 0.1 * place
         axis.text(x, 1.0, name, transform=axis.transAxes, ha="center", va="bottom", fontsize=7)
         for y, text in enumerate(column):
-            axis.text(x, y, text, transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=7)
+            axis.text(
+                x,
+                y,
+                text,
+                transform=axis.get_yaxis_transform(),
+                ha="center",
+                va="center",
+                fontsize=7,
+            )
 
 
 @styled
@@ -128,7 +152,12 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
     if rows.empty:
         return None
     controls = _pick(
-        result.controls, task=task, target=target, mode=mode, kind=result.headline, control="activity-matched"
+        result.controls,
+        task=task,
+        target=target,
+        mode=mode,
+        kind=result.headline,
+        control="activity-matched",
     )
     classes, models, colour = _shown_classes(rows), rows.model.unique(), colours(result.labels)
     ranks = rows[rows.targeted & (rows.measure == "log_probability")]["rank"]
@@ -141,22 +170,35 @@ def change_by_class(result: AblationResult, task: str, target: str, mode: str) -
     for (r, c), axis in np.ndenumerate(grid):
         model, measure = models[c], list(UNITS)[r]
         here = _pick(rows, model=model, measure=measure).set_index("class").reindex(classes)
-        opaque = [to_rgba(colour[model], 1.0 if targeted is True else 0.4) for targeted in here.targeted]
+        opaque = [
+            to_rgba(colour[model], 1.0 if targeted is True else 0.4) for targeted in here.targeted
+        ]
         axis.bar(range(len(classes)), here.difference, width=0.6, color=opaque, zorder=2)
         axis.vlines(range(len(classes)), here.low, here.high, color="black", lw=0.9, zorder=4)
         sets = _pick(controls, model=model, measure=measure).groupby("class").difference
         for name, values in sets:
             if name in classes:
                 ends = np.percentile(values, [2.5, 97.5])
-                axis.plot([classes.index(str(name)) + 0.4] * 2, ends, color=GREY, lw=4, solid_capstyle="butt")
+                axis.plot(
+                    [classes.index(str(name)) + 0.4] * 2,
+                    ends,
+                    color=GREY,
+                    lw=4,
+                    solid_capstyle="butt",
+                )
         axis.axhline(0, color="black", lw=0.8)
         if r == 0:
             axis.set_title(f"{result.labels.get(model, model)}, {here.neurons.max():,.4g} neurons")
         if c == 0:
             axis.set_ylabel(f"change in {UNITS[measure]}")
         names = [readable(name) for name in classes]
-        axis.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    figure.supxlabel("bars: 95 % interval over groups of clips; grey: 95 % of activity-matched random sets", fontsize=7)
+        axis.set_xticks(
+            range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
+        )
+    figure.supxlabel(
+        "bars: 95 % interval over groups of clips; grey: 95 % of activity-matched random sets",
+        fontsize=7,
+    )
     return figure
 
 
@@ -170,7 +212,9 @@ def _shown_classes(rows: pd.DataFrame) -> list[str]:
 
 
 @styled
-def off_target(result: AblationResult, task: str, measure: str = "log_probability") -> Figure | None:
+def off_target(
+    result: AblationResult, task: str, measure: str = "log_probability"
+) -> Figure | None:
     """Heat map: the neurons of the row's class are changed, the column's class is measured. A panel per model."""
     table = _pick(result.off_target, task=task, measure=measure)
     if table.empty:
@@ -178,7 +222,9 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
     classes, models = table["class"].unique(), table.model.unique()
     falls_most, all_rows = _own_class_falls_most(table)
     clips = sorted(set(table.clips))
-    number = f"{clips[0]:.0f} clips" if len(clips) == 1 else f"{clips[0]:.0f} to {clips[-1]:.0f} clips"
+    number = (
+        f"{clips[0]:.0f} clips" if len(clips) == 1 else f"{clips[0]:.0f} to {clips[-1]:.0f} clips"
+    )
     title = f"{result.titles.get(task, task)}: the class itself falls most in {falls_most} of {all_rows} rows ({number} per class)"
     down, across = (len(models), 1) if len(classes) > 25 else (1, len(models))
     small = len(classes) <= SHOWN
@@ -189,7 +235,9 @@ def off_target(result: AblationResult, task: str, measure: str = "log_probabilit
     names = [readable(name) for name in classes]
     for axis, model in zip(grid.flat, models, strict=True):
         here = _pick(table, model=model)
-        matrix = here.pivot(index="silenced", columns="class", values="difference").reindex(classes, columns=classes)
+        matrix = here.pivot(index="silenced", columns="class", values="difference").reindex(
+            classes, columns=classes
+        )
         axis.set_facecolor("#E5E5E5")  # a class without neurons
         image = axis.imshow(matrix, cmap="PuOr_r", vmin=-largest, vmax=largest)
         axis.set_yticks(range(len(classes)), names, fontsize=7 if small else 5.5)
@@ -215,7 +263,11 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
     table = _pick(result.gains, measure=measure)
     if table.empty:
         return None
-    targets, models, colour = _distinct(table, "task", "target", "mode"), table.model.unique(), colours(result.labels)
+    targets, models, colour = (
+        _distinct(table, "task", "target", "mode"),
+        table.model.unique(),
+        colours(result.labels),
+    )
     silenced, amplified = _pick(table, gain=0.0), table[table.gain == table.gain.max()]
     title = (
         f"Silenced, {(silenced.difference < 0).sum()} of {len(silenced)} targeted classes fall; at a gain of "
@@ -225,9 +277,17 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
     figure, grid = panels(len(targets), len(models), size, _title(result, title), sharex=True)
     for (r, c), axis in np.ndenumerate(grid):
         here = _pick(table, **targets[r], model=models[c]).sort_values("gain")
-        styles = dict(zip(here["class"].unique(), itertools.cycle(["-", "--", ":", "-."]), strict=False))
+        styles = dict(
+            zip(here["class"].unique(), itertools.cycle(["-", "--", ":", "-."]), strict=False)
+        )
         for name, line in here.groupby("class", sort=False):
-            style = {"ls": styles[name], "color": colour[models[c]], "marker": ".", "ms": 4, "lw": 1.3}
+            style = {
+                "ls": styles[name],
+                "color": colour[models[c]],
+                "marker": ".",
+                "ms": 4,
+                "lw": 1.3,
+            }
             axis.plot(line.gain, line.difference, label=readable(str(name)), **style)
         if c == len(models) - 1:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -235,7 +295,8 @@ def dose_response(result: AblationResult, measure: str = "log_probability") -> F
         axis.axvline(1, color="black", lw=0.6, ls=":")
         task, target = targets[r]["task"], readable(targets[r]["target"])
         axis.set_title(
-            f"{result.labels.get(models[c], models[c])}: {target}, {result.titles.get(task, task)}", fontsize=7
+            f"{result.labels.get(models[c], models[c])}: {target}, {result.titles.get(task, task)}",
+            fontsize=7,
         )
     figure.supxlabel("gain (0: silenced, 1: intact)", fontsize=8)
     figure.supylabel(f"change in {UNITS[measure]}", fontsize=8)
@@ -248,10 +309,14 @@ def all_figures(result: AblationResult) -> dict[str, Figure]:
     for stated in _distinct(result.effects, "task", "target", "mode"):
         slug = re.sub(r"\W+", "_", stated["target"]).strip("_").lower()
         names = (
-            f"ablation_{stated['task']}-{slug}{n}-{stated['mode']}" for n in itertools.chain([""], itertools.count(2))
+            f"ablation_{stated['task']}-{slug}{n}-{stated['mode']}"
+            for n in itertools.chain([""], itertools.count(2))
         )
         found[next(name for name in names if name not in found)] = change_by_class(result, **stated)
-    found |= {f"ablation_off_target-{task}": off_target(result, task) for task in result.effects.task.unique()}
+    found |= {
+        f"ablation_off_target-{task}": off_target(result, task)
+        for task in result.effects.task.unique()
+    }
     found["ablation_gains"] = dose_response(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 

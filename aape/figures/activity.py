@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aape.artifacts.folder import Artifacts
-from aape.figures.style import BLUE, LIGHT_BLUE, ORANGE, colours, legend_below, nothing, panels, styled
+from aape.figures.style import (
+    BLUE,
+    LIGHT_BLUE,
+    ORANGE,
+    colours,
+    legend_below,
+    nothing,
+    panels,
+    styled,
+)
 
 MEASURES = {  # column -> title, and the column that it is a share of
     "mean_aape": ("mean AAPE\n(share of ln classes)", "ln_classes"),
@@ -30,7 +39,9 @@ def activity_by_layer(artifacts: Artifacts, name: str = "") -> Figure:
         name: of the model and the task, for the title; by default what the artifacts call them.
     """
     # Not `styled`: pyplot switches Jupyter's display on when it is first used, and leaving the style would undo that.
-    share = artifacts.over_zero.double().mean(dim=2).numpy()  # [layers, neurons]; every class has the same weight
+    share = (
+        artifacts.over_zero.double().mean(dim=2).numpy()
+    )  # [layers, neurons]; every class has the same weight
     never = (artifacts.over_zero == 0).all(dim=2).sum(dim=1).numpy()  # [layers]
     layers = np.arange(len(share))
     low, first, median, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
@@ -47,7 +58,10 @@ def activity_by_layer(artifacts: Artifacts, name: str = "") -> Figure:
         axes.set_xlabel("layer")
     axes.set(ylabel="share of active tokens", ylim=(0, 1))
     manifest = artifacts.manifest
-    name = name or f"{manifest.get('encoder', artifacts.path.name)} on {manifest.get('task', 'unknown task')}"
+    name = (
+        name
+        or f"{manifest.get('encoder', artifacts.path.name)} on {manifest.get('task', 'unknown task')}"
+    )
     figure.suptitle(f"{_trend(median)}\n{name}", fontsize=10)
     legend_below(figure, axes)
     return figure
@@ -69,7 +83,9 @@ def _ticks(layers: np.ndarray) -> np.ndarray:
 
 
 @styled
-def layer_figure(results: Results, labels: Mapping[str, str], titles: Mapping[str, str], mark: str = "") -> Figure:
+def layer_figure(
+    results: Results, labels: Mapping[str, str], titles: Mapping[str, str], mark: str = ""
+) -> Figure:
     """Where the neurons are: class-specific, calibrated, and shared by several classes, by layer.
 
     Args:
@@ -109,7 +125,9 @@ def _layer_bars(axes: Axes, result: Any) -> None:
     layers = np.arange(len(specific))
     axes.bar(layers, specific, width=0.85, color=LIGHT_BLUE, label="class-specific")
     axes.bar(layers, calibrated, width=0.55, color=BLUE, label="calibrated")
-    axes.plot(layers, several, "o-", color=ORANGE, lw=0.9, ms=2.2, label="shared by several classes")
+    axes.plot(
+        layers, several, "o-", color=ORANGE, lw=0.9, ms=2.2, label="shared by several classes"
+    )
     axes.set_xticks(_ticks(layers))
     axes.set_ylim(0, max(1.0, specific.max() * 1.1, axes.get_ylim()[1]))
 
@@ -141,15 +159,25 @@ def chance_figure(
     known = {place: result.row for place, result in results.items() if "permutations" in result.row}
     tasks = list(dict.fromkeys(task for task, _ in known))
     size = (9.0, 0.5 * len(tasks) + 2.0)
-    figure, grid = panels(1, len(MEASURES), size, _chance_title(list(known.values())) + mark, sharey=True)
+    figure, grid = panels(
+        1, len(MEASURES), size, _chance_title(list(known.values())) + mark, sharey=True
+    )
     offsets = np.linspace(-0.24, 0.24, len(copies)) if len(copies) > 1 else [0.0]
     for axes, (name, (title, unit)) in zip(grid.flat, MEASURES.items(), strict=True):
-        for (label, models), colour, offset in zip(copies.items(), colours(copies).values(), offsets, strict=True):
-            rows = [(tasks.index(task) + offset, row) for (task, model), row in known.items() if model in models]
+        for (label, models), colour, offset in zip(
+            copies.items(), colours(copies).values(), offsets, strict=True
+        ):
+            rows = [
+                (tasks.index(task) + offset, row)
+                for (task, model), row in known.items()
+                if model in models
+            ]
             y = [height for height, _ in rows]
             values = []
             for column in (name, f"{name}_null_low", f"{name}_null_high", f"{name}_null_mean"):
-                values.append([row[column] / (row[unit] if unit and row[unit] else 1) for _, row in rows])
+                values.append(
+                    [row[column] / (row[unit] if unit and row[unit] else 1) for _, row in rows]
+                )
             observed, low, high, mean = np.array(values)
             axes.hlines(y, low, high, color=colour, lw=4, alpha=0.3)
             axes.plot(mean, y, "|", ms=6, color=colour)
@@ -159,7 +187,12 @@ def chance_figure(
     grid[0, 0].set_yticks(np.arange(len(tasks)), [titles[task] for task in tasks])
     grid[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
     grid[0, -1].set_xlim(-0.03, 1.03)
-    legend_below(figure, axes, "dot: the data's labels; bar: permuted labels, mean and 95 %", columns=len(copies))
+    legend_below(
+        figure,
+        axes,
+        "dot: the data's labels; bar: permuted labels, mean and 95 %",
+        columns=len(copies),
+    )
     return figure
 
 

@@ -19,7 +19,9 @@ def class_figure(calibrated: Calibrated, title: str = "") -> Figure:
     """
     selected = calibrated.selection.per_class
     passed = calibrated.per_class
-    order = np.lexsort((selected.to_numpy(), passed.to_numpy()))[-MOST_CLASSES:]  # most neurons on top
+    order = np.lexsort((selected.to_numpy(), passed.to_numpy()))[
+        -MOST_CLASSES:
+    ]  # most neurons on top
     title = f"{title}\n{(passed > 0).sum()} of {len(passed)} classes have neurons that pass the calibration".strip()
     if len(selected) > MOST_CLASSES:
         title += f"; {MOST_CLASSES} classes are shown"
@@ -30,8 +32,18 @@ def class_figure(calibrated: Calibrated, title: str = "") -> Figure:
     axes.barh(rows, selected.iloc[order], color=LIGHT_BLUE, label="class-specific")
     axes.barh(rows, passed.iloc[order], height=0.5, color=BLUE, label="of these, calibrated")
     axes.hlines(rows, low, high, color=ORANGE, lw=1.5)
-    axes.plot(null.mean(axis=0), rows, "|", color=ORANGE, ms=9, mew=1.5, label="permuted labels, mean and 95 %")
+    axes.plot(
+        null.mean(axis=0),
+        rows,
+        "|",
+        color=ORANGE,
+        ms=9,
+        mew=1.5,
+        label="permuted labels, mean and 95 %",
+    )
     axes.set_yticks(rows, selected.index[order])
     axes.set(xlabel="neurons", xlim=(0, None), ylim=(-0.7, len(order) - 0.3))
-    legend_below(figure, axes, "unselective neurons count for many classes, so permuted labels can give more")
+    legend_below(
+        figure, axes, "unselective neurons count for many classes, so permuted labels can give more"
+    )
     return figure

@@ -42,18 +42,31 @@ def criteria(summary: pd.DataFrame, title: str, mode: str = "mean") -> Figure:
     best = NAMES.get(order[-1], order[-1])
     classifiers = rows.classifier.unique()
     heading = f"{title}: neurons {KINDS[mode]}; those by {best} lower their class most"
-    figure, grid = panels(1, len(classifiers), (8.6, 1.7 + 0.27 * len(order)), heading, sharey=True, sharex=True)
+    figure, grid = panels(
+        1, len(classifiers), (8.6, 1.7 + 0.27 * len(order)), heading, sharey=True, sharex=True
+    )
     names = [NAMES.get(name, name) for name in order]
     for axis, classifier in zip(grid.flat, classifiers, strict=True):
         found = rows[rows.classifier == classifier].set_index("criterion").loc[order]
         error = [found.effect - found.low, found.high - found.effect]
         axis.errorbar(
-            found.effect, names, xerr=error, fmt="D", ms=4, color="#0072B2", label="its neurons, 95 % over classes"
+            found.effect,
+            names,
+            xerr=error,
+            fmt="D",
+            ms=4,
+            color="#0072B2",
+            label="its neurons, 95 % over classes",
         )
         for column, (colour, label) in CONTROLS.items():
-            axis.scatter(found.effect - found[column], names, s=14, color=colour, label=label, zorder=3)
+            axis.scatter(
+                found.effect - found[column], names, s=14, color=colour, label=label, zorder=3
+            )
         axis.axvline(0, color="0.8", lw=1, zorder=0)
-        axis.set(title=f"{classifier} classifier", xlabel="change of its class minus that of others, nats")
+        axis.set(
+            title=f"{classifier} classifier",
+            xlabel="change of its class minus that of others, nats",
+        )
     for label in grid[0, 0].get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == "AAPE" else "normal")
     legend_below(figure, grid[0, 0])

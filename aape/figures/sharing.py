@@ -69,13 +69,18 @@ def sharing_figure(
         axes.label_outer()
         axes.set_title(f"{label}\n{_counted(sharing)}")
     beyond = any(
-        np.nanmax(sharing.observed[pairs_of(sharing.observed, sharing.within)], initial=0) > top for sharing in known
+        np.nanmax(sharing.observed[pairs_of(sharing.observed, sharing.within)], initial=0) > top
+        for sharing in known
     )
-    bar = parts[0].colorbar(image, ax=grid, shrink=0.6, pad=0.02, extend="max" if beyond else "neither")
+    bar = parts[0].colorbar(
+        image, ax=grid, shrink=0.6, pad=0.02, extend="max" if beyond else "neither"
+    )
     bar.set_label("Jaccard index", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     if curves:
-        for axes, label in zip(parts[1].subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for axes, label in zip(
+            parts[1].subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+        ):
             _curve(axes, label, curves.get(label))
     return figure
 
@@ -98,7 +103,11 @@ def _permuted_range(sharing: Sharing) -> tuple[float, float] | None:
 def _counted(sharing: Sharing) -> str:
     """Mean index of a panel, and what permuted labels give."""
     permuted = _permuted_range(sharing)
-    compared = f"permuted labels {permuted[0]:.2f} to {permuted[1]:.2f}" if permuted else "permuted labels not known"
+    compared = (
+        f"permuted labels {permuted[0]:.2f} to {permuted[1]:.2f}"
+        if permuted
+        else "permuted labels not known"
+    )
     return f"mean index {_mean_index(sharing):.2f}, {compared}"
 
 
@@ -121,7 +130,9 @@ def _conclusion(panels: Mapping[str, Sharing | None]) -> str:
 
 def _top(known: list[Sharing], few: bool) -> float:
     """Upper end of the colour scale: of many pairs, one outlying pair must not flatten the picture."""
-    values = np.concatenate([sharing.observed[pairs_of(sharing.observed, sharing.within)] for sharing in known])
+    values = np.concatenate(
+        [sharing.observed[pairs_of(sharing.observed, sharing.within)] for sharing in known]
+    )
     if not len(values):
         return 1e-3
     return max(float(np.quantile(values, 1 if few else 0.995)), 1e-3)
@@ -142,13 +153,17 @@ def _clustered(known: list[Sharing]) -> list[np.ndarray]:
     return orders
 
 
-def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: float, few: bool) -> Any:
+def _heatmap(
+    axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: float, few: bool
+) -> Any:
     """The index, and with few classes the number in each cell; returns the image."""
     observed = sharing.observed.copy()
     if sharing.within:
         np.fill_diagonal(observed, np.nan)  # a class with itself
     values = observed[np.ix_(*order)]
-    image = axes.imshow(values, vmin=0, vmax=top, cmap="cividis", aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        values, vmin=0, vmax=top, cmap="cividis", aspect="auto", interpolation="nearest"
+    )
     axes.set_facecolor("#DDDDDD")
     axes.tick_params(length=0)
     if few:
@@ -158,22 +173,31 @@ def _heatmap(axes: Axes, sharing: Sharing, order: Sequence[np.ndarray], top: flo
     return image
 
 
-def _class_axes(axes: Axes, names: Sequence[Sequence[str]], order: Sequence[np.ndarray], few: bool) -> None:
+def _class_axes(
+    axes: Axes, names: Sequence[Sequence[str]], order: Sequence[np.ndarray], few: bool
+) -> None:
     """Class names on both axes."""
     font = 7 if few else 6
-    rows, columns = ([task[i].replace("_", " ") for i in places] for task, places in zip(names, order, strict=True))
+    rows, columns = (
+        [task[i].replace("_", " ") for i in places]
+        for task, places in zip(names, order, strict=True)
+    )
     axes.set_yticks(range(len(rows)), rows, fontsize=font)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
 
 
 def _octave_axes(axes: Axes, pitches: Sequence[np.ndarray], tasks: Sequence[str]) -> None:
     """Ticks at every C, and thin lines where the two pitches are whole octaves apart."""
-    for axis, pitch, task, gap in zip((axes.yaxis, axes.xaxis), pitches, tasks, (" ", "\n"), strict=True):
+    for axis, pitch, task, gap in zip(
+        (axes.yaxis, axes.xaxis), pitches, tasks, (" ", "\n"), strict=True
+    ):
         every_c = np.flatnonzero(pitch % 12 == 0)
         axis.set_ticks(every_c, [f"C{p // 12 - 1}{gap}({p})" for p in pitch[every_c]], fontsize=6)
         axis.set_label_text(f"{task}, MIDI pitch", fontsize=7)
     y, x = pitches
-    for octave in range(-12, 13):  # y = x + 12 * octave in pitch, drawn in cells; pitches may have gaps
+    for octave in range(
+        -12, 13
+    ):  # y = x + 12 * octave in pitch, drawn in cells; pitches may have gaps
         cells = np.interp(x + 12 * octave, y, np.arange(len(y)), left=np.nan, right=np.nan)
         axes.plot(np.arange(len(x)), cells, color="white", lw=0.4, alpha=0.55, ls=":")
     axes.set(xlim=(-0.5, len(x) - 0.5), ylim=(-0.5, len(y) - 0.5))
@@ -194,14 +218,31 @@ def _curve(axes: Axes, label: str, curve: pd.DataFrame | None) -> None:
         return nothing(axes, f"{label}:\nno artifacts")
     known = curve[curve.pairs >= FEWEST_PAIRS]
     band = "permuted pitches, 95 %"
-    axes.fill_between(known.semitones, known.chance_low, known.chance_high, color="#BBBBBB", lw=0, label=band)
+    axes.fill_between(
+        known.semitones, known.chance_low, known.chance_high, color="#BBBBBB", lw=0, label=band
+    )
     axes.plot(known.semitones, known.mean_jaccard, color=BLUE, lw=1.1, label="observed")
     octaves = np.arange(0, known.semitones.max() + 1, 12) if len(known) else np.zeros(0)
-    axes.vlines(octaves[1:], 0, 1, transform=axes.get_xaxis_transform(), color=ORANGE, lw=0.6, ls="--", zorder=0)
+    axes.vlines(
+        octaves[1:],
+        0,
+        1,
+        transform=axes.get_xaxis_transform(),
+        color=ORANGE,
+        lw=0.6,
+        ls="--",
+        zorder=0,
+    )
     axes.set_xticks(octaves)
     peaks = octave_peaks(curve)
-    found = f"octave peaks at {', '.join(map(str, peaks))} semitones" if peaks else "no octave peaks"
-    axes.set(title=f"{label}: {found}", xlabel="distance (semitones; dashed: octaves)", ylabel="mean Jaccard index")
+    found = (
+        f"octave peaks at {', '.join(map(str, peaks))} semitones" if peaks else "no octave peaks"
+    )
+    axes.set(
+        title=f"{label}: {found}",
+        xlabel="distance (semitones; dashed: octaves)",
+        ylabel="mean Jaccard index",
+    )
     axes.label_outer()
     axes.tick_params(labelsize=6)
     highest = max(known.mean_jaccard.max(), known.chance_high.max()) if len(known) else 1.0

@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 from aape.files import whole_file
 
 # Okabe and Ito's palette, which can be told apart with any colour vision.
-BLUE, ORANGE, GREEN, PINK, SKY, GOLD = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+BLUE, ORANGE, GREEN, PINK, SKY, GOLD = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)
 GREY, LIGHT_BLUE = "#7F7F7F", "#B8D4E8"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, GOLD)
 UNTRAINED = ("untrained", "random")  # names of models that hold one of these words are grey
@@ -71,7 +78,9 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], title: str, **how: Any) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, size: tuple[float, float], title: str, **how: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of some inches with its title, and its axes [rows, columns]; `how` goes to `Figure.subplots`."""
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
@@ -83,7 +92,9 @@ def panels(rows: int, columns: int, size: tuple[float, float], title: str, **how
 
 def legend_below(figure: Figure, axes: Axes, title: str = "", columns: int = 3) -> None:
     """A legend of the labelled things in some axes, below the whole figure."""
-    figure.legend(*axes.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=columns)
+    figure.legend(
+        *axes.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=columns
+    )
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
@@ -121,7 +132,9 @@ def save(figure: Figure, directory: Path, name: str) -> Path:
         if "missing from" in str(warning.message):
             boxes += 1
         else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     if boxes:
         warnings.warn(
             f"{name}: no installed font has some of the letters, which are drawn as boxes. Install a font that has them, "

@@ -31,7 +31,11 @@ def three_digits(value: Any) -> str:
 
 
 def table(
-    frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, rows: int = 15, csv: str | None = None
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    *,
+    rows: int = 15,
+    csv: str | None = None,
 ) -> Styler:
     """A table that fits the page.
 
@@ -41,9 +45,17 @@ def table(
         rows: at most so many, from the top; what is left out is said below, as it is of columns beyond the eighth.
         csv: file that holds everything, named below.
     """
-    names = {c: c for c in frame.columns} if columns is None else {c: n for c, n in columns.items() if c in frame}
+    names = (
+        {c: c for c in frame.columns}
+        if columns is None
+        else {c: n for c, n in columns.items() if c in frame}
+    )
     shown = frame[list(names)].rename(columns=names)
-    numbered = frame.index.nlevels == 1 and frame.index.name is None and pd.api.types.is_integer_dtype(frame.index)
+    numbered = (
+        frame.index.nlevels == 1
+        and frame.index.name is None
+        and pd.api.types.is_integer_dtype(frame.index)
+    )
     fitting = MOST_COLUMNS - (0 if numbered else frame.index.nlevels)
     below = [f"{len(shown) - rows:,} more rows"] if len(shown) > rows else []
     below += [f"{len(names) - fitting} more columns"] if len(names) > fitting else []
@@ -52,8 +64,12 @@ def table(
     style = (shown.reset_index(drop=True) if numbered else shown).style.format(three_digits)
     if numbered:
         style = style.hide(axis="index")
-    styles = [{"selector": "th, td", "props": "text-align: right; padding: 2px 8px; white-space: normal"}]
+    styles = [
+        {"selector": "th, td", "props": "text-align: right; padding: 2px 8px; white-space: normal"}
+    ]
     if below:
         style = style.set_caption("; ".join(below))
-        styles.append({"selector": "caption", "props": "caption-side: bottom; text-align: left; color: gray"})
+        styles.append(
+            {"selector": "caption", "props": "caption-side: bottom; text-align: left; color: gray"}
+        )
     return style.set_table_styles(styles)

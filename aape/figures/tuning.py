@@ -36,7 +36,9 @@ def tuned_figure(tunings: Mapping[str, Tuning], name: str = "modulation") -> Fig
     """
     overall = {label: tuning.neurons[f"{name}_tuned"].mean() for label, tuning in tunings.items()}
     described = "; ".join(f"{label}: {share:.0%}" for label, share in overall.items())
-    figure, grid = panels(1, 2, (7.2, 3.0), f"Neurons tuned to {name.replace('_', ' ')}, of all layers\n{described}")
+    figure, grid = panels(
+        1, 2, (7.2, 3.0), f"Neurons tuned to {name.replace('_', ' ')}, of all layers\n{described}"
+    )
     left, right = grid[0]
     for (label, tuning), colour in zip(tunings.items(), colours(tunings).values(), strict=True):
         neurons = tuning.neurons
@@ -56,9 +58,16 @@ def tuned_figure(tunings: Mapping[str, Tuning], name: str = "modulation") -> Fig
 @styled
 def frequency_figure(tunings: Mapping[str, Tuning]) -> Figure:
     """Best frequency and bandwidth of the tuned neurons, by layer."""
-    widths = {label: t.neurons.bandwidth_octaves[t.neurons.frequency_tuned].median() for label, t in tunings.items()}
-    described = "; ".join(f"{label}: {width:.1f} octaves" for label, width in widths.items() if np.isfinite(width))
-    figure, grid = panels(1, 2, (7.2, 3.0), f"Median bandwidth of neurons tuned to frequency\n{described}")
+    widths = {
+        label: t.neurons.bandwidth_octaves[t.neurons.frequency_tuned].median()
+        for label, t in tunings.items()
+    }
+    described = "; ".join(
+        f"{label}: {width:.1f} octaves" for label, width in widths.items() if np.isfinite(width)
+    )
+    figure, grid = panels(
+        1, 2, (7.2, 3.0), f"Median bandwidth of neurons tuned to frequency\n{described}"
+    )
     left, right = grid[0]
     for (label, tuning), colour in zip(tunings.items(), colours(tunings).values(), strict=True):
         by_layer = tuning.neurons[tuning.neurons.frequency_tuned].groupby("layer")
@@ -97,27 +106,41 @@ def reliability_figure(tunings: Mapping[str, Tuning], name: str = "modulation") 
 def predictability_figure(fields: Mapping[str, ReceptiveFields]) -> Figure:
     """Held-out correlation of the linear receptive field, by layer."""
     first = next(iter(fields.values()))
-    medians = {label: pd.Series(f.correlation).groupby(f.layer).median() for label, f in fields.items()}
-    described = "; ".join(f"{label}: {m.iloc[0]:.2f} to {m.iloc[-1]:.2f}" for label, m in medians.items())
-    title = f"Linear prediction of activations from the spectrogram, first to last layer\n{described}"
+    medians = {
+        label: pd.Series(f.correlation).groupby(f.layer).median() for label, f in fields.items()
+    }
+    described = "; ".join(
+        f"{label}: {m.iloc[0]:.2f} to {m.iloc[-1]:.2f}" for label, m in medians.items()
+    )
+    title = (
+        f"Linear prediction of activations from the spectrogram, first to last layer\n{described}"
+    )
     figure, grid = panels(1, 1, (6.4, 3.2), title)
     axes = grid[0, 0]
     for (label, found), colour in zip(fields.items(), colours(fields).values(), strict=True):
         _quartiles(axes, pd.Series(found.correlation).groupby(found.layer), colour, label)
     axes.axhline(0, color="0.7", lw=0.6)
     sounds = f"{first.clips:,} clips of {first.task} in {first.groups:,} groups"
-    axes.set(xlabel="layer", ylabel=f"held-out correlation\nmedian and quartiles of neurons\n({sounds})")
+    axes.set(
+        xlabel="layer", ylabel=f"held-out correlation\nmedian and quartiles of neurons\n({sounds})"
+    )
     _integer_layers(axes, fields)
     legend_below(figure, axes)
     return figure
 
 
 @styled
-def neuron_figure(tuning: Tuning, layer: int, neuron: int, fields: ReceptiveFields | None = None) -> Figure:
+def neuron_figure(
+    tuning: Tuning, layer: int, neuron: int, fields: ReceptiveFields | None = None
+) -> Figure:
     """One neuron: its curves for frequency, modulation and level, and its receptive field."""
-    row = tuning.neurons[(tuning.neurons.layer == layer) & (tuning.neurons.neuron == neuron)].iloc[0]
+    row = tuning.neurons[(tuning.neurons.layer == layer) & (tuning.neurons.neuron == neuron)].iloc[
+        0
+    ]
     described = textwrap.fill(row.sentence, 120)
-    figure, grid = panels(1, 4, (10.5, 2.9), f"{tuning.model}, layer {layer}, neuron {neuron}\n{described}")
+    figure, grid = panels(
+        1, 4, (10.5, 2.9), f"{tuning.model}, layer {layer}, neuron {neuron}\n{described}"
+    )
     for axes, name in zip(grid[0], ("frequency", "modulation", "level"), strict=False):
         if name not in tuning.curves:
             nothing(axes, f"no {name}")
@@ -140,7 +163,9 @@ def draw_field(axes: Axes, fields: ReceptiveFields, layer: int, neuron: int) -> 
     largest = float(np.abs(field.to_numpy()).max()) or 1.0
     milliseconds = 1000 * field.index.to_numpy()
     bands = np.arange(len(field.columns))
-    axes.pcolormesh(milliseconds, bands, field.to_numpy().T, cmap="PuOr_r", vmin=-largest, vmax=largest)
+    axes.pcolormesh(
+        milliseconds, bands, field.to_numpy().T, cmap="PuOr_r", vmin=-largest, vmax=largest
+    )
     ticks = bands[::8]
     axes.set_yticks(ticks, [f"{field.columns[tick]:.0f}" for tick in ticks])
     chosen = (fields.layer == layer) & (fields.neuron == neuron)

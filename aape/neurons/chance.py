@@ -34,7 +34,14 @@ from aape.artifacts.folder import Artifacts
 from aape.display import Displayed
 from aape.neurons.effect_size import d_prime
 from aape.neurons.null import Null, permutation_null
-from aape.neurons.permuting import CELL_RATIO, GROUP_RATIO, Counted, Units, UnitSums, exchangeable_units
+from aape.neurons.permuting import (
+    CELL_RATIO,
+    GROUP_RATIO,
+    Counted,
+    Units,
+    UnitSums,
+    exchangeable_units,
+)
 from aape.neurons.pvalues import share_of_groups
 from aape.neurons.selection import Selection, outside_class
 
@@ -68,7 +75,9 @@ class Calibrated(Displayed):
     def significant(self) -> np.ndarray:
         """bool [layers, neurons, classes]: q of the pair, p of its class and p of the task pass the level."""
         null = self.null
-        return (null.pair_q < self.q) & (null.class_p <= self.q) & (null.task_p <= self.q)  # NaN does not pass
+        return (
+            (null.pair_q < self.q) & (null.class_p <= self.q) & (null.task_p <= self.q)
+        )  # NaN does not pass
 
     @property
     def large(self) -> np.ndarray:
@@ -180,7 +189,9 @@ class Calibrated(Displayed):
         }
 
 
-def counted_clips(artifacts: Artifacts, split: str | list[str] | None = None, padding: bool = True) -> Counted:
+def counted_clips(
+    artifacts: Artifacts, split: str | list[str] | None = None, padding: bool = True
+) -> Counted:
     """The clips of a split (None: all clips) with their counts, including tokens of zero padding or without them.
 
     The counts of a split are copied into memory; those of all clips stay on disk.
@@ -280,12 +291,19 @@ def calibrate_counts(
     units = exchangeable_units(data.labels, data.groups, rates.shape[2], data.clips, data.tokens)
     sums = UnitSums(data, units)
     _warn_of_untested_classes(units, selection.classes)
-    null = permutation_null(sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress)
+    null = permutation_null(
+        sums, selection.rule, permutations=permutations, seed=seed, q=q, progress=progress
+    )
     if selection.scores is not None:
         unknown = np.full(permutations, np.nan)
         per_class = np.full((permutations, rates.shape[2]), np.nan)
         null = replace(
-            null, drawn=None, per_class=per_class, coverage=unknown, classes_per_neuron=unknown, mean_aape=unknown
+            null,
+            drawn=None,
+            per_class=per_class,
+            coverage=unknown,
+            classes_per_neuron=unknown,
+            mean_aape=unknown,
         )
     outside = outside_class(rates, sums.class_tokens(units.label))
     return Calibrated(

@@ -103,7 +103,13 @@ class Null:
 
 
 def permutation_null(
-    sums: UnitSums, rule: Rule, *, permutations: int = 1000, seed: int = 0, q: float = 0.05, progress: bool = True
+    sums: UnitSums,
+    rule: Rule,
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    q: float = 0.05,
+    progress: bool = True,
 ) -> Null:
     """Permute the labels, select again, and compare.
 
@@ -120,15 +126,23 @@ def permutation_null(
     """
     units = sums.units
     if permutations < LEAST_PERMUTATIONS:
-        raise ValueError(f"permutations: expected at least {LEAST_PERMUTATIONS}, found {permutations}")
+        raise ValueError(
+            f"permutations: expected at least {LEAST_PERMUTATIONS}, found {permutations}"
+        )
     empty = np.flatnonzero(sums.class_tokens(units.label) == 0).tolist()
     if empty:
         raise ValueError(f"classes without a clip or token: indices {empty}; leave them out")
     statistic = PairStatistic(sums)
-    evidence = ClassEvidence(sums, statistic, min(permutations, SCALE_PERMUTATIONS), seed + SCALE_SEED)
-    labellings = _Labellings(sums, rule, statistic, evidence, 1 + permutations)  # the labels of the data come first
+    evidence = ClassEvidence(
+        sums, statistic, min(permutations, SCALE_PERMUTATIONS), seed + SCALE_SEED
+    )
+    labellings = _Labellings(
+        sums, rule, statistic, evidence, 1 + permutations
+    )  # the labels of the data come first
     every = itertools.chain([units.label], permuted_labels(units, permutations, seed))
-    bar = tqdm(total=1 + permutations, desc="permutations", disable=None if progress else True, leave=False)
+    bar = tqdm(
+        total=1 + permutations, desc="permutations", disable=None if progress else True, leave=False
+    )
     done = 0
     with threadpool_limits(1), ThreadPoolExecutor(THREADS) as pool, bar:
         for batch, active in sums.by_class(every):
@@ -182,7 +196,9 @@ class ClassEvidence:
         as_large = at_least(pairs)
         share = (1 + as_large) / (1 + as_large[:, :1])
         halves = np.floor(-2 * np.log2(share)).astype(np.uint8).reshape(-1)
-        self.rarity = np.append(halves, np.uint8(0))  # by cell; the last one is for NOT_TESTED, which is -1
+        self.rarity = np.append(
+            halves, np.uint8(0)
+        )  # by cell; the last one is for NOT_TESTED, which is -1
         self.levels = int(self.rarity.max()) + 1
 
     def count(self, cells: np.ndarray) -> np.ndarray:
@@ -217,7 +233,14 @@ def _class_p(evidence: np.ndarray, tested: np.ndarray) -> np.ndarray:
 class _Labellings:
     """What is kept of every labelling, one row each; see `Null` for what the arrays mean."""
 
-    def __init__(self, sums: UnitSums, rule: Rule, statistic: PairStatistic, class_evidence: ClassEvidence, total: int):
+    def __init__(
+        self,
+        sums: UnitSums,
+        rule: Rule,
+        statistic: PairStatistic,
+        class_evidence: ClassEvidence,
+        total: int,
+    ):
         classes = sums.units.n_classes
         most = round(rule.rate * sums.width)
         self.sums = sums
@@ -297,7 +320,9 @@ def pair_values(histograms: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarra
     all_pairs = at_least(histograms.sum(axis=0, dtype=np.int64))
     tests = int(histograms[0].sum(dtype=np.int64))
     discoveries = np.zeros(len(histograms), dtype=np.int64)
-    for row in reversed(range(len(histograms))):  # the labels of the data come last, and their p stays
+    for row in reversed(
+        range(len(histograms))
+    ):  # the labels of the data come last, and their p stays
         pairs = histograms[row]
         others = all_pairs - at_least(pairs)  # [bins, Z_CELLS]
         p = ((1 + others) / (1 + others[:, :1])).reshape(-1)

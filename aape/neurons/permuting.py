@@ -32,7 +32,10 @@ import pandas as pd
 from scipy.sparse import csc_array, csr_array
 from scipy.special import gammaln
 
-BATCH_BYTES = 1 << 28, 3 << 29  # of class sums at once: at least, and at most; the counts are read once per batch
+BATCH_BYTES = (
+    1 << 28,
+    3 << 29,
+)  # of class sums at once: at least, and at most; the counts are read once per batch
 READ = 1024  # neurons that a thread reads at a time
 GROUP_RATIO = 1.1  # tokens of the largest group of a stratum to those of the smallest; see benchmarks/calibration.md
 CELL_RATIO = 2.0  # the same for the cells of one group
@@ -155,7 +158,9 @@ def exchangeable_units(
     size = np.bincount(of_clip, weights=tokens)  # of each unit
     group = group[first]
     is_whole = np.bincount(group)[group] == 1  # the unit is all of its group
-    block = np.where(is_whole, -1, group)  # labels may be exchanged within a block, between like sizes
+    block = np.where(
+        is_whole, -1, group
+    )  # labels may be exchanged within a block, between like sizes
     size_bin = np.zeros(len(size), dtype=np.int64)
     order = np.argsort(block, kind="stable")
     for units in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
@@ -241,7 +246,9 @@ class UnitSums:
         self.units = units
         self.shape = data.counts.shape[1:]
         self.width = int(np.prod(self.shape))
-        self.tokens = np.bincount(units.of_clip, weights=data.tokens, minlength=len(units))  # float64 [units]
+        self.tokens = np.bincount(
+            units.of_clip, weights=data.tokens, minlength=len(units)
+        )  # float64 [units]
         self._data = data
 
     def each_block(self, work: Callable[[slice, np.ndarray], None]) -> None:
@@ -249,7 +256,9 @@ class UnitSums:
         clips, units = len(self.units.of_clip), len(self.units)
         membership = np.ones(clips, np.float32), (self.units.of_clip, np.arange(clips))
         gather = csr_array(membership, (units, clips))
-        width = int(np.clip(2**24 // units, 16, READ))  # a block of the sums stays near the processor
+        width = int(
+            np.clip(2**24 // units, 16, READ)
+        )  # a block of the sums stays near the processor
 
         def read(start: int) -> None:
             active = self._data.active(slice(start, start + READ))
@@ -265,14 +274,18 @@ class UnitSums:
         """float64 [classes]: tokens of each label."""
         return np.bincount(labels, weights=self.tokens, minlength=self.units.n_classes)
 
-    def by_class(self, labellings: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    def by_class(
+        self, labellings: Iterable[np.ndarray]
+    ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
         """Batches of the labellings with their sums, float32 [labellings of the batch, classes, layers * neurons].
 
         The memory of the sums is used again for the next batch.
         """
         n_classes = self.units.n_classes
         room = int(np.clip(self._data.counts.nbytes // 4, *BATCH_BYTES))
-        out = np.empty((max(1, room // (4 * n_classes * self.width)), n_classes, self.width), np.float32)
+        out = np.empty(
+            (max(1, room // (4 * n_classes * self.width)), n_classes, self.width), np.float32
+        )
         remaining = iter(labellings)
         while batch := list(itertools.islice(remaining, len(out))):
             starts = range(0, len(batch), TOGETHER)
@@ -293,4 +306,6 @@ class UnitSums:
         row = labels + np.arange(len(labellings), dtype=np.int32) * n_classes
         column = np.arange(0, labels.size + 1, len(labellings), dtype=np.int32)
         ones = np.ones(labels.size, np.float32)
-        return csc_array((ones, row.reshape(-1), column), (len(labellings) * n_classes, len(labels)))
+        return csc_array(
+            (ones, row.reshape(-1), column), (len(labellings) * n_classes, len(labels))
+        )

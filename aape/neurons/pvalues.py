@@ -53,7 +53,9 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
     p = np.full(len(observed), np.nan)
     for index in np.unique(bins[bins >= 0]):
         tests = np.flatnonzero(bins == index)
-        values = np.vstack([observed[tests], null[:, tests]]).astype(np.float64)  # [1 + draws, tests of the bin]
+        values = np.vstack([observed[tests], null[:, tests]]).astype(
+            np.float64
+        )  # [1 + draws, tests of the bin]
         spread = values.std(axis=0)
         varies = spread > 1e-12
         centred = values[:, varies] - values[:, varies].mean(axis=0)
@@ -66,7 +68,9 @@ def pooled_p(observed: np.ndarray, null: np.ndarray, bins: np.ndarray) -> np.nda
     return p
 
 
-def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray) -> np.ndarray:
+def share_of_groups(
+    values: np.ndarray, labels: np.ndarray, groups: Sequence[str] | np.ndarray
+) -> np.ndarray:
     """Share of the variance within classes that lies between groups (speakers, recordings) of a class, [k].
 
     This is the intraclass correlation of a one-way analysis of variance. It is 0 where clips of a group are no more alike
@@ -80,7 +84,9 @@ def share_of_groups(values: np.ndarray, labels: np.ndarray, groups: Sequence[str
     frame = pd.DataFrame(values)
     labels = np.asarray(labels)
     by_class = frame.groupby(labels)
-    by_cell = frame.groupby([labels, np.asarray(groups)])  # a cell: the clips of one group and class
+    by_cell = frame.groupby(
+        [labels, np.asarray(groups)]
+    )  # a cell: the clips of one group and class
     clips, cells, classes = len(frame), by_cell.ngroups, by_class.ngroups
     if cells in (classes, clips):
         return np.full(frame.shape[1], np.nan)

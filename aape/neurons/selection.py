@@ -50,7 +50,9 @@ class Rule:
             if not 0 < share <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], found {share}")
         if self.weak_filter not in WEAK_FILTERS:
-            raise ValueError(f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {self.weak_filter!r}")
+            raise ValueError(
+                f"weak_filter: expected one of {', '.join(WEAK_FILTERS)}, found {self.weak_filter!r}"
+            )
 
 
 def checked_probabilities(probabilities: Any) -> np.ndarray:
@@ -59,10 +61,14 @@ def checked_probabilities(probabilities: Any) -> np.ndarray:
         probabilities = probabilities.detach().cpu().numpy()
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 3 or 0 in p.shape:
-        raise ValueError(f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}")
+        raise ValueError(
+            f"expected probabilities [layers, neurons, classes], none of them 0; found shape {p.shape}"
+        )
     empty = np.flatnonzero(np.isnan(p).any(axis=(0, 1))).tolist()
     if empty:
-        raise ValueError(f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out")
+        raise ValueError(
+            f"probabilities are NaN for the class indices {empty}, which have no tokens: leave them out"
+        )
     if p.min() < 0 or p.max() > 1:
         raise ValueError(
             f"expected probabilities in [0, 1], found {p.min():.6g} to {p.max():.6g} (counts? divide by tokens)"
@@ -132,7 +138,9 @@ def choose(p: np.ndarray, rank: np.ndarray, rule: Rule) -> tuple[np.ndarray, flo
     weak = threshold
     if rule.weak_filter == "paper":
         weak = kth_smallest(largest, PAPER_WEAK_SHARE)
-        if round(PAPER_WEAK_SHARE * largest.size) == 0:  # 5 % of very few neurons is none: nothing is dropped
+        if (
+            round(PAPER_WEAK_SHARE * largest.size) == 0
+        ):  # 5 % of very few neurons is none: nothing is dropped
             weak = -np.inf
     eligible = np.flatnonzero((largest > weak) & np.isfinite(rank))
     kept = eligible[np.argsort(rank[eligible], kind="stable")]
@@ -198,14 +206,20 @@ class Selection(Displayed):
     @property
     def per_class(self) -> pd.Series:
         """Number of class-specific neurons, int64, by class name."""
-        return pd.Series(self.members.sum(axis=(0, 1)), index=pd.Index(self.classes, name="class"), name="neurons")
+        return pd.Series(
+            self.members.sum(axis=(0, 1)),
+            index=pd.Index(self.classes, name="class"),
+            name="neurons",
+        )
 
     def class_index(self, name: str | int) -> int:
         """Index of a class given by name or by index. ValueError: there is none."""
         if name in self.classes:
             return self.classes.index(name)  # type: ignore[arg-type]
         if isinstance(name, str) or not 0 <= name < len(self.classes):
-            raise ValueError(f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0")
+            raise ValueError(
+                f"no class {name!r}; the classes are {', '.join(self.classes)}, counted from 0"
+            )
         return int(name)
 
     def neurons(self, name: str | int) -> np.ndarray:
@@ -248,10 +262,18 @@ class Selection(Displayed):
         """
         layer, neuron, index = np.nonzero(self.members)
         p, outside = self.probabilities[self.members], self.outside[self.members]
-        table = pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.asarray(self.classes, dtype=object)[index]})
+        table = pd.DataFrame(
+            {
+                "layer": layer,
+                "neuron": neuron,
+                "class": np.asarray(self.classes, dtype=object)[index],
+            }
+        )
         table = table.assign(rate=p, rate_outside=outside, aape=self.entropy[layer, neuron])
         table["remark"] = np.where(p < outside, "less active than outside the class", "")
-        return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(drop=True)
+        return table.iloc[np.argsort(-np.nan_to_num(p - outside), kind="stable")].reset_index(
+            drop=True
+        )
 
     def _facts(self) -> dict[str, str]:
         what = "p" if self.scores is None else "score"
@@ -263,7 +285,9 @@ class Selection(Displayed):
             "most neurons": ", ".join(f"{name} {number}" for name, number in most.items()),
         }
         if self.saturated >= 1 - self.rule.quantile:
-            facts["saturated"] = f"{self.saturated:.1%} of all p are 1; the threshold is the percentile of the others"
+            facts["saturated"] = (
+                f"{self.saturated:.1%} of all p are 1; the threshold is the percentile of the others"
+            )
         return facts
 
 
@@ -311,7 +335,9 @@ def select(
         if artifacts.has_counts:
             probabilities = artifacts.probabilities()
         if artifacts.manifest:
-            tokens = np.bincount(artifacts.labels, weights=artifacts.tokens, minlength=len(artifacts.classes))
+            tokens = np.bincount(
+                artifacts.labels, weights=artifacts.tokens, minlength=len(artifacts.classes)
+            )
     p = checked_probabilities(probabilities)
     n_classes = p.shape[2]
     names = tuple(map(str, range(n_classes) if classes is None else classes))

@@ -62,7 +62,13 @@ def shared_neurons(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Neurons in both sets and in either, of every pair of classes."""
-    if a.ndim != 3 or b.ndim != 3 or a.shape[:2] != b.shape[:2] or a.dtype != bool or b.dtype != bool:
+    if (
+        a.ndim != 3
+        or b.ndim != 3
+        or a.shape[:2] != b.shape[:2]
+        or a.dtype != bool
+        or b.dtype != bool
+    ):
         raise ValueError(
             "expected the members of two selections of one encoder, bool [layers, neurons, classes]; found "
             f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
@@ -159,8 +165,12 @@ def _permuted_jaccard(a: PermutedSelections, b: PermutedSelections) -> np.ndarra
     """Jaccard index under each permutation that both have, float32 [permutations, classes_a, classes_b]."""
     draws = []
     for (kept_a, members_a), (kept_b, members_b) in zip(a, b, strict=False):
-        _, place_a, place_b = np.intersect1d(kept_a, kept_b, assume_unique=True, return_indices=True)
-        shared = members_a[:, place_a].astype(np.float32) @ members_b[:, place_b].T.astype(np.float32)
+        _, place_a, place_b = np.intersect1d(
+            kept_a, kept_b, assume_unique=True, return_indices=True
+        )
+        shared = members_a[:, place_a].astype(np.float32) @ members_b[:, place_b].T.astype(
+            np.float32
+        )
         either = members_a.sum(axis=1)[:, None] + members_b.sum(axis=1) - shared
         draws.append(jaccard_index(shared, either))
     return np.array(draws, dtype=np.float32)
@@ -168,7 +178,11 @@ def _permuted_jaccard(a: PermutedSelections, b: PermutedSelections) -> np.ndarra
 
 def centred(matrix: np.ndarray, within: bool) -> np.ndarray:
     """Row and column means subtracted, the grand mean added, [classes_a, classes_b]; NaN on a task's own diagonal."""
-    known = np.where(np.eye(len(matrix), matrix.shape[1], dtype=bool), np.nan, matrix) if within else matrix
+    known = (
+        np.where(np.eye(len(matrix), matrix.shape[1], dtype=bool), np.nan, matrix)
+        if within
+        else matrix
+    )
     rows = np.nanmean(known, axis=1, keepdims=True)
     columns = np.nanmean(known, axis=0, keepdims=True)
     return known - rows - columns + np.nanmean(known)
@@ -261,7 +275,12 @@ def _matchings(size: int, permutations: int, seed: int) -> np.ndarray:
 
 
 def by_distance(
-    observed: np.ndarray, rows: Sequence[int], columns: Sequence[int], *, within: bool = False, seed: int = 0
+    observed: np.ndarray,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    *,
+    within: bool = False,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Mean sharing of pairs of pitches that are 0, 1, 2, ... semitones apart, and of permuted pitches (`matched`).
 
@@ -283,7 +302,9 @@ def by_distance(
     membership = np.ones(len(first)), (np.arange(len(first)), apart[first, second])
     at_distance = csr_array(membership, (len(first), len(distance)))
     orders = _matchings(len(columns), 1000, seed)
-    means = observed[orders[:, first] if within else first, orders[:, second]] @ at_distance  # [orders, distances]
+    means = (
+        observed[orders[:, first] if within else first, orders[:, second]] @ at_distance
+    )  # [orders, distances]
     means = np.divide(means, pairs, out=np.full(means.shape, np.nan), where=pairs > 0)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     table = pd.DataFrame(

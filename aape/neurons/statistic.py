@@ -30,7 +30,11 @@ from aape.neurons.permuting import UnitSums
 SPARSITY_BINS = 20
 CLASS_SIZE_BINS = 4
 BLOCK = 4096  # neurons at a time
-Z_LOW, Z_HIGH, Z_STEP = -4.0, 44.0, 1 / 16  # the first and the last cell also hold what lies beyond them
+Z_LOW, Z_HIGH, Z_STEP = (
+    -4.0,
+    44.0,
+    1 / 16,
+)  # the first and the last cell also hold what lies beyond them
 Z_CELLS = int((Z_HIGH - Z_LOW) / Z_STEP)
 NOT_TESTED = -1  # as a cell
 
@@ -97,12 +101,16 @@ class PairStatistic:
             self.cells_per_token[:, block] = np.where(known, 1 / deviation, 0) / Z_STEP
             spread = np.sqrt(power.mean(axis=0))
             power *= r
-            skewness[block] = np.where(varies, power.mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan)
+            skewness[block] = np.where(
+                varies, power.mean(axis=0) / np.maximum(spread, 1e-30) ** 3, np.nan
+            )
 
         sums.each_block(fill)
         return skewness
 
-    def cell_of(self, active: np.ndarray, tokens: np.ndarray, block: slice = slice(None)) -> np.ndarray:
+    def cell_of(
+        self, active: np.ndarray, tokens: np.ndarray, block: slice = slice(None)
+    ) -> np.ndarray:
         """The cell of every pair, int32 [classes, neurons of the block], NOT_TESTED where nothing can be tested.
 
         Args:
@@ -142,7 +150,9 @@ def _sparsity_bins(skewness: np.ndarray) -> np.ndarray:
     known = ~np.isnan(skewness)
     if known.any():
         # SPARSITY_BINS - 2 edges: one bin is left for values equal to an edge
-        share = np.concatenate([np.linspace(0, 0.9, SPARSITY_BINS - 6)[1:], [0.94, 0.965, 0.98, 0.99, 0.995]])
+        share = np.concatenate(
+            [np.linspace(0, 0.9, SPARSITY_BINS - 6)[1:], [0.94, 0.965, 0.98, 0.99, 0.995]]
+        )
         edges = np.unique(np.quantile(skewness[known], share))
         bins[known] = np.searchsorted(edges, skewness[known], side="left")
     return bins

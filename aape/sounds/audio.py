@@ -17,7 +17,9 @@ import soxr
 
 from aape.sounds.mp3 import length_is_a_guess
 
-_UNKNOWN = 2**62  # libsndfile reports more samples than this if the header does not state the length
+_UNKNOWN = (
+    2**62
+)  # libsndfile reports more samples than this if the header does not state the length
 _BLOCK = 1 << 16  # samples that are read at a time where the length is unknown
 _MP3_SLACK = 2304  # samples; an MP3 may lack two frames
 
@@ -39,7 +41,8 @@ def opened(path: Path) -> Iterator[soundfile.SoundFile]:
                 raise _bad(path, "no samples")
             if file.format == "MP3" and length_is_a_guess(path.read_bytes()):
                 raise _bad(
-                    path, "an MP3 of variable bit rate that does not state its length; convert it to FLAC or WAV"
+                    path,
+                    "an MP3 of variable bit rate that does not state its length; convert it to FLAC or WAV",
                 )
             yield file
             _check_last_sample(path, file)
@@ -52,7 +55,9 @@ def _check_last_sample(path: Path, file: soundfile.SoundFile) -> None:
     if file.frames > _UNKNOWN:
         return
     slack = _MP3_SLACK if file.format == "MP3" else 1
-    with soundfile.SoundFile(path) as fresh:  # libsndfile cannot always seek in an Ogg file that was read from in part
+    with soundfile.SoundFile(
+        path
+    ) as fresh:  # libsndfile cannot always seek in an Ogg file that was read from in part
         fresh.seek(max(0, fresh.frames - slack))
         decoded = len(fresh.read(1))
     if decoded == 0:
@@ -62,7 +67,9 @@ def _check_last_sample(path: Path, file: soundfile.SoundFile) -> None:
 def _bad(path: Path, complaint: str) -> BadClip:
     """The error for a file, with its size and what to do."""
     size = f"{path.stat().st_size:,} bytes" if path.exists() else "missing"
-    return BadClip(f"{path}: {complaint}; {size}{_git_lfs_hint(path)}. Replace it, or remove it from the task")
+    return BadClip(
+        f"{path}: {complaint}; {size}{_git_lfs_hint(path)}. Replace it, or remove it from the task"
+    )
 
 
 def _git_lfs_hint(path: Path) -> str:
@@ -87,7 +94,9 @@ def _frames(file: soundfile.SoundFile) -> int:
 
 def _blocks(file: soundfile.SoundFile, frames: float) -> Iterator[np.ndarray]:
     """Samples [block, channels] from the beginning of a file of unknown length, at least `frames` of them if there are."""
-    file.seekable = lambda: False  # else soundfile seeks after every read, for which it needs the length
+    file.seekable = lambda: (
+        False
+    )  # else soundfile seeks after every read, for which it needs the length
     read = 0
     while read < frames:
         block = file.read(_BLOCK, dtype="float32", always_2d=True)
@@ -149,7 +158,10 @@ def read_mono(path: Path, sample_rate: int, seconds: float) -> np.ndarray:
     finite = np.isfinite(wave)
     if not finite.all():
         first = int(finite.argmin())
-        raise _bad(path, f"sample {first} (at {first / rate:.3f} s) is {wave[first]}, expected a finite number")
+        raise _bad(
+            path,
+            f"sample {first} (at {first / rate:.3f} s) is {wave[first]}, expected a finite number",
+        )
     if rate == sample_rate:
         return wave
     return soxr.resample(wave, rate, sample_rate, quality="HQ").astype(np.float32)

@@ -16,7 +16,11 @@ from natsort import natsorted, ns
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {"val": "valid", "validation": "valid", "dev": "valid", "development": "valid"}
 _SPLIT_NAMES |= {"training": "train", "testing": "test", "eval": "test", "evaluation": "test"}
-_GROUP_COLUMNS = ("group", "src_file", "speaker_id")  # ours, ESC-50's recording, EVAR's CREMA-D speaker
+_GROUP_COLUMNS = (
+    "group",
+    "src_file",
+    "speaker_id",
+)  # ours, ESC-50's recording, EVAR's CREMA-D speaker
 _SEVERAL = r"[;|]|,(?! )"  # in a label: between the classes of a clip
 # Columns whose names say that they tell which clips belong together.
 _GROUP_LIKE = re.compile(
@@ -59,9 +63,13 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
         with path.open(encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)
-        table = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8 (a spreadsheet's CSV UTF-8)") from None
+        raise ValueError(
+            f"{path} is not UTF-8 ({error}); save it as UTF-8 (a spreadsheet's CSV UTF-8)"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         hint = "Quote a field that holds the separator, and close every quote"
         raise ValueError(f"{path}: {str(error).strip()}. {hint}") from None
@@ -78,7 +86,9 @@ def read_clips_csv(path: Path, label: str = "label", group: str | None = None) -
     return clips_of_table(read_table(path), path, label, group)
 
 
-def clips_of_table(table: pd.DataFrame, source: str | Path, label: str = "label", group: str | None = None) -> ClipList:
+def clips_of_table(
+    table: pd.DataFrame, source: str | Path, label: str = "label", group: str | None = None
+) -> ClipList:
     """The clips of a table in EVAR's format, or in that of ESC-50's own `meta/esc50.csv`.
 
     Args:
@@ -104,8 +114,12 @@ def clips_of_table(table: pd.DataFrame, source: str | Path, label: str = "label"
     if group is not None:
         clips["group"] = table[group].map(clean)
     without = clips["split"] == ""
-    if without.any() and not without.all():  # EVAR's gtzan.csv lists 70 clips that are not in the filtered split
-        warnings.warn(f"{source}: {without.sum()} row(s) without a split or fold are left out", stacklevel=4)
+    if (
+        without.any() and not without.all()
+    ):  # EVAR's gtzan.csv lists 70 clips that are not in the filtered split
+        warnings.warn(
+            f"{source}: {without.sum()} row(s) without a split or fold are left out", stacklevel=4
+        )
         clips = clips[~without].copy()
     has_splits = "split" in table or "fold" in table
     _check_rows(clips, source, has_splits)
@@ -137,7 +151,9 @@ def _check_columns(table: pd.DataFrame, source: str | Path, label: str, group: s
             f"{source}: expected columns {', '.join(expected)}, and split or fold if there are official ones, one row per "
             f"clip, found {found}"
         )
-    group_like = [column for column in table.columns.difference(expected) if _GROUP_LIKE.fullmatch(column)]
+    group_like = [
+        column for column in table.columns.difference(expected) if _GROUP_LIKE.fullmatch(column)
+    ]
     if group is None and group_like:
         warnings.warn(
             f"{source}: the column {group_like[0]!r} seems to say which clips belong together, and is not used. "
@@ -154,8 +170,12 @@ def _check_rows(clips: pd.DataFrame, source: str | Path, has_splits: bool) -> No
     required = clips if has_splits else clips.drop(columns="split")
     complaints = {
         "a field is empty; complete the line, or remove it": (required == "").any(axis=1),
-        "{file_name!r} leaves the audio folder; give the path relative to it": clips["file_name"].str.match(outside),
-        "{file_name!r} is also on an earlier line; list each clip once": clips["file_name"].duplicated(),
+        "{file_name!r} leaves the audio folder; give the path relative to it": clips[
+            "file_name"
+        ].str.match(outside),
+        "{file_name!r} is also on an earlier line; list each clip once": clips[
+            "file_name"
+        ].duplicated(),
         "label {label!r} names several classes. Several labels per clip are not supported here: give each clip one "
         "class, or one task per label": clips["label"].str.contains(_SEVERAL),
         f"{{split!r}} is no split, expected {', '.join(SPLITS)}, or a whole number in a column fold": unknown_split,
@@ -207,8 +227,13 @@ def warn_of_alike(kind: str, names: Iterable[str], source: str | Path) -> None:
     for name in sorted({*names}):
         other = first.setdefault(alike(name), name)
         if other != name:
-            message = f"{source}: the {kind} {other!r} and {name!r} differ only in upper and lower case"
-            warnings.warn(f"{message}. They count as two; write them in the same way if they are one", stacklevel=4)
+            message = (
+                f"{source}: the {kind} {other!r} and {name!r} differ only in upper and lower case"
+            )
+            warnings.warn(
+                f"{message}. They count as two; write them in the same way if they are one",
+                stacklevel=4,
+            )
 
 
 def split_name(name: str) -> str:
@@ -237,7 +262,9 @@ def class_order(labels: Iterable[str], source: str | Path) -> list[str]:
             continue
         other = numbers.setdefault(with_value, name)
         if other != name:
-            raise ValueError(f"{source}: the labels {other!r} and {name!r} are one number; write it in one way")
+            raise ValueError(
+                f"{source}: the labels {other!r} and {name!r} are one number; write it in one way"
+            )
     return names
 
 

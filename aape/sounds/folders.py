@@ -15,7 +15,21 @@ from aape.sounds.clips import Clip, clean, is_split, split_name
 
 # In order of preference if one clip is there in several containers.
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".au", ".aif", ".aiff", ".opus")
-_UNREADABLE = (".m4a", ".mp4", ".aac", ".wma", ".caf", ".sph", ".w64", ".webm", ".mka", ".amr", ".3gp", ".wv", ".ape")
+_UNREADABLE = (
+    ".m4a",
+    ".mp4",
+    ".aac",
+    ".wma",
+    ".caf",
+    ".sph",
+    ".w64",
+    ".webm",
+    ".mka",
+    ".amr",
+    ".3gp",
+    ".wv",
+    ".ape",
+)
 
 
 def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
@@ -39,13 +53,17 @@ def audio_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     for file in files:
         if re.search("[\udc80-\udcff]", file):
             readable = os.fsencode(file).decode(errors="backslashreplace")
-            raise ValueError(f"{root}: the name {readable} is not UTF-8; rename the file or folder, e.g. with convmv")
+            raise ValueError(
+                f"{root}: the name {readable} is not UTF-8; rename the file or folder, e.g. with convmv"
+            )
     return sorted(files)
 
 
 def _is_loop(folder: Path) -> bool:
     """Whether a folder is a link to a folder that it lies in."""
-    return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+    return folder.is_symlink() and folder.resolve() in [
+        parent.resolve() for parent in folder.parents
+    ]
 
 
 def preference(file: str) -> tuple[int, int, str]:
@@ -63,11 +81,19 @@ def readable_files(root: Path) -> list[str]:
     files: dict[str, str] = {}
     for file in sorted(found, key=preference):
         files.setdefault(posixpath.splitext(file)[0], file)
-    other_formats = [file for file in audio_files(root, _UNREADABLE) if posixpath.splitext(file)[0] not in files]
+    other_formats = [
+        file for file in audio_files(root, _UNREADABLE) if posixpath.splitext(file)[0] not in files
+    ]
     convert = f"Convert them to one of {', '.join(SUFFIXES)}"
     if not files:
-        also = f", found {len(other_formats):,} others, e.g. {other_formats[0]}. {convert}" if other_formats else ""
-        raise FileNotFoundError(f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{also}")
+        also = (
+            f", found {len(other_formats):,} others, e.g. {other_formats[0]}. {convert}"
+            if other_formats
+            else ""
+        )
+        raise FileNotFoundError(
+            f"{root} holds no audio; expected files that end in {', '.join(SUFFIXES)}{also}"
+        )
     if other_formats:
         message = f"{len(other_formats):,} audio files cannot be read and are left out, e.g. {other_formats[0]}"
         warnings.warn(f"{root}: {message}. {convert}", stacklevel=3)
@@ -93,7 +119,9 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
         pattern = _pattern_of_folders(files)
     fields = re.findall(r"\{(\w*)\}", pattern)
     if fields.count("label") != 1 or max(fields.count("group"), fields.count("split")) > 1:
-        raise ValueError(f"the pattern {pattern!r} needs {{label}} once, and {{group}} and {{split}} at most once")
+        raise ValueError(
+            f"the pattern {pattern!r} needs {{label}} once, and {{group}} and {{split}} at most once"
+        )
     parser = _parser(pattern)
     clips, unmatched = [], []
     for file in files:
@@ -105,7 +133,9 @@ def clips_of_names(files: Sequence[str], pattern: str | None) -> list[Clip]:
             clips.append(_clip(file, match.named))
     if unmatched:
         message = f"{len(unmatched):,} of {len(files):,} files do not fit the pattern {pattern!r}: "
-        message += f"{unmatched[0]} (fits {_fitting_part(_matched_part(unmatched[0], pattern), pattern)})"
+        message += (
+            f"{unmatched[0]} (fits {_fitting_part(_matched_part(unmatched[0], pattern), pattern)})"
+        )
         if not clips:
             raise ValueError(message)
         warnings.warn(f"{message}; they are left out", stacklevel=3)

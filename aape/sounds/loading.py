@@ -17,7 +17,15 @@ import pooch
 
 from aape.files import whole_file
 from aape.sounds.audio import Header, copies, header_of, seconds_of
-from aape.sounds.clips import Clip, ClipList, alike, class_order, clips_of_table, read_clips_csv, warn_of_alike
+from aape.sounds.clips import (
+    Clip,
+    ClipList,
+    alike,
+    class_order,
+    clips_of_table,
+    read_clips_csv,
+    warn_of_alike,
+)
 from aape.sounds.folders import audio_files, clips_of_names, readable_files
 from aape.sounds.splitting import SHARES, our_split, split_clips
 from aape.sounds.task import Task
@@ -54,7 +62,9 @@ def from_metadata(
     """
     csv_path, audio_dir = Path(csv_path).expanduser(), Path(audio_dir).expanduser()
     if not csv_path.is_file():
-        raise FileNotFoundError(f"task {name}: no metadata at {csv_path}; Install.md says how to make it")
+        raise FileNotFoundError(
+            f"task {name}: no metadata at {csv_path}; Install.md says how to make it"
+        )
     listed = read_clips_csv(csv_path, label, group)
     listed = listed._replace(clips=_located(listed.clips, audio_dir, csv_path))
     return _task(listed, name, clip_seconds, audio_dir, csv_path)
@@ -115,17 +125,26 @@ def from_folder(
     clips = clips_of_names(readable_files(folder), pattern)
     grouped_by = "pattern" if clips[0].group is not None else None
     if group is not None:
-        clips = [clip._replace(group=str(group(clip.file_name) or clip.file_name)) for clip in clips]
+        clips = [
+            clip._replace(group=str(group(clip.file_name) or clip.file_name)) for clip in clips
+        ]
         grouped_by = "group"
-    for field, values in (("class", {clip.label for clip in clips}), ("group", {clip.group for clip in clips})):
+    for field, values in (
+        ("class", {clip.label for clip in clips}),
+        ("group", {clip.group for clip in clips}),
+    ):
         if len(values) == 1 and values != {None}:
             only = f"all {len(clips):,} clips are of one {field}, {values.pop()!r}, expected two or more"
             raise ValueError(f"{folder}: {only}. Give the folder above, or another pattern")
     notes = []
     if grouped_by is None:
-        notes.append("groups unknown: clips of one speaker or recording may be in training and test")
+        notes.append(
+            "groups unknown: clips of one speaker or recording may be in training and test"
+        )
     listed = ClipList(clips, grouped_by, notes)
-    return _task(listed, name or folder.resolve().name, clip_seconds, folder, folder, split or SHARES, seed)
+    return _task(
+        listed, name or folder.resolve().name, clip_seconds, folder, folder, split or SHARES, seed
+    )
 
 
 def from_datasets(
@@ -158,13 +177,17 @@ def from_datasets(
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("from_datasets needs the package datasets: pip install 'aape[datasets]'") from error
+        raise ImportError(
+            "from_datasets needs the package datasets: pip install 'aape[datasets]'"
+        ) from error
     splits: Any = datasets.load_dataset(repository, revision=revision)
     features = next(iter(splits.values())).features
     audio = [column for column, feature in features.items() if isinstance(feature, datasets.Audio)]
     if not audio or not {label, group or label} <= {*features}:
         expected = f"columns {label!r} and {group!r}" if group else f"a column {label!r}"
-        raise ValueError(f"{repository}: expected {expected} and one of audio, found {', '.join(features)}")
+        raise ValueError(
+            f"{repository}: expected {expected} and one of audio, found {', '.join(features)}"
+        )
     marks = [repository, revision, *(rows._fingerprint for rows in splits.values())]
     key = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
     folder = Path(pooch.os_cache("aape")) / "datasets" / key
@@ -227,10 +250,18 @@ def _task(
     warn_of_alike("groups", filter(None, groups), source)
     classes = class_order(labels, source)
     pairs = set(zip(labels, splits, strict=True))
-    gaps = [f"{c} in {split}" for c in classes for split in dict.fromkeys(splits) if (c, split) not in pairs]
+    gaps = [
+        f"{c} in {split}"
+        for c in classes
+        for split in dict.fromkeys(splits)
+        if (c, split) not in pairs
+    ]
     if gaps:
         found = f"{len(gaps)} class(es) have no clip in a split: {', '.join(gaps[:5])}"
-        warnings.warn(f"{source}: {found}. They are counted; no classifier can learn or test them there.", stacklevel=3)
+        warnings.warn(
+            f"{source}: {found}. They are counted; no classifier can learn or test them there.",
+            stacklevel=3,
+        )
     return Task(
         name,
         float(clip_seconds),
@@ -263,7 +294,10 @@ def _headers(audio_dir: Path, clips: Sequence[Clip]) -> dict[str, Header]:
         seconds_of(audio_dir / unreadable[0])
     if unreadable:
         found = f"{len(unreadable):,} of {len(files):,} files cannot be read, e.g. {unreadable[0]}; a pass stops there"
-        warnings.warn(f"{audio_dir}: {found}. Task.check() lists them, Task.without(files) removes them", stacklevel=4)
+        warnings.warn(
+            f"{audio_dir}: {found}. Task.check() lists them, Task.without(files) removes them",
+            stacklevel=4,
+        )
     return readable
 
 
@@ -274,7 +308,9 @@ def _each_once(clips: Sequence[Clip], headers: Mapping[str, Header], audio_dir: 
     dropped: list[str] = []
     crossing: list[list[str]] = []
     for same in copies(paths):
-        members = sorted((clip_of[path] for path in same), key=lambda clip: (clip.file_name.count("/"), clip))
+        members = sorted(
+            (clip_of[path] for path in same), key=lambda clip: (clip.file_name.count("/"), clip)
+        )
         kept: dict[tuple, str] = {}
         for clip in members:
             if kept.setdefault(clip[1:], clip.file_name) != clip.file_name:
@@ -283,10 +319,16 @@ def _each_once(clips: Sequence[Clip], headers: Mapping[str, Header], audio_dir: 
             crossing.append(list(kept.values()))
     if dropped:
         found = f"{len(dropped):,} of {len(clips):,} files are copies, with the same samples as another of their class"
-        warnings.warn(f"{audio_dir}: {found}, split and group, e.g. {min(dropped)}; they are left out", stacklevel=4)
+        warnings.warn(
+            f"{audio_dir}: {found}, split and group, e.g. {min(dropped)}; they are left out",
+            stacklevel=4,
+        )
     if crossing:
         found = f"{len(crossing):,} clips have copies, with the same samples, in another class, split or group"
-        warnings.warn(f"{audio_dir}: {found}, e.g. {' and '.join(crossing[0][:2])}. Keep one of each", stacklevel=4)
+        warnings.warn(
+            f"{audio_dir}: {found}, e.g. {' and '.join(crossing[0][:2])}. Keep one of each",
+            stacklevel=4,
+        )
     left_out = {*dropped}
     return [clip for clip in clips if clip.file_name not in left_out]
 
@@ -302,7 +344,8 @@ def _header_notes(clips: Sequence[Clip], headers: Mapping[str, Header], source: 
     if len(by_rate) > 1:
         found = ", ".join(f"{rate:,} Hz in {label!r}" for rate, label in sorted(by_rate.items()))
         warnings.warn(
-            f"{source}: sample rates differ by class: {found}. Bandwidth can tell such classes apart", stacklevel=4
+            f"{source}: sample rates differ by class: {found}. Bandwidth can tell such classes apart",
+            stacklevel=4,
         )
     lowest = min(header.rate for header in headers.values())
     if lowest >= _USUAL_RATE:
@@ -316,7 +359,9 @@ def _length(seconds: np.ndarray, source: Path) -> tuple[float, str]:
     """The 90th percentile of the clips' durations, s, and a sentence on it."""
     length = max(0.1, round(float(np.percentile(seconds, 90)), 1))
     if length > 60:
-        raise ValueError(f"{source}: a tenth of the clips last {length:,.0f} s or more; give clip_seconds")
+        raise ValueError(
+            f"{source}: a tenth of the clips last {length:,.0f} s or more; give clip_seconds"
+        )
     cut = (seconds > length + 0.05).mean()
     padding = np.maximum(length - seconds, 0).sum() / (length * len(seconds))
     lasting = f"clips last {seconds.min():.2f} to {seconds.max():,.2f} s (median {np.median(seconds):.2f})"

@@ -38,7 +38,10 @@ def _first_frame(data: bytes) -> int:
         position = 10 + size
     while position < len(data):
         frame = _frame(data[position : position + 4])
-        if frame is not None and _frame(data[position + frame[1] : position + frame[1] + 4]) is not None:
+        if (
+            frame is not None
+            and _frame(data[position + frame[1] : position + frame[1] + 4]) is not None
+        ):
             return position
         position += 1
     return position

@@ -29,9 +29,13 @@ def regrouped(task: Task, classes: Mapping[str, Sequence[str]], name: str) -> Ta
     for new, old_classes in classes.items():
         for old in old_classes:
             if old not in task.classes:
-                raise ValueError(f"class {new!r} is to unite {old!r}, but {task.name} has {', '.join(task.classes)}")
+                raise ValueError(
+                    f"class {new!r} is to unite {old!r}, but {task.name} has {', '.join(task.classes)}"
+                )
             if old in new_of:
-                raise ValueError(f"class {old!r} of {task.name} is listed under {new_of[old]!r} and {new!r}")
+                raise ValueError(
+                    f"class {old!r} of {task.name} is listed under {new_of[old]!r} and {new!r}"
+                )
             new_of[old] = new
     kept = task.subset(classes=list(new_of))
     names = list(classes)
@@ -60,11 +64,15 @@ def pitch_of(name: str) -> int:
     """
     numbers = re.findall(r"\d+", name)
     if not numbers:
-        raise ValueError(f"class {name!r} of a pitch task has no number in its name; expected a MIDI pitch")
+        raise ValueError(
+            f"class {name!r} of a pitch task has no number in its name; expected a MIDI pitch"
+        )
     return int(numbers[-1])
 
 
-def drawn(task: Task, *, clips: int | None = None, per_class: int | None = None, seed: int = 0) -> Task:
+def drawn(
+    task: Task, *, clips: int | None = None, per_class: int | None = None, seed: int = 0
+) -> Task:
     """A seeded random draw of clips, over all classes or within each class; everything if there are no more.
 
     Args:
@@ -77,12 +85,16 @@ def drawn(task: Task, *, clips: int | None = None, per_class: int | None = None,
         ValueError: neither or both numbers.
     """
     if (clips is None) == (per_class is None):
-        raise ValueError(f"draw: expected either `clips` or `per_class`, found clips={clips}, per_class={per_class}")
+        raise ValueError(
+            f"draw: expected either `clips` or `per_class`, found clips={clips}, per_class={per_class}"
+        )
     order = np.random.default_rng(seed).permutation(len(task))
     if clips is not None:
         chosen = order[:clips]
         note = f"{len(chosen):,} of {len(task):,} clips, a seeded draw of ours (seed {seed})"
     else:
-        chosen = np.concatenate([order[task.labels[order] == c][:per_class] for c in range(len(task.classes))])
+        chosen = np.concatenate(
+            [order[task.labels[order] == c][:per_class] for c in range(len(task.classes))]
+        )
         note = f"at most {per_class:,} clips per class, a seeded draw of ours (seed {seed})"
     return dataclasses.replace(task.subset(clips=chosen), notes=(*task.notes, note))

@@ -44,7 +44,9 @@ def split_clips(
     total = sum(shares.values())
     if not named or abs(total - 1) > 1e-6:
         names = ", ".join(SPLITS)
-        raise ValueError(f"split={dict(shares)}: expected shares of {names} (or fold1, ...) that add up to 1")
+        raise ValueError(
+            f"split={dict(shares)}: expected shares of {names} (or fold1, ...) that add up to 1"
+        )
     groups = [clip.file_name if clip.group is None else clip.group for clip in clips]
     if strata is None:
         strata = _classes_as_strata(groups, clips)
@@ -78,7 +80,9 @@ def _position(group: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _divide(positions: Mapping[str, float], shares: Mapping[str, float], by_number: bool) -> dict[str, str]:
+def _divide(
+    positions: Mapping[str, float], shares: Mapping[str, float], by_number: bool
+) -> dict[str, str]:
     """Split of each group of one stratum."""
     order = sorted(positions, key=lambda group: positions[group])
     first, *others = shares

@@ -23,7 +23,9 @@ from aape.sounds.clips import Clip, csv_text
 __all__ = ["BadClip", "Task", "prefetched", "read_all", "read_clips"]
 
 _SILENT = 1e-4  # peak of a clip that counts as silent: -80 dB re full scale
-_LOUDEST = 2.0  # lossy codecs go a little above 1; samples of integers stored as floats go far above
+_LOUDEST = (
+    2.0  # lossy codecs go a little above 1; samples of integers stored as floats go far above
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +79,9 @@ class Task(Displayed):
         wave = read_mono(path, sample_rate, self.clip_seconds)
         valid = min(len(wave), length)
         if not valid:
-            raise BadClip(f"{path}: no sample of it is left at {sample_rate} Hz. Replace it, or remove it")
+            raise BadClip(
+                f"{path}: no sample of it is left at {sample_rate} Hz. Replace it, or remove it"
+            )
         padded = np.zeros(length, dtype=np.float32)
         padded[:valid] = wave[:valid]
         return padded, valid
@@ -91,7 +95,9 @@ class Task(Displayed):
         Returns:
             One row per bad clip: file, class, split, complaint. `task.without(table["file"])` is the task without them.
         """
-        complaints = thread_map(self._complaint, range(len(self)), desc=f"checking {self.name}", disable=None)
+        complaints = thread_map(
+            self._complaint, range(len(self)), desc=f"checking {self.name}", disable=None
+        )
         rows = []
         for index, complaint in enumerate(complaints):
             if complaint:
@@ -153,7 +159,10 @@ class Task(Displayed):
         """
         kept = np.ones(len(self), dtype=bool)
         names = np.array(self.classes, dtype=object)[self.labels]
-        for what, chosen, known in (("class", classes, names), ("split", splits, np.array(self.splits, dtype=object))):
+        for what, chosen, known in (
+            ("class", classes, names),
+            ("split", splits, np.array(self.splits, dtype=object)),
+        ):
             if chosen is None:
                 continue
             unknown = {*chosen} - {*known}
@@ -194,8 +203,12 @@ class Task(Displayed):
         facts = {
             "clips": f"{len(self):,} of {self.clip_seconds:g} s in {self.audio_dir}",
             "classes": ", ".join(self.classes[:10]) + more,
-            "splits": ", ".join(f"{split} {count:,}" for split, count in Counter(self.splits).items()),
-            "groups": f"{len(set(self.groups)):,} ({self.group_column})" if self.group_column else "unknown",
+            "splits": ", ".join(
+                f"{split} {count:,}" for split, count in Counter(self.splits).items()
+            ),
+            "groups": f"{len(set(self.groups)):,} ({self.group_column})"
+            if self.group_column
+            else "unknown",
         }
         return facts | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
 
@@ -246,7 +259,10 @@ def prefetched(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> I
 
 def _warn_of_silence(task: Task, silent: Sequence[int]) -> None:
     sizes, counts = Counter(task.labels.tolist()), Counter(task.labels[silent].tolist())
-    by_class = [f"{count:,} of {sizes[label]:,} of {task.classes[label]!r}" for label, count in counts.most_common(5)]
+    by_class = [
+        f"{count:,} of {sizes[label]:,} of {task.classes[label]!r}"
+        for label, count in counts.most_common(5)
+    ]
     warnings.warn(
         f"{task.name}: {len(silent):,} clips are silent after mixing their channels and cutting: {', '.join(by_class)}. "
         "Task.check() says why",

@@ -91,9 +91,13 @@ def ablate(
     given = settings | ({} if controls is None else {"controls": controls})
     if isinstance(subject, Encoder):
         if task is None or artifacts is None or not targets:
-            raise ValueError("ablate(encoder, task, artifacts, targets=[...]) needs all four; targets are class names")
+            raise ValueError(
+                "ablate(encoder, task, artifacts, targets=[...]) needs all four; targets are class names"
+            )
         targets = [targets] if isinstance(targets, str) else targets
-        asked = AblationSettings(**given, targets=[_target(target, task.name) for target in targets])
+        asked = AblationSettings(
+            **given, targets=[_target(target, task.name) for target in targets]
+        )
         directory = artifacts.path / "ablation" if out_dir is None else Path(out_dir)
         experiment = Experiment(
             model=subject.name,
@@ -107,7 +111,11 @@ def ablate(
             seed=seed,
             batch_size=batch_size or 32,
         )
-        names = {"substitute": False, "labels": {subject.name: subject.name}, "titles": {task.name: task.name}}
+        names = {
+            "substitute": False,
+            "labels": {subject.name: subject.name},
+            "titles": {task.name: task.name},
+        }
         return _ablate([experiment], directory, names, device, in_processes=False)
     study = load_study(subject)
     given |= {} if targets is None else {"targets": targets}
@@ -131,7 +139,10 @@ def _experiments(study: Study, settings: AblationSettings, batch_size: int) -> l
             f"study {study.name!r} states no ablation targets: list them under ablation.targets, each with task, "
             "classes and mode (specific, shared, all)"
         )
-    tasks = {name: load_task(study, name) for name in dict.fromkeys(target.task for target in settings.targets)}
+    tasks = {
+        name: load_task(study, name)
+        for name in dict.fromkeys(target.task for target in settings.targets)
+    }
     experiments = []
     for stated_model in settings.models or study.models:
         for model in study.copies(stated_model):
@@ -194,7 +205,11 @@ def _refuse_empty_targets(experiments: Sequence[Experiment]) -> None:
         label, sizes = label_of(stated), []
         for experiment in experiments:
             for target in experiment.targets:
-                if (experiment.task_name, target.label, target.mode) == (stated.task, label, stated.mode):
+                if (experiment.task_name, target.label, target.mode) == (
+                    stated.task,
+                    label,
+                    stated.mode,
+                ):
                     sizes.append(target.size)
         if not any(sizes):
             raise ValueError(
@@ -206,7 +221,12 @@ def _refuse_empty_targets(experiments: Sequence[Experiment]) -> None:
 def _tests(experiments: Sequence[Experiment]) -> int:
     """Targeted classes of one model, over all tasks: the tests of one family of q."""
     first = experiments[0].model
-    targets = [target for experiment in experiments if experiment.model == first for target in experiment.targets]
+    targets = [
+        target
+        for experiment in experiments
+        if experiment.model == first
+        for target in experiment.targets
+    ]
     return sum(len(target.classes) for target in targets)
 
 
@@ -221,7 +241,9 @@ def _choose_controls(experiments: Sequence[Experiment]) -> None:
 def _say_costs(experiments: Sequence[Experiment]) -> None:
     """The number of passes, and the smallest q that these controls allow."""
     passes = sum(experiment.passes() for experiment in experiments)
-    tqdm.write(f"Controls: at most {passes:,} passes of a clip through the layers from the first changed one on.")
+    tqdm.write(
+        f"Controls: at most {passes:,} passes of a clip through the layers from the first changed one on."
+    )
     controls, tests = experiments[0].settings.controls, _tests(experiments)
     if controls and tests / (controls + 1) >= 0.05:
         tqdm.write(

@@ -52,7 +52,9 @@ class AblationResult:
     def summary(self, measure: str = "log_probability") -> pd.DataFrame:
         """The headline's effects: a row per task, target, model and class of the target."""
         rows = self.effects
-        return rows[(rows.kind == self.headline) & rows.targeted & (rows.measure == measure)].reset_index(drop=True)
+        return rows[
+            (rows.kind == self.headline) & rows.targeted & (rows.measure == measure)
+        ].reset_index(drop=True)
 
     def table(self, measure: str = "log_probability") -> pd.DataFrame:
         """The summary for a notebook: eight columns of text, the deepest fall first; classes without neurons last.
@@ -68,12 +70,17 @@ class AblationResult:
         table[f"effect, {unit} [95 %]"] = _texts(
             "{:+.3g} [{:+.2g}, {:+.2g}]", rows.effect, rows.effect_low, rows.effect_high
         )
-        matched = _texts("{:+.3g} ± {:.2g} (n = {:.0f})", rows.active_mean, rows.active_sd, rows.active_controls)
+        matched = _texts(
+            "{:+.3g} ± {:.2g} (n = {:.0f})", rows.active_mean, rows.active_sd, rows.active_controls
+        )
         table["activity-matched sets"] = matched
         table["overlap"] = _texts("{:.0%}", rows.overlap)
         table["disjoint sets"] = _texts("{:+.3g} ± {:.2g}", rows.disjoint_mean, rows.disjoint_sd)
         stars = rows.at_floor.map({True: " *", False: ""})
-        table["q"] = [text and text + star for text, star in zip(_texts("{:.3g}", rows.active_q), stars, strict=True)]
+        table["q"] = [
+            text and text + star
+            for text, star in zip(_texts("{:.3g}", rows.active_q), stars, strict=True)
+        ]
         return table
 
     def _target_names(self, rows: pd.DataFrame) -> list[str]:
@@ -93,7 +100,9 @@ class AblationResult:
         counts = []
         for model in self.effects.model.unique():
             tested = rows[(rows.model == model) & rows.active_q.notna()]
-            count = f"{(tested.active_q < q).sum()} of {len(tested)} ({self.labels.get(model, model)}"
+            count = (
+                f"{(tested.active_q < q).sum()} of {len(tested)} ({self.labels.get(model, model)}"
+            )
             power = f", detectable: {tested.detectable.median():+.2g} nats)" if len(tested) else ")"
             counts.append(count + power)
         sentence = (
@@ -112,18 +121,32 @@ class AblationResult:
         about 1 / sqrt(2 n).
         """
         rows = self.summary(measure)
-        columns = ["task", "model", "target", "class", "effect", "detectable", "active_controls", "active_q"]
+        columns = [
+            "task",
+            "model",
+            "target",
+            "class",
+            "effect",
+            "detectable",
+            "active_controls",
+            "active_q",
+        ]
         return rows[columns]
 
     def classifiers_at_chance(self) -> list[str]:
         """Models on tasks whose intact classifier is not better than always naming the most frequent class (p > 0.05)."""
         found = []
         for (task, model), rows in self.classifier.groupby(["task", "model"], sort=False):
-            total, classes = rows[rows["class"] == "all classes"].iloc[0], rows[rows["class"] != "all classes"]
+            total, classes = (
+                rows[rows["class"] == "all classes"].iloc[0],
+                rows[rows["class"] != "all classes"],
+            )
             correct = round(total.accuracy * total.clips)
             most_frequent = float(classes.clips.max() / classes.clips.sum())
             if binomtest(correct, int(total.clips), most_frequent, "greater").pvalue > 0.05:
-                found.append(f"{self.labels.get(str(model), model)} on {self.titles.get(str(task), task)}")
+                found.append(
+                    f"{self.labels.get(str(model), model)} on {self.titles.get(str(task), task)}"
+                )
         return found
 
 
@@ -135,7 +158,9 @@ def _texts(form: str, *columns: pd.Series) -> list[str]:
 
 def read_text_table(path: Path) -> pd.DataFrame:
     """A table of results: names stay as they are, also `01` and `None`."""
-    names = dict.fromkeys(("class", "silenced", "target", "model", "task", "figure", "rows", "columns"), str)
+    names = dict.fromkeys(
+        ("class", "silenced", "target", "model", "task", "figure", "rows", "columns"), str
+    )
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
 
 
@@ -156,6 +181,8 @@ def load_result(study: Study) -> AblationResult:
     for name in TABLES:
         path = study.directory / f"ablation_{name}.csv"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run Ablations.ipynb with study {study.name!r} first")
+            raise FileNotFoundError(
+                f"{path} is missing: run Ablations.ipynb with study {study.name!r} first"
+            )
         tables[name] = read_text_table(path)
     return AblationResult(study.directory, **names_of(study), **tables)

@@ -74,13 +74,16 @@ class Analysis(Displayed):
             "study": self.study.description,
             "tasks": ", ".join(dict.fromkeys(task for task, _ in self.results)),
             "models": ", ".join(dict.fromkeys(model for _, model in self.results)),
-            "without artifacts": ", ".join(f"{task} ({model})" for task, model in self.missing) or "none",
+            "without artifacts": ", ".join(f"{task} ({model})" for task, model in self.missing)
+            or "none",
             "figures": ", ".join(self.figures) or "not drawn",
             "written to": self.study.directory,
         }
 
     def _repr_html_(self) -> str:
-        shown = table(self.overview, OVERVIEW, rows=100, csv="task_level_neuron_statistics_*.csv").to_html()
+        shown = table(
+            self.overview, OVERVIEW, rows=100, csv="task_level_neuron_statistics_*.csv"
+        ).to_html()
         return super()._repr_html_() + shown
 
 
@@ -116,7 +119,9 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
             "sensitivity": tables.stacked(results, "sensitivity"),
             "sharing_summary": pd.DataFrame([s.summary for s in shared]),
             "sharing_pairs": tables.under_each_other([s.pairs for s in shared]),
-            "sharing_by_distance": tables.under_each_other([s.curve for s in shared if s.curve is not None]),
+            "sharing_by_distance": tables.under_each_other(
+                [s.curve for s in shared if s.curve is not None]
+            ),
             "published_comparison": published_values(study, results, artifacts),
             "published_neuron_lists": published_lists(study, artifacts),
         }
@@ -149,7 +154,9 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
     return analysis
 
 
-def _results(study: Study, artifacts: dict[Place, Artifacts], progress: bool) -> Iterator[TaskResult]:
+def _results(
+    study: Study, artifacts: dict[Place, Artifacts], progress: bool
+) -> Iterator[TaskResult]:
     """The result of every task and encoder, in order; those that are kept and still valid are not computed again."""
     places = {f"{task}_{study.encoder(model).folder}": (task, model) for task, model in artifacts}
     depends_on = {}
@@ -162,7 +169,9 @@ def _results(study: Study, artifacts: dict[Place, Artifacts], progress: bool) ->
             yield task_result(study, task, artifacts[task, model], progress).arrays()
 
     key = [study.chance.model_dump(), study.seed]
-    kept = resumed(study.directory / ".analysis", key, depends_on, compute, code=code_version(*_CODE))
+    kept = resumed(
+        study.directory / ".analysis", key, depends_on, compute, code=code_version(*_CODE)
+    )
     for (task, _), arrays in zip(places.values(), kept, strict=True):
         result = TaskResult.from_arrays(arrays)
         result.row["title"] = study.task(task).title  # a changed title needs no new computation
@@ -196,7 +205,9 @@ def find_artifacts(study: Study) -> tuple[dict[Place, Artifacts], list[Place]]:
         artifacts = load_artifacts(path)
         collected = artifacts.manifest.get("task", task)
         if collected != task and collected in study.tasks:
-            raise ValueError(f"{path} holds artifacts of the task {collected!r}, expected {task!r}; collect it again")
+            raise ValueError(
+                f"{path} holds artifacts of the task {collected!r}, expected {task!r}; collect it again"
+            )
         found[task, model] = artifacts
     if not found:
         raise FileNotFoundError(
@@ -217,7 +228,9 @@ def example(study: Study) -> Place:
     for place, found in artifacts.items():
         if found.has_counts:
             return place
-    raise ValueError(f"{study.directory}: no artifacts hold counts per clip; collect them with this repository")
+    raise ValueError(
+        f"{study.directory}: no artifacts hold counts per clip; collect them with this repository"
+    )
 
 
 def check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
@@ -237,10 +250,18 @@ def check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
         same_task = first_of_task.setdefault(task, found)
         same_model = first_of_model.setdefault(model, found)
         if found.classes != same_task.classes:
-            raise ValueError(f"{found.path}: expected the classes of {same_task.path}, in the same order")
-        identities = {a.manifest["identity"] for a in (found, same_model) if "identity" in a.manifest}
+            raise ValueError(
+                f"{found.path}: expected the classes of {same_task.path}, in the same order"
+            )
+        identities = {
+            a.manifest["identity"] for a in (found, same_model) if "identity" in a.manifest
+        }
         layers = {tuple(a.layers) for a in (found, same_model) if a.manifest}
-        if len(identities) > 1 or len(layers) > 1 or found.over_zero.shape[:2] != same_model.over_zero.shape[:2]:
+        if (
+            len(identities) > 1
+            or len(layers) > 1
+            or found.over_zero.shape[:2] != same_model.over_zero.shape[:2]
+        ):
             differ = "weights" if len(identities) > 1 else "layers or neurons"
             raise ValueError(
                 f"{found.path} and {same_model.path} should be of one model ({model}), but their {differ} differ. "
@@ -251,5 +272,7 @@ def check_together(artifacts: dict[Place, Artifacts]) -> list[str]:
             if twin != model:
                 notes.add(f"{task}: {twin} and {model} have the same weights")
         if not found.has_counts:
-            notes.add(f"{task}, {model}: no counts per clip, so there is no comparison with permuted labels")
+            notes.add(
+                f"{task}, {model}: no counts per clip, so there is no comparison with permuted labels"
+            )
     return sorted(notes)

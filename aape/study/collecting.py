@@ -12,7 +12,12 @@ from aape.study.study import Study, load_study
 
 
 def collect_study(
-    study: str | Path | Study, model: str, task: str, *, device: str | None = None, batch_size: int | None = None
+    study: str | Path | Study,
+    model: str,
+    task: str,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
 ) -> Artifacts:
     """Collect a study's model on one of its tasks, with the study's settings.
 

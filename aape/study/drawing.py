@@ -17,7 +17,9 @@ from aape.study.task_result import TaskResult
 Results = Mapping[tuple[str, str], TaskResult]  # (task, encoder) -> result
 
 
-def draw_figures(study: Study, results: Results, shared: Sequence[SharedNeurons]) -> dict[str, Path]:
+def draw_figures(
+    study: Study, results: Results, shared: Sequence[SharedNeurons]
+) -> dict[str, Path]:
     """Draw and save every figure that there are results for; returns name -> PNG."""
     titles = {name: spec.title for name, spec in study.tasks.items()}
     labels = panels_of(study, results)
@@ -45,13 +47,23 @@ def panels_of(study: Study, results: Results) -> dict[str, str]:
 
 
 def _sharing(
-    study: Study, figure: SharingFigure, of_figure: Mapping[str, SharedNeurons], labels: Sequence[str]
+    study: Study,
+    figure: SharingFigure,
+    of_figure: Mapping[str, SharedNeurons],
+    labels: Sequence[str],
 ) -> Figure:
     first = next(iter(of_figure.values()))
     rows, columns = study.task(figure.rows).title, study.task(figure.columns).title
     where = f"within {rows}" if first.sharing.within else f"{rows} (rows) and {columns} (columns)"
     panels = {label: of_figure[label].sharing if label in of_figure else None for label in labels}
-    curves = {label: shared.curve for label, shared in of_figure.items() if shared.curve is not None}
+    curves = {
+        label: shared.curve for label, shared in of_figure.items() if shared.curve is not None
+    }
     return sharing_figure(
-        panels, first.names, [rows, columns], f"Shared neurons ({figure.title}): {where}", first.pitches, curves or None
+        panels,
+        first.names,
+        [rows, columns],
+        f"Shared neurons ({figure.title}): {where}",
+        first.pitches,
+        curves or None,
     )

@@ -25,7 +25,10 @@ from aape.study.targets import Target
 AT = ("task", "model", "target", "mode")  # columns that name a target in a model
 ACTIVE, DISJOINT = "activity-matched", "activity-matched, disjoint"
 CONTROLS = {ACTIVE: "active", DISJOINT: "disjoint"}  # name -> prefix of its columns
-SEEDED_BY = {ACTIVE: "as active in the classes", DISJOINT: "disjoint"}  # part of the seed: other words draw other sets
+SEEDED_BY = {
+    ACTIVE: "as active in the classes",
+    DISJOINT: "disjoint",
+}  # part of the seed: other words draw other sets
 PAPER_CONTROL = "zero, index plus one"
 ROUND = 10  # controls between two looks at whether more of them can matter
 TIE = 1e-9  # sums of the same numbers in another order differ by less
@@ -45,7 +48,12 @@ class TargetEffects:
     """
 
     def __init__(
-        self, runner: Runner, target: Target, names: Row, panel: np.ndarray, settings: AblationSettings
+        self,
+        runner: Runner,
+        target: Target,
+        names: Row,
+        panel: np.ndarray,
+        settings: AblationSettings,
     ) -> None:
         self.runner, self.target, self.names, self.settings = runner, target, names, settings
         in_classes = np.isin(runner.labels, target.classes)
@@ -70,7 +78,9 @@ class TargetEffects:
 
     def gains(self) -> list[Row]:
         """Rows of a sweep of gains, on the target's classes."""
-        interventions = [Intervention(self.target.neurons, float(gain)) for gain in self.settings.gains]
+        interventions = [
+            Intervention(self.target.neurons, float(gain)) for gain in self.settings.gains
+        ]
         rows: list[Row] = []
         outcomes = self.runner.run(interventions, self.tested)[:, 0]
         for gain, after in zip(self.settings.gains, outcomes, strict=True):
@@ -86,7 +96,9 @@ class TargetEffects:
     def of_random_sets(self, target_rows: Iterable[Row], bar: tqdm) -> list[Row]:
         """Rows of random sets: activity-matched ones in each mode, and disjoint ones in the first mode."""
         settings = self.settings
-        effects = {(row["kind"], row["class"], row["measure"]): row["effect"] for row in target_rows}
+        effects = {
+            (row["kind"], row["class"], row["measure"]): row["effect"] for row in target_rows
+        }
         first, *others = settings.modes
         rows = self._controls(first, ACTIVE, settings.controls or 0, effects, bar)
         for mode in others:
@@ -97,7 +109,12 @@ class TargetEffects:
         return rows
 
     def _controls(
-        self, mode: str, control: str, count: int, effects: dict[tuple[str, str, str], float], bar: tqdm
+        self,
+        mode: str,
+        control: str,
+        count: int,
+        effects: dict[tuple[str, str, str], float],
+        bar: tqdm,
     ) -> list[Row]:
         """Rows of `count` random sets; fewer where more of them cannot matter (Besag and Clifford 1991).
 
@@ -112,14 +129,24 @@ class TargetEffects:
             numbers = range(start, min(start + ROUND, count))
             clips = self.others | (self.tested & np.isin(self.runner.labels, undecided))
             sets = [self._drawn(control, number) for number in numbers]
-            outcomes = self.runner.run([Intervention(drawn, MODES[mode]) for drawn in sets], clips, bar)[:, 0]
+            outcomes = self.runner.run(
+                [Intervention(drawn, MODES[mode]) for drawn in sets], clips, bar
+            )[:, 0]
             for number, drawn, after in zip(numbers, sets, outcomes, strict=True):
-                labels = {"kind": mode, "control": control, "number": number, **self._likeness(drawn)}
+                labels = {
+                    "kind": mode,
+                    "control": control,
+                    "number": number,
+                    **self._likeness(drawn),
+                }
                 of_control = self._changes(labels, after, clips, undecided)
                 self._add_effects(of_control, after)
                 for row in of_control:
                     excess = row["effect"] - effects[mode, row["class"], row["measure"]]
-                    lower_and_higher[row["class"], row["measure"]] += [excess <= TIE, excess >= -TIE]
+                    lower_and_higher[row["class"], row["measure"]] += [
+                        excess <= TIE,
+                        excess >= -TIE,
+                    ]
                 rows += of_control
             undecided = [c for c in undecided if self._fewest(lower_and_higher, c) < enough]
             if not undecided:
@@ -144,12 +171,16 @@ class TargetEffects:
     def _likeness(self, drawn: NeuronsByFold) -> Row:
         """Share of the target's neurons in a set, and the mean activation rate of the set in the target's classes."""
         neurons_of_folds = self.target.neurons.items()
-        shares = [overlap(neurons, drawn[fold]) for fold, neurons in neurons_of_folds if len(neurons)]
+        shares = [
+            overlap(neurons, drawn[fold]) for fold, neurons in neurons_of_folds if len(neurons)
+        ]
         return {"overlap": float(np.mean(shares)), "activity": self.target.mean_activity(drawn)}
 
     def _run_modes(self) -> np.ndarray:
         """Scores in each mode, [modes, measures, clips]; NaN without neurons."""
-        interventions = [Intervention(self.target.neurons, MODES[mode]) for mode in self.settings.modes]
+        interventions = [
+            Intervention(self.target.neurons, MODES[mode]) for mode in self.settings.modes
+        ]
         if not self.target.size:
             return np.full((len(interventions), *self.runner.intact[0].shape), np.nan)
         outcomes = self.runner.run(interventions, self.runner.tested)[:, 0]
@@ -172,7 +203,9 @@ class TargetEffects:
             successors[fold] = np.stack([neurons[:, 0], (neurons[:, 1] + 1) % width], axis=1)
         return self.runner.run([Intervention(successors)], self.tested | self.others)[0, 0]
 
-    def _changes(self, labels: Row, after: np.ndarray, clips: np.ndarray, classes: Iterable[int]) -> list[Row]:
+    def _changes(
+        self, labels: Row, after: np.ndarray, clips: np.ndarray, classes: Iterable[int]
+    ) -> list[Row]:
         """A row per measure and class with embedded clips; after: scores [measures, clips]."""
         before = self.runner.intact[0]
         classes = list(classes)
@@ -212,12 +245,16 @@ class TargetEffects:
             bootstraps = self.settings.bootstrap if self.target.size else 0
             options: dict[str, Any] = {"count": bootstraps, "rng": rng, "step": STEP[measure]}
             changes = change[m, members], runner.groups[members]
-            row["low"], row["high"] = possible(paired_interval(*changes, **options), measure, row["before"])
+            row["low"], row["high"] = possible(
+                paired_interval(*changes, **options), measure, row["before"]
+            )
             if row["targeted"]:
                 others = change[m, self.others], runner.groups[self.others]
                 before = runner.intact[0, m, self.others].mean() if self.others.any() else None
                 ends = paired_interval(*changes, *others, **options)
-                row["effect_low"], row["effect_high"] = possible(ends, measure, row["before"], before)
+                row["effect_low"], row["effect_high"] = possible(
+                    ends, measure, row["before"], before
+                )
             row["clips"], row["groups"] = int(members.sum()), len(np.unique(runner.groups[members]))
             row["neurons"] = self.target.size
             row["activity"] = self.target.mean_activity(self.target.neurons)
@@ -228,7 +265,9 @@ class TargetEffects:
             return
         for row in rows:
             if row["targeted"]:
-                falls = [other["difference"] for other in rows if other["measure"] == row["measure"]]
+                falls = [
+                    other["difference"] for other in rows if other["measure"] == row["measure"]
+                ]
                 row["rank"] = 1 + sum(fall < row["difference"] for fall in falls)
 
 
@@ -253,7 +292,9 @@ def against_controls(effects: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFr
     sets = {key: rows for key, rows in controls.groupby([*by, "control"])}
     none = pd.DataFrame(columns=["effect", "overlap", "activity"], dtype=float)
     compared = []
-    for key, effect in zip(effects[by].itertuples(index=False, name=None), effects.effect, strict=True):
+    for key, effect in zip(
+        effects[by].itertuples(index=False, name=None), effects.effect, strict=True
+    ):
         row: Row = {}
         for control, prefix in CONTROLS.items():
             row |= _compared(effect, sets.get((*key, control), none), prefix)

@@ -70,9 +70,15 @@ class Experiment:
     def passes(self) -> int:
         """The largest number of clips that are passed through the encoder for the controls."""
         settings = self.settings
-        sets = (settings.controls or 0) + settings.other_modes * (len(settings.modes) - 1) + settings.disjoint
+        sets = (
+            (settings.controls or 0)
+            + settings.other_modes * (len(settings.modes) - 1)
+            + settings.disjoint
+        )
         tested = np.concatenate([fold.test for fold in self.folds])
-        per_class = np.bincount(self.artifacts.labels[tested], minlength=len(self.artifacts.classes))
+        per_class = np.bincount(
+            self.artifacts.labels[tested], minlength=len(self.artifacts.classes)
+        )
         on_panel = per_class if settings.panel is None else np.minimum(per_class, settings.panel)
         clips = 0
         for target in self.targets:
@@ -114,7 +120,12 @@ class Experiment:
         return rows
 
     def _effects(self, runner: Runner, target: Target, panel: np.ndarray) -> TargetEffects:
-        names = {"task": self.task_name, "model": self.model, "target": target.label, "mode": target.mode}
+        names = {
+            "task": self.task_name,
+            "model": self.model,
+            "target": target.label,
+            "mode": target.mode,
+        }
         return TargetEffects(runner, target, names, panel, self.settings)
 
     def _classifier(self, runner: Runner) -> list[Row]:
@@ -132,7 +143,12 @@ class Experiment:
         for fold, neurons in target.neurons.items():
             for layer, neuron in neurons.tolist():
                 names = (self.task_name, self.model, target.label, target.mode)
-                where = {"fold": fold, "layer": layer, "neuron": neuron, "name": self.artifacts.layers[layer]}
+                where = {
+                    "fold": fold,
+                    "layer": layer,
+                    "neuron": neuron,
+                    "name": self.artifacts.layers[layer],
+                }
                 rows.append(dict(zip(AT, names, strict=True)) | where)
         return rows
 
@@ -143,8 +159,15 @@ class Experiment:
             stated = AblationTarget(task=self.task_name, classes=[name], mode="specific")
             target = resolve(stated, self.selections)
             if target.size:
-                names = {"task": self.task_name, "model": self.model, "silenced": name, "neurons": target.size}
-                of_class = TargetEffects(runner, target, names, panel, self.settings).on_panel(panel)
+                names = {
+                    "task": self.task_name,
+                    "model": self.model,
+                    "silenced": name,
+                    "neurons": target.size,
+                }
+                of_class = TargetEffects(runner, target, names, panel, self.settings).on_panel(
+                    panel
+                )
                 for row in of_class:
                     in_class = runner.labels == runner.classes.index(row["class"])
                     rows.append(row | {"clips": int((panel & in_class).sum())})

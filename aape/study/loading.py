@@ -85,7 +85,9 @@ def resolve(key: str, value: Any, base: Path) -> Any:
         return value
     expanded = os.path.expanduser(with_variables(value))
     if "$" in expanded:
-        raise ValueError(f"{key}: {value!r} needs an environment variable that is not set; set it or write the path")
+        raise ValueError(
+            f"{key}: {value!r} needs an environment variable that is not set; set it or write the path"
+        )
     path = base / expanded  # an absolute path stays absolute
     if key == "name_or_folder" and not path.is_dir():
         return expanded
@@ -96,7 +98,9 @@ def _loaded(study: Study, name: str, spec: Loader, expected: type) -> Any:
     function, options = prepare(study, name, spec)
     loaded = function(**options)
     if not isinstance(loaded, expected):
-        raise ValueError(f"{spec.loader} returned a {type(loaded).__name__}, expected {expected.__name__}")
+        raise ValueError(
+            f"{spec.loader} returned a {type(loaded).__name__}, expected {expected.__name__}"
+        )
     return loaded
 
 
@@ -109,7 +113,9 @@ def _function(study: Study, loader: str) -> Callable[..., Any]:
         function = pkgutil.resolve_name(loader)
         inspect.signature(function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"loader {loader!r}: expected package.module:function ({error})") from error
+        raise ValueError(
+            f"loader {loader!r}: expected package.module:function ({error})"
+        ) from error
     top = re.split(r"[.:]", loader)[0]
     expected = study.base / f"{top}.py"
     imported = getattr(sys.modules.get(top), "__file__", None)

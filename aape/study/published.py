@@ -48,7 +48,9 @@ def not_comparable(study: Study, artifacts: Artifacts | None) -> str:
     return "" if shape == SHAPE else f"not comparable: {shape} layers and neurons"
 
 
-def published_values(study: Study, results: Mapping[Place, Any], artifacts: Mapping[Place, Artifacts]) -> pd.DataFrame:
+def published_values(
+    study: Study, results: Mapping[Place, Any], artifacts: Mapping[Place, Artifacts]
+) -> pd.DataFrame:
     """The paper's coverage and neurons per class, and the study's; results: see `aape.study.task_result.TaskResult`."""
     if not study.reproduces_paper:
         return pd.DataFrame()
@@ -62,7 +64,9 @@ def published_values(study: Study, results: Mapping[Place, Any], artifacts: Mapp
     for column, task, model, value in published:
         if task not in study.tasks or not model:
             continue
-        measure, form = ("coverage", "{:.0%}") if column == "coverage" else ("neurons per class", "{:.1f}")
+        measure, form = (
+            ("coverage", "{:.0%}") if column == "coverage" else ("neurons per class", "{:.1f}")
+        )
         result = results.get((task, model))
         rows.append(
             {
@@ -83,7 +87,9 @@ def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.Da
     if not study.reproduces_paper:
         return pd.DataFrame()
     rows: list[dict[str, Any]] = []
-    for (task, *names), weak_filter, exclusive in itertools.product(LISTS, WEAK_FILTERS, (False, True)):
+    for (task, *names), weak_filter, exclusive in itertools.product(
+        LISTS, WEAK_FILTERS, (False, True)
+    ):
         if task not in study.tasks:
             continue
         found = artifacts.get((task, _model_of_role(study, "ssl")))
@@ -91,7 +97,11 @@ def published_lists(study: Study, artifacts: Mapping[Place, Artifacts]) -> pd.Da
         remark = not_comparable(study, found)
         ours = None
         if found is not None and not remark:
-            classes = [name for name in (_class_named(found, published) for published in names) if name is not None]
+            classes = [
+                name
+                for name in (_class_named(found, published) for published in names)
+                if name is not None
+            ]
             if len(classes) < len(names):
                 remark = f"no class named {' or '.join(names)}"
             else:

@@ -78,7 +78,9 @@ def _without_padding(artifacts: Artifacts, stated: Selection) -> Row:
     return _row(stated, selection, setting, value, f"{share:.1%} of the tokens")
 
 
-def _row(stated: Selection, selection: Selection | None, setting: str, value: str, note: str = "") -> Row:
+def _row(
+    stated: Selection, selection: Selection | None, setting: str, value: str, note: str = ""
+) -> Row:
     """A row of the sensitivity table; overlap: Jaccard index of the pairs with those of the stated selection."""
     row: Row = {"setting": setting, "value": value}
     if selection is None:

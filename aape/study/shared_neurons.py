@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aape.neurons.sharing import Sharing, against_permuted, by_distance, matched, pairs_of, shared_neurons
+from aape.neurons.sharing import (
+    Sharing,
+    against_permuted,
+    by_distance,
+    matched,
+    pairs_of,
+    shared_neurons,
+)
 from aape.sounds.regrouping import pitch_of
 from aape.study.study import SharingFigure, Study
 from aape.study.task_result import TaskResult
@@ -65,14 +72,21 @@ def compare_classes(
     summary = _summary(sharing, rows, columns, pairs, names | {"what": figure.title})
     pitches = curve = None
     if study.task(figure.rows).kind == study.task(figure.columns).kind == "pitch":
-        pitches = [pitch_of(name) for name in rows.class_names], [pitch_of(name) for name in columns.class_names]
-        curve = by_distance(sharing.observed, *pitches, within=within, seed=study.seed).assign(**names)
+        pitches = (
+            [pitch_of(name) for name in rows.class_names],
+            [pitch_of(name) for name in columns.class_names],
+        )
+        curve = by_distance(sharing.observed, *pitches, within=within, seed=study.seed).assign(
+            **names
+        )
     summary |= _alike(study, sharing, rows, columns, pitches)
     class_names = rows.class_names, columns.class_names
     return SharedNeurons(figure, model, class_names, sharing, pairs, summary, pitches, curve)
 
 
-def _pair_table(sharing: Sharing, rows: TaskResult, columns: TaskResult, names: dict[str, str]) -> pd.DataFrame:
+def _pair_table(
+    sharing: Sharing, rows: TaskResult, columns: TaskResult, names: dict[str, str]
+) -> pd.DataFrame:
     """A row per pair of classes, the most shared first."""
     counted = pairs_of(sharing.observed, sharing.within)
     first, second = np.nonzero(counted)
@@ -92,7 +106,11 @@ def _pair_table(sharing: Sharing, rows: TaskResult, columns: TaskResult, names: 
 
 
 def _summary(
-    sharing: Sharing, rows: TaskResult, columns: TaskResult, pairs: pd.DataFrame, names: dict[str, str]
+    sharing: Sharing,
+    rows: TaskResult,
+    columns: TaskResult,
+    pairs: pd.DataFrame,
+    names: dict[str, str],
 ) -> dict[str, Any]:
     """One row about all pairs of classes."""
     in_rows = rows.members.any(axis=2)
@@ -115,7 +133,11 @@ def _summary(
 
 
 def _alike(
-    study: Study, sharing: Sharing, rows: TaskResult, columns: TaskResult, pitches: tuple[list[int], list[int]] | None
+    study: Study,
+    sharing: Sharing,
+    rows: TaskResult,
+    columns: TaskResult,
+    pitches: tuple[list[int], list[int]] | None,
 ) -> dict[str, Any]:
     """Do classes that are alike (of one name, or an octave apart) share more than others? Empty where none are."""
     if pitches is not None:
@@ -132,7 +154,9 @@ def _alike(
     if not alike.any() or not other.any():
         return {}
     chance = None if np.isnan(sharing.mean).all() else sharing.mean
-    test = matched(sharing.observed, alike, other, chance=chance, within=sharing.within, seed=study.seed)
+    test = matched(
+        sharing.observed, alike, other, chance=chance, within=sharing.within, seed=study.seed
+    )
     return {
         "alike": what,
         "alike Jaccard": test.alike,

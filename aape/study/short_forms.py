@@ -11,7 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROLE_FOLDERS = {"ssl": "analysis", "sl": "vit", "untrained": "untrained"}  # the folders' names in the authors' code
+ROLE_FOLDERS = {
+    "ssl": "analysis",
+    "sl": "vit",
+    "untrained": "untrained",
+}  # the folders' names in the authors' code
 
 # Short form -> the function that it stands for, and for each key of the entry the argument that it becomes.
 _SHORT: dict[str, tuple[str, dict[str, str]]] = {
@@ -46,7 +50,9 @@ def written_out(kind: str, name: str, entry: Any) -> Any:
     if not given and "same_clips_as" in entry:
         return {"title": name} | entry
     if len(given) != 1:
-        raise ValueError(f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}")
+        raise ValueError(
+            f"{kind}.{name}: expected one of {', '.join(forms)}; found {' and '.join(given) or 'none'}"
+        )
     (form,) = given
     if kind == "models":
         defaults = {"label": name, "folder": ROLE_FOLDERS.get(str(entry.get("role")), name)}

@@ -34,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds common.py
 def _safe_name(name: str) -> str:
     """Names of tasks, models and figures become names of folders and files, which must not lead elsewhere."""
     if not name or name[0] == "." or set(name) & set("/\\") or not name.isprintable():
-        raise ValueError(f"expected a name that has no slash and does not start with a dot, found {name!r}")
+        raise ValueError(
+            f"expected a name that has no slash and does not start with a dot, found {name!r}"
+        )
     return name
 
 
@@ -54,7 +56,11 @@ class _Strict(BaseModel):
             if key in cls.model_fields:
                 continue
             known = sorted({*cls.model_fields, *SHORT_KEYS} - {key, "base"})
-            hint = "; arguments of a loader belong under `options`" if "options" in cls.model_fields else ""
+            hint = (
+                "; arguments of a loader belong under `options`"
+                if "options" in cls.model_fields
+                else ""
+            )
             raise ValueError(f"{key!r} is not a valid key here; {nearest(str(key), known)}{hint}")
         return content
 
@@ -83,7 +89,9 @@ class ModelSpec(Loader):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different seeds, found {list(self.seeds)}")
         if self.seeds and "seed" in self.options:
-            raise ValueError("seeds: a model with `seeds` cannot also have `options.seed`; remove one of the two")
+            raise ValueError(
+                "seeds: a model with `seeds` cannot also have `options.seed`; remove one of the two"
+            )
         return self
 
     def with_seed(self, seed: int) -> ModelSpec:
@@ -109,8 +117,12 @@ class TaskSpec(Loader):
     kind: Literal["pitch"] | None = None  # classes are MIDI pitches, and octaves are compared
     rate: Share | None = None  # share of neurons that the AAPE rank keeps; None: the study's
     same_clips_as: str | None = None
-    draw: dict[Literal["clips", "per_class"], int] | None = None  # a seeded draw: so many clips, or so many per class
-    unite: Literal["octave"] | dict[str, list[str]] | None = None  # new class -> the classes that it unites
+    draw: dict[Literal["clips", "per_class"], int] | None = (
+        None  # a seeded draw: so many clips, or so many per class
+    )
+    unite: Literal["octave"] | dict[str, list[str]] | None = (
+        None  # new class -> the classes that it unites
+    )
 
 
 class CollectSettings(_Strict):
@@ -133,7 +145,9 @@ class ChanceSettings(_Strict):
 
     permutations: int = Field(default=1000, ge=20)
     q: float = Field(default=0.05, gt=0, lt=1)
-    effect: float = Field(default=0.1, ge=0, le=1)  # smallest difference of p inside and outside the class
+    effect: float = Field(
+        default=0.1, ge=0, le=1
+    )  # smallest difference of p inside and outside the class
 
 
 class SharingFigure(_Strict):
@@ -159,12 +173,16 @@ class AblationSettings(_Strict):
 
     models: tuple[str, ...] | None = None  # None: all of the study
     targets: list[AblationTarget] = Field(default_factory=list)
-    identify: Literal["train", "all"] = "train"  # which clips choose the neurons; the paper's way is "all"
+    identify: Literal["train", "all"] = (
+        "train"  # which clips choose the neurons; the paper's way is "all"
+    )
     modes: tuple[Literal["mean", "zero"], ...] = Field(default=("mean", "zero"), min_length=1)
     # Activity-matched random sets in the first mode; None: so many that one class alone can reach q < 0.05, at least 199.
     controls: int | None = Field(default=None, ge=0)
     other_modes: int = Field(default=39, ge=0)  # activity-matched random sets in each other mode
-    disjoint: int = Field(default=39, ge=0)  # activity-matched sets without the target's neurons, in the first mode
+    disjoint: int = Field(
+        default=39, ge=0
+    )  # activity-matched sets without the target's neurons, in the first mode
     # Test clips of each other class in which the change of other classes is measured; None: all.
     panel: int | None = Field(default=None, ge=1)
     gains: list[float] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
@@ -175,7 +193,9 @@ class AblationSettings(_Strict):
     def _once(self) -> AblationSettings:
         for i, target in enumerate(self.targets):
             if target in self.targets[:i]:
-                raise ValueError(f"target {', '.join(target.classes)} of {target.task} ({target.mode}) is stated twice")
+                raise ValueError(
+                    f"target {', '.join(target.classes)} of {target.task} ({target.mode}) is stated twice"
+                )
         return self
 
 
@@ -185,7 +205,9 @@ class Study(Displayed, _Strict):
     name: str
     description: str
     base: Path = Field(default=ROOT, exclude=True)
-    substitute: bool = False  # substitute models or synthetic sounds; said wherever a number is shown
+    substitute: bool = (
+        False  # substitute models or synthetic sounds; said wherever a number is shown
+    )
     reproduces_paper: bool = False  # compare with the published values
     note: str = ""
     output: Name  # below `outputs`
@@ -205,9 +227,14 @@ class Study(Displayed, _Strict):
         content = {"description": content.get("name"), "output": content.get("name")} | content
         for kind in ("models", "tasks"):
             if isinstance(content.get(kind), dict):
-                content[kind] = {name: written_out(kind, name, entry) for name, entry in content[kind].items()}
+                content[kind] = {
+                    name: written_out(kind, name, entry) for name, entry in content[kind].items()
+                }
         if isinstance(content.get("tasks"), dict):
-            content["tasks"] = {name: with_loader(entry, content["tasks"]) for name, entry in content["tasks"].items()}
+            content["tasks"] = {
+                name: with_loader(entry, content["tasks"])
+                for name, entry in content["tasks"].items()
+            }
         return {key: value for key, value in content.items() if value is not None}
 
     @model_validator(mode="after")
@@ -222,14 +249,23 @@ class Study(Displayed, _Strict):
         for name, spec in self.tasks.items():
             if spec.same_clips_as is None:
                 continue
-            if spec.same_clips_as == name or self.task(spec.same_clips_as).same_clips_as is not None:
-                raise ValueError(f"tasks.{name}.same_clips_as: expected a task that has a pass of its own")
+            if (
+                spec.same_clips_as == name
+                or self.task(spec.same_clips_as).same_clips_as is not None
+            ):
+                raise ValueError(
+                    f"tasks.{name}.same_clips_as: expected a task that has a pass of its own"
+                )
         folders = [spec.folder for spec in self.encoders.values()]
         if len(set(folders)) < len(folders):
-            raise ValueError(f"two models share a folder ({', '.join(folders)}); give each its own `folder`")
+            raise ValueError(
+                f"two models share a folder ({', '.join(folders)}); give each its own `folder`"
+            )
         labels = [spec.label for spec in self.models.values()]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"two models share a label ({', '.join(labels)}); give each its own `label`")
+            raise ValueError(
+                f"two models share a label ({', '.join(labels)}); give each its own `label`"
+            )
         return self
 
     @property
@@ -263,13 +299,17 @@ class Study(Displayed, _Strict):
     def encoder(self, name: str) -> ModelSpec:
         """The entry of a model, or of one seed of it (`untrained-0`). Raises ValueError with the nearest name."""
         if name not in self.encoders:
-            raise ValueError(f"study {self.name!r} has no model {name!r}; {nearest(name, self.encoders)}")
+            raise ValueError(
+                f"study {self.name!r} has no model {name!r}; {nearest(name, self.encoders)}"
+            )
         return self.encoders[name]
 
     def task(self, name: str) -> TaskSpec:
         """A task's entry. Raises ValueError with the nearest name."""
         if name not in self.tasks:
-            raise ValueError(f"study {self.name!r} has no task {name!r}; {nearest(name, self.tasks)}")
+            raise ValueError(
+                f"study {self.name!r} has no task {name!r}; {nearest(name, self.tasks)}"
+            )
         return self.tasks[name]
 
     def rate(self, task: str) -> float:
@@ -322,8 +362,13 @@ def load_study(name_or_path: str | Path | Study) -> Study:
     if path.suffix not in (".yaml", ".yml"):
         path = shipped / f"{name_or_path}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml"))) or "none, they need a clone of the repository"
-        raise FileNotFoundError(f"no study {str(name_or_path)!r} at {path}; shipped: {names}; or give a YAML file")
+        names = (
+            ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+            or "none, they need a clone of the repository"
+        )
+        raise FileNotFoundError(
+            f"no study {str(name_or_path)!r} at {path}; shipped: {names}; or give a YAML file"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -331,7 +376,9 @@ def load_study(name_or_path: str | Path | Study) -> Study:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected the keys of a study, such as `models` and `tasks`")
     if "base" in content:
-        raise ValueError(f"{path}: 'base' is not a valid study key; paths are relative to the study file")
+        raise ValueError(
+            f"{path}: 'base' is not a valid study key; paths are relative to the study file"
+        )
     base = ROOT if path.resolve().parent == shipped else path.resolve().parent
     try:
         return Study.model_validate({"name": path.stem} | content | {"base": base})

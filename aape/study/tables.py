@@ -34,7 +34,9 @@ def write_table(content: pd.DataFrame, path: Path) -> None:
 
 def task_level(results: Results) -> pd.DataFrame:
     """All task-level statistics, a row per task and encoder."""
-    return pd.DataFrame([{"task": task, "model": model} | result.row for (task, model), result in results.items()])
+    return pd.DataFrame(
+        [{"task": task, "model": model} | result.row for (task, model), result in results.items()]
+    )
 
 
 def write_task_level(study: Study, statistics: pd.DataFrame) -> None:

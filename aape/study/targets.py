@@ -40,7 +40,11 @@ class Target:
 
     def mean_activity(self, neurons: NeuronsByFold) -> float:
         """Mean activation rate of some neurons in the target's classes, the mean over the folds; NaN without neurons."""
-        rates = [self.activity[fold][tuple(of_fold.T)].mean() for fold, of_fold in neurons.items() if len(of_fold)]
+        rates = [
+            self.activity[fold][tuple(of_fold.T)].mean()
+            for fold, of_fold in neurons.items()
+            if len(of_fold)
+        ]
         return float(np.mean(rates)) if rates else np.nan
 
 
@@ -52,7 +56,10 @@ def resolve(stated: AblationTarget, selections: Mapping[str, Selection]) -> Targ
     """
     classes = target_classes(stated, next(iter(selections.values())).classes)
     neurons = {fold: target_neurons(selection, stated) for fold, selection in selections.items()}
-    activity = {fold: selection.probabilities[:, :, classes].mean(axis=2) for fold, selection in selections.items()}
+    activity = {
+        fold: selection.probabilities[:, :, classes].mean(axis=2)
+        for fold, selection in selections.items()
+    }
     return Target(label_of(stated), stated.mode, classes, neurons, activity)
 
 
@@ -91,7 +98,9 @@ def target_neurons(selection: Selection, target: AblationTarget) -> np.ndarray:
     return selection.shared(classes, exclusive=target.exclusive)
 
 
-def identify(artifacts: Artifacts, parts: Sequence[Fold], clips: str, **options: Any) -> dict[str, Selection]:
+def identify(
+    artifacts: Artifacts, parts: Sequence[Fold], clips: str, **options: Any
+) -> dict[str, Selection]:
     """The selection for each fold.
 
     Args:

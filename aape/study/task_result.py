@@ -70,13 +70,26 @@ class TaskResult:
     def from_arrays(cls, arrays: Any) -> TaskResult:
         """A result from what `arrays` returned."""
         content = json.loads(str(arrays["text"]))
-        neurons, classes, sensitivity = (pd.DataFrame(content[k]) for k in ("neurons", "classes", "sensitivity"))
+        neurons, classes, sensitivity = (
+            pd.DataFrame(content[k]) for k in ("neurons", "classes", "sensitivity")
+        )
         drawn = None
         if "drawn_tested" in arrays:
             drawn = PermutedSelections(
-                **{field.name: arrays[f"drawn_{field.name}"] for field in fields(PermutedSelections)}
+                **{
+                    field.name: arrays[f"drawn_{field.name}"]
+                    for field in fields(PermutedSelections)
+                }
             )
-        return cls(arrays["members"], arrays["calibrated"], content["row"], neurons, classes, sensitivity, drawn)
+        return cls(
+            arrays["members"],
+            arrays["calibrated"],
+            content["row"],
+            neurons,
+            classes,
+            sensitivity,
+            drawn,
+        )
 
 
 def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = True) -> TaskResult:
@@ -85,12 +98,17 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     row = _selection_row(study, task, artifacts, selection)
     classes = pd.DataFrame({"class": artifacts.classes, "neurons": selection.per_class.to_numpy()})
     sensitivity = variants(artifacts, selection)
-    by_layer = {"layer": selection.members.any(axis=2), "several_classes_layer": selection.members.sum(axis=2) > 1}
+    by_layer = {
+        "layer": selection.members.any(axis=2),
+        "several_classes_layer": selection.members.sum(axis=2) > 1,
+    }
     if not artifacts.has_counts:
         neurons = selection.table().assign(calibrated=False)
         row |= _per_layer(by_layer)
         nothing = np.zeros_like(selection.members)
-        return TaskResult(selection.members, nothing, row, neurons, classes, pd.DataFrame(sensitivity), None)
+        return TaskResult(
+            selection.members, nothing, row, neurons, classes, pd.DataFrame(sensitivity), None
+        )
 
     data = counted_clips(artifacts)
     chance = study.chance
@@ -125,7 +143,9 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
     return TaskResult(selection.members, calibrated.members, row, neurons, classes, table, drawn)
 
 
-def _selection_row(study: Study, task: str, artifacts: Artifacts, selection: Selection) -> dict[str, Any]:
+def _selection_row(
+    study: Study, task: str, artifacts: Artifacts, selection: Selection
+) -> dict[str, Any]:
     """Task-level statistics that need only the probabilities."""
     numbers = selection_numbers(selection)
     ln_classes = float(np.log(len(artifacts.classes)))
@@ -170,7 +190,9 @@ def _chance_row(row: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
         numbers[f"{name}_null_low"] = known.quantile(0.025)
         numbers[f"{name}_null_high"] = known.quantile(0.975)
     for name in ("mean_aape", "classes_per_neuron"):
-        numbers[f"p_{name}"] = one_sided_p(row[name], draws[name], slack=1e-6)  # the null is in float32
+        numbers[f"p_{name}"] = one_sided_p(
+            row[name], draws[name], slack=1e-6
+        )  # the null is in float32
     any_class = calibrated.selection.members.any(axis=2)
     return numbers | {
         "below_ln_classes_null_mean": row["ln_classes"] - numbers["mean_aape_null_mean"],
@@ -181,7 +203,9 @@ def _chance_row(row: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
         "neurons_differing": float((null.neuron_q < calibrated.q).mean()),  # of all neurons
         "pairs_significant": int(calibrated.significant.sum()),
         "pairs_large": int((calibrated.significant & calibrated.large).sum()),
-        "significant_coverage": float((calibrated.significant & calibrated.selection.members).any(axis=(0, 1)).mean()),
+        "significant_coverage": float(
+            (calibrated.significant & calibrated.selection.members).any(axis=(0, 1)).mean()
+        ),
         "p_task": null.task_p,
         "effect": calibrated.effect,
         "q_level": calibrated.q,
@@ -193,7 +217,9 @@ def _chance_row(row: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
     }
 
 
-def _with_scores(artifacts: Artifacts, calibrated: Calibrated, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
+def _with_scores(
+    artifacts: Artifacts, calibrated: Calibrated, seed: int
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """The table of class-specific pairs with their scores on held-out clips, and the means of the scores.
 
     `*_permuted` are the scores of neurons that were selected, in the same way, for the labels of the first permutation:
@@ -228,4 +254,6 @@ def _first_permutation(calibrated: Calibrated, artifacts: Artifacts) -> pd.DataF
     kept, members = next(iter(drawn))  # [k], [classes, k]
     class_index, place = np.nonzero(members)
     layer, neuron = np.divmod(kept[place], artifacts.over_zero.shape[1])
-    return pd.DataFrame({"layer": layer, "neuron": neuron, "class": np.array(artifacts.classes)[class_index]})
+    return pd.DataFrame(
+        {"layer": layer, "neuron": neuron, "class": np.array(artifacts.classes)[class_index]}
+    )

@@ -37,7 +37,9 @@ class Sounds:
         self.table = responses.battery
         self.values: np.ndarray = getattr(responses, measure)
 
-    def of(self, kind: str, *, window: int = 0, by: tuple[str, ...] = ("frequency", "rate")) -> np.ndarray:
+    def of(
+        self, kind: str, *, window: int = 0, by: tuple[str, ...] = ("frequency", "rate")
+    ) -> np.ndarray:
         """Responses to one kind [realisations, conditions, neurons].
 
         Args:
@@ -50,7 +52,9 @@ class Sounds:
         if kind == "silence":
             starts = np.roll(starts, -1)  # its steady window, which begins first, comes last
         rows = rows[rows.start == starts[window]]
-        means = [self.values[group.index].mean(axis=0) for _, group in rows.groupby(["realisation", *by])]
+        means = [
+            self.values[group.index].mean(axis=0) for _, group in rows.groupby(["realisation", *by])
+        ]
         realisations = rows.realisation.nunique()
         return np.stack(means).reshape(realisations, -1, self.values.shape[1])
 
@@ -85,12 +89,17 @@ def analyse(responses: Responses, measure: str) -> Analysed:
             axes[name] = sounds.axis(kinds[0], column)
             effects[name] = curve(np.stack(played, axis=1), of_curve)
     if sounds.has("harmonic"):
-        effects["periodicity"] = contrast(sounds.of("harmonic") - sounds.of("inharmonic"), of_contrast)
+        effects["periodicity"] = contrast(
+            sounds.of("harmonic") - sounds.of("inharmonic"), of_contrast
+        )
     axes["level"] = sounds.axis("tone", "level")
     effects["level"] = curve(_at_best_frequency(sounds, effects["frequency"]), of_curve)
     effects["sweep"] = contrast(sounds.of("sweep up") - sounds.of("sweep down"), of_contrast)
     effects["tone"] = contrast(_tones_minus_noise(sounds), of_contrast)
-    controls = {"onset": "steady", "offset": "silence"}  # the same windows without an onset or offset
+    controls = {
+        "onset": "steady",
+        "offset": "silence",
+    }  # the same windows without an onset or offset
     for gate, control in controls.items():
         change = _early_minus_late(sounds, gate) - _early_minus_late(sounds, control)
         effects[gate] = contrast(change, of_contrast)
@@ -101,10 +110,14 @@ def _at_best_frequency(sounds: Sounds, frequency: Effect) -> np.ndarray:
     """Responses to tones at each neuron's strongest frequency and its two neighbours [realisations, 3, levels, neurons]."""
     levels = len(sounds.axis("tone", "level"))
     tones = sounds.of("tone", by=("level", "frequency"))
-    tones = tones.reshape(len(tones), levels, -1, tones.shape[2])  # [realisations, levels, frequencies, neurons]
+    tones = tones.reshape(
+        len(tones), levels, -1, tones.shape[2]
+    )  # [realisations, levels, frequencies, neurons]
     strongest = frequency.values.argmax(axis=0)
     neighbours = [np.clip(strongest + step, 0, tones.shape[2] - 1) for step in (-1, 0, 1)]
-    chosen = [np.take_along_axis(tones, place[None, None, None], axis=2)[:, :, 0] for place in neighbours]
+    chosen = [
+        np.take_along_axis(tones, place[None, None, None], axis=2)[:, :, 0] for place in neighbours
+    ]
     return np.stack(chosen, axis=1)
 
 
@@ -131,7 +144,10 @@ def compare_measures(responses: Responses) -> pd.DataFrame:
     rows = []
     for measure in MEASURES:
         sounds = Sounds(responses, measure)
-        kinds = {"frequency": ("tone", ("frequency",)), "modulation": ("modulated noise", ("rate",))}
+        kinds = {
+            "frequency": ("tone", ("frequency",)),
+            "modulation": ("modulated noise", ("rate",)),
+        }
         for name, (kind, by) in kinds.items():
             if not sounds.has(kind):
                 continue
@@ -139,7 +155,10 @@ def compare_measures(responses: Responses) -> pd.DataFrame:
             middle = len(values) // 2
             held_out = correlation(values[:middle].mean(axis=0), values[middle:].mean(axis=0))
             by_layer = pd.Series(held_out).groupby(responses.layer).mean()
-            rows += [{"measure": measure, "curve": name, "layer": k, "correlation": r} for k, r in by_layer.items()]
+            rows += [
+                {"measure": measure, "curve": name, "layer": k, "correlation": r}
+                for k, r in by_layer.items()
+            ]
     return pd.DataFrame(rows)
 
 
@@ -159,7 +178,9 @@ def neuron_table(responses: Responses, analysed: Analysed) -> pd.DataFrame:
         if name == "frequency":
             table["bandwidth_octaves"] = bandwidth(effect.values, axes[name])
         if name == "level":
-            threshold, dynamic_range = threshold_and_range(effect.values, analysed.silence, axes[name])
+            threshold, dynamic_range = threshold_and_range(
+                effect.values, analysed.silence, axes[name]
+            )
             table["threshold_db"] = np.where(effect.tuned, threshold, np.nan)
             table["dynamic_range_db"] = np.where(effect.tuned, dynamic_range, np.nan)
         table[f"{name}_reliability"] = effect.reliability

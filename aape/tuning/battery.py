@@ -54,7 +54,10 @@ def battery(sample_rate: int, seconds: float, realisations: int = REALISATIONS) 
     """
     highest = HIGHEST_SHARE * sample_rate
     octaves = np.log2(highest / LOWEST_HZ)
-    frequencies = [LOWEST_HZ * 2 ** (step / STEPS_PER_OCTAVE) for step in range(int(octaves * STEPS_PER_OCTAVE) + 1)]
+    frequencies = [
+        LOWEST_HZ * 2 ** (step / STEPS_PER_OCTAVE)
+        for step in range(int(octaves * STEPS_PER_OCTAVE) + 1)
+    ]
     bands = [f for f in frequencies[::STEPS_PER_OCTAVE] if f * np.sqrt(2) <= highest]
     carriers = [f for f in CARRIERS_HZ if f * np.sqrt(2) <= highest]
     fastest = [rate for rate in MODULATIONS_HZ if rate * seconds >= 2]
@@ -93,7 +96,9 @@ def _rows(
     realisations: int,
 ) -> pd.DataFrame:
     """All combinations for one kind of sound."""
-    combinations = itertools.product([kind], frequencies, levels, rates, range(realisations), [window[0]], [window[1]])
+    combinations = itertools.product(
+        [kind], frequencies, levels, rates, range(realisations), [window[0]], [window[1]]
+    )
     columns = ["kind", "frequency", "level", "rate", "realisation", "start", "end"]
     return pd.DataFrame(list(combinations), columns=columns)
 
@@ -105,7 +110,9 @@ def waveform(row: pd.Series, sample_rate: int, samples: int, seed: int = 0) -> n
     rng = np.random.default_rng([seed, int(row.realisation), zlib.crc32(described.encode())])
     if row.kind == "clicks":
         return np.float32(CLICK_PEAK * stimuli.clicks(samples, sample_rate, row.rate, rng))
-    silence = 10 ** (stimuli.SILENCE_DB / 20) * stimuli.noise(samples, np.random.default_rng([seed, row.realisation]))
+    silence = 10 ** (stimuli.SILENCE_DB / 20) * stimuli.noise(
+        samples, np.random.default_rng([seed, row.realisation])
+    )
     if row.kind == "silence":
         return np.float32(silence)
     sound = stimuli.at_level(_sound(row, sample_rate, samples, rng), row.level, sample_rate)
@@ -137,7 +144,9 @@ def _sound(row: pd.Series, sample_rate: int, samples: int, rng: np.random.Genera
     else:
         lowest = 4 if kind == "missing fundamental" else 1
         inharmonic = kind == "inharmonic"
-        sound = stimuli.harmonic_complex(samples, sample_rate, row.frequency, rng, lowest=lowest, inharmonic=inharmonic)
+        sound = stimuli.harmonic_complex(
+            samples, sample_rate, row.frequency, rng, lowest=lowest, inharmonic=inharmonic
+        )
     if row.kind.startswith("modulated"):
         return stimuli.modulated(sound, sample_rate, row.rate, rng)
     return sound

@@ -93,12 +93,16 @@ def curve(responses: np.ndarray, least_size: float, *, seed: int = 0) -> Effect:
     orders = [[rng.permutation(blocks.shape[1]) for _ in blocks] for _ in range(PERMUTATIONS)]
 
     def statistic(block: np.ndarray, order: list[np.ndarray] | None) -> np.ndarray:
-        moved = block if order is None else [x[places] for x, places in zip(block, order, strict=True)]
+        moved = (
+            block if order is None else [x[places] for x, places in zip(block, order, strict=True)]
+        )
         explained = np.square(np.mean(moved, axis=0)).mean(axis=0)
         return _ratio(explained, np.square(block).mean(axis=(0, 1)))
 
     p = _permutation_p(blocks, statistic, orders)
-    return _verdict(values, np.ptp(values, axis=0), _reliability(halved, correlation), p, least_size)
+    return _verdict(
+        values, np.ptp(values, axis=0), _reliability(halved, correlation), p, least_size
+    )
 
 
 def contrast(differences: np.ndarray, least_size: float, *, seed: int = 0) -> Effect:
@@ -115,7 +119,9 @@ def contrast(differences: np.ndarray, least_size: float, *, seed: int = 0) -> Ef
     values = differences.mean(axis=(0, 1))[None]
     pairs = differences.reshape(-1, 1, differences.shape[2])
     rng = np.random.default_rng(seed)
-    signs = [rng.choice([-1.0, 1.0], (len(pairs), 1, 1)).astype(np.float32) for _ in range(PERMUTATIONS)]
+    signs = [
+        rng.choice([-1.0, 1.0], (len(pairs), 1, 1)).astype(np.float32) for _ in range(PERMUTATIONS)
+    ]
 
     def statistic(block: np.ndarray, sign: np.ndarray | None) -> np.ndarray:
         moved = block if sign is None else block * sign
@@ -150,7 +156,9 @@ def _permutation_p(
     return pooled_p(np.concatenate(observed), np.concatenate(null, axis=1), _sparsity(blocks))
 
 
-def _reliability(responses: np.ndarray, agreement: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+def _reliability(
+    responses: np.ndarray, agreement: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
     """Agreement between halves of the realisations, mean over all ways to halve them [neurons]."""
     agreements = []
     for first, second in halves(len(responses)):
@@ -158,7 +166,9 @@ def _reliability(responses: np.ndarray, agreement: Callable[[np.ndarray, np.ndar
     return np.mean(agreements, axis=0)
 
 
-def _verdict(values: np.ndarray, size: np.ndarray, reliability: np.ndarray, p: np.ndarray, least_size: float) -> Effect:
+def _verdict(
+    values: np.ndarray, size: np.ndarray, reliability: np.ndarray, p: np.ndarray, least_size: float
+) -> Effect:
     """Which neurons are tuned."""
     q = benjamini_hochberg(p)
     tuned = (reliability >= RELIABLE) & (q <= FALSE_DISCOVERIES) & (size >= least_size)

@@ -52,7 +52,11 @@ def _around_maximum(above: np.ndarray, maximum: np.ndarray) -> np.ndarray:
 
 
 def _crossing(
-    curves: np.ndarray, positions: np.ndarray, limit: np.ndarray, inside: np.ndarray, outside: np.ndarray
+    curves: np.ndarray,
+    positions: np.ndarray,
+    limit: np.ndarray,
+    inside: np.ndarray,
+    outside: np.ndarray,
 ) -> np.ndarray:
     """Where a curve falls to a limit between a condition above it and the next one below it, in units of positions."""
     neurons = np.arange(curves.shape[1])
@@ -63,7 +67,9 @@ def _crossing(
     return positions[inside] + share * (positions[beyond] - positions[inside])
 
 
-def threshold_and_range(by_level: np.ndarray, silence: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def threshold_and_range(
+    by_level: np.ndarray, silence: np.ndarray, levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Threshold and dynamic range of each neuron, dB.
 
     The threshold is the lowest level at which the response passes 20 % of the range from silence to the strongest response;

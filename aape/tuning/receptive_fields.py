@@ -97,7 +97,9 @@ class ReceptiveFields(Displayed):
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
-        return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
+        return cls(
+            **{name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+        )
 
     def _facts(self) -> dict[str, str]:
         medians = pd.Series(self.correlation).groupby(self.layer).median()
@@ -154,7 +156,9 @@ def receptive_fields(
     batches = _batches(chosen, fold, batch_size or BATCH_SIZE)
     origin: np.ndarray | None = None
     reading = prefetched(task, [chosen[rows] for rows in batches], encoder.sample_rate)
-    for rows, (waves, _, complaints) in zip(tqdm(batches, desc="receptive fields", disable=None), reading, strict=True):
+    for rows, (waves, _, complaints) in zip(
+        tqdm(batches, desc="receptive fields", disable=None), reading, strict=True
+    ):
         if complaints:
             raise ValueError(next(iter(complaints.values())))
         x, y = observations(encoder, torch.from_numpy(waves), places)
@@ -241,7 +245,9 @@ def observations(encoder: Encoder, waves: Tensor, places: Places) -> tuple[np.nd
     return x.numpy(), torch.cat(activations, dim=1).numpy()
 
 
-def tone_agreement(fields: ReceptiveFields, curves: np.ndarray, frequencies: np.ndarray, seed: int = 0) -> pd.DataFrame:
+def tone_agreement(
+    fields: ReceptiveFields, curves: np.ndarray, frequencies: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
     """Does tuning to tones predict the receptive field?
 
     Per neuron the correlation over bands between its curve for tones and the frequency profile of its field (the weights
@@ -259,14 +265,19 @@ def tone_agreement(fields: ReceptiveFields, curves: np.ndarray, frequencies: np.
     rng = np.random.default_rng(seed)
     inside = (fields.bands >= frequencies[0]) & (fields.bands <= frequencies[-1])
     bands = np.log(fields.bands[inside])
-    tones = np.stack([np.interp(bands, np.log(frequencies), curve) for curve in curves.T])  # [neurons, bands]
+    tones = np.stack(
+        [np.interp(bands, np.log(frequencies), curve) for curve in curves.T]
+    )  # [neurons, bands]
     profiles = fields.fields.sum(axis=0)[inside].T
     other = np.arange(len(tones))
     for layer in np.unique(fields.layer):
         members = np.flatnonzero(fields.layer == layer)
         other[members] = rng.permutation(members)
     columns = {"layer": fields.layer, "neuron": fields.neuron}
-    columns |= {"correlation": _rowwise(tones, profiles), "shuffled": _rowwise(tones[other], profiles)}
+    columns |= {
+        "correlation": _rowwise(tones, profiles),
+        "shuffled": _rowwise(tones[other], profiles),
+    }
     return pd.DataFrame(columns)
 
 

@@ -10,7 +10,9 @@ from aape.neurons.pvalues import benjamini_hochberg
 DRAWS = 9999
 
 
-def tuned_among(neurons: pd.DataFrame, members: np.ndarray, column: str, *, seed: int = 0) -> dict[str, float]:
+def tuned_among(
+    neurons: pd.DataFrame, members: np.ndarray, column: str, *, seed: int = 0
+) -> dict[str, float]:
     """The share of tuned neurons among chosen ones, relative to other neurons of their layers.
 
     Chance is the same number of random neurons of every layer; p is two-sided.
@@ -48,7 +50,9 @@ def tuned_among(neurons: pd.DataFrame, members: np.ndarray, column: str, *, seed
     }
 
 
-def relevance(neurons: pd.DataFrame, chosen: dict[str, np.ndarray], *, seed: int = 0) -> pd.DataFrame:
+def relevance(
+    neurons: pd.DataFrame, chosen: dict[str, np.ndarray], *, seed: int = 0
+) -> pd.DataFrame:
     """`tuned_among` for several choices of neurons and every property.
 
     Args:

@@ -83,7 +83,9 @@ def record(
         rows_of = {name: rows.tolist() for name, rows in batches.items()}
         results = [
             dict(result)
-            for result in resumed(Path(out_dir) / "responses", encoder.identity, rows_of, compute, code=code)
+            for result in resumed(
+                Path(out_dir) / "responses", encoder.identity, rows_of, compute, code=code
+            )
         ]
     order = np.argsort(np.concatenate(list(batches.values())))
     share = np.concatenate([result["share"] for result in results])[order]
@@ -163,7 +165,9 @@ def respond(encoder: Encoder, sounds: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def tokens_in_window(encoder: Encoder, samples: int, start: float, end: float) -> list[Tensor] | None:
+def tokens_in_window(
+    encoder: Encoder, samples: int, start: float, end: float
+) -> list[Tensor] | None:
     """Indices of the tokens of each call whose centre lies in a window of time; None if that is not known.
 
     A window that holds no token gets the tokens nearest to its middle.

@@ -12,7 +12,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.linalg import eigh
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty, relative to the mean variance of a feature
+STRENGTHS = (
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+)  # of the penalty, relative to the mean variance of a feature
 
 
 class Sums:

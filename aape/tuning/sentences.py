@@ -15,7 +15,10 @@ from typing import Any
 
 _CONTRASTS = {  # contrast -> words for a positive and for a negative index
     "tone": ("prefers tones to noise", "prefers noise to tones"),
-    "periodicity": ("prefers harmonic to inharmonic sounds", "prefers inharmonic to harmonic sounds"),
+    "periodicity": (
+        "prefers harmonic to inharmonic sounds",
+        "prefers inharmonic to harmonic sounds",
+    ),
     "sweep": ("prefers upward sweeps", "prefers downward sweeps"),
     "onset": ("responds to onsets", "is suppressed at onsets"),
     "offset": ("responds to offsets", "is suppressed at offsets"),

@@ -22,7 +22,9 @@ def filters(sample_rate: int) -> tuple[Tensor, np.ndarray]:
     """Mel filters [frequencies, BANDS] of a sample rate, and the centre frequency of each band, Hz."""
     frame = _frame(sample_rate)
     bins = frame // 2 + 1
-    bank = mel_filter_bank(bins, BANDS, LOWEST_HZ, sample_rate / 2, sample_rate, norm="slaney", mel_scale="htk")
+    bank = mel_filter_bank(
+        bins, BANDS, LOWEST_HZ, sample_rate / 2, sample_rate, norm="slaney", mel_scale="htk"
+    )
     frequencies = np.linspace(0, sample_rate / 2, bins)
     weights = np.maximum(bank, 1e-12)
     centres = (weights * frequencies[:, None]).sum(axis=0) / weights.sum(axis=0)
@@ -38,7 +40,9 @@ def log_mel(waves: Tensor, sample_rate: int) -> Tensor:
     """Log-mel spectrogram of waves [clips, samples], in bel: float32 [clips, frames, BANDS]. Frame i is centred at i hops."""
     size, hop = _frame(sample_rate), round(HOP_SECONDS * sample_rate)
     window = torch.hann_window(size // 2)
-    spectrum = torch.stft(waves, size, hop, size // 2, window, return_complex=True, pad_mode="constant")
+    spectrum = torch.stft(
+        waves, size, hop, size // 2, window, return_complex=True, pad_mode="constant"
+    )
     power = spectrum.abs().square().transpose(1, 2)
     bank, _ = filters(sample_rate)
     return torch.log10(power @ bank + FLOOR)

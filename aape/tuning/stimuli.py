@@ -87,7 +87,13 @@ def sweeps(samples: int, rate: int, speed: float, upward: bool, rng: Generator) 
 
 
 def harmonic_complex(
-    samples: int, rate: int, fundamental: float, rng: Generator, *, lowest: int = 1, inharmonic: bool = False
+    samples: int,
+    rate: int,
+    fundamental: float,
+    rng: Generator,
+    *,
+    lowest: int = 1,
+    inharmonic: bool = False,
 ) -> np.ndarray:
     """Equal harmonics of a fundamental in random phases, up to the twelfth.
 
@@ -100,7 +106,9 @@ def harmonic_complex(
     shifts = rng.uniform(-INHARMONIC_SHIFT, INHARMONIC_SHIFT, len(numbers))
     frequencies = fundamental * (numbers + shifts * inharmonic)
     present = (numbers >= lowest) & (frequencies < 0.45 * rate)
-    angles = 2 * np.pi * np.outer(frequencies[present], times(samples, rate)) + phases[present, None]
+    angles = (
+        2 * np.pi * np.outer(frequencies[present], times(samples, rate)) + phases[present, None]
+    )
     return unit_rms(np.sin(angles).sum(axis=0))
 
 

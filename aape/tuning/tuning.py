@@ -101,8 +101,16 @@ class Tuning(Displayed):
             values[name] = pd.read_csv(folder / f"{name}.csv", float_precision="round_trip")
         with np.load(folder / "tuning.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        axes = {name.removeprefix("axis "): array for name, array in arrays.items() if name.startswith("axis ")}
-        curves = {name.removeprefix("curve "): array for name, array in arrays.items() if name.startswith("curve ")}
+        axes = {
+            name.removeprefix("axis "): array
+            for name, array in arrays.items()
+            if name.startswith("axis ")
+        }
+        curves = {
+            name.removeprefix("curve "): array
+            for name, array in arrays.items()
+            if name.startswith("curve ")
+        }
         return cls(axes=axes, curves=curves, **values)
 
     def _facts(self) -> dict[str, str]:
