@@ -14,6 +14,7 @@ the same host or on another one. `collect`, `attribute`, the ablation, the analy
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import io
@@ -96,7 +97,8 @@ def forget(folder: str | Path) -> None:
 def code_version(*packages: str) -> str:
     """A hash of the source code of some parts of this package, such as "collecting" or "causal".
 
-    Results that were kept by other code are computed again, so that a mended error cannot survive on disk.
+    Results that were kept by other code are computed again, so that a mended error cannot survive on disk. Comments and
+    the layout of the code make no difference.
     """
     root = Path(__file__).parent
     digest = hashlib.sha256()
@@ -105,7 +107,7 @@ def code_version(*packages: str) -> str:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [root / f"{package}.py"]
         for file in files:
             digest.update(file.relative_to(root).as_posix().encode())
-            digest.update(file.read_bytes())
+            digest.update(ast.dump(ast.parse(file.read_bytes())).encode())
     return digest.hexdigest()[:16]
 
 

@@ -151,6 +151,9 @@ def test_the_code_version_follows_the_source(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("aape.resuming.__file__", str(package / "resuming.py"))
     code_version.cache_clear()
     before = code_version("causal")
+    (package / "causal" / "silencing.py").write_text("gain   =   0  # silences\n")
+    code_version.cache_clear()
+    assert code_version("causal") == before
     (package / "causal" / "silencing.py").write_text("gain = 1\n")
     code_version.cache_clear()
     assert code_version("causal") != before
