@@ -91,20 +91,20 @@ def test_planted_structure_survives_and_noise_does_not(analysis):
 def test_neurons_csv_lists_every_class_specific_neuron(analysis):
     result = analysis.results["events", "ssl"]
     table = pd.read_csv(analysis.study.directory / "events_analysis" / "neurons.csv")
-    assert table.columns[:4].tolist() == ["layer", "neuron", "class", "p"]
-    assert {"aape", "q", "q_neuron", "p_outside", "calibrated"} <= set(table)
+    assert table.columns[:4].tolist() == ["layer", "neuron", "class", "rate"]
+    assert {"aape", "q_value", "aape_q_value", "rate_outside", "calibrated"} <= set(table)
     assert len(table) == result.members.sum() and table.calibrated.sum() == result.calibrated.sum()
     assert table.auprc.mean() == pytest.approx(result.row["auprc"], rel=1e-4)
     assert table.auprc.mean() > 0.6 > result.row["auprc_permuted"]
     artifacts = load_artifacts(analysis.study.directory / "events_analysis")
     p = artifacts.probabilities()
     index = table["class"].map(EVENTS.index)
-    assert table.p.to_numpy() == pytest.approx(p[table.layer, table.neuron, index], rel=1e-5)
+    assert table.rate.to_numpy() == pytest.approx(p[table.layer, table.neuron, index], rel=1e-5)
     others = [artifacts.counts[artifacts.labels != c].mean(axis=0) / TOKENS for c in range(4)]
     expected = [
         others[c][layer, n] for c, layer, n in zip(index, table.layer, table.neuron, strict=True)
     ]
-    assert table.p_outside.to_numpy() == pytest.approx(expected, rel=1e-5)
+    assert table.rate_outside.to_numpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_octaves_are_shared_in_the_planted_pitches(analysis):

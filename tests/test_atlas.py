@@ -654,7 +654,7 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     study = tmp_path / "study"
     site = with_tables(site, study, "sounds_small")
     selection, neurons = select(site.artifacts), site.artifacts.path / "neurons.csv"
-    table = selection.table().assign(q=0.01, auprc=0.4)
+    table = selection.table().assign(q_value=0.01, auprc=0.4)
     table["calibrated"] = np.arange(len(table)) % 2 == 0
     table.to_csv(neurons, index=False)
     first, name = table.iloc[0], selection.classes[0]
@@ -680,7 +680,7 @@ def test_the_studys_tables_bring_q_and_effects_and_tables_of_other_artifacts_are
     assert np.allclose(decoded(pair["members"]["auprc"], "<f4"), 0.4)
     assert np.isnan(decoded(pair["members"]["f1"], "<f4")).all()
     assert sum(c["calibrated"] for c in pair["classes"]) == table.calibrated.sum()
-    table.assign(p=table.p + 0.01).to_csv(neurons, index=False)
+    table.assign(rate=table.rate + 0.01).to_csv(neurons, index=False)
     with pytest.warns(UserWarning, match=r"neurons.csv was made from other artifacts"):
         site.build()
     assert all(c["calibrated"] is None for c in site.pair()["classes"])

@@ -28,7 +28,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = make_site(folder)
     selection = select(site.artifacts, rate=0.05)
     table = selection.table().assign(q=0.01, calibrated=True, auprc=0.42, f1=0.31, iou=0.23)
-    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    written = table.rename(columns={"q": "q_value"})
+    written.to_csv(site.artifacts.path / "neurons.csv", index=False)
     where = {"task": "sounds", "model": "small", "target": "a target", "mode": "specific"}
     change = {
         "class": NAMES[0],
@@ -60,7 +61,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     selection = select(site.artifacts, rate=1.0, quantile=0.6)
     table = selection.table()
     table["q"] = np.round(np.random.default_rng(0).uniform(0.001, 0.03, len(table)), 5)
-    is_large = table.p - table.p_outside >= LEAST
+    is_large = table.rate - table.rate_outside >= LEAST
     table["calibrated"] = (table.q < LEVEL) & is_large
     verdicts = ["✓ significant and large", "significant but small"]
     table["verdict"] = np.select(
@@ -343,7 +344,7 @@ def test_a_row_its_place_and_whether_it_is_found_are_of_one_class(page, mixed):
                 place = tuple(map(int, number.split()[0].split("/")))
                 wanted = by_pair.loc[(*place, chosen.get("c", names.split(",")[0]))]
                 shares = [float(x.split("\u202f")[0]) / 100 for x in (p, outside)]
-                assert shares == pytest.approx([wanted.p, wanted.p_outside], abs=0.0075)
+                assert shares == pytest.approx([wanted.rate, wanted.rate_outside], abs=0.0075)
                 assert float(q) == pytest.approx(wanted.q, rel=0.06) and verdict == wanted.verdict
     titles = page.evaluate(
         "[...document.querySelectorAll('tbody td:nth-child(7) span')].map((e) => e.title)"
@@ -371,7 +372,7 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(
     weaker = table[table.duplicated(["layer", "neuron"])].iloc[-1]  # not the neuron's largest p
     show(page, site.out, m="small", t="sounds", l=weaker.layer, n=weaker.neuron, c=weaker["class"])
     said = float(page.inner_text(".lead .hot >> nth=0").split("\u202f")[0]) / 100
-    assert said == pytest.approx(weaker.p, abs=0.0075)
+    assert said == pytest.approx(weaker.rate, abs=0.0075)
     show(page, site.out, m="small", t="sounds", find=1)
     page.evaluate(
         "navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }"
@@ -384,7 +385,7 @@ def test_numbers_are_copied_and_written_as_exactly_as_they_are_known(
     both = pd.read_csv(io.StringIO(copied)).merge(
         table, on=["layer", "neuron", "class"], suffixes=("", "_true")
     )
-    assert len(both) == len(table) and (both.p - both.p_true).abs().max() < 0.0075
+    assert len(both) == len(table) and (both.rate - both.rate_true).abs().max() < 0.0075
     show(page, site.out, m="small", t="sounds", find=1, c="B")
     page.evaluate(
         "navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }"

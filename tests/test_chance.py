@@ -224,7 +224,7 @@ def test_calibrated_selection_is_a_part_of_the_selection(tmp_path):
     assert row.q_value == pytest.approx(
         result.null.pair_q[row.layer, row.neuron, "abcdef".index(row["class"])]
     )
-    assert f"of which {result.members.sum()} are calibrated" in repr(result)
+    assert f"; {result.members.sum()} of them are calibrated" in repr(result)
     assert (
         "q < 0.05 with class-level and task-level test, and a difference of at least 0.3"
         in repr(result)

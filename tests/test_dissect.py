@@ -49,15 +49,15 @@ def test_an_encoder_and_a_folder(tmp_path: Path):
         counts = found.artifacts.counts[:, layer, neuron].astype(float)
         inside = found.artifacts.labels == c
         tokens = found.artifacts.tokens
-        assert row.p == pytest.approx(counts[inside].sum() / tokens[inside].sum(), abs=1e-6)
-        assert row.p_outside == pytest.approx(
+        assert row.rate == pytest.approx(counts[inside].sum() / tokens[inside].sum(), abs=1e-6)
+        assert row.rate_outside == pytest.approx(
             counts[~inside].sum() / tokens[~inside].sum(), abs=1e-6
         )
     assert len(classes.dropna(subset="neuron")) >= 2
     passing = pd.read_csv(folder / "passing_neurons.csv")
     chosen = passing[passing.selected]
     assert len(passing) > len(chosen) == classes.calibrated.sum()
-    assert (passing.q < 0.05).all() and (passing.p - passing.p_outside).min() >= 0.1
+    assert (passing.q_value < 0.05).all() and (passing.rate - passing.rate_outside).min() >= 0.1
     assert set(found.ablation.effects["class"]) <= {"low", "mid", "high"}
     assert any(note.startswith("silenced: the neurons of ") for note in found.notes)
     names = ("classes.pdf", "classes.png", "ablation_effects.csv", "../tones_artifacts/neurons.csv")

@@ -752,7 +752,7 @@ function asCsv(pair, found, c) {
     return mine.map((x) => [neuron, quoted(pair.names[x.c]), x.p?.toFixed(2), x.out.toFixed(2), aape, // known to a byte
       known(x.q) ? x.q : "", ["False", "True", ""][x.calibrated]].join(","));
   });
-  return ["layer,neuron,class,p,p_outside,aape,q,calibrated", ...lines, ""].join("\n");
+  return ["layer,neuron,class,rate,rate_outside,aape,q_value,calibrated", ...lines, ""].join("\n");
 }
 const asNeurons = (pair, found) => `int_neurons: [${found.map((flat) => `[${name(pair, flat).replace("/", ", ")}]`).join(", ")}]\n`;
 

@@ -178,7 +178,7 @@ class Calibrated(Displayed):
         null, chosen = self.null, self.selection
         both = self.significant & self.large
         return {
-            "class-specific pairs": f"{chosen.members.sum()}, of which {self.members.sum()} are calibrated",
+            "class-specific pairs": f"{chosen.members.sum()}; {self.members.sum()} of them are calibrated",
             "calibrated": f"q < {self.q:g} with class-level and task-level test, and a difference of at least "
             f"{self.effect:g} in activation rate",
             "coverage": f"{self.coverage:.0%} of {len(chosen.classes)} classes ({chosen.coverage:.0%} before)",
