@@ -238,7 +238,7 @@ def test_the_best_neuron_detects_its_class_best_among_those_that_are_calibrated(
     assert best_neuron(site.artifacts, selection) == tuple(table.loc[0, ["layer", "neuron"]]), (
         "the strongest"
     )
-    table = table.assign(q=0.01, calibrated=True, auprc=0.2)
+    table = table.assign(q_value=0.01, calibrated=True, auprc=0.2)
     table.loc[last, "auprc"] = 0.5
     table.to_csv(site.artifacts.path / "neurons.csv", index=False)
     assert best_neuron(site.artifacts, selection) == tuple(table.loc[last, ["layer", "neuron"]])
@@ -709,7 +709,7 @@ def test_chance_is_that_of_the_seed_and_calibrated_neurons_are_known_from_neuron
     alone.to_csv(statistics, index=False)
     assert task_chance(seeded, "sounds", "random-2") == {}
     table = select(seeded).table()
-    table = table.assign(q=0.01, calibrated=table.neuron % 2 == 0)
+    table = table.assign(q_value=0.01, calibrated=table.neuron % 2 == 0)
     table.to_csv(
         seeded.path / "neurons.csv", index=False
     )  # all that `dissect` leaves on single neurons
