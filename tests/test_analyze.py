@@ -90,6 +90,7 @@ def test_planted_structure_survives_and_noise_does_not(analysis):
 
 def test_neurons_csv_lists_every_class_specific_neuron(analysis):
     result = analysis.results["events", "ssl"]
+    assert all(r.drawn is not None for r in analysis.results.values() if "permutations" in r.row)
     table = pd.read_csv(analysis.study.directory / "events_analysis" / "neurons.csv")
     assert table.columns[:4].tolist() == ["layer", "neuron", "class", "rate"]
     assert {"aape", "q_value", "aape_q_value", "rate_outside", "calibrated"} <= set(table)

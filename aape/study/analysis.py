@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
             results[place] = result
             tables.write_table(result.neurons, artifacts[place].path / "neurons.csv")
 
+        notes += untested_classes(results)
         shared = all_shared(study, results)
         statistics = tables.task_level(results)
         written = {
@@ -152,6 +153,21 @@ def analyze(study: str | Path | Study, *, draw: bool = True, progress: bool = Tr
         if draw:
             analysis.figures = draw_figures(study, results, shared)
     return analysis
+
+
+def untested_classes(results: Mapping[Place, TaskResult]) -> list[str]:
+    """A note for each task with classes that the calibration cannot test, because too few groups are of like size."""
+    notes: dict[str, str] = {}
+    for (task, _), result in results.items():
+        if "class_p" not in result.classes:
+            continue
+        names = result.classes["class"][result.classes["class_p"].isna()]
+        if len(names):
+            notes[task] = (
+                f"{task}: {', '.join(names)} cannot be tested against permuted labels, because too few groups of clips "
+                "are of like size; none of their neurons is calibrated"
+            )
+    return list(notes.values())
 
 
 def _results(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -74,7 +75,7 @@ class TaskResult:
             pd.DataFrame(content[k]) for k in ("neurons", "classes", "sensitivity")
         )
         drawn = None
-        if "drawn_tested" in arrays:
+        if "drawn_neurons" in arrays:
             drawn = PermutedSelections(
                 **{
                     field.name: arrays[f"drawn_{field.name}"]
@@ -112,15 +113,19 @@ def task_result(study: Study, task: str, artifacts: Artifacts, progress: bool = 
 
     data = counted_clips(artifacts)
     chance = study.chance
-    calibrated = calibrate_counts(
-        data,
-        selection,
-        permutations=chance.permutations,
-        seed=study.seed,
-        q=chance.q,
-        effect=chance.effect,
-        progress=progress and data.counts.nbytes > _LARGE,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".* classes cannot be tested"
+        )  # the notes of the analysis say so
+        calibrated = calibrate_counts(
+            data,
+            selection,
+            permutations=chance.permutations,
+            seed=study.seed,
+            q=chance.q,
+            effect=chance.effect,
+            progress=progress and data.counts.nbytes > _LARGE,
+        )
     neurons, scores = _with_scores(artifacts, calibrated, study.seed)
     row |= _chance_row(row, calibrated)
     row["groups"] = len(np.unique(data.groups))
