@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
 import socket
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -227,73 +224,3 @@ def _renew(note: Path, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(note)
-
-
-# --- replaced by aape.resuming; removed as soon as nothing uses it ----------------------------------------
-
-
-class Cache:
-    """Arrays on disk, found again by name and key: whatever cannot be trusted is computed anew, never raised.
-
-    An entry is one `.npz` file that also holds its key and the SHA-256 of its arrays.
-
-    Args:
-        folder: made when the first entry is written.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def path(self, name: str) -> Path:
-        """The file of an entry; a name may contain folders."""
-        return self.folder / f"{name}.npz"
-
-    def get(self, name: str, key: Any) -> dict[str, np.ndarray] | None:
-        """The arrays that `put` stored, or None: not there, of another key, or, with a warning, damaged.
-
-        Args:
-            name: of the entry. key: all that the arrays depend on; anything that JSON can hold.
-        """
-        path = self.path(name)
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            found, digest = str(arrays.pop("__key__")), str(arrays.pop("__digest__"))
-            if digest != _digest(found, arrays):
-                raise ValueError("its content is not what was written")
-        except (
-            Exception
-        ) as error:  # a damaged or foreign file can raise anything that zipfile and NumPy know
-            warnings.warn(
-                f"{path} cannot be used ({error}); what it held is computed anew", stacklevel=2
-            )
-            return None
-        return arrays if found == _text(key) else None
-
-    def put(self, name: str, key: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays, whole or not at all, in place of an earlier entry of that name."""
-        path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = _text(key)
-        buffer = (
-            io.BytesIO()
-        )  # first to memory: zipfile on a full disk leaves with other errors than OSError
-        meta = {"__key__": np.array(text), "__digest__": np.array(_digest(text, arrays))}
-        np.savez(buffer, **meta, **arrays)  # type: ignore[arg-type]
-        with whole_file(path, sync=False) as file:
-            file.write(buffer.getbuffer())
-
-
-def _text(key: Any) -> str:
-    return json.dumps(key, sort_keys=True)
-
-
-def _digest(key: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(key.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

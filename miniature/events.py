@@ -313,11 +313,8 @@ def car_horn(rec: Generator, clip: Generator) -> np.ndarray:
     for _ in range(count):
         t = seconds(clip.uniform(0.7, 1.5) if count == 1 else clip.uniform(0.2, 0.45))
         tone = sum(polyblep_saw(np.full(len(t), g)) for g in tones)
-        put(
-            wave,
-            np.tanh(1.5 * band(tone, 250, 5000)) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02),
-            at,
-        )  # type: ignore[arg-type]
+        filtered = band(tone, 250, 5000)  # type: ignore[arg-type]
+        put(wave, np.tanh(1.5 * filtered) * np.minimum(1, np.minimum(t, t[-1] - t) / 0.02), at)
         at += t[-1] + clip.uniform(0.08, 0.2)
     return wave[: round(min(2.0, at) * SAMPLE_RATE)]
 
