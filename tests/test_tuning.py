@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_task, make_toy
 from scipy import signal
-from test_hub import CONFIGS, write_model
+from tiny_models import TINY, write_model
 from torch import Tensor, nn
 
 import aape
@@ -449,7 +449,7 @@ def test_tuned_among_finds_an_excess_and_no_false_one(tuning: Tuning):
 # --- encoders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [*CONFIGS, "timm"])
+@pytest.mark.parametrize("kind", list(TINY))
 def test_all_families_of_the_hub(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few_sounds(monkeypatch)
     found = tune(from_hub(write_model(tmp_path / "model", kind)))
