@@ -200,8 +200,8 @@ def test_sounds_play_the_cursor_moves_and_one_sounds_at_a_time(page, site, neuro
     page.wait_for_function("document.querySelectorAll('audio')[1].currentTime > 0")
     assert page.evaluate("document.querySelectorAll('audio')[0].paused")
     page.wait_for_function("document.querySelectorAll('audio')[1].ended")
-    meter = page.evaluate("parseFloat(document.querySelectorAll('.meter i')[1].style.width)")
-    assert meter == 0, "it rests when nothing sounds"
+    rests = "parseFloat(document.querySelectorAll('.meter i')[1].style.width) === 0"
+    page.wait_for_function(rests)  # it rests when nothing sounds
     original = page.get_attribute("audio >> nth=0", "src")
     page.click("text=Filtered by this neuron")
     page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
