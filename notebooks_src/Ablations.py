@@ -111,8 +111,8 @@ rows = [
 ]
 lower = np.sum(np.array(matched) <= of_class)
 picture, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-for height, (_, changes, colour, marker) in enumerate(rows):
-    axes.scatter(changes, np.full(len(changes), height), color=colour, marker=marker)
+for height, row in enumerate(rows):
+    axes.scatter(row[1], np.full(len(row[1]), height), color=row[2], marker=row[3])
 axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
 axes.axvline(0, color="0.8", lw=1)
 axes.set(

@@ -298,7 +298,7 @@ else:
 # %%
 if len(analysis.strongest_pairs):
     pairs = analysis.strongest_pairs[analysis.strongest_pairs.model == model]
-    strongest = pairs[pairs.shared_neurons >= 2].groupby("figure", sort=False).head(3)
+    most_shared = pairs[pairs.shared_neurons >= 2].groupby("figure", sort=False).head(3)
     pair_columns = [
         "figure",
         "rows",
@@ -308,7 +308,7 @@ if len(analysis.strongest_pairs):
         "chance_low",
         "chance_high",
     ]
-    display(table(strongest[pair_columns], rows=30, csv="sharing_pairs.csv"))
+    display(table(most_shared[pair_columns], rows=30, csv="sharing_pairs.csv"))
 
 # %%
 if len(analysis.octaves):

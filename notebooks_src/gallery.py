@@ -27,7 +27,7 @@ from notebooks_src.run import Notebook, collecting_notebooks, execute_missing, f
 from notebooks_src.shrinking import shrink
 
 FOLDER = ROOT / "gallery" / "notebooks"
-SHOWN = ("Collect", "Analyze_ClassSpecificNeurons", "Ablations", "Dissect_Your_Own", "Tuning")
+SHOWN = ("Collect", "Analyze_ClassSpecificNeurons")
 AT_MOST = 3_000_000  # bytes of all notebooks together
 
 

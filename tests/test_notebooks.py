@@ -207,7 +207,7 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(
     assert [len(pictures(path)) for path in copies] == [
         1,
         1,
-        6,
+        7,
         2 + len(list(out.glob("ablation_*.png"))),
     ]
     for path in copies:
