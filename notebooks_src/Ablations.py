@@ -90,7 +90,7 @@ rng = np.random.default_rng(0)
 width = selection.entropy.shape[1]
 per_layer = np.bincount(neurons[:, 0])  # neurons of the class in each layer
 layer_matched, matched = [], []
-for _ in range(9):
+for _draw in range(9):
     drawn = [
         (layer, n) for layer, k in enumerate(per_layer) for n in rng.choice(width, k, replace=False)
     ]
@@ -113,7 +113,7 @@ lower = np.sum(np.array(matched) <= of_class)
 picture, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
 for height, row in enumerate(rows):
     axes.scatter(row[1], np.full(len(row[1]), height), color=row[2], marker=row[3])
-axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+axes.set_yticks(range(len(rows)), [row[0] for row in rows])
 axes.axvline(0, color="0.8", lw=1)
 axes.set(
     xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(rows) - 0.5)
@@ -124,7 +124,7 @@ title = axes.set_title(
 )
 
 # %%
-summary = [(name, np.mean(changes), np.min(changes), np.max(changes)) for name, changes, *_ in rows]
+summary = [(row[0], np.mean(row[1]), np.min(row[1]), np.max(row[1])) for row in rows]
 table(pd.DataFrame(summary, columns=["silenced", "mean change (nats)", "lowest", "highest"]))
 
 # %% [markdown]

@@ -114,12 +114,12 @@ as_written = select(
     classes=artifacts.classes,
 )
 picture, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
-for chosen, colour, name in (
+for chosen, colour, label in (
     (alive, "0.85", "all neurons"),
     (as_written.selected, "#E69F00", "kept, the paper's filter as written"),
     (kept, "#0072B2", "kept, LAPE's filter"),
 ):
-    axes.scatter(aape[chosen], p.max(axis=2)[chosen], s=4, color=colour, label=name)
+    axes.scatter(aape[chosen], p.max(axis=2)[chosen], s=4, color=colour, label=label)
 axes.axhline(
     selection.threshold,
     color="0.3",
@@ -363,8 +363,12 @@ strongest = selection.table().iloc[0]
 rates = p[strongest.layer, strongest.neuron]
 above = rates > np.median(rates)
 two_groups = {
-    "above": [name for name, high in zip(artifacts.classes, above, strict=True) if high],
-    "below": [name for name, high in zip(artifacts.classes, above, strict=True) if not high],
+    "above": [
+        class_name for class_name, high in zip(artifacts.classes, above, strict=True) if high
+    ],
+    "below": [
+        class_name for class_name, high in zip(artifacts.classes, above, strict=True) if not high
+    ],
 }
 regrouped = artifacts.probabilities(classes=two_groups)  # [layers, neurons, 2]
 difference = regrouped[:, :, 0] - regrouped[:, :, 1]

@@ -173,8 +173,8 @@ for _, shown in examples.iterrows():
 if sounds is not None:
     task = aape.from_folder(sounds, clip_seconds=clip_seconds)
     fields = {
-        name: aape.receptive_fields(e, task)
-        for name, e in [(encoder.name, encoder), (untrained.name, untrained)]
+        title: aape.receptive_fields(e, task)
+        for title, e in [(encoder.name, encoder), (untrained.name, untrained)]
     }
     display(figures.predictability_figure(fields))
     best = fields[encoder.name].table().nlargest(3, "correlation")
