@@ -124,7 +124,7 @@ title = axes.set_title(
 )
 
 # %%
-summary = [(row[0], np.mean(row[1]), np.min(row[1]), np.max(row[1])) for row in rows]
+summary = [(label, np.mean(c), np.min(c), np.max(c)) for label, c, *_colour in rows]
 table(pd.DataFrame(summary, columns=["silenced", "mean change (nats)", "lowest", "highest"]))
 
 # %% [markdown]
