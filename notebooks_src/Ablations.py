@@ -104,19 +104,19 @@ for _draw in range(9):
 # than activity-matched sets do they matter beyond their activity.
 
 # %%
-rows = [
+compared = [
     ("random, as many in each layer", layer_matched, "0.7", "o"),
     ("random, activity-matched (decides)", matched, "#E69F00", "o"),
     (f"neurons of {class_name}", [of_class], "#0072B2", "D"),
 ]
 lower = np.sum(np.array(matched) <= of_class)
 picture, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-for height, row in enumerate(rows):
+for height, row in enumerate(compared):
     axes.scatter(row[1], np.full(len(row[1]), height), color=row[2], marker=row[3])
-axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+axes.set_yticks(range(len(compared)), [row[0] for row in compared])
 axes.axvline(0, color="0.8", lw=1)
 axes.set(
-    xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(rows) - 0.5)
+    xlabel=f"change of the log-probability of {class_name} (nats)", ylim=(-0.5, len(compared) - 0.5)
 )
 title = axes.set_title(
     f"{lower} of {len(matched)} activity-matched sets lower {class_name} at least as far as its own neurons",
@@ -124,7 +124,7 @@ title = axes.set_title(
 )
 
 # %%
-summary = [(label, np.mean(c), np.min(c), np.max(c)) for label, c, *_colour in rows]
+summary = [(label, np.mean(c), np.min(c), np.max(c)) for label, c, *_colour in compared]
 table(pd.DataFrame(summary, columns=["silenced", "mean change (nats)", "lowest", "highest"]))
 
 # %% [markdown]

@@ -362,14 +362,8 @@ else:
 strongest = selection.table().iloc[0]
 rates = p[strongest.layer, strongest.neuron]
 above = rates > np.median(rates)
-two_groups = {
-    "above": [
-        class_name for class_name, high in zip(artifacts.classes, above, strict=True) if high
-    ],
-    "below": [
-        class_name for class_name, high in zip(artifacts.classes, above, strict=True) if not high
-    ],
-}
+names_of_classes = np.array(artifacts.classes)
+two_groups = {"above": list(names_of_classes[above]), "below": list(names_of_classes[~above])}
 regrouped = artifacts.probabilities(classes=two_groups)  # [layers, neurons, 2]
 difference = regrouped[:, :, 0] - regrouped[:, :, 1]
 layer, neuron = np.unravel_index(np.abs(difference).argmax(), difference.shape)
