@@ -224,7 +224,9 @@ def test_own_tasks_and_an_own_model_run_from_collecting_to_ablation(
         study, out.parent
     )  # which finds that the sounds are the same
     model.write_text(f"{OWN_MODEL}# changed\n")
-    assert "2 notebook(s) executed" in run(study, out.parent)
+    assert "4 notebook(s) executed" in run(
+        study, out.parent
+    )  # all stand on the code next to the study
 
 
 def test_cells_of_analysis_and_ablations_run_again_in_any_order(
@@ -293,7 +295,7 @@ def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_pa
         "M2D_CREMAD_gender.ipynb"
     )  # which has the same clips
     copies = sorted((tmp_path / "outputs" / "miniature" / "notebooks").glob("*.ipynb"))
-    assert [len(pictures(path)) for path in copies if "Analyze" not in path.name] == [1] * 4
+    assert [len(pictures(path)) for path in copies if "Analyze" not in path.name] == [2] * 4
     for path in copies:
         check_tables(path)
         assert "**Substitute models or sounds.**" in headings(path)[0]
@@ -324,6 +326,6 @@ def test_dissect_your_own_runs_on_a_folder_of_sounds_and_a_model_in_a_folder(tmp
     check_tables(copy)
     assert len(pictures(copy)) == 2 + len(list((tmp_path / "out").rglob("ablation_*.png")))
     assert (tmp_path / "out" / "atlas" / "index.html").is_file()
-    assert {"layer", "neuron", "class", "p"} <= set(
+    assert {"layer", "neuron", "class", "rate"} <= set(
         pd.read_csv(tmp_path / "out" / "sounds" / "neurons.csv").columns
     )
