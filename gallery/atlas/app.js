@@ -382,9 +382,10 @@ function card(pair, record, place, { label, large, secret } = {}) {
   function follow() {
     const time = audio.currentTime;
     cursor.style.left = css(time / pair.seconds);
+    if (audio.paused) return; // a last call may come after the pause
     if (meter) meter.style.width = css(course[Math.min(Math.floor((time / pair.map_seconds) * course.length), course.length - 1)]);
     if (time >= end) audio.pause();
-    if (!audio.paused) requestAnimationFrame(follow);
+    requestAnimationFrame(follow);
   }
   function pause() {
     end = Infinity;
