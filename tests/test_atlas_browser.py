@@ -67,7 +67,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, pd.DataFrame]
     table["verdict"] = np.select(
         [table.calibrated, (table.q < LEVEL) & ~is_large], verdicts, "not significant"
     )
-    table.to_csv(site.artifacts.path / "neurons.csv", index=False)
+    table.rename(columns={"q": "q_value"}).to_csv(site.artifacts.path / "neurons.csv", index=False)
     study, where = (
         site.out.parent,
         {"task": "sounds", "model": "small", "target": "A", "mode": "specific"},

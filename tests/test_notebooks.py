@@ -300,7 +300,7 @@ def test_collecting_notebooks_run_on_the_miniature_and_hold_their_picture(tmp_pa
         check_tables(path)
         assert "**Substitute models or sounds.**" in headings(path)[0]
     neurons = pd.read_csv(tmp_path / "outputs" / "miniature" / "cremad_analysis" / "neurons.csv")
-    assert {"layer", "neuron", "class", "p", "aape"} <= set(neurons.columns)
+    assert {"layer", "neuron", "class", "rate", "aape"} <= set(neurons.columns)
 
 
 def test_dissect_your_own_runs_on_a_folder_of_sounds_and_a_model_in_a_folder(tmp_path: Path):
