@@ -25,6 +25,7 @@ from aape.artifacts.folder import Artifacts, load_artifacts
 from aape.atlas.build import build_atlas
 from aape.causal.classifier import folds
 from aape.collecting.passing import collect
+from aape.collecting.relabelling import relabel
 from aape.criteria.ranking import rank
 from aape.display import Displayed
 from aape.encoders.encoder import Encoder, choose_device
@@ -261,8 +262,6 @@ def _collected(
                 continue
             other = load_artifacts(manifest.parent)
             if _covers(other, encoder, task):
-                from aape.collecting.relabelling import relabel
-
                 return relabel(other, task, folder)
     return collect(encoder, task, folder, device=device, batch_size=batch_size)
 

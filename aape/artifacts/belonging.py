@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aape.artifacts.folder import Artifacts
-from aape.encoders.encoder import Encoder
+from aape.encoders.encoder import Encoder, rounding
 from aape.sounds.task import Task
 
 
@@ -30,8 +30,7 @@ def embedded_alike(embedded: np.ndarray, known: np.ndarray, dtype: str) -> bool:
     """
     if embedded.shape != known.shape:
         return False
-    tolerance = 1e-3 if dtype in ("float32", "float64") else 5e-2
-    return bool(np.abs(embedded - known).max() <= tolerance * np.abs(known).max())
+    return bool(np.abs(embedded - known).max() <= rounding(dtype) * np.abs(known).max())
 
 
 def check_embedded(

@@ -202,6 +202,16 @@ class Artifacts(Displayed):
             chosen &= np.isin(every, every[np.asarray(clips)])
         return np.flatnonzero(chosen)
 
+    def training_rows(self, split: str | Sequence[str] | None = None) -> np.ndarray:
+        """Indices of the clips that neurons may be chosen on: those of `split`, else of "train" if there is one, else all.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if split is None and "train" in self.splits:
+            split = "train"
+        return self.rows(split)
+
     def probabilities(
         self,
         split: str | Sequence[str] | None = None,

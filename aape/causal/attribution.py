@@ -29,7 +29,7 @@ from aape.artifacts.folder import Artifacts
 from aape.causal.classifier import STRENGTHS, Classifier, Fold, cross_folds, fit
 from aape.encoders.encoder import Encoder, choose_device, full_precision, hooked
 from aape.resuming import code_version, missing, resumed
-from aape.sounds.task import Task, read_all
+from aape.sounds.task import Task, in_batches, read_all
 
 FOLDER = ".attribution"  # of the artifacts
 BATCH = 16  # clips at once
@@ -88,12 +88,13 @@ def attribute(
 
     def compute(names: Sequence[str]) -> Iterator[Sums]:
         classifiers = classifiers_for_clips(artifacts, embeddings, clips, seed)
-        batches = [batch for name in names for batch in _batches(blocks[name], batch_size)]
+        batches_of = {name: in_batches(np.array(blocks[name]), batch_size) for name in names}
+        batches = [batch for name in names for batch in batches_of[name]]
         waves = read_all(task, [task_row[batch] for batch in batches], encoder.sample_rate)
         with full_precision(), weights_without_gradient(encoder):
             for name in names:
                 passes = []
-                for batch in _batches(blocks[name], batch_size):
+                for batch in batches_of[name]:
                     labels = artifacts.labels[batch]
                     result = one_pass(
                         encoder,
@@ -135,23 +136,15 @@ def attributed(encoder: Encoder, artifacts: Artifacts) -> dict[str, np.ndarray] 
 
 def _clips(artifacts: Artifacts, split: str | Sequence[str] | None) -> np.ndarray:
     """Indices of the clips, sorted by class, so that the sums of a block are those of few classes."""
-    if split is None and "train" in artifacts.splits:
-        split = "train"
-    rows = artifacts.rows(split)
+    rows = artifacts.training_rows(split)
     return rows[np.argsort(artifacts.labels[rows], kind="stable")]
 
 
 def _blocks(artifacts: Artifacts, clips: np.ndarray) -> dict[str, list[int]]:
     """Name -> clips of each block."""
     name = "-".join(sorted(set(artifacts.splits[clips])))
-    starts = range(0, len(clips), BLOCK)
-    return {
-        f"{name}-{start // BLOCK:05}": clips[start : start + BLOCK].tolist() for start in starts
-    }
-
-
-def _batches(clips: Sequence[int], size: int) -> list[np.ndarray]:
-    return [np.array(clips[start : start + size]) for start in range(0, len(clips), size)]
+    blocks = in_batches(clips, BLOCK)
+    return {f"{name}-{number:05}": block.tolist() for number, block in enumerate(blocks)}
 
 
 def _key(encoder: Encoder, artifacts: Artifacts, batch_size: int, seed: int) -> list[Any]:

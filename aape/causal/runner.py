@@ -28,7 +28,7 @@ from aape.causal.classifier import STRENGTHS, Fold, fit, fit_nearest_mean, folds
 from aape.causal.silencing import NeuronSet, embed_with_sets, neuron_set
 from aape.encoders.encoder import Encoder, full_precision
 from aape.resuming import code_version, resumed
-from aape.sounds.task import Task, read_all
+from aape.sounds.task import Task, in_batches, read_all
 
 MEASURES = ("accuracy", "log_probability")  # percentage points; nats
 CLASSIFIERS = {"linear": fit, "nearest mean": fit_nearest_mean}
@@ -162,7 +162,7 @@ class Runner:
         found = {}
         for fold in self.folds:
             total = np.zeros(self.artifacts.means.shape[1:])
-            for rows in _pieces(np.sort(fold.fit), 256):
+            for rows in in_batches(np.sort(fold.fit), 256):
                 total += np.tensordot(
                     self.artifacts.tokens[rows],
                     self.artifacts.means[rows].astype(np.float64),
@@ -220,7 +220,7 @@ class Runner:
         batches, depends_on = {}, {}
         for fold in self.folds:
             sets = [self._set(intervention, fold) for intervention in interventions]
-            for rows in _pieces(fold.test[clips[fold.test]], self.batch_size):
+            for rows in in_batches(fold.test[clips[fold.test]], self.batch_size):
                 for start in range(0, len(sets), SETS_AT_ONCE):
                     numbers = range(start, min(start + SETS_AT_ONCE, len(sets)))
                     some = [sets[number] for number in numbers]
@@ -264,10 +264,6 @@ class Runner:
                 scores[s, c, 0] = 100.0 * (log_p.argmax(axis=1) == labels)
                 scores[s, c, 1] = log_p[clips, labels]
         return scores
-
-
-def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _content_of(array: np.ndarray) -> str:

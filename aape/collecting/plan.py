@@ -22,7 +22,7 @@ from aape.encoders.dry_run import common_width, dry_run
 from aape.encoders.encoder import Encoder
 from aape.files import sha256_of
 from aape.sounds.audio import BadClip, seconds_of
-from aape.sounds.task import Task
+from aape.sounds.task import Task, in_batches
 
 _RESULT = (
     "identity",
@@ -60,9 +60,7 @@ class Plan:
     @functools.cached_property
     def batches(self) -> dict[str, np.ndarray]:
         """Name of each batch -> indices of its clips."""
-        size = self.settings["batch_size"]
-        clips = np.arange(len(self.task))
-        parts = np.split(clips, range(size, len(clips), size))
+        parts = in_batches(np.arange(len(self.task)), self.settings["batch_size"])
         return {f"batch-{number:06d}": part for number, part in enumerate(parts)}
 
     @property

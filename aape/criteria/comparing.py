@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from aape.artifacts.folder import Artifacts
 from aape.causal.classifier import Fold, folds
 from aape.causal.controls import activity_matched
-from aape.causal.runner import MEASURES, MODES, Intervention, Runner
+from aape.causal.runner import MEASURES, MODES, Intervention, NeuronsByFold, Runner
 from aape.criteria.ranking import CRITERIA, Criterion, rank
 from aape.encoders.encoder import Encoder, choose_device
 from aape.files import folder_lock
@@ -41,7 +41,6 @@ CONTROLS = {
 }  # name -> what columns call it
 FOLDER = "criteria"  # of the artifacts, where results are kept
 
-NeuronsByFold = Mapping[str, np.ndarray]  # fold name -> neurons [k, 2] of (layer, neuron)
 Sets = dict[tuple[str, int], dict[str, np.ndarray]]  # (criterion, class) -> its neurons
 
 

@@ -9,6 +9,8 @@ from aape.artifacts.folder import Artifacts
 from aape.causal.classifier import cross_folds
 from aape.criteria.ranking import Clips
 
+SCORES = ("auprc", "f1", "iou")  # of `held_out_scores`
+
 
 def curve(x: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average precision of telling positive clips by large values, and the threshold of the best F1, [k] each.
@@ -44,7 +46,7 @@ def held_out_scores(
 
     Only these scores (and Pearson, cosine) pass the sanity checks of NeuronEval (ICML 2025); AUROC and recall do not. The
     threshold is chosen on all folds except one and applied to that one, with whole groups
-    (`aape.causal.attribution.cross_folds`). AUPRC has no threshold and is computed over all clips. Neurons that were
+    (`aape.causal.classifier.cross_folds`). AUPRC has no threshold and is computed over all clips. Neurons that were
     chosen on the same clips look better than they are: compare with neurons chosen under permuted labels.
 
     Args:
@@ -62,7 +64,7 @@ def held_out_scores(
     clips = Clips(artifacts, rows)
     fold = cross_folds(artifacts, rows)
     neurons_per_layer = artifacts.over_zero.shape[1]
-    out = pd.DataFrame(0.0, index=pairs.index, columns=["auprc", "f1", "iou", "base"])
+    out = pd.DataFrame(0.0, index=pairs.index, columns=[*SCORES, "base"])
     for name, of_class in pairs.groupby("class", sort=False):
         neurons = (of_class["layer"] * neurons_per_layer + of_class["neuron"]).to_numpy()
         x = clips.values(neurons)

@@ -266,10 +266,8 @@ def rank(
         raise ValueError(
             f"{artifacts.path}: criteria need clip_counts.npy, which this folder does not hold"
         )
-    if split is None and "train" in artifacts.splits:
-        split = "train"
     score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-    scores = score(Clips(artifacts, artifacts.rows(split), encoder, task, options))
+    scores = score(Clips(artifacts, artifacts.training_rows(split), encoder, task, options))
     expected = tuple(artifacts.over_zero.shape)
     if scores.shape != expected:
         raise ValueError(f"the criterion gave {scores.shape}, expected {expected}")

@@ -3,7 +3,8 @@
 J. Engel et al.: "Neural Audio Synthesis of Musical Notes with WaveNet Autoencoders", ICML 2017.
 
 Three archives; the audio alone is 39 GB, computed. They are large. If the connection breaks, fetch them with a program
-that resumes (`curl -C - -O <address>` in data/archives) and run the download again. It uses the archives in that folder. All pitches are kept, as with EVAR; HEAR's task of the same name keeps five octaves.
+that resumes (`curl -C - -O <address>` in data/archives) and run the download again. It uses the archives in that
+folder. All pitches are kept, as with EVAR; HEAR's task of the same name keeps five octaves.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aape.encoders.encoder import Encoder, hooked, noise
+from aape.encoders.encoder import Encoder, hooked, noise, rounding
 
 Calls = dict[str, list[tuple[int, int]]]  # layer -> (tokens, neurons) of each call
 
@@ -108,8 +109,7 @@ def _check_repeatable(encoder: Encoder, wave: Tensor, before: Tensor) -> None:
         )
     error = float((alone - before).abs().max())
     largest = float(before.abs().max())
-    tolerance = 1e-3 if encoder.dtype in ("float32", "float64") else 5e-2
-    if error > largest * tolerance:
+    if error > largest * rounding(encoder.dtype):
         raise ValueError(
             f"{encoder.name} embeds the same wave differently a second time, by {error / largest:.1%} of the largest "
             "value: is it in training mode? Call module.eval() and collect again."
@@ -119,6 +119,14 @@ def _check_repeatable(encoder: Encoder, wave: Tensor, before: Tensor) -> None:
 def widths(encoder: Encoder) -> dict[str, int]:
     """Neurons of each layer. Raises ValueError where `dry_run` does."""
     return {name: calls[0][1] for name, calls in dry_run(encoder).items()}
+
+
+def numbered(encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    """Layer and number of every neuron, layer after layer, int64 [neurons] each. Raises ValueError where `dry_run` does."""
+    by_layer = list(widths(encoder).values())
+    layer = np.repeat(np.arange(len(by_layer)), by_layer)
+    neuron = np.concatenate([np.arange(width) for width in by_layer])
+    return layer, neuron
 
 
 def common_width(encoder: Encoder, layers: Sequence[str], calls: Calls) -> int:

@@ -246,6 +246,15 @@ def _check_activations(name: str, activations: Any) -> None:
         )
 
 
+def rounding(dtype: str) -> float:
+    """How far embeddings of the same clip may differ, relative to the largest value, between devices and libraries.
+
+    Args:
+        dtype: the floating-point type of the weights, as `Encoder.dtype`.
+    """
+    return 1e-3 if dtype in ("float32", "float64") else 5e-2
+
+
 def choose_device(device: str | torch.device | None = None) -> torch.device:
     """An explicit device, else CUDA if available (the process's own GPU under torchrun), else the CPU.
 

@@ -166,7 +166,7 @@ class Calibrated(Displayed):
         layer, neuron, class_index = pairs
         flat = layer * self.selection.members.shape[1] + neuron
         neurons, place = np.unique(flat, return_inverse=True)
-        rates = self.data.active(neurons) / np.maximum(self.data.tokens, 1)[:, None]
+        rates = self.data.rates(neurons)
         members = self.data.labels == np.arange(len(self.selection.classes))[:, None]
         return {
             "d_prime": d_prime(rates, members.astype(np.float64))[class_index, place],
@@ -319,7 +319,7 @@ def calibrate_counts(
 def _group_share(data: Counted, chosen: np.ndarray) -> np.ndarray:
     """`share_of_groups` of the chosen neurons, bool [layers, neurons]; NaN for the others."""
     share = np.full(chosen.shape, np.nan)
-    rates = data.active(np.flatnonzero(chosen)) / np.maximum(data.tokens, 1)[:, None]
+    rates = data.rates(np.flatnonzero(chosen))
     share[chosen] = share_of_groups(rates, data.labels, data.groups)
     return share
 

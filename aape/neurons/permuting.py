@@ -70,6 +70,10 @@ class Counted:
             return found
         return found - self.without.reshape(clips, -1)[:, neurons]
 
+    def rates(self, neurons: np.ndarray) -> np.ndarray:
+        """Share of active tokens of some neurons, float64 [clips, k]; 0 for a clip without tokens."""
+        return self.active(neurons) / np.maximum(self.tokens, 1)[:, None]
+
 
 @dataclass(frozen=True, eq=False)
 class Units:

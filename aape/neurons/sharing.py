@@ -134,8 +134,9 @@ def against_permuted(
     within = b is None
     if b is None:
         b, permuted_b = a, permuted_a
-    observed = jaccard(a, b)
-    shared = shared_neurons(a, b)
+    both, either = _overlap(a, b)
+    observed = jaccard_index(both, either)
+    shared = both.astype(np.int64)
     if permuted_a is None or permuted_b is None or not _independent_or_same(permuted_a, permuted_b):
         unknown = np.full(observed.shape, np.nan)
         return Sharing(observed, shared, unknown, unknown, unknown, unknown[None], within)

@@ -10,17 +10,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.contrib.concurrent import thread_map
 
 from aape.display import Displayed
 from aape.sounds.audio import BadClip, mix, read_channels, read_mono
 from aape.sounds.clips import Clip, csv_text
 
-__all__ = ["BadClip", "Task", "prefetched", "read_all", "read_clips"]
+if TYPE_CHECKING:  # torch takes seconds to import, and a list of clips does not need it
+    import torch
+
+__all__ = ["BadClip", "Task", "in_batches", "prefetched", "read_all", "read_clips"]
 
 _SILENT = 1e-4  # peak of a clip that counts as silent: -80 dB re full scale
 _LOUDEST = (
@@ -219,6 +222,11 @@ class Task(Displayed):
 Batch = tuple[np.ndarray, np.ndarray, dict[int, str]]
 
 
+def in_batches(clips: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut indices of clips [clips] into batches of this size; the last one may be smaller."""
+    return [clips[start : start + size] for start in range(0, len(clips), size)]
+
+
 def read_clips(task: Task, indices: np.ndarray, sample_rate: int) -> Batch:
     """Waves [batch, samples], valid samples [batch], and the complaint about each bad clip (valid = 0)."""
     waves = np.zeros((len(indices), task.samples(sample_rate)), dtype=np.float32)
@@ -272,6 +280,8 @@ def _warn_of_silence(task: Task, silent: Sequence[int]) -> None:
 
 def read_all(task: Task, batches: Sequence[np.ndarray], sample_rate: int) -> Iterator[torch.Tensor]:
     """Waves [batch, samples] of each batch of clips, read ahead. Raises BadClip for a clip that can no longer be read."""
+    import torch
+
     for waves, _, complaints in prefetched(task, batches, sample_rate):
         if complaints:
             first = next(iter(complaints.values()))

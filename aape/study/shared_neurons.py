@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aape.neurons.sharing import (
-    Sharing,
-    against_permuted,
-    by_distance,
-    matched,
-    pairs_of,
-    shared_neurons,
-)
+from aape.neurons.sharing import Sharing, against_permuted, by_distance, matched, pairs_of
 from aape.sounds.regrouping import pitch_of
 from aape.study.study import SharingFigure, Study
 from aape.study.task_result import TaskResult
@@ -96,7 +89,7 @@ def _pair_table(
             "rows": np.array(rows.class_names)[first],
             "columns": np.array(columns.class_names)[second],
             "jaccard": sharing.observed[counted],
-            "shared_neurons": shared_neurons(rows.members, columns.members)[counted],
+            "shared_neurons": sharing.shared[counted],
             "chance": sharing.mean[counted],
             "chance_low": sharing.low[counted],
             "chance_high": sharing.high[counted],

@@ -15,7 +15,7 @@ import pandas as pd
 
 from aape.artifacts.folder import Artifacts
 from aape.causal.classifier import cross_folds
-from aape.criteria.held_out import held_out_scores
+from aape.criteria.held_out import SCORES, held_out_scores
 from aape.neurons.chance import Calibrated, calibrate_counts, counted_clips
 from aape.neurons.null import PermutedSelections
 from aape.neurons.permuting import permuted_labels
@@ -24,7 +24,6 @@ from aape.neurons.selection import Selection, select
 from aape.study.sensitivity import effect_variants, selection_numbers, variants
 from aape.study.study import Study
 
-SCORES = ["auprc", "f1", "iou"]
 _LARGE = 2**26  # bytes of counts from which on a progress bar is worth showing
 
 
@@ -231,14 +230,14 @@ def _with_scores(
     what a selection without meaning reaches.
     """
     neurons = calibrated.table()
-    scores = pd.DataFrame(np.nan, neurons.index, SCORES)
-    permuted_scores = pd.DataFrame(np.nan, [0], SCORES)
+    scores = pd.DataFrame(np.nan, neurons.index, list(SCORES))
+    permuted_scores = pd.DataFrame(np.nan, [0], list(SCORES))
     if len(neurons) and can_be_held_out(artifacts):
         units = calibrated.null.units
-        scores = held_out_scores(artifacts, neurons)[SCORES]
+        scores = held_out_scores(artifacts, neurons)[list(SCORES)]
         permuted = next(permuted_labels(units, 1, seed))[units.of_clip]
         pairs = _first_permutation(calibrated, artifacts)
-        permuted_scores = held_out_scores(artifacts, pairs, permuted)[SCORES]
+        permuted_scores = held_out_scores(artifacts, pairs, permuted)[list(SCORES)]
     means = scores.mean().to_dict() | permuted_scores.mean().add_suffix("_permuted").to_dict()
     return neurons.join(scores), means
 

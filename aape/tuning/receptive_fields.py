@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from aape.display import Displayed
-from aape.encoders.dry_run import dry_run
+from aape.encoders.dry_run import numbered
 from aape.encoders.encoder import Encoder, choose_device, full_precision, hooked
 from aape.files import whole_file
-from aape.sounds.task import Task, prefetched
+from aape.sounds.task import BadClip, Task, in_batches, prefetched
 from aape.tuning.ridge import Sums, cross_fit, weights
 from aape.tuning.spectrogram import BANDS, HOP_SECONDS, LAGS, filters, local, log_mel
 
@@ -148,19 +148,19 @@ def receptive_fields(
             f"folds={folds} with {len(names)} groups of clips: expected at least 3 folds and a group for each"
         )
     encoder.to(choose_device(device))
-    widths = [calls[0][1] for calls in dry_run(encoder).values()]
+    layer, neuron = numbered(encoder)
     samples = task.samples(encoder.sample_rate)
     places = _places(encoder, samples)
     fold = np.random.default_rng(seed).permutation(len(names))[group] % folds
-    sums = [Sums(LAGS * BANDS, sum(widths)) for _ in range(folds)]
-    batches = _batches(chosen, fold, batch_size or BATCH_SIZE)
+    sums = [Sums(LAGS * BANDS, len(layer)) for _ in range(folds)]
+    batches = _batches(fold, batch_size or BATCH_SIZE)
     origin: np.ndarray | None = None
     reading = prefetched(task, [chosen[rows] for rows in batches], encoder.sample_rate)
     for rows, (waves, _, complaints) in zip(
         tqdm(batches, desc="receptive fields", disable=None), reading, strict=True
     ):
         if complaints:
-            raise ValueError(next(iter(complaints.values())))
+            raise BadClip(next(iter(complaints.values())))
         x, y = observations(encoder, torch.from_numpy(waves), places)
         if origin is None:
             origin = y.mean(axis=0)
@@ -170,8 +170,8 @@ def receptive_fields(
     return ReceptiveFields(
         model=encoder.name,
         task=task.name,
-        layer=np.repeat(np.arange(len(widths)), widths),
-        neuron=np.concatenate([np.arange(width) for width in widths]),
+        layer=layer,
+        neuron=neuron,
         correlation=correlation,
         fields=solution.reshape(LAGS, BANDS, -1),
         lags=(np.arange(LAGS) - LAGS // 2) * HOP_SECONDS,
@@ -182,12 +182,11 @@ def receptive_fields(
     )
 
 
-def _batches(clips: np.ndarray, fold: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def _batches(fold: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Positions among the clips of each batch; a batch lies in one fold."""
     batches = []
     for number in np.unique(fold):
-        rows = np.flatnonzero(fold == number)
-        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        batches += in_batches(np.flatnonzero(fold == number), batch_size)
     return batches
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from aape.collecting.counting import count_active
-from aape.encoders.dry_run import dry_run
+from aape.encoders.dry_run import numbered
 from aape.encoders.encoder import Encoder, choose_device, full_precision, hooked
 from aape.resuming import code_version, resumed
+from aape.sounds.task import in_batches
 from aape.tuning.battery import battery, waveform
 
 BATCH_SIZE = 16
@@ -69,7 +70,7 @@ def record(
     seconds = samples / encoder.sample_rate
     sounds = battery(encoder.sample_rate, seconds)
     encoder.to(choose_device(device))
-    widths = [calls[0][1] for calls in dry_run(encoder).values()]
+    layer, neuron = numbered(encoder)
     batches = _batches(sounds, batch_size or BATCH_SIZE)
 
     def compute(names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -93,8 +94,8 @@ def record(
     return Responses(
         battery=sounds,
         seconds=seconds,
-        layer=np.repeat(np.arange(len(widths)), widths),
-        neuron=np.concatenate([np.arange(width) for width in widths]),
+        layer=layer,
+        neuron=neuron,
         share=share,
         mean=mean / _token_deviation(results, sounds, batches),
     )
@@ -104,9 +105,8 @@ def _batches(sounds: pd.DataFrame, batch_size: int) -> dict[str, np.ndarray]:
     """Name of each batch -> its rows of the battery; sounds of a batch share their response window."""
     batches: dict[str, np.ndarray] = {}
     for group in sounds.groupby(["start", "end"]).indices.values():
-        rows = np.asarray(group)
-        for first in range(0, len(rows), batch_size):
-            batches[f"sounds-{len(batches):04d}"] = rows[first : first + batch_size]
+        for rows in in_batches(np.asarray(group), batch_size):
+            batches[f"sounds-{len(batches):04d}"] = rows
     return batches
 
 
